@@ -1,0 +1,35 @@
+# Every target sets up what it needs (.venv) by itself.
+PYTHON ?= python3
+RUN ?= runs/quickstart
+BIN = .venv/bin
+
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: demo test faults ui format
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## the main job on generated images
+	$(BIN)/python pipeline/run.py
+
+test: .venv/installed  ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+faults: .venv/installed  ## the slow proofs: processes killed at chosen points, job submission
+	$(BIN)/pytest -m slow
+
+ui: .venv/installed  ## MLflow on the run's database: make ui RUN=path
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
+		--backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

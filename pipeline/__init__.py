@@ -1,0 +1,1 @@
+"""The pipeline: pack, surrogate, protect, victim, report. The only code that touches files and trackers."""

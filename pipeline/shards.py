@@ -1,0 +1,161 @@
+"""WebDataset shards with deterministic bytes, the images in them, and the Parquet tables that describe them.
+
+A shard is a tar of samples, three members each: `<key>.png` (8-bit RGB), `<key>.cls` (ASCII integer), `<key>.json`.
+Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset as wds
+from numpy.typing import NDArray
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pipeline.storage import Folder
+
+Pixels = NDArray[np.uint8]
+
+
+class CorruptShard(ValueError):
+    """A shard is not what the manifest says it is; the message names the shard and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image as it lies in a shard."""
+
+    key: str
+    png: bytes
+    label: int
+    info: bytes  # the JSON member, kept byte for byte from the clean shard to the protected one
+
+    @property
+    def pixels(self) -> Pixels:
+        """The decoded image, `(H, W, 3)`."""
+        return decode_png(self.png)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a manifest records of one shard."""
+
+    name: str
+    sha256: str
+    count: int
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """A lossless PNG of `(H, W, 3)` levels; the same pixels always give the same bytes for one version of Pillow."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels, "RGB").save(stream, "png")
+    return stream.getvalue()
+
+
+def decode_png(data: bytes) -> Pixels:
+    """The `(H, W, 3)` levels of a PNG.
+
+    Raises:
+        OSError, SyntaxError: the bytes are not a whole PNG.
+    """
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return np.array(image.convert("RGB"))
+
+
+def pixels_sha256(pixels: Pixels) -> str:
+    """Digest of an image's decoded levels (row by row, RGB), independent of how it was compressed."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    """Digest of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_shard(samples: Iterable[Sample]) -> bytes:
+    """A tar of the samples, in the order given; the same samples always give the same bytes."""
+    stream = io.BytesIO()
+    with wds.TarWriter(stream, mtime=0, user="", group="", encoder=False) as tar:
+        for sample in samples:
+            tar.write({"__key__": sample.key, "cls": b"%d" % sample.label, "json": sample.info, "png": sample.png})
+    return stream.getvalue()
+
+
+def decode_shard(data: bytes, name: str = "shard") -> list[Sample]:
+    """The samples of a tar, in order. Does not know how many there should be: see `read_shard`.
+
+    Raises:
+        CorruptShard: a sample lacks a member or its label is no integer.
+        tarfile.ReadError: the tar is cut in the middle of a member.
+    """
+    samples = []
+    for group in group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}])):
+        try:
+            samples.append(Sample(group["__key__"], group["png"], int(group["cls"]), group["json"]))
+        except (KeyError, ValueError) as error:
+            raise CorruptShard(f"{name}: sample {group['__key__']} lacks a member or has a broken label ({error!r})") from error
+    return samples
+
+
+def read_shard(folder: Folder, shard: Shard) -> list[Sample]:
+    """The samples of a shard, after checking the file against the manifest.
+
+    A truncated tar reads as fewer samples without any error, hence the digest first and the count afterwards.
+
+    Raises:
+        CorruptShard: the file is missing, was altered, or holds another number of samples than recorded.
+    """
+    where = f"{folder.uri}/{shard.name}"
+    try:
+        data = folder.read(shard.name)
+    except FileNotFoundError as error:
+        raise CorruptShard(f"{where} is missing: redo the stage that wrote it with --overwrite") from error
+    if sha256(data) != shard.sha256:
+        raise CorruptShard(f"{where} was altered or truncated since it was written: redo the stage that wrote it with --overwrite")
+    samples = decode_shard(data, where)
+    if len(samples) != shard.count:
+        raise CorruptShard(f"{where}: expected {shard.count} samples, found {len(samples)}")
+    return samples
+
+
+def write_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> Shard:
+    """Write a shard in one piece and return its manifest entry, taken from what storage gives back.
+
+    Raises:
+        CorruptShard: storage gave back other bytes than were written.
+    """
+    data = encode_shard(samples)
+    shard = Shard(name, sha256(data), len(samples))
+    folder.write(name, data)
+    read_shard(folder, shard)
+    return shard
+
+
+def write_table(folder: Folder, name: str, table: pa.Table) -> None:
+    """Write a Parquet table whole."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    folder.write(name, sink.getvalue().to_pybytes())
+
+
+def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet table.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        pyarrow.ArrowInvalid: it is damaged.
+    """
+    return pq.read_table(pa.BufferReader(folder.read(name)), columns=columns)
+
+
+def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of the rows; an empty list gives an empty table of the same schema."""
+    return pa.Table.from_pylist(list(rows), schema=schema)

@@ -1,0 +1,159 @@
+"""What every stage does alike: know whether it is done, refuse a changed configuration, say last that it is whole.
+
+A stage's folder gets `started.json` first (what it was asked to do) and `manifest.json` last (what came out).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.shards import Shard
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STARTED = "started.json"
+PACKAGES = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a finished stage says of itself."""
+
+    stage: str
+    asked: dict[str, Any]  # configuration section, seed, digests of the manifests it read
+    hash: str  # of `asked`
+    counts: dict[str, Any]  # what came out, in numbers
+    shards: dict[str, list[Shard]] = field(default_factory=dict)  # per split
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything but the time it took: what later stages record as their input."""
+        return digest({**self.as_dict(), "seconds": None})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The manifest as JSON types."""
+        shards = {
+            split: [{"name": s.name, "sha256": s.sha256, "count": s.count} for s in entries] for split, entries in self.shards.items()
+        }
+        return {**self.__dict__, "shards": shards}
+
+    @classmethod
+    def load(cls, run: Folder, stage: str) -> Manifest:
+        """The manifest of a finished stage.
+
+        Raises:
+            ValueError: the stage has not finished in this run, or its manifest is damaged.
+        """
+        folder = run.child(stage)
+        if not folder.exists(MANIFEST):
+            raise ValueError(f"stage {stage!r} has not finished in {run.uri}: run it first (--stages {stage} ...)")
+        try:
+            content = json.loads(folder.read(MANIFEST))
+            shards = {split: [Shard(**entry) for entry in entries] for split, entries in content["shards"].items()}
+            return cls(**{**content, "shards": shards})
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder.uri}/{MANIFEST} is damaged ({error}): redo stage {stage!r} with --overwrite") from error
+
+
+class Stage:
+    """One stage of one run, from the decision whether there is anything to do to the manifest written last.
+
+    Attributes:
+        folder: where the stage writes.
+        manifest: what came out, once the stage is done; None while there is work to do.
+        hash: digest of what the stage was asked to do.
+    """
+
+    def __init__(
+        self, run: Folder, name: str, section: dict[str, Any], *, seed: int, inputs: tuple[str, ...] = (), overwrite: bool = False
+    ) -> None:
+        """Look at what is there; with `overwrite`, clear what was made with another configuration.
+
+        Args:
+            run: the run's folder.
+            name: the stage, which is also its folder's name.
+            section: the configuration that decides the outcome, as JSON types.
+            seed: the run's seed.
+            inputs: the stages this one reads.
+            overwrite: whether a different configuration clears the folder instead of stopping.
+
+        Raises:
+            ValueError: an input has not finished, or the folder was made with another configuration.
+        """
+        self.name, self.run, self.folder = name, run, run.child(name)
+        self.asked = {name: section, "seed": seed, "inputs": {i: Manifest.load(run, i).digest for i in inputs}}
+        self.hash = digest(self.asked)
+        self.manifest: Manifest | None = None
+        self._begun = time.monotonic()
+        if self.folder.exists(STARTED):
+            self._reconcile(overwrite)
+        if self.manifest is None:
+            self.folder.sweep()
+            self.folder.write(STARTED, to_json(self.asked))
+            log.info("%s: started", name)
+
+    def _reconcile(self, overwrite: bool) -> None:
+        """Take what an earlier start left, clear it, or stop."""
+        try:
+            before = flatten(json.loads(self.folder.read(STARTED)))
+        except ValueError:
+            before = {STARTED: "damaged"}
+        now = flatten(json.loads(to_json(self.asked)))
+        changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if changed and not overwrite:
+            raise ValueError(
+                f"stage {self.name!r} in {self.run.uri} was made with another configuration ({'; '.join(changed)}): "
+                "use the earlier values, another --run, or --overwrite to redo it"
+            )
+        if changed:
+            log.info("%s: cleared, because %s", self.name, "; ".join(changed))
+            self.folder.delete()
+        elif self.folder.exists(MANIFEST):
+            self.manifest = Manifest.load(self.run, self.name)
+            log.info("%s: done before", self.name)
+
+    def finish(self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None) -> Manifest:
+        """Write the manifest, which is what makes the stage done."""
+        self.manifest = Manifest(
+            stage=self.name,
+            asked=self.asked,
+            hash=self.hash,
+            counts=counts,
+            shards=shards or {},
+            versions={package: version(package) for package in PACKAGES},
+            seconds=round(time.monotonic() - self._begun, 1),
+        )
+        self.folder.write(MANIFEST, to_json(self.manifest.as_dict()))
+        log.info("%s: finished in %.0f s", self.name, self.manifest.seconds)
+        return self.manifest
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with sorted keys, the same bytes for the same value."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """Digest of a value made of JSON types."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`: the names under which the command line knows the fields."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,69 @@
+"""Random crops and flips of whole batches, on the device the batch is on.
+
+Legend: B images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
+
+
+def crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth of its side (4 pixels of 32) either way, zeros moving in: `(B, C, H, W)`."""
+    count, _, height, width = images.shape
+    pad = height // 8
+    padded = functional.pad(images, (pad, pad, pad, pad))
+    top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator).to(images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    index = torch.arange(count, device=images.device)[:, None, None]
+    # Advanced indices around the channel axis put it last, which is a copy in channels-last order.
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image mirrored left to right with probability one half."""
+    coins = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    return torch.where(coins[:, None, None, None], images.flip(3), images)
+
+
+def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image replaced by a random part of itself, 8 % to 100 % of the area, aspect 3/4 to 4/3, bilinearly resized back.
+
+    The distribution of torchvision's RandomResizedCrop; a window that does not fit is cut to the image.
+    """
+    count = len(images)
+    area, aspect, x, y = torch.rand(4, count, generator=generator)
+    scale = 0.08 + 0.92 * area
+    ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3))
+    width, height = (scale * ratio).sqrt().clamp(max=1), (scale / ratio).sqrt().clamp(max=1)
+    theta = torch.zeros(count, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = width, height
+    theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
+    levels = images.float()
+    grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return functional.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+STEPS: dict[str, tuple[Callable[[Tensor, torch.Generator], Tensor], ...]] = {
+    "none": (),
+    "crop": (crop,),
+    "crop-flip": (crop, flip),
+    "resized-crop-flip": (resized_crop, flip),
+}
+assert tuple(STEPS) == get_args(Augmentation)
+
+
+def augment(images: Tensor, name: Augmentation, generator: torch.Generator) -> Tensor:
+    """A batch `(B, C, H, W)` in levels after the named augmentation; `generator` is on the CPU."""
+    for step in STEPS[name]:
+        images = step(images, generator)
+    return images

@@ -1,0 +1,85 @@
+"""The self-ensemble: which epochs' checkpoints, and each of them frozen together with its own class means.
+
+Legend: B images, C channels, H W pixels, K classes, D feature width, N checkpoints, E epochs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from sep.models import Network
+
+
+def equally_spaced(epochs: int, count: int) -> list[int]:
+    """0-based epochs `floor((k+1)*E/N) - 1`, k = 0..N-1 (method, section 2): 120, 30 -> 3, 7, ..., 119.
+
+    Raises:
+        ValueError: more checkpoints are asked for than there are epochs.
+    """
+    if not 1 <= count <= epochs:
+        raise ValueError(f"an ensemble of {count} checkpoints needs 1 to {epochs} of them, one per epoch trained")
+    return [(k + 1) * epochs // count - 1 for k in range(count)]
+
+
+def freeze(network: Network) -> Network:
+    """The network in eval mode, without weight gradients, batch-norm folded into the convolutions, channels last.
+
+    The network passed in is not changed. After this, nothing about it can move: there are no batch-norm statistics left.
+    """
+    network.eval()
+    with warnings.catch_warnings():  # torch announces a successor of fx's fusion that does not exist yet
+        warnings.simplefilter("ignore")
+        trunk = fuse(network.trunk)
+    mean, std = (buffer.flatten().tolist() for buffer in (network.mean, network.std))
+    frozen = Network(trunk, network.head.in_features, network.head.out_features, mean, std)
+    frozen.head.load_state_dict(network.head.state_dict())
+    return frozen.to(network.mean.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One checkpoint of the ensemble: a frozen network and *its own* class means, never apart.
+
+    Attributes:
+        network: from `freeze`.
+        means: `(K, D)` mean features per class over all training images; None where the method needs none.
+    """
+
+    network: Network
+    means: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Catch a network that could still change (Faults 1 and 2 of the authors' code)."""
+        assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.network.modules())
+        assert not self.network.training
+        assert not any(p.requires_grad for p in self.network.parameters())
+
+
+@torch.inference_mode()
+def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sums of features per class, to be added over shards and divided by the counts.
+
+    Args:
+        network: from `freeze`.
+        batches: un-augmented images `(B, C, H, W)` in levels and labels `(B,)`.
+        num_classes: K.
+
+    Returns:
+        `(K, D)` float64 sums and `(K,)` int64 counts, on the CPU.
+    """
+    assert not network.training
+    device = network.mean.device
+    sums = torch.zeros(num_classes, network.head.in_features, dtype=torch.float64, device=device)
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    for images, labels in batches:
+        labels = labels.to(device)
+        levels = images.to(device, torch.float32, memory_format=torch.channels_last)
+        sums.index_add_(0, labels, network.features(levels).double())
+        counts += torch.bincount(labels, minlength=num_classes)
+    return sums.cpu(), counts.cpu()

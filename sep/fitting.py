@@ -1,0 +1,134 @@
+"""Training and evaluating one network, over any iterable of batches.
+
+Legend: B images, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from sep.augment import Augmentation, augment
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+WARMUP_START = 0.01  # of the full rate: 0.001 -> 0.1 in the paper's warm-up epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained with SGD (method, section 2)."""
+
+    epochs: int = 120
+    """passes over the training images"""
+    batch_size: int = 128
+    """images per step, over all workers together"""
+    lr: float = 0.1
+    """learning rate; the peak of a one-cycle schedule"""
+    momentum: float = 0.9
+    """of SGD"""
+    weight_decay: float = 5e-4
+    """of SGD"""
+    schedule: Literal["step", "one-cycle"] = "step"
+    """step: x0.1 after 62.5 % and 75 % of the epochs (75 and 90 of 120); one-cycle: up to lr and down to zero"""
+    warmup_epochs: int = 1
+    """epochs of linear warm-up from lr/100 in the step schedule"""
+    augmentation: Augmentation = "crop-flip"
+    """of training batches; crop: shifts by an eighth of the side; resized-crop: 8-100 % of the area"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Means over the images of one training epoch: cross-entropy, and accuracy in percent on the augmented batches."""
+
+    loss: float
+    accuracy: float
+
+
+def optimiser(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
+    """SGD and its schedule, which moves once per step."""
+    # One pass over all weights at once: small networks spend as long in a loop over tensors as in a convolution.
+    sgd = SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=True)
+    if config.schedule == "one-cycle":
+        return sgd, OneCycleLR(sgd, config.lr, total_steps=config.epochs * steps_per_epoch, cycle_momentum=False)
+
+    def factor(step: int) -> float:
+        warmup = config.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return WARMUP_START + (1 - WARMUP_START) * step / warmup
+        epoch = step // steps_per_epoch
+        return float(0.1 ** sum(epoch >= int(share * config.epochs) for share in (0.625, 0.75)))
+
+    return sgd, LambdaLR(sgd, factor)
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    batches: Batches,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+) -> EpochResult:
+    """One pass of SGD on the cross-entropy of the true labels.
+
+    Args:
+        network: gives (features, logits); on the device it is to be trained on.
+        optimizer: over the network's weights.
+        scheduler: stepped once per batch.
+        batches: images `(B, C, H, W)` in levels, any dtype, and labels `(B,)`.
+        augmentation: applied to each batch on the device.
+        generator: on the CPU; source of the augmentation's draws.
+    """
+    network.train()
+    device = next(network.parameters()).device
+    loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    for images, labels in batches:
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
+        logits = network(levels)[1]
+        loss = functional.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        scheduler.step()
+        loss_sum += loss.detach() * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
+        seen += len(labels)
+    return EpochResult(float(loss_sum) / seen, 100 * float(correct) / seen)
+
+
+@torch.inference_mode()
+def confusion(network: nn.Module, batches: Batches, num_classes: int) -> Tensor:
+    """How often each true class is given each predicted class: `(K, K)` int64 on the CPU, rows are the truth."""
+    network.eval()
+    device = next(network.parameters()).device
+    table = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
+    for images, labels in batches:
+        levels = images.to(device, torch.float32, memory_format=torch.channels_last)
+        predicted = network(levels)[1].argmax(1)
+        table += torch.bincount(labels.to(device) * num_classes + predicted, minlength=num_classes**2)
+    return table.view(num_classes, num_classes).cpu()
+
+
+def accuracy(table: Tensor) -> float:
+    """Percent correct of a confusion table `(K, K)`."""
+    return 100 * float(table.trace()) / float(table.sum())
