@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -46,7 +46,7 @@ class Folder:
     through one put of the complete object.
     """
 
-    filesystem: fs.FileSystem
+    filesystem: fs.FileSystem = field(compare=False)
     path: str
     uri: str
 

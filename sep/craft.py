@@ -127,9 +127,9 @@ def craft(members: Sequence[Member], images: Tensor, targets: Tensor, config: Cr
     assert len(members) == config.members
     assert images.dtype == torch.uint8
     assert all((member.means is not None) == config.aligns_features for member in members)
-    device = members[0].network.mean.device if members else images.device
-    clean = images.to(device, torch.float32, memory_format=torch.channels_last)
-    targets = targets.to(device)
+    like = members[0].network.mean if members else torch.empty(0)
+    clean = images.to(like.device, like.dtype, memory_format=torch.channels_last)
+    targets = targets.to(like.device)
     if config.method == "noise":
         x = random_signs(clean, config, generator)
     elif config.method == "sep-fa-vr":

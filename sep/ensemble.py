@@ -5,12 +5,13 @@ Legend: B images, C channels, H W pixels, K classes, D feature width, N checkpoi
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.optimization import fuse
 
 from sep.models import Network
@@ -32,14 +33,13 @@ def freeze(network: Network) -> Network:
 
     The network passed in is not changed. After this, nothing about it can move: there are no batch-norm statistics left.
     """
-    network.eval()
     with warnings.catch_warnings():  # torch announces a successor of fx's fusion that does not exist yet
         warnings.simplefilter("ignore")
-        trunk = fuse(network.trunk)
+        trunk = fuse(copy.deepcopy(network.trunk).eval(), inplace=True)
     mean, std = (buffer.flatten().tolist() for buffer in (network.mean, network.std))
-    frozen = Network(trunk, network.head.in_features, network.head.out_features, mean, std)
+    frozen = Network(trunk, network.head.in_features, network.head.out_features, mean, std).to(network.mean)
     frozen.head.load_state_dict(network.head.state_dict())
-    return frozen.to(network.mean.device).to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    return frozen.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class Member:
 
     def __post_init__(self) -> None:
         """Catch a network that could still change (Faults 1 and 2 of the authors' code)."""
-        assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.network.modules())
-        assert not self.network.training
+        assert not any(module.training for module in self.network.modules())
         assert not any(p.requires_grad for p in self.network.parameters())
 
 
@@ -79,7 +78,7 @@ def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_c
     counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
     for images, labels in batches:
         labels = labels.to(device)
-        levels = images.to(device, torch.float32, memory_format=torch.channels_last)
+        levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
         sums.index_add_(0, labels, network.features(levels).double())
         counts += torch.bincount(labels, minlength=num_classes)
     return sums.cpu(), counts.cpu()

@@ -1,0 +1,170 @@
+"""Shards as training batches: small data sets decoded once into memory, large ones streamed, with equal steps on every rank.
+
+Legend: B images, C channels, H W pixels. Batches are uint8 images `(B, C, H, W)` and int64 labels `(B,)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.seeding import generator
+from pipeline.shards import Sample, Shard, read_shard
+from pipeline.storage import Folder
+
+Batch = tuple[Tensor, Tensor]
+Transform = Callable[[Tensor], Tensor]
+MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
+
+
+def to_tensors(samples: Sequence[Sample]) -> Batch:
+    """Decoded images and labels of samples of one size."""
+    images = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+    return images.permute(0, 3, 1, 2).contiguous(), torch.tensor([sample.label for sample in samples])
+
+
+def load(folder: Folder, shards: Sequence[Shard]) -> Batch:
+    """All images and labels of some shards, in order.
+
+    Raises:
+        CorruptShard: a shard is not as recorded.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(lambda shard: to_tensors(read_shard(folder, shard)), shards))
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def in_order(images: Tensor, labels: Tensor, size: int = 500) -> Iterator[Batch]:
+    """Every image once, for evaluation."""
+    yield from zip(images.split(size), labels.split(size), strict=True)
+
+
+class Batches(Protocol):
+    """Training batches of one rank."""
+
+    @property
+    def steps(self) -> int:
+        """Steps per epoch, the same on every rank."""
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of an epoch: the same number always gives the same ones."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part of an epoch is whose: rank `rank` of `size`, each taking `batch_size` images a step."""
+
+    batch_size: int
+    seed: int
+    rank: int = 0
+    size: int = 1
+
+
+class InMemory:
+    """Images held in memory; each rank takes its part of one common permutation."""
+
+    def __init__(self, images: Tensor, labels: Tensor, split: Split) -> None:
+        """Hold the images.
+
+        Raises:
+            ValueError: they do not fill one batch on every rank.
+        """
+        self.images, self.labels, self.split = images, labels, split
+        self.steps = _steps(len(labels) // split.size, split.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """See `Batches`."""
+        order = torch.randperm(len(self.labels), generator=generator(self.split.seed, "order", number))
+        mine = order[self.split.rank :: self.split.size]
+        for step in range(self.steps):
+            chosen = mine[step * self.split.batch_size : (step + 1) * self.split.batch_size].to(self.images.device)
+            yield self.images[chosen], self.labels[chosen]
+
+
+class Streaming:
+    """Shards read as they are needed: dealt to the ranks anew each epoch, several mixed, the next ones read ahead."""
+
+    def __init__(self, folder: Folder, shards: Sequence[Shard], split: Split, transform: Transform) -> None:
+        """Plan the epochs; reads nothing yet.
+
+        Raises:
+            ValueError: there are fewer shards than ranks, or they do not fill one batch on every rank.
+        """
+        if len(shards) < split.size:
+            raise ValueError(f"{len(shards)} shards cannot be dealt to {split.size} ranks: pack with a smaller --pack.shard-images")
+        self.folder, self.shards, self.split, self.transform = folder, list(shards), split, transform
+        # Shards differ in size and every epoch deals them anew: take the steps that any dealing allows.
+        smallest = sum(sorted(shard.count for shard in shards)[: len(shards) // split.size])
+        self.steps = _steps(smallest, split.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """See `Batches`."""
+        draw = generator(self.split.seed, "order", number)
+        mine = torch.randperm(len(self.shards), generator=draw).tolist()[self.split.rank :: self.split.size]
+        groups = [[self.shards[i] for i in mine[at : at + MIXED_SHARDS]] for at in range(0, len(mine), MIXED_SHARDS)]
+        shuffle = generator(self.split.seed, "mix", number, self.split.rank)
+        rest: Batch | None = None
+        left = self.steps
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(load, self.folder, groups[0])
+            for position in range(len(groups)):
+                images, labels = ahead.result()
+                if position + 1 < len(groups):
+                    ahead = reader.submit(load, self.folder, groups[position + 1])
+                images = self.transform(images)
+                if rest is not None:
+                    images, labels = torch.cat([rest[0], images]), torch.cat([rest[1], labels])
+                order = torch.randperm(len(labels), generator=shuffle)
+                full = min(left, len(labels) // self.split.batch_size)
+                for chosen in torch.split(order[: full * self.split.batch_size], self.split.batch_size):
+                    yield images[chosen], labels[chosen]
+                left -= full
+                if left == 0:
+                    return
+                kept = order[full * self.split.batch_size :]
+                rest = images[kept], labels[kept]
+
+
+def _steps(images: int, batch_size: int) -> int:
+    if images < batch_size:
+        raise ValueError(f"{images} training images per rank do not fill a batch of {batch_size}: lower the batch size or the workers")
+    return images // batch_size
+
+
+def _unchanged(images: Tensor) -> Tensor:
+    return images
+
+
+def open_batches(
+    folder: Folder,
+    shards: Sequence[Shard],
+    image_bytes: int,
+    memory_limit_mb: int,
+    split: Split,
+    device: torch.device,
+    transform: Transform = _unchanged,
+) -> Batches:
+    """Batches from memory where the decoded images fit, streamed otherwise.
+
+    Args:
+        folder: where the shards are.
+        shards: what the manifest says of them.
+        image_bytes: size of one decoded image.
+        memory_limit_mb: how much memory the images may take.
+        split: this rank's part.
+        device: where images in memory are held.
+        transform: applied once to uint8 images `(B, C, H, W)` before they are used.
+
+    Raises:
+        ValueError: the images do not fill one batch on every rank.
+    """
+    if sum(shard.count for shard in shards) * image_bytes > memory_limit_mb * 1e6:
+        return Streaming(folder, shards, split, transform)
+    images, labels = load(folder, shards)
+    return InMemory(transform(images).to(device), labels.to(device), split)

@@ -1,0 +1,153 @@
+"""What is known of a data set before any image is decoded: which images there are, their classes and splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pipeline.shards import Pixels
+
+SPLITS = ("train", "test")
+SHOWN = 10  # names listed in a message
+
+
+class SourceError(ValueError):
+    """The images given cannot be packed as they are; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One labelled image and where to find it."""
+
+    split: str
+    label: int
+    source: str  # its name, relative to the data root
+    file: str = ""  # the file that holds it, relative to the data root
+    start: int = 0  # where in the file: byte, row or record; the number of a generated image
+    size: int = 0  # bytes to read; 0 where the file's format knows
+
+    @property
+    def key(self) -> str:
+        """The sample's name for good: does not depend on which other images there are, and mixes the classes when sorted."""
+        return hashlib.blake2b(f"{self.split}/{self.source}".encode(), digest_size=8).hexdigest()
+
+
+class Reader(Protocol):
+    """How the images of a source are fetched, on whatever machine: small and picklable."""
+
+    @property
+    def by_file(self) -> bool:
+        """Whether a file is read as a whole, so that a shard should draw on few files."""
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | Pixels]]:
+        """Each entry with its encoded bytes or its `(H, W, 3)` levels, in any order."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Every image of a source: class names in label order, entries, and how to read them."""
+
+    classes: tuple[str, ...]
+    entries: list[Entry]
+    reader: Reader
+
+    def split(self, name: str) -> list[Entry]:
+        """One split's entries in the order in which they are packed."""
+        chosen = sorted((e for e in self.entries if e.split == name), key=lambda entry: entry.key)
+        return sorted(chosen, key=lambda entry: entry.file) if self.reader.by_file else chosen
+
+
+def numbered(labels: Iterable[int]) -> tuple[str, ...]:
+    """Class names for labels that have none: the numbers themselves.
+
+    Raises:
+        SourceError: the labels are not 0..K-1.
+    """
+    found = set(labels)
+    if min(found) < 0:
+        raise SourceError(f"labels must be 0..K-1, found {shown(sorted(label for label in found if label < 0))}")
+    missing = sorted(set(range(min(max(found), len(found) + SHOWN))) - found)
+    if missing:
+        raise SourceError(f"labels must be 0..K-1 without gaps: the largest is {max(found)}, but missing are {shown(missing)}")
+    return tuple(str(label) for label in range(len(found)))
+
+
+def check_entries(dataset: Dataset) -> None:
+    """Refuse entries that cannot be told apart or whose labels name no class.
+
+    Raises:
+        SourceError: two images have the same name, or labels are not 0..K-1.
+    """
+    outside = sorted({e.label for e in dataset.entries if not 0 <= e.label < len(dataset.classes)})
+    if outside:
+        raise SourceError(f"labels must be 0..{len(dataset.classes) - 1} for {len(dataset.classes)} classes, found {shown(outside)}")
+    repeated = [key for key, times in Counter(e.key for e in dataset.entries).items() if times > 1]
+    if repeated:
+        names = sorted({e.source for e in dataset.entries if e.key in set(repeated[:SHOWN])})
+        raise SourceError(f"{len(repeated)} images do not have a name of their own within their split: {shown(names)}")
+
+
+def check_classes(classes: Sequence[str], counts: Mapping[str, Mapping[int, int]], note: str = "") -> None:
+    """Refuse splits that do not hold images of every class.
+
+    Args:
+        classes: names in label order.
+        counts: images per split and label.
+        note: appended to the message.
+
+    Raises:
+        SourceError: fewer than two classes, or a class is missing from a split.
+    """
+
+    def lacking(split: str) -> list[str]:
+        return [name for label, name in enumerate(classes) if not counts[split].get(label)]
+
+    if len(classes) < 2:
+        raise SourceError(f"at least 2 classes are needed, found {len(classes)}: {shown(classes)}{note}")
+    without_train, without_test = lacking("train"), lacking("test")
+    if len(without_train) == len(classes):
+        raise SourceError(f"there are no training images{note}")
+    if only_test := [name for name in without_train if name not in without_test]:
+        raise SourceError(f"the test split has classes that training lacks: {shown(only_test)}{note}")
+    if without_train:
+        raise SourceError(f"classes without training images: {shown(without_train)}: add images or remove the class{note}")
+    if without_test and len(without_test) < len(classes):
+        raise SourceError(f"the test split lacks classes that training has: {shown(without_test)}{note}")
+
+
+def count(entries: Iterable[Entry]) -> dict[str, Counter[int]]:
+    """Images per split and label."""
+    counts: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
+    for entry in entries:
+        counts[entry.split][entry.label] += 1
+    return counts
+
+
+def held_out(entries: Sequence[Entry], fraction: float) -> list[Entry]:
+    """The entries with `fraction` of each class, the first by key and at least one, moved to the test split."""
+    moved = []
+    sizes = Counter(entry.label for entry in entries)
+    for rank, entry in _ranked(entries):
+        moved.append(replace(entry, split="test") if rank < max(1, round(fraction * sizes[entry.label])) else entry)
+    return moved
+
+
+def limited(entries: Sequence[Entry], most: int) -> list[Entry]:
+    """At most `most` entries: the first of each class by key, evenly over the classes."""
+    return [entry for _, entry in sorted(_ranked(entries), key=lambda pair: pair[0])[:most]]
+
+
+def shown(values: Sequence[object]) -> str:
+    """A list for a message, cut to a readable length."""
+    return ", ".join(str(value) for value in values[:SHOWN]) + (f" and {len(values) - SHOWN} more" if len(values) > SHOWN else "")
+
+
+def _ranked(entries: Iterable[Entry]) -> Iterator[tuple[int, Entry]]:
+    """The entries by key, each with its rank within its class."""
+    seen: Counter[int] = Counter()
+    for entry in sorted(entries, key=lambda entry: entry.key):
+        yield seen[entry.label], entry
+        seen[entry.label] += 1

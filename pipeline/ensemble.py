@@ -1,0 +1,75 @@
+"""The surrogate's checkpoints as an ensemble: read and checked, frozen, and with class means over the whole training set."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pipeline.networks import build_network
+from pipeline.shards import sha256
+from pipeline.stage import Manifest
+from pipeline.storage import Folder
+from sep.ensemble import Member, equally_spaced, freeze
+from sep.models import Network
+
+INDEX = "checkpoints.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One epoch's weights, as the surrogate's index records them."""
+
+    epoch: int
+    file: str
+    sha256: str
+
+
+def choose(run: Folder, count: int) -> tuple[Checkpoint, ...]:
+    """The checkpoints of an ensemble of `count`, equally spaced; of one, the last; of none, nothing.
+
+    Raises:
+        ValueError: the index is not the one the surrogate stage wrote.
+    """
+    data = run.child("surrogate").read(INDEX)
+    if sha256(data) != Manifest.load(run, "surrogate").counts["index_sha256"]:
+        raise ValueError(f"{run.uri}/surrogate/{INDEX} was altered since it was written: redo the surrogate stage with --overwrite")
+    index = [Checkpoint(entry["epoch"], entry["file"], entry["sha256"]) for entry in json.loads(data)["checkpoints"]]
+    return tuple(index[epoch] for epoch in equally_spaced(len(index), count)) if count else ()
+
+
+@lru_cache(maxsize=1)  # a worker process reads and freezes the ensemble once, not once per shard
+def load_networks(run: Folder, checkpoints: tuple[Checkpoint, ...], device: torch.device) -> tuple[Network, ...]:
+    """The frozen networks of some checkpoints.
+
+    Raises:
+        ValueError: a checkpoint is missing or was altered since it was written.
+    """
+    network = None
+    frozen = []
+    for checkpoint in checkpoints:
+        where = f"{run.uri}/surrogate/{checkpoint.file}"
+        try:
+            data = run.child("surrogate").read(checkpoint.file)
+        except FileNotFoundError as error:
+            raise ValueError(f"{where} is missing: redo the surrogate stage with --overwrite") from error
+        if sha256(data) != checkpoint.sha256:
+            raise ValueError(f"{where} was altered or truncated since it was written: redo the surrogate stage with --overwrite")
+        if network is None:
+            network = build_network(Manifest.load(run, "surrogate").counts["network"], Manifest.load(run, "pack"))
+        network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        frozen.append(freeze(network).to(device))
+    return tuple(frozen)
+
+
+def load_members(run: Folder, checkpoints: tuple[Checkpoint, ...], means: Sequence[Tensor] | None, device: torch.device) -> list[Member]:
+    """The frozen networks, each with its own class means `(K, D)` where means are given."""
+    networks = load_networks(run, checkpoints, device)
+    if means is None:
+        return [Member(network) for network in networks]
+    return [Member(network, mean.to(device)) for network, mean in zip(networks, means, strict=True)]

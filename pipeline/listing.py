@@ -1,0 +1,81 @@
+"""What lies in a source's folder, by name alone."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+
+from pyarrow import fs
+
+from pipeline.dataset import SourceError, shown
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+TEST_NAMES = ("test", "validation", "val")  # the first that is there is the test split
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder, its files with their sizes in bytes, and the folders inside it; all names relative, nothing hidden."""
+
+    folder: Folder
+    files: dict[str, int]
+    directories: list[str]
+
+    @classmethod
+    def of(cls, folder: Folder) -> Listing:
+        """Look into a folder, however deep.
+
+        Raises:
+            SourceError: there is no such folder, or it is empty.
+        """
+        found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=True)) if _is_folder(folder) else None
+        if found is None:
+            raise SourceError(f"no folder at {folder.uri}: give the folder that holds the images, or `generated`")
+        prefix = len(folder.path.rstrip("/")) + 1
+        visible = sorted((i.path[prefix:], i) for i in found if not re.search(r"(^|/)\.", i.path[prefix:]))
+        files = {name: info.size for name, info in visible if info.type == fs.FileType.File}
+        if not files:
+            raise SourceError(f"{folder.uri} is empty: no file in it")
+        return cls(folder, files, [name for name, info in visible if info.type == fs.FileType.Directory])
+
+    def by_folder(self, prefix: str) -> dict[str, list[str]]:
+        """The folders right under `prefix` ("" or ending in a slash), each with all files in it, however deep."""
+        inside: dict[str, list[str]] = {}
+        for name in self.directories:
+            if name.startswith(prefix) and "/" not in name[len(prefix) :]:
+                inside[name[len(prefix) :]] = []
+        for file in self.files:
+            top, slash, _ = file[len(prefix) :].partition("/")
+            if file.startswith(prefix) and slash:
+                inside.setdefault(top, []).append(file)
+        return inside
+
+    def by_split(self, suffix: str) -> dict[str, list[str]] | None:
+        """Files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None where there are none.
+
+        Raises:
+            SourceError: there are some in several folders, or none for training.
+        """
+        pattern = re.compile(rf"(?:([^/]+)/)?(train|{'|'.join(TEST_NAMES)})(?:[-_.][^/]*)?{re.escape(suffix)}")
+        found: dict[str, dict[str, list[str]]] = {}
+        for name in self.files:
+            if match := pattern.fullmatch(name):
+                found.setdefault(match[1] or "", {}).setdefault(match[2], []).append(name)
+        if not found:
+            return None
+        if "" not in found and len(found) > 1:
+            raise SourceError(f"{self.folder.uri} has *{suffix} files in several folders: give one of {shown(sorted(found))}")
+        splits = found.get("") or next(iter(found.values()))
+        if "train" not in splits:
+            raise SourceError(f"{self.folder.uri} has *{suffix} files, but none named train-*{suffix}")
+        tests = [name for name in TEST_NAMES if name in splits]
+        if tests:
+            log.info("pack: test images from %s*%s%s", tests[0], suffix, f"; {', '.join(tests[1:])} not used" if tests[1:] else "")
+        return {"train": splits["train"], **({"test": splits[tests[0]]} if tests else {})}
+
+
+def _is_folder(folder: Folder) -> bool:
+    return bool(folder.filesystem.get_file_info(folder.path).type == fs.FileType.Directory)

@@ -1,0 +1,222 @@
+"""Stage 1: any image source becomes clean WebDataset shards of upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from cluster import pool, session
+from pipeline import images
+from pipeline.config import PackConfig, RunConfig, to_tree
+from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes, shown
+from pipeline.parts import PARTS, Part, read_part, write_part
+from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, rows_to_table, write_shard, write_table
+from pipeline.sources import scan
+from pipeline.stage import Manifest, Stage, digest
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+SAMPLES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.int64()),
+        ("class_name", pa.string()),
+        ("source", pa.string()),
+        ("shard", pa.string()),
+        ("sha256", pa.string()),
+        ("height", pa.int64()),
+        ("width", pa.int64()),
+    ]
+)
+QUARANTINE = pa.schema([("source", pa.string()), ("reason", pa.string())])
+BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
+
+
+def run(config: RunConfig, folder: Folder) -> Manifest:
+    """Pack the configured source into the run's `pack` folder, unless that is done already.
+
+    Args:
+        config: of the whole run.
+        folder: the run's.
+
+    Raises:
+        SourceError: the source cannot be packed as it is; nothing is left, so that a corrected command starts afresh.
+        ValueError: the folder was made with another configuration.
+        WorkFailed: a task failed for good; what is finished is kept.
+    """
+    section = {"data": config.data, **to_tree(config.pack)}
+    stage = Stage(folder, "pack", section=section, seed=config.seed, overwrite=config.overwrite)
+    if stage.manifest is not None:
+        return stage.manifest
+    try:
+        dataset = scan(config)
+        parts = _pack(stage, dataset, config)
+        return _finish(stage, dataset, parts)
+    except SourceError:
+        stage.folder.delete()
+        raise
+
+
+def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
+    """Every planned shard's part, by name."""
+    resources = session.connect(config.workers)
+    pieces = [
+        pool.Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
+        for name, entries in plan(dataset, config.pack.shard_images).items()
+    ]
+    log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
+    parts: dict[str, Part] = {}
+    sizes: Counter[str] = Counter()
+    for name, part in pool.run_all(pack_shard, pieces, what="pack", at_once=resources.workers):
+        parts[name] = part
+        sizes.update(part.extra["sizes"])
+        if len(sizes) > 1:  # leaving the loop cancels the other tasks
+            break
+    if len(sizes) > 1:
+        commonest = ", ".join(f"{size} ({n} images)" for size, n in sizes.most_common(5))
+        raise SourceError(
+            f"images must have one size, found {len(sizes)} so far (height x width): {commonest}: "
+            "give --pack.size N to resize the short side to N pixels and cut out the centre"
+        )
+    return parts
+
+
+def plan(dataset: Dataset, shard_images: int) -> dict[str, list[Entry]]:
+    """Which images go into which shard, in order."""
+    shards: dict[str, list[Entry]] = {}
+    for split in SPLITS:
+        entries = dataset.split(split)
+        for number, start in enumerate(range(0, len(entries), shard_images)):
+            shards[f"{split}-{number:06d}.tar"] = entries[start : start + shard_images]
+    return shards
+
+
+def pack_shard(
+    folder: Folder, name: str, entries: list[Entry], classes: tuple[str, ...], reader: Reader, config: PackConfig, stage_hash: str
+) -> Part:
+    """Write one shard and its part, unless an earlier attempt left both; the body of a Ray task.
+
+    Where the images do not have one size nothing is written, and the part only tells the sizes.
+    """
+    made_from = digest([stage_hash, classes, [[e.split, e.label, e.source, e.file, e.start, e.size] for e in entries]])
+    if (finished := read_part(folder, name, made_from)) is not None:
+        return finished
+    samples: dict[str, Sample] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    refused: list[tuple[str, str]] = []
+    sizes: Counter[str] = Counter()
+    statistics = Statistics()
+    most_bytes = BYTES_PER_PIXEL * config.max_pixels + 2**20
+    refused += [(e.source, f"{e.size} bytes are more than any image of pack.max-pixels") for e in entries if e.size > most_bytes]
+    for entry, content in reader.read([e for e in entries if e.size <= most_bytes]):
+        try:
+            pixels = images.decode(content, config.max_pixels) if isinstance(content, bytes) else content
+        except images.Refused as refusal:
+            refused.append((entry.source, str(refusal)))
+            continue
+        pixels = images.fit(pixels, config.size) if config.size else pixels
+        height, width = pixels.shape[:2]
+        sizes[f"{height}x{width}"] += 1
+        if len(sizes) > 1:  # the stage will stop: go on only to tell the sizes
+            continue
+        class_name, key = classes[entry.label], entry.key
+        info = json.dumps({"class_name": class_name, "source": entry.source}, sort_keys=True).encode()
+        samples[key] = Sample(key, encode_png(pixels), entry.label, info)
+        values = (key, entry.split, entry.label, class_name, entry.source, name, pixels_sha256(pixels), height, width)
+        rows[key] = dict(zip(SAMPLES.names, values, strict=True))
+        statistics.add(pixels)
+    order = [entry.key for entry in entries if entry.key in samples]
+    extra = {"sizes": dict(sizes), "refused": sorted(refused), "statistics": statistics.as_list()}
+    if len(sizes) > 1:
+        return Part(Shard(name, "", 0), rows_to_table([], SAMPLES), extra)
+    shard = write_shard(folder, name, [samples[key] for key in order]) if order else Shard(name, "", 0)
+    part = Part(shard, rows_to_table([rows[key] for key in order], SAMPLES), extra)
+    write_part(folder, part, made_from)
+    return part
+
+
+class Statistics:
+    """Count, sums and sums of squares per channel, in integers: the same whatever the order in which they are combined."""
+
+    def __init__(self) -> None:
+        """Start with no pixels."""
+        self.pixels, self.sums, self.squares = 0, [0, 0, 0], [0, 0, 0]
+
+    def add(self, pixels: Pixels) -> None:
+        """Take in one image `(H, W, 3)`."""
+        flat = pixels.reshape(-1, 3).astype("int64")
+        self.merge([len(flat), *flat.sum(0).tolist(), *(flat**2).sum(0).tolist()])
+
+    def merge(self, other: list[int]) -> None:
+        """Take in what `as_list` gave elsewhere."""
+        self.pixels += other[0]
+        self.sums = [a + b for a, b in zip(self.sums, other[1:4], strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, other[4:], strict=True)]
+
+    def as_list(self) -> list[int]:
+        """Seven integers."""
+        return [self.pixels, *self.sums, *self.squares]
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """Per channel, in grey levels; a constant channel has standard deviation 1, as networks divide by it."""
+        n = self.pixels
+        variances = [n * square - total**2 for square, total in zip(self.squares, self.sums, strict=True)]  # times n squared
+        return [total / n for total in self.sums], [math.sqrt(variance) / n or 1.0 for variance in variances]
+
+
+def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
+    """Combine the parts into tables, counts and the manifest."""
+    rows = pa.concat_tables([parts[name].rows for name in sorted(parts)])
+    refused = sorted((source, reason) for part in parts.values() for source, reason in part.extra["refused"])
+    packed: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
+    for split, label in zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True):
+        packed[split][label] += 1
+    if any(entry.split == "test" for entry in dataset.entries) and not packed["test"]:
+        raise SourceError(f"no test image could be used{_why(refused)}")
+    check_classes(dataset.classes, packed, _why(refused))
+
+    statistics = Statistics()
+    for name, part in parts.items():
+        if name.startswith("train"):
+            statistics.merge(part.extra["statistics"])
+    mean, std = statistics.mean_and_std()
+    shards = {split: [p.shard for name, p in sorted(parts.items()) if name.startswith(split) and p.shard.count] for split in SPLITS}
+    _drop_unlisted(stage.folder, {shard.name for listed in shards.values() for shard in listed})
+    write_table(stage.folder, "samples.parquet", rows)
+    quarantine = [{"source": source, "reason": reason} for source, reason in refused]
+    write_table(stage.folder, "quarantine.parquet", rows_to_table(quarantine, QUARANTINE))
+    stage.folder.child(PARTS).delete()
+    counts = {
+        "train": packed["train"].total(),
+        "test": packed["test"].total(),
+        "classes": list(dataset.classes),
+        "height": rows["height"][0].as_py(),
+        "width": rows["width"][0].as_py(),
+        "mean": mean,
+        "std": std,
+        "quarantined": len(refused),
+    }
+    summary = "packed %d train, %d test images of %d classes; %d quarantined (see %s/quarantine.parquet)"
+    log.info(summary, counts["train"], counts["test"], len(dataset.classes), len(refused), stage.folder.uri)
+    return stage.finish(counts, shards)
+
+
+def _why(refused: list[tuple[str, str]]) -> str:
+    """The end of a message about images that are missing."""
+    if not refused:
+        return ""
+    return f" ({len(refused)} images were refused: {shown([f'{source}: {reason}' for source, reason in refused[:3]])})"
+
+
+def _drop_unlisted(folder: Folder, listed: set[str]) -> None:
+    """Remove shards that an interrupted start left of a source that has since shrunk."""
+    for name in folder.names():
+        if name.endswith(".tar") and name not in listed:
+            folder.filesystem.delete_file(folder.file(name))

@@ -1,0 +1,119 @@
+"""Parquet files as data hubs publish them: an image struct of `bytes` and `path`, and an integer label."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset import Dataset, Entry, SourceError, numbered
+from pipeline.listing import Listing
+from pipeline.storage import Folder
+
+IMAGE_NAMES = ("image", "img")
+LABEL_NAMES = ("label", "fine_label")
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads the row groups that hold the wanted rows, one at a time."""
+
+    folder: Folder
+    by_file: bool = True
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        """Each entry with its encoded bytes."""
+        for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
+            with self.folder.filesystem.open_input_file(self.folder.file(file)) as stream, pq.ParquetFile(stream) as parquet:
+                image = columns(parquet.schema_arrow, file)[0]
+                starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))]
+                for group, rows in groupby(inside, key=lambda e: bisect_right(starts, e.start) - 1):
+                    encoded = parquet.read_row_group(group, columns=[f"{image}.bytes"])[image]
+                    for entry in rows:
+                        yield entry, (encoded[entry.start - starts[group]].as_py() or {}).get("bytes") or b""
+
+
+def find(listing: Listing) -> Dataset | None:
+    """Every row of the Parquet files; None where there are none.
+
+    Raises:
+        SourceError: a file is damaged, its columns are not understood, or its labels are not 0..K-1.
+    """
+    splits = listing.by_split(".parquet")
+    if splits is None:
+        return None
+    entries: list[Entry] = []
+    paths: dict[int, str | None] = {}  # original name of each entry, by its position
+    named: tuple[str, ...] = ()
+    for split, files in splits.items():
+        first = len(entries)
+        for file in files:
+            labels, originals, names = _rows(listing.folder, file)
+            named = named or names
+            for row, (label, original) in enumerate(zip(labels, originals, strict=True)):
+                paths[len(entries)] = original
+                entries.append(Entry(split, label, f"{file}#{row}", file, row))
+        originals = [paths[i] for i in range(first, len(entries))]
+        if all(originals) and len(set(originals)) == len(originals):  # else the file and row are the name
+            entries[first:] = [
+                Entry(e.split, e.label, str(path), e.file, e.start) for e, path in zip(entries[first:], originals, strict=True)
+            ]
+    if not entries:
+        raise SourceError(f"{listing.folder.uri}: the Parquet files hold no rows")
+    classes = named or _folders_of(entries, paths) or numbered(entry.label for entry in entries)
+    return Dataset(classes, entries, ParquetReader(listing.folder))
+
+
+def columns(schema: pa.Schema, file: str) -> tuple[str, str]:
+    """Names of the image and the label column.
+
+    Raises:
+        SourceError: there is none, or more than one could be meant.
+    """
+    images = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    integers = [f.name for f in schema if pa.types.is_integer(f.type)]
+    image = next((name for name in IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
+    label = next((name for name in LABEL_NAMES if name in integers), integers[0] if len(integers) == 1 else None)
+    if image is None or label is None:
+        wanted = "an image column (struct of bytes and path)" if image is None else "an integer column `label`"
+        raise SourceError(f"{file}: expected {wanted}, found {', '.join(f'{f.name}: {f.type}' for f in schema)}")
+    return image, label
+
+
+def _rows(folder: Folder, file: str) -> tuple[list[int], list[str | None], tuple[str, ...]]:
+    """Labels and original names of one file's rows, and the class names its schema carries."""
+    try:
+        with folder.filesystem.open_input_file(folder.file(file)) as stream, pq.ParquetFile(stream) as parquet:
+            schema = parquet.schema_arrow
+            image, label = columns(schema, file)
+            has_path = schema.field(image).type.get_field_index("path") >= 0
+            table = parquet.read(columns=[label, *([f"{image}.path"] if has_path else [])])
+    except pa.ArrowInvalid as error:
+        raise SourceError(f"{folder.uri}/{file} is not a whole Parquet file: {error}") from error
+    if table[label].null_count:
+        raise SourceError(f"{folder.uri}/{file}: {table[label].null_count} rows have no label")
+    originals: list[str | None] = [(value or {}).get("path") for value in table[image].to_pylist()] if has_path else [None] * len(table)
+    return list(table[label].to_pylist()), originals, _class_names(schema, label)
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """Class names from the `huggingface` schema metadata; none where it has none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _folders_of(entries: Sequence[Entry], paths: dict[int, str | None]) -> tuple[str, ...]:
+    """Class names from the folders of the original names, where folders and labels 0..K-1 map one to one; else none."""
+    pairs = {(e.label, PurePosixPath(paths[i] or "").parent.name) for i, e in enumerate(entries)}
+    labels, folders = (sorted(side) for side in zip(*pairs, strict=True))
+    one_to_one = labels == list(range(len(pairs))) and len(set(folders)) == len(pairs) and "" not in folders
+    return tuple(name for _, name in sorted(pairs)) if one_to_one else ()

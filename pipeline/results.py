@@ -1,0 +1,168 @@
+"""What a run has measured so far, read from its files. Any subset of the stages may be there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline.config import RunConfig, to_tree
+from pipeline.shards import read_table
+from pipeline.stage import MANIFEST, Manifest
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+MEASURED = ("pack", "surrogate", "protect", "victim")
+Finished = dict[str, Manifest]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds: mean and sample standard deviation, in the unit of the values."""
+
+    mean: float
+    deviation: float | None  # None for a single seed, which says nothing about spread
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Of one value per seed."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def __str__(self) -> str:
+        """One decimal: `10.3` or `10.3 ± 0.4`."""
+        return f"{self.mean:.1f}" if self.deviation is None else f"{self.mean:.1f} ± {self.deviation:.1f}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The trials of one network, countermeasure and kind of data over all seeds; accuracies in percent."""
+
+    network: str
+    countermeasure: str
+    data: str
+    seeds: list[int]
+    last: Spread
+    peak: Spread
+    relabelled: Spread
+    curves: list[list[float]]  # one per seed, test accuracy after each epoch
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same victim on clean and on protected images."""
+
+    clean: Cell
+    protected: Cell
+
+    @property
+    def name(self) -> str:
+        """Network, and countermeasure if there is one."""
+        cell = self.clean
+        return cell.network if cell.countermeasure == "none" else f"{cell.network}, {cell.countermeasure}"
+
+
+def finished(run: Folder) -> Finished:
+    """Manifests of the finished stages, in order; those whose inputs were redone since are left out."""
+    found: Finished = {}
+    for stage in MEASURED:
+        if not run.exists(f"{stage}/{MANIFEST}"):
+            continue
+        manifest = Manifest.load(run, stage)
+        stale = [name for name, digest in manifest.asked["inputs"].items() if name not in found or found[name].digest != digest]
+        if stale:
+            log.warning("%s is left out: it was made from an earlier %s; run it again", stage, " and ".join(stale))
+        else:
+            found[stage] = manifest
+    return found
+
+
+def configuration(config: RunConfig, found: Finished) -> dict[str, Any]:
+    """The tree of settings that made what is there: the stages' own records win over the present command line.
+
+    The tracking URI is left out: it may carry credentials, and decides nothing.
+    """
+    tree = to_tree(config)
+    del tree["tracking_uri"]
+    for stage, manifest in found.items():
+        recorded = manifest.asked.get(stage, {})
+        tree[stage] = {name: recorded.get(name, value) for name, value in tree[stage].items()}
+    return tree
+
+
+def trials(run: Folder, found: Finished) -> list[dict[str, Any]]:
+    """One row per trained victim, as in `victim/results.parquet`; none if that stage has not finished."""
+    return read_table(run.child("victim"), "results.parquet").to_pylist() if "victim" in found else []
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
+    """The victims that were trained on both kinds of data; networks without countermeasure come first."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: int(row["seed"])):
+        groups.setdefault((row["network"], row["countermeasure"], row["data"]), []).append(row)
+    names = list(dict.fromkeys((row["network"], row["countermeasure"]) for row in rows))
+    names.sort(key=lambda name: name[1] != "none")
+    return [
+        Pair(_cell((*name, "clean"), groups[*name, "clean"]), _cell((*name, "protected"), groups[*name, "protected"]))
+        for name in names
+        if (*name, "clean") in groups and (*name, "protected") in groups
+    ]
+
+
+def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> Cell:
+    last, peak, relabelled = (Spread.of([row[f"{kind}_accuracy"] for row in rows]) for kind in ("last", "peak", "relabelled"))
+    network, countermeasure, data = name
+    curves = [row["accuracy_per_epoch"] for row in rows]
+    return Cell(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, curves)
+
+
+def chance(found: Finished) -> float:
+    """Percent that guessing gets right when all classes are equally frequent."""
+    return 100 / len(found["pack"].counts["classes"])
+
+
+def psnr_values(run: Folder) -> list[float]:
+    """PSNR of every protected image that changed at all, in dB."""
+    column = read_table(run.child("protect"), "samples.parquet", ["psnr_db"])["psnr_db"]
+    return [value for value in column.to_pylist() if value is not None and math.isfinite(value)]
+
+
+def checkpoints(run: Folder) -> list[dict[str, Any]]:
+    """The surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, seconds)."""
+    entries: list[dict[str, Any]] = json.loads(run.read("surrogate/checkpoints.json"))["checkpoints"]
+    return entries
+
+
+def headline(run: Folder) -> dict[str, float | str]:
+    """The figures by which a run is known, under the same names wherever they appear; what was not measured is missing.
+
+    Accuracies are percent of the clean test images after the last epoch, mean over the seeds of the first network
+    without countermeasure; `*_std` is their sample standard deviation where there are several seeds.
+    """
+    found = finished(run)
+    figures: dict[str, float | str] = {}
+    if "pack" in found:
+        counts = found["pack"].counts
+        figures |= {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
+        figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
+    if "protect" in found:
+        levels = read_table(run.child("protect"), "samples.parquet", ["linf_levels"])["linf_levels"]
+        quality = psnr_values(run)
+        figures |= {name: found["protect"].counts[name] for name in ("method", "eps_levels")}
+        figures |= {"protected_images": len(levels), "linf_levels": pc.max(levels).as_py()}
+        figures |= {"psnr_db": statistics.fmean(quality)} if quality else {}
+    measured = pairs(trials(run, found))
+    if measured:
+        clean, protected = measured[0].clean, measured[0].protected
+        figures |= {"victim": measured[0].name, "seeds": len(protected.seeds)}
+        named = {"clean": clean.last, "protected": protected.last, "protected_relabelled": protected.relabelled}
+        for name, spread in named.items():
+            figures[f"{name}_accuracy"] = spread.mean
+            if spread.deviation is not None:
+                figures[f"{name}_accuracy_std"] = spread.deviation
+    return figures

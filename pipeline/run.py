@@ -1,0 +1,80 @@
+"""The main job: images in, protected shards and measured victims out.
+
+`python pipeline/run.py --help` lists every setting. Exit codes: 0 done, 1 the run failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cluster import session
+from cluster.pool import WorkFailed
+from cluster.training import TrainingFailed
+from pipeline import pack, protect, report, surrogate, victim
+from pipeline.config import STAGES, RunConfig, StageName, parse, to_tree
+from pipeline.stage import Manifest, to_json
+from pipeline.storage import Folder
+from pipeline.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
+    "pack": pack.run,
+    "surrogate": surrogate.run,
+    "protect": protect.run,
+    "victim": victim.run,
+    "report": report.run,
+}
+CONFIG = "config.json"
+
+
+def run(config: RunConfig) -> str:
+    """Run the stages in order, logging each as it finishes, and return the summary.
+
+    Raises:
+        ValueError: something the user can mend.
+        WorkFailed, TrainingFailed: some work failed for good; the rest is kept.
+        OSError: storage gave up.
+    """
+    folder = Folder.open(config.run)
+    tracker = Tracker(config, folder)
+    status = "FAILED"
+    try:
+        for name in STAGES:
+            if name in config.stages:
+                RUN[name](config, folder)
+                folder.write(CONFIG, to_json(to_tree(config)))  # only what a stage has accepted
+                tracker.log_stage(name)
+        status = "FINISHED"
+    finally:
+        tracker.close(status)
+        session.close()
+    return report.summary(config, folder)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run, and turn what went wrong into one line and an exit code."""
+    config = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        print(run(config))
+    except (ValueError, OSError, WorkFailed, TrainingFailed) as error:
+        log.error("failed: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.error("stopped: everything finished so far is kept, and the same command goes on from there")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

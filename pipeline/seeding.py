@@ -1,0 +1,18 @@
+"""Randomness that depends on what it is for and on nothing else: not on workers, order or earlier draws."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive(*purpose: int | str) -> int:
+    """A seed of 63 bits for a purpose such as `(run seed, "surrogate", epoch)`."""
+    digest = hashlib.blake2b("/".join(map(str, purpose)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*purpose: int | str) -> torch.Generator:
+    """A fresh generator on the CPU for a purpose."""
+    return torch.Generator().manual_seed(derive(*purpose))

@@ -1,0 +1,177 @@
+"""Finding the images: which kind of source a folder is, and every image in it, without decoding any."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from pyarrow import fs
+
+from pipeline import cifar_source, generated, parquet_source
+from pipeline.config import RunConfig
+from pipeline.dataset import SPLITS, Dataset, Entry, SourceError, check_classes, check_entries, count, held_out, limited, numbered, shown
+from pipeline.listing import TEST_NAMES, Listing
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+UNDERSTOOD = (
+    "folders of class folders (train/<class>/* with test/ or val/ beside it, or <class>/* alone), "
+    "Parquet files (train-*.parquet, test-*.parquet), WebDataset tars (train-*.tar, test-*.tar), "
+    "and the published CIFAR folders"
+)
+IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+BLOCK = 512  # bytes; what a tar is made of
+
+
+def scan(config: RunConfig) -> Dataset:
+    """Every image to be packed, checked, split and limited as configured.
+
+    Raises:
+        SourceError: nothing is found, the layout is not understood, or classes, labels and splits do not fit together.
+    """
+    dataset = generated.dataset(config.seed) if config.data == "generated" else find(Listing.of(Folder.open(config.data)))
+    check_entries(dataset)
+    dataset = replace(dataset, entries=_divided(dataset.entries, config))
+    check_classes(dataset.classes, count(dataset.entries))
+    entries = []
+    for split, most in zip(SPLITS, (config.pack.max_train_images, config.pack.max_test_images), strict=True):
+        chosen = dataset.split(split)
+        if most is not None and most < len(dataset.classes):
+            raise SourceError(f"pack.max-{split}-images = {most} leaves classes without images: there are {len(dataset.classes)}")
+        entries += chosen if most is None else limited(chosen, most)
+    return replace(dataset, entries=entries)
+
+
+def find(listing: Listing) -> Dataset:
+    """The data set in a folder, of whichever kind it is.
+
+    Raises:
+        SourceError: it is of no known kind, or damaged.
+    """
+    for kind in (cifar_source.find, parquet_source.find, tars, class_folders):
+        if (dataset := kind(listing)) is not None:
+            return dataset
+    raise SourceError(f"{listing.folder.uri} has no layout that is understood: expected {UNDERSTOOD}")
+
+
+def _divided(entries: list[Entry], config: RunConfig) -> list[Entry]:
+    """The entries with a test split, if there is to be one."""
+    fraction = config.pack.test_fraction
+    if any(entry.split == "test" for entry in entries):
+        if fraction:
+            raise SourceError(f"pack.test-fraction = {fraction} was given, but {config.data} has test images of its own: leave it out")
+        return entries
+    if fraction:
+        return held_out(entries, fraction)
+    if "victim" in config.stages:
+        raise SourceError(
+            f"{config.data} has no test images, which measuring needs: set some aside with --pack.test-fraction 0.1, "
+            "or protect without measuring by --stages pack surrogate protect"
+        )
+    return entries
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads whole files, or byte ranges of them."""
+
+    folder: Folder
+    by_file: bool = False
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        """Each entry with its encoded bytes; every file is opened once."""
+        for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
+            with self.folder.filesystem.open_input_file(self.folder.file(file)) as stream:
+                for entry in inside:
+                    stream.seek(entry.start)
+                    yield entry, bytes(stream.read(entry.size))
+
+
+def class_folders(listing: Listing) -> Dataset | None:
+    """Images in one folder per class, under train/ and test/ or val/, or at the top; labels in the order of the names."""
+    train = listing.by_folder("train/")
+    splits = {"train": train, "test": {}} if train else {"train": listing.by_folder(""), "test": {}}
+    if train:
+        tests = {name: folders for name in TEST_NAMES if (folders := listing.by_folder(f"{name}/"))}
+        if tests:
+            used = next(iter(tests))
+            splits["test"] = tests.pop(used)
+            log.info("pack: test images from %s/%s", used, f"; {', '.join(tests)}/ not used" if tests else "")
+    if set(splits["train"]) <= {"train", *TEST_NAMES}:  # images without classes; or nothing at all
+        return None
+    classes = tuple(sorted(splits["train"].keys() | splits["test"].keys()))
+    labels = {name: label for label, name in enumerate(classes)}
+    entries = [
+        Entry(split, labels[name], file, file, 0, listing.files[file])
+        for split, folders in splits.items()
+        for name, files in folders.items()
+        for file in files
+    ]
+    return Dataset(classes, entries, FileReader(listing.folder))
+
+
+def tars(listing: Listing) -> Dataset | None:
+    """Images in WebDataset tars, `<key>.png` (or jpg, ...) with an integer in `<key>.cls`; names in classes.txt if it is there.
+
+    Raises:
+        SourceError: a tar is damaged, or a sample lacks its image or its label.
+    """
+    splits = listing.by_split(".tar")
+    if splits is None:
+        return None
+    entries = [entry for split, files in splits.items() for file in files for entry in _index(listing.folder, split, file)]
+    if not entries:
+        raise SourceError(f"{listing.folder.uri}: the tars hold no samples")
+    names = f"{splits['train'][0].rpartition('/')[0]}/classes.txt".lstrip("/")
+    if names in listing.files:
+        lines = listing.folder.read(names).decode().splitlines()
+        classes = tuple(line.strip() for line in lines if line.strip())
+    else:
+        classes = numbered(entry.label for entry in entries)
+    return Dataset(classes, entries, FileReader(listing.folder))
+
+
+def _index(folder: Folder, split: str, file: str) -> list[Entry]:
+    """Where the images lie in one tar, and their labels."""
+    where = f"{folder.uri}/{file}"
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, int] = {}
+    with folder.filesystem.open_input_file(folder.file(file)) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in filter(tarfile.TarInfo.isreg, tar):
+                    stem, extension = _split_name(member.name)
+                    if extension in IMAGE_MEMBERS:
+                        if stem in images:
+                            raise SourceError(f"{where}: sample {stem!r} has two images, expected one")
+                        images[stem] = member
+                    elif extension == "cls":
+                        content = tar.extractfile(member)
+                        labels[stem] = int(content.read() if content else b"")
+                _check_end(stream, tar.getmembers())
+        except SourceError:
+            raise
+        except (tarfile.TarError, ValueError) as error:
+            raise SourceError(f"{where}: damaged, or a .cls member is not an integer ({error})") from error
+    if unpaired := sorted(images.keys() ^ labels.keys()):
+        raise SourceError(f"{where}: each sample needs an image ({', '.join(IMAGE_MEMBERS)}) and a .cls member; not so {shown(unpaired)}")
+    return [Entry(split, labels[stem], f"{file}#{stem}", file, info.offset_data, info.size) for stem, info in images.items()]
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and lower-case extension of a member, parted at the first dot of its last component, as WebDataset does."""
+    match = re.fullmatch(r"((?:.*/)?[^/.]+)\.([^/]*)", name)
+    return (match[1], match[2].lower()) if match else (name, "")
+
+
+def _check_end(stream: fs.FileSystem, members: Sequence[tarfile.TarInfo]) -> None:
+    """Refuse a tar that was cut: tarfile takes its end for the end of the archive, and samples would be missing silently."""
+    last = members[-1] if members else None
+    stream.seek(last.offset_data + -(-last.size // BLOCK) * BLOCK if last else 0)
+    if bytes(stream.read(BLOCK)) != bytes(BLOCK):
+        raise tarfile.ReadError("the end-of-archive block is missing")

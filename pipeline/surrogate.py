@@ -1,0 +1,147 @@
+"""Stage 2: clean shards become one checkpoint per epoch of one network.
+
+Every epoch's weights are kept, on a fixed grid; no test image is looked at.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster import session, training
+from pipeline.batches import Split, open_batches
+from pipeline.config import RunConfig, SurrogateConfig, to_tree
+from pipeline.ensemble import INDEX
+from pipeline.networks import build_network
+from pipeline.seeding import derive, generator
+from pipeline.shards import sha256
+from pipeline.stage import Manifest, Stage, to_json
+from pipeline.storage import Folder
+from sep.fitting import optimiser, train_epoch
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "weights.pt"
+STATE = "training.pt"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every rank is told."""
+
+    config: SurrogateConfig
+    seed: int
+    clean: Folder
+    pack: Manifest
+    memory_limit_mb: int
+    threads: int
+
+
+def loop(task: Task, worker: training.Worker) -> None:
+    """The training loop of one rank."""
+    torch.set_num_threads(task.threads)
+    config, counts = task.config, task.pack.counts
+    torch.manual_seed(derive(task.seed, "surrogate"))
+    network: nn.Module = build_network(config.network, task.pack).to(memory_format=torch.channels_last)
+    if worker.size > 1 and worker.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    distributed = worker.distribute(network)
+    split = Split(max(1, config.batch_size // worker.size), derive(task.seed, "surrogate"), worker.rank, worker.size)
+    image_bytes = 3 * counts["height"] * counts["width"]
+    batches = open_batches(task.clean, task.pack.shards["train"], image_bytes, task.memory_limit_mb, split, worker.device)
+    sgd, scheduler = optimiser(distributed, config, batches.steps)
+
+    first = 0
+    with worker.resumed() as kept:
+        if kept is not None:
+            network.load_state_dict(torch.load(kept / WEIGHTS, map_location=worker.device, weights_only=True))
+            state = torch.load(kept / STATE, map_location=worker.device, weights_only=True)
+            sgd.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            first = state["epoch"] + 1
+    for epoch in range(first, config.epochs):
+        begun = time.monotonic()
+        draws = generator(task.seed, "augment", epoch, worker.rank)
+        result = train_epoch(distributed, sgd, scheduler, batches.epoch(epoch), config.augmentation, draws)
+        loss, accuracy = _mean_over_ranks(torch.tensor([result.loss, result.accuracy], device=worker.device), worker.size)
+        metrics = {"loss": loss, "accuracy": accuracy, "lr": sgd.param_groups[0]["lr"], "seconds": time.monotonic() - begun}
+        files = {}
+        if worker.rank == 0:
+            state = {"epoch": epoch, "optimizer": sgd.state_dict(), "scheduler": scheduler.state_dict()}
+            files = {WEIGHTS: _to_bytes(network.state_dict()), STATE: _to_bytes(state)}
+            metrics["sha256"] = sha256(files[WEIGHTS])
+        worker.report(epoch, metrics, files)
+
+
+def _mean_over_ranks(values: Tensor, size: int) -> list[float]:
+    if size > 1:
+        torch.distributed.all_reduce(values)
+    return (values / size).tolist()
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def run(config: RunConfig, folder: Folder) -> Manifest:
+    """Train the surrogate, or go on with it.
+
+    Raises:
+        ValueError: the pack stage has not finished, or was done with another configuration.
+        TrainingFailed: training broke off for good.
+    """
+    section = to_tree(config.surrogate)
+    stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
+    if stage.manifest:
+        return stage.manifest
+    pack = Manifest.load(folder, "pack")
+    resources = session.connect(config.workers)
+    task = Task(config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, resources.cpus_per_worker)
+    rows = training.train(
+        loop,
+        task,
+        workers=resources.workers,
+        cpus=resources.cpus_per_worker,
+        gpu=resources.gpu,
+        filesystem=folder.filesystem,
+        folder=folder.path,
+        name=stage.name,
+        on_epoch=lambda row: log.info(
+            "surrogate: epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s",
+            row["epoch"] + 1,
+            config.surrogate.epochs,
+            row["loss"],
+            row["accuracy"],
+            row["seconds"],
+        ),
+    )
+    index = [
+        {
+            "epoch": row["epoch"],
+            "file": f"epoch_{row['epoch']:04d}/{WEIGHTS}",
+            "sha256": row["sha256"],
+            "metrics": {name: row[name] for name in ("loss", "accuracy", "lr", "seconds")},
+        }
+        for row in rows
+    ]
+    assert [entry["epoch"] for entry in index] == list(range(config.surrogate.epochs))
+    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    parameters = sum(p.numel() for p in build_network(config.surrogate.network, pack).parameters())
+    counts = {
+        "network": config.surrogate.network,
+        "parameters": parameters,
+        "epochs": len(index),
+        "workers": resources.workers,
+        "final_loss": rows[-1]["loss"],
+        "final_accuracy": rows[-1]["accuracy"],
+        "index_sha256": sha256(stage.folder.read(INDEX)),
+    }
+    return stage.finish(counts)

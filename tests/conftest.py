@@ -1,0 +1,27 @@
+"""Fixtures, named after what they give."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import session
+
+
+@pytest.fixture(scope="session")
+def ray_2_cpus() -> Iterator[session.Resources]:
+    """A local Ray cluster of two CPUs, shared by all tests."""
+    yield session.connect(2)
+    session.close()
+
+
+@pytest.fixture(scope="session")
+def sep_data() -> Path:
+    """The folder of real images, from SEP_DATA; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("SEP_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set SEP_DATA to a folder that has cifar10/ and tiny-imagenet-20/")
+    return folder

@@ -1,0 +1,100 @@
+"""Batches: equal steps on every rank, every image at most once an epoch, the same epoch always the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.batches import InMemory, Split, Streaming, load, open_batches
+from pipeline.seeding import derive
+from pipeline.shards import Sample, Shard, encode_png, write_shard
+from pipeline.storage import Folder
+
+SIZES = (7, 12, 9, 12, 5)
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> tuple[Folder, list[Shard]]:
+    """Shards of unequal size; image number i is filled with i and labelled i."""
+    folder, number, shards = Folder.open(str(tmp_path)), 0, []
+    for index, size in enumerate(SIZES):
+        samples = []
+        for _ in range(size):
+            samples.append(Sample(f"{number:04d}", encode_png(np.full((4, 4, 3), number, np.uint8)), number, b"{}"))
+            number += 1
+        shards.append(write_shard(folder, f"train-{index:06d}.tar", samples))
+    return folder, shards
+
+
+def unchanged(images: torch.Tensor) -> torch.Tensor:
+    return images
+
+
+def test_ranks_take_equal_steps_and_share_no_image_in_memory(numbered: tuple[Folder, list[Shard]]) -> None:
+    images, labels = load(*numbered)
+    ranks = [InMemory(images, labels, Split(batch_size=4, seed=1, rank=rank, size=2)) for rank in range(2)]
+    seen = [[batch for batch in rank.epoch(3)] for rank in ranks]
+    assert len(seen[0]) == len(seen[1]) == ranks[0].steps == sum(SIZES) // 2 // 4
+    used = Counter(int(label) for rank in seen for _, batch in rank for label in batch)
+    assert max(used.values()) == 1
+    assert all((batch[:, 0, 0, 0] == label).all() for rank in seen for batch, label in rank)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_take_equal_steps_and_share_no_image_streaming(numbered: tuple[Folder, list[Shard]], size: int) -> None:
+    folder, shards = numbered
+    for epoch in range(4):
+        ranks = [Streaming(folder, shards, Split(4, 1, rank, size), unchanged) for rank in range(size)]
+        seen = [list(rank.epoch(epoch)) for rank in ranks]
+        assert {len(batches) for batches in seen} == {ranks[0].steps}
+        assert ranks[0].steps >= 1
+        used = Counter(int(label) for rank in seen for _, batch in rank for label in batch)
+        assert max(used.values()) == 1
+        assert all((batch[:, 0, 0, 0] == label).all() for rank in seen for batch, label in rank)
+
+
+def test_streaming_alone_reaches_every_full_batch(numbered: tuple[Folder, list[Shard]]) -> None:
+    folder, shards = numbered
+    batches = list(Streaming(folder, shards, Split(5, 0), unchanged).epoch(0))
+    assert len(batches) == sum(SIZES) // 5
+
+
+def test_same_epoch_is_the_same_and_another_is_not(numbered: tuple[Folder, list[Shard]]) -> None:
+    folder, shards = numbered
+    for make in (
+        lambda: InMemory(*load(folder, shards), Split(4, 7)),
+        lambda: Streaming(folder, shards, Split(4, 7), unchanged),
+    ):
+        first, again, other = ([label.tolist() for _, label in make().epoch(epoch)] for epoch in (2, 2, 3))
+        assert first == again != other
+
+
+def test_streams_what_does_not_fit_and_transforms_either_way(numbered: tuple[Folder, list[Shard]]) -> None:
+    folder, shards = numbered
+
+    def brighter(images: torch.Tensor) -> torch.Tensor:
+        return images + 100
+
+    kinds = []
+    for limit in (0, 1):
+        batches = open_batches(folder, shards, 48, limit, Split(4, 0), torch.device("cpu"), brighter)
+        kinds.append(type(batches))
+        assert all((images[:, 0, 0, 0] == labels + 100).all() for images, labels in batches.epoch(0))
+    assert kinds == [Streaming, InMemory]
+
+
+def test_too_few_images_or_shards_is_said(numbered: tuple[Folder, list[Shard]]) -> None:
+    folder, shards = numbered
+    with pytest.raises(ValueError, match="45 training images per rank do not fill a batch of 64"):
+        InMemory(*load(folder, shards), Split(64, 0))
+    with pytest.raises(ValueError, match="5 shards cannot be dealt to 6 ranks"):
+        Streaming(folder, shards, Split(1, 0, size=6), unchanged)
+
+
+def test_seeds_depend_on_the_whole_purpose() -> None:
+    assert derive(0, "craft", "a") == derive(0, "craft", "a")
+    assert len({derive(0, "craft", "a"), derive(1, "craft", "a"), derive(0, "order", "a"), derive(0, "craft", "b")}) == 4

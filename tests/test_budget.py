@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sep.budget import check, linf_levels, project, psnr_db
+
+
+def test_projection_is_the_nearest_level_of_ball_and_scale_for_every_level() -> None:
+    levels = torch.arange(256.0)
+    clean, x = torch.meshgrid(levels, torch.arange(-20.0, 276.0), indexing="ij")
+    for eps in (1, 8, 255):
+        projected = project(x, clean, eps)
+        low, high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=255)
+        assert bool(((projected >= low) & (projected <= high)).all())
+        inside = (x >= low) & (x <= high)
+        assert torch.equal(projected[inside], x[inside])
+        assert torch.equal(projected[x < low], low[x < low])
+        assert torch.equal(projected[x > high], high[x > high])
+
+
+def test_projection_leaves_its_arguments_alone() -> None:
+    x, clean = torch.tensor([300.0, -5.0]), torch.tensor([250.0, 3.0])
+    assert project(x, clean, 8).tolist() == [255, 0]
+    assert x.tolist() == [300, -5]
+    assert clean.tolist() == [250, 3]
+
+
+def test_largest_change_is_counted_in_integers_without_wrapping() -> None:
+    clean = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    protected = clean.clone()
+    protected[1, 2, 3, 3] = 255  # up from 0: 255 - 0
+    clean[2], protected[2] = 255, 254
+    assert linf_levels(protected, clean).tolist() == [0, 255, 1]
+    assert linf_levels(clean, protected).tolist() == [0, 255, 1]
+
+
+@pytest.mark.parametrize("start", [0, 247, 100])
+def test_eight_levels_pass_and_nine_do_not(start: int) -> None:
+    clean = torch.full((5, 3, 4, 4), start, dtype=torch.uint8)
+    protected = clean.clone()
+    protected[3, 1, 2, 0] = start + 8
+    check(protected, clean, 8)
+    check(clean, protected, 8)
+    with pytest.raises(ValueError, match=r"image 3 of 5 changes by 8 levels; the budget is 7"):
+        check(protected, clean, 7)
+    if start < 247:
+        protected[3, 1, 2, 0] = start + 9
+        with pytest.raises(ValueError, match=r"image 3 of 5 changes by 9 levels; the budget is 8"):
+            check(protected, clean, 8)
+
+
+def test_shapes_must_match_and_images_must_be_stored_levels() -> None:
+    clean = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\).*\(2, 3, 4, 4\)"):
+        check(clean[:1], clean, 8)
+    with pytest.raises(AssertionError):
+        linf_levels(clean.float(), clean.float())
+
+
+def test_psnr_is_of_the_mean_squared_error_of_each_image() -> None:
+    clean = torch.full((3, 3, 4, 4), 100, dtype=torch.uint8)
+    protected = clean.clone()
+    protected[1] += 8
+    protected[2, 0, 0, 0] -= 48  # mean squared error 48 ** 2 / 48
+    assert psnr_db(protected, clean).tolist() == pytest.approx([math.inf, 20 * math.log10(255 / 8), 10 * math.log10(255**2 / 48)])

@@ -1,0 +1,204 @@
+"""The main job as a user runs it: a process of its own, every stage, then again, then audited."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.stage import Manifest
+from pipeline.storage import Folder
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.ray
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """`python pipeline/run.py` with the smoke preset."""
+    command = [sys.executable, "pipeline/run.py", "--preset", "smoke", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and log of a whole run."""
+    process = start(*arguments)
+    out, err = process.communicate(timeout=500)
+    return process.returncode, out, err
+
+
+def kill_at(pattern: str, sign: int, *arguments: str) -> tuple[int, str]:
+    """Send a signal to a run as soon as a line of its log matches; its exit code and log."""
+    process, seen = start(*arguments), ""
+    assert process.stderr is not None
+    for line in process.stderr:
+        seen += line
+        if re.search(pattern, line):
+            process.send_signal(sign)
+            break
+    else:
+        pytest.fail(f"the log never said {pattern!r}:\n{seen}")
+    _, rest = process.communicate(timeout=200)
+    return process.returncode, seen + rest
+
+
+def protected(run: Path) -> list[str]:
+    return [shard.sha256 for shard in Manifest.load(Folder.open(str(run)), "protect").shards["train"]]
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One of the other commands of the pipeline."""
+    return subprocess.run([sys.executable, f"pipeline/{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole run of the smoke preset, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    code, out, err = finish("--run", str(folder))
+    assert code == 0, err
+    return folder, out
+
+
+def test_leaves_a_whole_run_and_a_short_table(smoke_run: tuple[Path, str]) -> None:
+    folder, out = smoke_run
+    for name in (
+        "config.json",
+        "mlflow.db",
+        "pack/samples.parquet",
+        "pack/quarantine.parquet",
+        "surrogate/checkpoints.json",
+        "surrogate/epoch_0001/weights.pt",
+        "protect/samples.parquet",
+        "victim/results.parquet",
+        "report/index.html",
+        *(f"{stage}/manifest.json" for stage in ("pack", "surrogate", "protect", "victim", "report")),
+    ):
+        assert (folder / name).is_file(), name
+    assert not list(folder.rglob("*partial*"))
+    assert json.loads((folder / "config.json").read_text())["preset"] == "smoke"
+    for word in ("clean", "protected", "relabel", "PSNR", "level", "index.html"):
+        assert word in out
+
+
+def test_second_start_does_nothing_and_says_the_same(smoke_run: tuple[Path, str]) -> None:
+    folder, out = smoke_run
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
+    code, again, err = finish("--run", str(folder))
+    assert (code, again) == (0, out), err
+    assert err.count("done before") == 5
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")} == stamps
+
+
+def test_verifies_and_exports(smoke_run: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = smoke_run
+    audit = tool("verify", "--run", str(folder))
+    assert audit.returncode == 0, audit.stdout + audit.stderr
+    exported = tool("export", "--run", str(folder), "--to", str(tmp_path / "release"))
+    assert exported.returncode == 0, exported.stderr
+    assert len(list((tmp_path / "release").glob("*/*.png"))) == 80
+
+
+def test_changed_setting_stops_with_its_name(smoke_run: tuple[Path, str]) -> None:
+    code, _, err = finish("--run", str(smoke_run[0]), "--protect.eps-levels", "4")
+    assert code == 1
+    assert "protect.eps_levels: 8 -> 4" in err
+    assert "--overwrite" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--workers", "99"], "lower --workers"),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_one_line(tmp_path: Path, arguments: list[str], word: str) -> None:
+    code, _, err = finish("--run", str(tmp_path / "run"), *arguments)
+    assert code == 1
+    assert word in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_interrupted_run_ends_orderly(tmp_path: Path) -> None:
+    code, err = kill_at("surrogate: epoch 1", signal.SIGTERM, "--run", str(tmp_path / "run"))
+    assert code == 1
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["pack: started", "surrogate: epoch 1", "protect: started", "victim: .* epoch 1"])
+def test_killed_driver_goes_on_to_the_same_bytes(smoke_run: tuple[Path, str], tmp_path: Path, moment: str) -> None:
+    run = tmp_path / "run"
+    code, _ = kill_at(moment, signal.SIGKILL, "--run", str(run))
+    assert code == -signal.SIGKILL
+    code, _, err = finish("--run", str(run))
+    assert code == 0, err
+    if "surrogate" in moment:
+        assert "epoch 1 of" not in err, "a finished epoch was trained again"
+    assert protected(run) == protected(smoke_run[0])
+
+
+@pytest.mark.slow
+def test_folder_of_photographs(sep_data: Path, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    source = ["--data", str(sep_data / "tiny-imagenet-20"), "--run", run, "--pack.size", "64", "--pack.max-train-images", "400"]
+    code, _, err = finish(*source, "--protect.steps", "1", "--stages", "pack", "surrogate", "protect")
+    assert code == 0, err
+    assert tool("verify", "--run", run).returncode == 0
+
+
+@pytest.mark.slow
+def test_submitted_as_a_ray_job(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
+    }
+    (tmp_path / "token").write_text("a-token-for-this-test-that-is-long-enough")
+    head = subprocess.Popen(
+        [
+            "ray",
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=2",
+            "--port=6399",
+            "--dashboard-port=8299",
+            "--object-store-memory=200000000",
+            f"--temp-dir=/tmp/sep-job-{os.getpid()}",
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert head.stdout is not None
+        assert any("Ray runtime started" in line for line in head.stdout)
+
+        def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "pipeline/run.py", "--preset", "smoke", *arguments]
+            return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+        refused = submit()
+        assert refused.returncode == 1
+        assert "relative path" in refused.stdout + refused.stderr
+        whole = submit("--run", str(tmp_path / "run"))
+        assert whole.returncode == 0, whole.stdout + whole.stderr
+        assert "victim: finished" in whole.stdout + whole.stderr
+        assert tool("verify", "--run", str(tmp_path / "run")).returncode == 0
+    finally:
+        head.terminate()
+        head.wait(timeout=30)

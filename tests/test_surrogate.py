@@ -1,0 +1,41 @@
+"""Surrogate: every epoch kept and recorded, none trained twice, the outcome independent of an interruption."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.session import Resources
+from pipeline import pack, surrogate
+from pipeline.config import preset
+from pipeline.ensemble import choose, load_networks
+from pipeline.shards import sha256
+from pipeline.storage import Folder
+
+pytestmark = pytest.mark.ray
+
+
+def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus: Resources) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2)
+    folder = Folder.open(config.run)
+    pack.run(config, folder)
+    manifest = surrogate.run(config, folder)
+    index = json.loads(folder.read("surrogate/checkpoints.json"))["checkpoints"]
+    assert [entry["epoch"] for entry in index] == [0, 1]
+    assert manifest.counts["workers"] == 2
+    for entry in index:
+        assert sha256(folder.read(f"surrogate/{entry['file']}")) == entry["sha256"]
+    first, last = load_networks(folder, choose(folder, 2), torch.device("cpu"))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
+    assert load_networks(folder, choose(folder, 1), torch.device("cpu"))[0].head.weight.equal(last.head.weight)
+
+    # As if the driver had died after the last epoch: nothing is trained again, the same index comes out.
+    Path(folder.file("surrogate/manifest.json")).unlink()
+    Path(folder.file("surrogate/checkpoints.json")).unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")}
+    assert surrogate.run(config, folder).counts == manifest.counts
+    assert {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")} == stamps

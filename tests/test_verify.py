@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.shards import Sample, decode_shard, encode_png, encode_shard, read_table, rows_to_table, sha256, write_table
+from pipeline.storage import Folder
+from pipeline.verify import main, verify
+from tests import finished_run
+
+SHARD = "protect/train-000001.tar"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its protect stage done."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    finished_run.write(path, stages=("pack", "surrogate", "protect"))
+    return path
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def faults(run: Path) -> tuple[str, ...]:
+    return verify(Folder.open(str(run))).faults
+
+
+def samples_of(run: Path, name: str = SHARD) -> list[Sample]:
+    return decode_shard((run / name).read_bytes())
+
+
+def rewrite(run: Path, change: Callable[[list[Sample]], Sequence[Sample]], name: str = SHARD) -> None:
+    """Change a shard's samples, and make the manifest agree with the new file."""
+    samples = list(change(samples_of(run, name)))
+    (run / name).write_bytes(encode_shard(samples))
+    fix_manifest(run, name, len(samples))
+
+
+def fix_manifest(run: Path, name: str, count: int | None = None) -> None:
+    stage, _, shard = name.partition("/")
+    path = run / stage / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for entry in (entry for entries in manifest["shards"].values() for entry in entries if entry["name"] == shard):
+        entry["sha256"] = sha256((run / name).read_bytes())
+        entry["count"] = count or entry["count"]
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_finished_run_has_no_fault(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audit = verify(Folder.open(str(run)))
+    assert audit.faults == ()
+    manifest = json.loads((run / "protect/manifest.json").read_text())
+    assert (audit.images, audit.shards, audit.eps_levels) == (36, 2, 8)
+    assert audit.largest_change == manifest["counts"]["linf_levels"] > 0
+    assert main(["--run", str(run)]) == 0
+    assert "36 protected images in 2 shards" in capsys.readouterr().out
+
+
+def test_every_region_of_a_shard_a_byte_can_be_flipped_in_is_told_apart(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (run / SHARD).read_bytes()
+    places: dict[int, str] = {}  # offset -> the key that byte belongs to, or none
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        for member in tar.getmembers()[9:15]:
+            key, start, size = member.name.partition(".")[0], member.offset_data, member.size
+            places |= dict.fromkeys((member.offset + 3, member.offset + 130, start, start + size // 2, start + size - 1), key)
+            if size % 512:
+                places[start + size] = ""  # padding
+        places[len(whole) - 5] = ""  # end of the archive
+    assert len(set(places.values())) == 3
+    for offset, key in places.items():
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1
+        (run / SHARD).write_bytes(damaged)
+        found = faults(run)
+        assert all(fault.startswith(SHARD) for fault in found), found
+        if key:
+            assert found[0] == f"{SHARD}: its bytes are not those recorded"
+            assert {fault.split(": ")[1] for fault in found[1:]} == {key}, (offset, found)
+        else:
+            assert found == (f"{SHARD}: its bytes are not those recorded, no sample affected",)
+    assert main(["--run", str(run)]) == 1
+    assert SHARD in capsys.readouterr().out
+
+
+def test_every_byte_of_a_png_is_watched(run: Path) -> None:
+    """Also checksums, which decoders skip, and the last chunk."""
+    whole = (run / SHARD).read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        png = next(member for member in tar.getmembers() if member.name.endswith(".png"))
+    for offset in [*range(0, png.size, 41), *range(png.size - 17, png.size)]:
+        damaged = bytearray(whole)
+        damaged[png.offset_data + offset] ^= 0x10
+        (run / SHARD).write_bytes(damaged)
+        assert any(png.name.partition(".")[0] in fault for fault in faults(run)), offset
+
+
+def test_a_cut_shard_loses_the_samples_behind_the_cut_by_name(run: Path) -> None:
+    whole = (run / SHARD).read_bytes()
+    keys = [sample.key for sample in samples_of(run)]
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        cut = next(member for member in tar.getmembers() if member.name == f"{keys[10]}.png")
+    (run / SHARD).write_bytes(whole[: cut.offset_data + 100])
+    found = faults(run)
+    assert f"{SHARD}: {keys[9]}" not in "".join(found)
+    assert f"{SHARD}: {keys[10]}: its png is missing or unreadable" in found
+    assert all(f"{SHARD}: {key}: missing" in found for key in keys[11:])
+
+
+@pytest.mark.parametrize("fixed_up", [False, True])
+def test_a_dropped_sample_is_named(run: Path, fixed_up: bool) -> None:
+    gone = samples_of(run)[4].key
+    kept = [sample for sample in samples_of(run) if sample.key != gone]
+    (run / SHARD).write_bytes(encode_shard(kept))
+    if fixed_up:
+        fix_manifest(run, SHARD, len(kept))
+    found = faults(run)
+    assert f"{SHARD}: {gone}: missing" in found
+    assert (f"{SHARD}: its bytes are not those recorded" in found) is not fixed_up
+    assert sum(gone in fault for fault in found) == sum(": train-" in fault for fault in found)
+
+
+def test_swapped_labels_are_named(run: Path) -> None:
+    first, second = samples_of(run)[:2]
+    assert first.label != second.label
+
+    def swap(samples: list[Sample]) -> list[Sample]:
+        return [replace(first, label=second.label), replace(second, label=first.label), *samples[2:]]
+
+    rewrite(run, swap)
+    assert faults(run) == (
+        f"{SHARD}: {first.key}: label '{second.label}', recorded {first.label}",
+        f"{SHARD}: {second.key}: label '{first.label}', recorded {second.label}",
+    )
+
+
+def test_labels_swapped_in_the_table_as_well_are_named(run: Path) -> None:
+    key, label = samples_of(run)[0].key, samples_of(run)[0].label
+    rewrite(run, lambda samples: [replace(samples[0], label=(label + 1) % 3), *samples[1:]])
+    folder = Folder.open(str(run / "protect"))
+    table = read_table(folder, "samples.parquet")
+    rows = [{**row, "label": (label + 1) % 3} if row["key"] == key else row for row in table.to_pylist()]
+    write_table(folder, "samples.parquet", rows_to_table(rows, table.schema))
+    assert f"{SHARD}: {key}: label '{(label + 1) % 3}', recorded {label}" in faults(run)
+
+
+def test_a_pixel_nine_levels_off_is_named(run: Path) -> None:
+    """In a shard that is whole, of a manifest that agrees with it."""
+    clean = samples_of(run, "pack/train-000001.tar")
+
+    def nine_levels(samples: list[Sample]) -> list[Sample]:
+        pixels, before = samples[7].pixels, clean[7].pixels
+        pixels[3, 4, 1] = before[3, 4, 1] + (9 if before[3, 4, 1] < 128 else -9)
+        return [*samples[:7], replace(samples[7], png=encode_png(pixels)), *samples[8:]]
+
+    rewrite(run, nine_levels)
+    found = faults(run)
+    assert f"{SHARD}: {clean[7].key}: changed by 9 levels, budget 8" in found
+    assert f"{SHARD}: {clean[7].key}: pixels are not those recorded" in found
+    assert all(clean[7].key in fault for fault in found if fault.startswith(SHARD))
+
+
+def test_a_change_inside_the_budget_is_seen_by_its_hash(run: Path) -> None:
+    clean = samples_of(run, "pack/train-000001.tar")[2]
+    rewrite(run, lambda samples: [*samples[:2], replace(samples[2], png=clean.png), *samples[3:]])
+    found = faults(run)
+    assert f"{SHARD}: {clean.key}: pixels are not those recorded" in found
+    assert any(fault.startswith(f"{SHARD}: {clean.key}: changed by 0 levels, recorded") for fault in found)
+
+
+def test_another_size_is_a_fault_and_not_a_crash(run: Path) -> None:
+    small = encode_png(np.zeros((4, 4, 3), np.uint8))
+    key = samples_of(run)[0].key
+    rewrite(run, lambda samples: [replace(samples[0], png=small), *samples[1:]])
+    assert any(fault.startswith(f"{SHARD}: {key}: size (4, 4, 3)") for fault in faults(run))
+
+
+def test_a_key_that_is_there_twice_or_is_not_a_clean_one_is_named(run: Path) -> None:
+    key = samples_of(run)[3].key
+    rewrite(run, lambda samples: [*samples, replace(samples[0], key="stranger")])
+    tail = encode_shard([samples_of(run)[3]])
+    (run / SHARD).write_bytes((run / SHARD).read_bytes()[:-1024].rstrip(b"\0").ljust(512, b"\0") + tail)
+    whole = encode_shard(samples_of(run)) if False else encode_twice(samples_of_with_stranger(run), 3)
+    (run / SHARD).write_bytes(whole)
+    fix_manifest(run, SHARD, 20)
+    found = faults(run)
+    assert f"{SHARD}: {key}: {key}.png is there more than once" in found
+    assert any(fault.startswith(f"{SHARD}: stranger: not a clean image") for fault in found)

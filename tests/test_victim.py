@@ -1,0 +1,83 @@
+"""Victims: accuracy after relabelling, trials that start alike, finished ones not repeated, failed ones named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.pool import WorkFailed
+from cluster.session import Resources
+from pipeline import pack, victim
+from pipeline.config import RunConfig, preset
+from pipeline.shards import read_table
+from pipeline.stage import Manifest, Stage
+from pipeline.storage import Folder
+
+
+def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
+    shifted = np.roll(np.diag([30, 30, 40]), 1, axis=1)
+    assert shifted.trace() == 0
+    assert victim.relabelled_accuracy(shifted) == 100.0
+    assert victim.relabelled_accuracy(np.array([[8, 2], [1, 9]])) == 85.0
+    # Two classes predicted as one: one-to-one renaming can win back only one of them.
+    assert victim.relabelled_accuracy(np.array([[0, 10, 0], [0, 10, 0], [0, 0, 10]])) == pytest.approx(200 / 3)
+
+
+@pytest.fixture
+def released(tmp_path: Path, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
+    """A packed run whose protected images are the clean ones, so that both victims must come out alike."""
+    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2)
+    folder = Folder.open(config.run)
+    packed = pack.run(config, folder)
+    stage = Stage(folder, "protect", {}, seed=0, inputs=("pack",))
+    for shard in packed.shards["train"]:
+        stage.folder.write(shard.name, folder.child("pack").read(shard.name))
+    stage.finish({}, {"train": packed.shards["train"]})
+    return config, folder
+
+
+@pytest.mark.ray
+def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, Folder]) -> None:
+    config, folder = released
+    manifest = victim.run(config, folder)
+    clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    assert (clean["data"], protected["data"]) == ("clean", "protected")
+    assert clean["accuracy_per_epoch"] == protected["accuracy_per_epoch"]
+    assert len(clean["accuracy_per_epoch"]) == config.victim.epochs
+    assert clean["peak_accuracy"] == max(clean["accuracy_per_epoch"]) >= clean["last_accuracy"] == clean["accuracy_per_epoch"][-1]
+    assert clean["relabelled_accuracy"] >= clean["last_accuracy"]
+
+    # A restart after the driver died between two trials: only the missing one is trained.
+    kept, lost = (f"victim/resnet8-{data}-none-seed0.json" for data in ("clean", "protected"))
+    marked = json.loads(folder.read(kept)) | {"last_accuracy": -1.0}
+    folder.write(kept, json.dumps(marked).encode())
+    Path(folder.file(lost)).unlink()
+    Path(folder.file("victim/manifest.json")).unlink()
+    assert victim.run(config, folder).hash == manifest.hash
+    again = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    assert again[0]["last_accuracy"] == -1.0, "the finished trial was trained again"
+    assert again[1] == protected
+
+
+@pytest.mark.ray
+def test_failed_trial_is_named_after_the_others_finished(released: tuple[RunConfig, Folder]) -> None:
+    config, folder = released
+    first = Manifest.load(folder, "protect").shards["train"][0].name
+    folder.child("protect").write(first, b"not what was written")
+    with pytest.raises(WorkFailed, match=r"resnet8-protected-none-seed0.*train-000000\.tar was altered"):
+        victim.run(config, folder)
+    assert folder.exists("victim/resnet8-clean-none-seed0.json")
+    assert not folder.exists("victim/manifest.json")
+
+
+def test_no_test_images_is_said(tmp_path: Path) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path))
+    folder = Folder.open(config.run)
+    Stage(folder, "pack", {}, seed=0).finish({}, {"train": [], "test": []})
+    Stage(folder, "protect", {}, seed=0).finish({})
+    with pytest.raises(ValueError, match=r"--pack\.test-fraction"):
+        victim.run(config, folder)
