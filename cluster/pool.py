@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRIES = 3  # after a dead worker or a storage error; other errors are final
 REPORT_SECONDS = 10.0  # at most one progress line in this time
+MOST_CHARACTERS = 300  # of one cause
 
 
 class WorkFailed(RuntimeError):
@@ -77,17 +79,18 @@ def run_all(
                 running[task.remote(*piece.arguments)] = piece
             (finished,), _ = ray.wait(list(running), num_returns=1)
             piece = running.pop(finished)
+            done += piece.units
             try:
                 result = ray.get(finished)
             except ray.exceptions.RayError as error:
                 causes[piece.name] = describe(error)
                 log.error("%s: %s failed: %s", what, piece.name, causes[piece.name])
+                log.debug("%s: %s", piece.name, error)  # with the traceback of the task
                 continue
-            done += piece.units
             now = time.monotonic()
             if now - told > REPORT_SECONDS or done == total:
                 rate = done / (now - begun)
-                log.info("%s: %d of %d %s, %.0f %s/s, %.0f s left", what, done, total, unit, rate, unit, (total - done) / rate)
+                log.info("%s: %d of %d %s, %.3g %s/s, %.0f s left", what, done, total, unit, rate, unit, (total - done) / rate)
                 told = now
             yield piece.name, result
     finally:  # also when the caller stops listening
@@ -99,5 +102,10 @@ def run_all(
 
 def describe(error: BaseException) -> str:
     """One line of what went wrong, without Ray's wrapping."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else 'no message'}"
+    for wrapped in ("cause", "health_check_failure", "controller_failure"):
+        if isinstance(inner := getattr(error, wrapped, None), BaseException):
+            return describe(inner)
+    text = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split()) or "no message"  # Ray colours its messages
+    if len(text) > MOST_CHARACTERS:  # what matters may be at either end
+        text = f"{text[: MOST_CHARACTERS // 2]} [...] {text[-MOST_CHARACTERS // 2 :]}"
+    return f"{type(error).__name__}: {text}"

@@ -42,7 +42,7 @@ def load(folder: Folder, shards: Sequence[Shard]) -> Batch:
 
 def in_order(images: Tensor, labels: Tensor, size: int = 500) -> Iterator[Batch]:
     """Every image once, for evaluation."""
-    yield from zip(images.split(size), labels.split(size), strict=True)
+    yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
 
 
 class Batches(Protocol):

@@ -233,6 +233,11 @@ def to_tree(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
 
 
+def _read_yaml(path: str) -> Any:
+    with Path(path).open() as stream:  # an open file, so that a syntax error names it
+        return yaml.safe_load(stream)
+
+
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     """The configuration of a command line: preset, then the YAML file, then the flags.
 
@@ -243,7 +248,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     first.add_argument("--config")
     known, _ = first.parse_known_args(arguments)
     try:
-        tree = yaml.safe_load(Path(known.config).read_text()) if known.config else {}
+        tree = _read_yaml(known.config) if known.config else {}
         if not isinstance(tree, dict):
             raise ValueError(f"{known.config}: expected a mapping of settings, found {type(tree).__name__}")
         base = from_tree({**tree, **({"preset": known.preset} if known.preset else {})})

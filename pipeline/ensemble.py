@@ -38,7 +38,8 @@ def choose(run: Folder, count: int) -> tuple[Checkpoint, ...]:
     """
     data = run.child("surrogate").read(INDEX)
     if sha256(data) != Manifest.load(run, "surrogate").counts["index_sha256"]:
-        raise ValueError(f"{run.uri}/surrogate/{INDEX} was altered since it was written: redo the surrogate stage with --overwrite")
+        where = run.child("surrogate").uri
+        raise ValueError(f"{where}/{INDEX} was altered since it was written: delete {where} and run that stage again")
     index = [Checkpoint(entry["epoch"], entry["file"], entry["sha256"]) for entry in json.loads(data)["checkpoints"]]
     return tuple(index[epoch] for epoch in equally_spaced(len(index), count)) if count else ()
 
@@ -57,9 +58,9 @@ def load_networks(run: Folder, checkpoints: tuple[Checkpoint, ...], device: torc
         try:
             data = run.child("surrogate").read(checkpoint.file)
         except FileNotFoundError as error:
-            raise ValueError(f"{where} is missing: redo the surrogate stage with --overwrite") from error
+            raise ValueError(f"{where} is missing: delete {run.uri}/surrogate and run that stage again") from error
         if sha256(data) != checkpoint.sha256:
-            raise ValueError(f"{where} was altered or truncated since it was written: redo the surrogate stage with --overwrite")
+            raise ValueError(f"{where} was altered or truncated since it was written: delete {run.uri}/surrogate and run that stage again")
         if network is None:
             network = build_network(Manifest.load(run, "surrogate").counts["network"], Manifest.load(run, "pack"))
         network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))

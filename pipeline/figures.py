@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ def _figure(height: float, theme: Theme, rows: int = 1, columns: int = 1, **opti
     for axis in axes:
         axis.set_facecolor(theme.paper)
         axis.tick_params(colors=theme.ink, length=0)
+        axis.set_axisbelow(True)
         axis.grid(axis="y", color=theme.quiet, linewidth=0.6, alpha=0.6)
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.spines["bottom"].set_color(theme.quiet)
@@ -154,10 +156,11 @@ def psnr(values: Sequence[float], theme: Theme = LIGHT) -> bytes:
     mean, spread = float(np.mean(values)), float(np.ptp(values))
     bins = min(40, max(8, len(values) // 10)) if spread > 0 else 1
     edges = np.histogram_bin_edges(values, bins) if spread > 0 else np.array([mean - 0.05, mean + 0.05])
-    axis.hist(values, edges, color=theme.protected, alpha=0.85, rwidth=0.94)
+    axis.hist(values, edges.tolist(), color=theme.protected, alpha=0.85, rwidth=0.94)
     axis.axvline(mean, color=theme.ink, linewidth=1.2, linestyle=(0, (2, 3)))
     axis.set_ylim(top=axis.get_ylim()[1] * 1.14)
-    axis.annotate(f"mean {mean:.1f} dB", (mean, 0.98), (6, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="top", color=theme.ink)
+    place = (mean, axis.get_ylim()[1] * 0.98)
+    axis.annotate(f"mean {mean:.1f} dB", place, (6, 0), textcoords="offset points", va="top", color=theme.ink)
     axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axis.set_xlabel("PSNR of a protected image, dB (higher is closer to the original)")
     axis.set_ylabel("images")
@@ -175,7 +178,7 @@ def samples(triplets: Sequence[Triplet], eps_levels: int, theme: Theme = LIGHT) 
     columns = len(triplets)
     height, width, _ = triplets[0].clean.shape
     side = (WIDTH - 0.35) / columns
-    figure, axes = _figure(3 * (side * height / width + 0.05) + 0.3, theme, 3, columns)
+    figure, axes = _figure(3 * (side * height / width + 0.05) + 0.45, theme, 3, columns)
     for column, triplet in enumerate(triplets):
         change = triplet.protected.astype(np.int16) - triplet.clean
         difference = (128 + factor * change).clip(0, 255).astype(np.uint8)
@@ -186,7 +189,7 @@ def samples(triplets: Sequence[Triplet], eps_levels: int, theme: Theme = LIGHT) 
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if row == 0:
-                axis.set_title(_short(triplet.class_name), color=theme.ink, fontsize=9.5)
+                axis.set_title(_wrapped(triplet.class_name), color=theme.ink, fontsize=9.5)
             if column == 0:
                 axis.set_ylabel(label, fontsize=9.5)
     return _png(figure)
@@ -198,5 +201,6 @@ def _enlarged(pixels: Pixels) -> Pixels:
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
-def _short(name: str, most: int = 14) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _wrapped(name: str) -> str:
+    """A class name in at most two short lines."""
+    return "\n".join(textwrap.wrap(name.replace("_", " "), 14, max_lines=2, placeholder="…"))

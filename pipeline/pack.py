@@ -67,6 +67,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
 def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
     """Every planned shard's part, by name."""
     resources = session.connect(config.workers)
+    at_once = config.workers or resources.cpus  # no GPU is needed, so there may be more tasks than GPUs
     pieces = [
         pool.Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
         for name, entries in plan(dataset, config.pack.shard_images).items()
@@ -74,7 +75,7 @@ def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
     log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
     parts: dict[str, Part] = {}
     sizes: Counter[str] = Counter()
-    for name, part in pool.run_all(pack_shard, pieces, what="pack", at_once=resources.workers):
+    for name, part in pool.run_all(pack_shard, pieces, what="pack", at_once=at_once):
         parts[name] = part
         sizes.update(part.extra["sizes"])
         if len(sizes) > 1:  # leaving the loop cancels the other tasks

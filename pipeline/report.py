@@ -101,9 +101,7 @@ def _triplets(folder: Folder, found: Finished) -> list[Any]:
             keys = {key for key, name in wanted if name == shard.name}
             if keys:
                 samples |= {sample.key: sample for sample in read_shard(folder.child(stage), shard) if sample.key in keys}
-    return [
-        Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted
-    ]
+    return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]
 
 
 def findings(found: Finished, measured: list[Pair]) -> list[str]:
@@ -119,7 +117,10 @@ def findings(found: Finished, measured: list[Pair]) -> list[str]:
         f"{protected:.1f} %: {abs(clean - protected):.1f} points {'less' if protected <= clean else 'more'}."
     ]
     if clean <= guess + margin:
-        return [*said, "The clean victim itself is hardly better than guessing, so the comparison says nothing: train longer or on more images."]
+        return [
+            *said,
+            "The clean victim itself is hardly better than guessing, so the comparison says nothing: train longer or on more images.",
+        ]
     if clean - protected < FAR:
         return [*said, "That is no protection to speak of."]
     if protected < guess - margin:
@@ -146,14 +147,17 @@ def _on_relabelling(clean: float, protected: float, relabelled: float, guess: fl
         return f"{outcome}: relabelling recovers next to nothing."
     if relabelled < guess + FAR:
         return f"{outcome}, which is near chance as well: relabelling recovers nothing useful."
-    share = "nearly everything" if relabelled > clean - FAR else "part of what was lost"
-    return f"{outcome}, far above chance: somebody who knows of the fixed shift of labels can undo it, and recovers {share}."
+    share = round(100 * gain / (clean - protected))
+    return (
+        f"{outcome}, far above chance: somebody who knows of the fixed shift of labels can undo it, and regains {share} % of what was lost."
+    )
 
 
 def scope(measured: list[Pair]) -> str:
     """For what the figures speak, and for nothing else."""
     cells = [pair.protected for pair in measured]
-    networks, countermeasures = (", ".join(dict.fromkeys(names)) for names in zip(*((c.network, c.countermeasure) for c in cells), strict=True))
+    networks = ", ".join(dict.fromkeys(cell.network for cell in cells))
+    countermeasures = ", ".join(dict.fromkeys(cell.countermeasure for cell in cells))
     seeds = sorted({seed for cell in cells for seed in cell.seeds})
     spread = "" if len(seeds) > 1 else " A single seed says nothing about spread."
     return (

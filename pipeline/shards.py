@@ -117,9 +117,9 @@ def read_shard(folder: Folder, shard: Shard) -> list[Sample]:
     try:
         data = folder.read(shard.name)
     except FileNotFoundError as error:
-        raise CorruptShard(f"{where} is missing: redo the stage that wrote it with --overwrite") from error
+        raise CorruptShard(f"{where} is missing: delete {folder.uri} and run that stage again") from error
     if sha256(data) != shard.sha256:
-        raise CorruptShard(f"{where} was altered or truncated since it was written: redo the stage that wrote it with --overwrite")
+        raise CorruptShard(f"{where} was altered or truncated since it was written: delete {folder.uri} and run that stage again")
     samples = decode_shard(data, where)
     if len(samples) != shard.count:
         raise CorruptShard(f"{where}: expected {shard.count} samples, found {len(samples)}")

@@ -119,8 +119,14 @@ class Stage:
             log.info("%s: cleared, because %s", self.name, "; ".join(changed))
             self.folder.delete()
         elif self.folder.exists(MANIFEST):
-            self.manifest = Manifest.load(self.run, self.name)
-            log.info("%s: done before", self.name)
+            try:
+                self.manifest = Manifest.load(self.run, self.name)
+                log.info("%s: done before", self.name)
+            except ValueError as error:
+                if not overwrite:
+                    raise
+                log.info("%s: cleared, because %s", self.name, error)
+                self.folder.delete()
 
     def finish(self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None) -> Manifest:
         """Write the manifest, which is what makes the stage done."""

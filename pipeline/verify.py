@@ -82,7 +82,7 @@ def verify(run: Folder) -> Audit:
     pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
     eps_levels = protect.asked.get("protect", {}).get("eps_levels")
     if not isinstance(eps_levels, int):
-        raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: redo stage 'protect' with --overwrite")
+        raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
     clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
     protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
     faults = [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
@@ -147,7 +147,9 @@ def _table(run: Folder, stage: str) -> pa.Table:
     try:
         return read_table(run.child(stage), SAMPLES, columns[stage])
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{run.uri}/{stage}/{SAMPLES} is missing or damaged ({error}): redo stage {stage!r} with --overwrite") from error
+        raise ValueError(
+            f"{run.uri}/{stage}/{SAMPLES} is missing or damaged ({error}): delete that folder and run the stage again"
+        ) from error
 
 
 def _rows(table: pa.Table, shard: str) -> dict[str, Row]:
@@ -164,8 +166,8 @@ def _inspect(run: Folder, stage: str, shard: Shard, clean_rows: dict[str, Row], 
         data = b""
     found.altered = bool(data) and sha256(data) != shard.sha256
     contents, repeated = read_members(data)
-    for name in repeated:
-        found.fault(name.partition(".")[0], f"{name} is there more than once")
+    for key in repeated:
+        found.fault(key, "there more than once")
     if shard.count != len(clean_rows):
         found.faults.append(f"{found.name}: {shard.count} images in the manifest, {len(clean_rows)} in pack/{SAMPLES}")
     for key in sorted(clean_rows.keys() | own_rows.keys() | contents.keys()):
@@ -183,12 +185,12 @@ def _inspect(run: Folder, stage: str, shard: Shard, clean_rows: dict[str, Row], 
 
 
 def read_members(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[str]]:
-    """What can still be read of a tar: `{key: {extension: bytes}}`, and the names that are there more than once.
+    """What can still be read of a tar: `{key: {extension: bytes}}`, and the keys that are there more than once.
 
     A header that was hit costs its member: reading goes on at the next one that is whole.
     """
     contents: dict[str, dict[str, bytes]] = {}
-    repeated = []
+    repeated: dict[str, None] = {}  # an ordered set
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:", ignore_zeros=True) as tar:
             for member in tar:
@@ -196,11 +198,11 @@ def read_members(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[str]]:
                 stream = tar.extractfile(member) if member.isreg() else None
                 content = stream.read() if stream else b""
                 if extension in contents.setdefault(key, {}):
-                    repeated.append(member.name)
+                    repeated[key] = None
                 contents[key][extension] = content
     except tarfile.TarError:
         pass  # empty, or cut in the middle of a member: what was not reached counts as missing
-    return contents, repeated
+    return contents, list(repeated)
 
 
 def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> tuple[Readable | None, list[str]]:

@@ -13,9 +13,12 @@ from cluster import session
 
 @pytest.fixture(scope="session")
 def ray_2_cpus() -> Iterator[session.Resources]:
-    """A local Ray cluster of two CPUs, shared by all tests."""
-    yield session.connect(2)
-    session.close()
+    """A Ray cluster embedded in the tests' process and shared by them all, its CPUs divided between two workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)  # never the developer's own cluster
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import what tests send them
+        yield session.connect(2)
+        session.close()
 
 
 @pytest.fixture(scope="session")

@@ -31,21 +31,18 @@ CLASSES = ("diagonal", "horizontal", "vertical")
 SIDE = 16
 STAGES = ("pack", "surrogate", "protect", "victim")
 CLEAN = pa.schema(
-    [(name, pa.string()) for name in ("key", "split")]
-    + [("label", pa.int64())]
-    + [(name, pa.string()) for name in ("class_name", "source", "shard", "sha256")]
-    + [("height", pa.int64()), ("width", pa.int64())]
+    {"key": pa.string(), "split": pa.string(), "label": pa.int64(), "class_name": pa.string(), "source": pa.string()}
+    | {"shard": pa.string(), "sha256": pa.string(), "height": pa.int64(), "width": pa.int64()}
 )
-QUARANTINE = pa.schema([("source", pa.string()), ("reason", pa.string())])
+QUARANTINE = pa.schema({"source": pa.string(), "reason": pa.string()})
 PROTECTED = pa.schema(
-    [("key", pa.string()), ("label", pa.int64()), ("shard", pa.string()), ("sha256", pa.string()), ("clean_sha256", pa.string())]
-    + [("linf_levels", pa.int64()), ("psnr_db", pa.float64())]
+    {"key": pa.string(), "label": pa.int64(), "shard": pa.string(), "sha256": pa.string(), "clean_sha256": pa.string()}
+    | {"linf_levels": pa.int32(), "psnr_db": pa.float64()}
 )
 RESULTS = pa.schema(
-    [(name, pa.string()) for name in ("network", "data", "countermeasure")]
-    + [("seed", pa.int64())]
-    + [(name, pa.float64()) for name in ("last_accuracy", "peak_accuracy", "relabelled_accuracy")]
-    + [(name, pa.list_(pa.float64())) for name in ("accuracy_per_epoch", "loss_per_epoch")]
+    {"network": pa.string(), "data": pa.string(), "countermeasure": pa.string(), "seed": pa.int64()}
+    | {"last_accuracy": pa.float64(), "peak_accuracy": pa.float64(), "relabelled_accuracy": pa.float64()}
+    | {"accuracy_per_epoch": pa.list_(pa.float64()), "loss_per_epoch": pa.list_(pa.float64())}
 )
 
 
@@ -84,7 +81,8 @@ def _texture(label: int, generator: np.random.Generator) -> Pixels:
     y, x = np.mgrid[:SIDE, :SIDE] + generator.uniform(0, 8)
     wave = np.sin((x + y, y * 1.4, x * 1.4)[label] * 0.8)[..., None]
     levels = 128 + 70 * wave * generator.uniform(0.4, 1, 3) + generator.normal(0, 12, (SIDE, SIDE, 3))
-    return levels.clip(0, 255).astype(np.uint8)
+    pixels: Pixels = levels.clip(0, 255).astype(np.uint8)
+    return pixels
 
 
 def _pack(config: RunConfig, folder: Folder) -> None:
@@ -124,6 +122,10 @@ def _load(folder: Folder, stage: str, split: str) -> tuple[Tensor, Tensor, list[
     return images, torch.tensor([sample.label for sample in samples]), samples
 
 
+def _batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(images[start : start + 12], labels[start : start + 12]) for start in range(0, len(labels), 12)]
+
+
 def _network(folder: Folder, seed: int) -> Network:
     torch.manual_seed(seed)
     counts = Manifest.load(folder, "pack").counts
@@ -134,7 +136,7 @@ def _surrogate(config: RunConfig, folder: Folder) -> None:
     stage = Stage(folder, "surrogate", to_tree(config.surrogate), seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     images, labels, _ = _load(folder, "pack", "train")
     network = _network(folder, config.seed)
-    batches = list(zip(images.split(12), labels.split(12), strict=True))
+    batches = _batches(images, labels)
     optimizer, scheduler = fitting.optimiser(network, config.surrogate, len(batches))
     entries = []
     for epoch in range(config.surrogate.epochs):
@@ -165,7 +167,7 @@ def _members(config: RunConfig, folder: Folder, images: Tensor, labels: Tensor) 
 
 def _protect(config: RunConfig, folder: Folder) -> None:
     noise = config.protect.method == "noise"
-    inputs = ("pack",) if noise else ("pack", "surrogate")
+    inputs = ("pack", "surrogate")
     stage = Stage(folder, "protect", to_tree(config.protect), seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     clean, labels, samples = _load(folder, "pack", "train")
     epochs, members = ([], []) if noise else _members(config, folder, clean, labels)
@@ -198,7 +200,7 @@ def _victim(config: RunConfig, folder: Folder) -> None:
         images, labels, _ = _load(folder, source, "train")
         for seed in config.victim.seeds:
             network = _network(folder, 100 + seed)
-            batches = list(zip(images.split(12), labels.split(12), strict=True))
+            batches = _batches(images, labels)
             optimizer, scheduler = fitting.optimiser(network, config.victim, len(batches))
             losses, tables = [], []
             for _ in range(config.victim.epochs):
@@ -212,5 +214,7 @@ def _victim(config: RunConfig, folder: Folder) -> None:
                 | {"last_accuracy": accuracies[-1], "peak_accuracy": max(accuracies)}
                 | {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses}
             )
+    for row in rows:
+        stage.folder.write(f"resnet8-{row['data']}-none-seed{row['seed']}.json", to_json({**row, "hash": stage.hash}))
     write_table(stage.folder, "results.parquet", rows_to_table(rows, RESULTS))
     stage.finish({"trials": len(rows)})

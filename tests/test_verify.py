@@ -186,14 +186,82 @@ def test_another_size_is_a_fault_and_not_a_crash(run: Path) -> None:
     assert any(fault.startswith(f"{SHARD}: {key}: size (4, 4, 3)") for fault in faults(run))
 
 
-def test_a_key_that_is_there_twice_or_is_not_a_clean_one_is_named(run: Path) -> None:
+def test_a_key_that_is_there_twice_or_is_no_clean_one_is_named(run: Path) -> None:
     key = samples_of(run)[3].key
-    rewrite(run, lambda samples: [*samples, replace(samples[0], key="stranger")])
-    tail = encode_shard([samples_of(run)[3]])
-    (run / SHARD).write_bytes((run / SHARD).read_bytes()[:-1024].rstrip(b"\0").ljust(512, b"\0") + tail)
-    whole = encode_shard(samples_of(run)) if False else encode_twice(samples_of_with_stranger(run), 3)
-    (run / SHARD).write_bytes(whole)
-    fix_manifest(run, SHARD, 20)
+    rewrite(run, lambda samples: [*samples, samples[3], replace(samples[0], key="stranger")])
     found = faults(run)
-    assert f"{SHARD}: {key}: {key}.png is there more than once" in found
-    assert any(fault.startswith(f"{SHARD}: stranger: not a clean image") for fault in found)
+    assert f"{SHARD}: {key}: there more than once" in found
+    assert f"{SHARD}: stranger: not a clean image of this shard in pack/samples.parquet" in found
+
+
+def test_another_json_is_named(run: Path) -> None:
+    key = samples_of(run)[5].key
+    rewrite(run, lambda samples: [*samples[:5], replace(samples[5], info=b"{}"), *samples[6:]])
+    assert faults(run) == (f"{SHARD}: {key}: json differs from the clean sample's",)
+
+
+def test_a_missing_shard_costs_its_keys_and_the_rest_is_still_audited(run: Path) -> None:
+    keys = [sample.key for sample in samples_of(run)]
+    (run / SHARD).unlink()
+    other = samples_of(run, "protect/train-000000.tar")[0].key
+    rewrite(run, lambda samples: [replace(samples[0], info=b"{}"), *samples[1:]], "protect/train-000000.tar")
+    found = faults(run)
+    assert f"{SHARD}: missing" in found
+    assert all(f"{SHARD}: {key}: missing" in found for key in keys)
+    assert any(fault.startswith(f"protect/train-000000.tar: {other}: ") for fault in found)
+
+
+@pytest.mark.parametrize("name", ["pack/train-000000.tar", "pack/test-000000.tar"])
+def test_a_clean_shard_that_was_altered_is_named(run: Path, name: str) -> None:
+    key = samples_of(run, name)[1].key
+    white = encode_png(np.full((16, 16, 3), 255, np.uint8))
+    rewrite(run, lambda samples: [samples[0], replace(samples[1], png=white), *samples[2:]], name)
+    assert f"{name}: {key}: pixels are not those recorded" in faults(run)
+
+
+def test_a_budget_raised_afterwards_is_seen(run: Path) -> None:
+    path = run / "protect/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["asked"]["protect"]["eps_levels"] = 16
+    path.write_text(json.dumps(manifest))
+    assert faults(run) == ("protect/manifest.json: its configuration was altered",)
+
+
+def test_images_of_another_run_are_seen(run: Path) -> None:
+    path = run / "surrogate/manifest.json"
+    path.write_text(path.read_text().replace('"workers": 1', '"workers": 3'))
+    assert faults(run) == ("surrogate/manifest.json: not the one the protected images were made from",)
+    path.unlink()
+    assert len(faults(run)) == 1
+    assert "'surrogate' has not finished" in faults(run)[0]
+
+
+def test_files_and_rows_the_manifest_does_not_know_are_named(run: Path) -> None:
+    shutil.copy(run / SHARD, run / "protect/train-000009.tar")
+    folder = Folder.open(str(run / "protect"))
+    table = read_table(folder, "samples.parquet")
+    first = table.to_pylist()[0]
+    write_table(folder, "samples.parquet", rows_to_table([*table.to_pylist(), first], table.schema))
+    found = faults(run)
+    assert "protect/train-000009.tar: not in the manifest" in found
+    assert f"protect/samples.parquet: {first['key']}: recorded more than once" in found
+    assert "protect/samples.parquet: 37 images recorded, 36 in the manifest" in found
+
+
+@pytest.mark.parametrize("name", ["protect/manifest.json", "pack/manifest.json", "pack/samples.parquet", "protect/samples.parquet"])
+@pytest.mark.parametrize("missing", [True, False])
+def test_what_cannot_be_audited_is_one_clear_line(run: Path, capsys: pytest.CaptureFixture[str], name: str, missing: bool) -> None:
+    (run / name).write_bytes((run / name).read_bytes()[:40])
+    if missing:
+        (run / name).unlink()
+    assert main(["--run", str(run)]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("verify.py: ")
+    assert f"{name.partition('/')[0]}" in line
+    assert line.count("\n") == 1
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--nonsense"])
+    assert stopped.value.code == 2

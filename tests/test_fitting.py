@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
+from sep.models import build
+
+STEPS = 8  # per epoch
+
+
+def rates(config: TrainConfig) -> list[float]:
+    """The learning rate of every step of the training."""
+    optimizer, scheduler = optimiser(nn.Linear(1, 1), config, STEPS)
+    used = []
+    for _ in range(config.epochs * STEPS):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return used
+
+
+def test_step_schedule_is_the_papers() -> None:
+    used = rates(TrainConfig())
+    epochs = [used[at : at + STEPS] for at in range(0, len(used), STEPS)]
+    assert len(epochs) == 120
+    assert epochs[0][0] == pytest.approx(0.001)
+    assert all(0 < b - a == pytest.approx(0.099 / STEPS) for a, b in pairwise(epochs[0]))
+    assert epochs[0][-1] + 0.099 / STEPS == pytest.approx(0.1)
+    for epoch, rate in ((1, 0.1), (74, 0.1), (75, 0.01), (89, 0.01), (90, 0.001), (119, 0.001)):
+        assert epochs[epoch] == pytest.approx([rate] * STEPS), epoch
+
+
+def test_one_cycle_rises_to_the_rate_and_ends_near_zero() -> None:
+    used = rates(TrainConfig(schedule="one-cycle", epochs=10, lr=0.2))
+    peak = used.index(max(used))
+    assert max(used) == pytest.approx(0.2, rel=1e-3)
+    assert used[0] < 0.02
+    assert used[-1] < 1e-4 * 0.2
+    assert all(a <= b for a, b in pairwise(used[: peak + 1]))
+    assert all(a >= b for a, b in pairwise(used[peak:]))
+
+
+def test_optimiser_is_sgd_with_the_papers_settings() -> None:
+    optimizer, _ = optimiser(nn.Linear(1, 1), TrainConfig(), STEPS)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["momentum"], optimizer.defaults["weight_decay"]) == (0.9, 5e-4)
+
+
+def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noise with a bright square on the left or on the right: the class."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(120, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(count) % 2
+    images[labels == 0, :, 4:12, :6] += 100
+    images[labels == 1, :, 4:12, -6:] += 100
+    return images, labels
+
+
+def test_a_separable_problem_is_learned_and_seeded() -> None:
+    images, labels = squares(64, seed=1)
+
+    def train(seed: int) -> tuple[list[float], Tensor]:
+        torch.manual_seed(seed)
+        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
+        batches = [(images[at : at + 16], labels[at : at + 16]) for at in range(0, 64, 16)]
+        optimizer, scheduler = optimiser(network, TrainConfig(epochs=5, lr=0.05, schedule="one-cycle"), len(batches))
+        generator = torch.Generator().manual_seed(seed)
+        results = [train_epoch(network, optimizer, scheduler, batches, "crop", generator) for _ in range(5)]
+        assert results[-1].loss < 0.2 * results[0].loss
+        assert results[-1].accuracy > 95
+        return [result.loss for result in results], confusion(network, [squares(40, seed=2)], 2)
+
+    losses, table = train(0)
+    assert accuracy(table) > 95
+    assert table.sum(1).tolist() == [20, 20]
+    assert train(0)[0] == losses
+
+
+class Pretend(nn.Module):
+    """Predicts the level of the first pixel, and has a weight so that it has a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.modes: list[bool] = []
+
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        self.modes.append(self.training)
+        return levels, nn.functional.one_hot(levels[:, 0, 0, 0].long(), 3).float()
+
+
+def test_confusion_has_the_truth_in_rows_over_all_batches() -> None:
+    predicted = torch.tensor([0, 1, 1, 2, 0, 2, 2])
+    truth = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    images = predicted.view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8)
+    network = Pretend().train()
+    table = confusion(network, [(images[:4], truth[:4]), (images[4:], truth[4:])], 3)
+    assert table.tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 2]]
+    assert accuracy(table) == pytest.approx(100 * 4 / 7)
+    assert network.modes == [False, False]
+
+
+def test_epoch_result_is_the_mean_over_images_not_batches() -> None:
+    """With a rate of zero the network stays, so batches of unequal size must give the whole set's loss."""
+    images, labels = squares(10, seed=1)
+    images[7:] = 0
+    losses = []
+    for cuts in ((0, 10), (0, 7, 10)):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+        pair = Both(network)
+        optimizer = torch.optim.SGD(pair.parameters(), lr=0.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        batches = [(images[a:b], labels[a:b]) for a, b in pairwise(cuts)]
+        losses.append(train_epoch(pair, optimizer, scheduler, batches, "none", torch.Generator()).loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+class Both(nn.Module):
+    """Gives (features, logits) as the networks here do."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        return levels, self.trunk(levels / 255)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}])
+def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TrainConfig(**wrong)

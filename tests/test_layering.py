@@ -1,0 +1,165 @@
+"""The rules of the architecture, held against the syntax tree: function-local imports count as well."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("sep", "cluster", "pipeline")
+STAGES = {f"pipeline.{name}" for name in ("pack", "surrogate", "protect", "victim", "report")}
+ENTRY_POINTS = {"pipeline.run", "pipeline.verify", "pipeline.export"}
+# What a package may import besides the standard library; None where the rule is the one about single modules below.
+MAY_IMPORT: dict[str, set[str] | None] = {
+    "sep": {"sep", "torch", "torchvision"},
+    "cluster": {"cluster", "ray"},
+    "pipeline": None,
+}
+ONLY_IN = {"webdataset": {"pipeline.shards"}, "mlflow": {"pipeline.tracking"}}
+NEVER = {"pipeline": {"ray", "pickle", "tests"}}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere, with `from a import b` as `a.b`, which may be a module or a name in one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            yield ast.unparse(node.args[0]).strip("'\"")
+
+
+def internal(name: str) -> set[str]:
+    """The project's modules that a module imports."""
+    found = set()
+    for imported in imports(TREES[name]):
+        while imported and imported not in MODULES:
+            imported = imported.rpartition(".")[0]
+        if imported:
+            found.add(imported)
+    return found - {name}
+
+
+def top_levels(name: str) -> set[str]:
+    return {imported.partition(".")[0] for imported in imports(TREES[name])} - set(sys.stdlib_module_names)
+
+
+def test_the_whole_project_is_looked_at() -> None:
+    assert {"sep.craft", "cluster.pool", "pipeline.shards", "pipeline.config", "pipeline.run"} <= MODULES.keys()
+    assert MODULES.keys() >= STAGES | ENTRY_POINTS
+    assert "torch" in top_levels("sep.craft")
+    assert "ray" in top_levels("cluster.pool")
+
+
+def test_function_local_imports_are_seen() -> None:
+    tree = ast.parse("def f():\n    import ray.train\n    from a import b\n    importlib.import_module('c')")
+    assert list(imports(tree)) == ["ray.train", "a.b", "c"]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_only_what_its_layer_may(name: str) -> None:
+    package = name.partition(".")[0]
+    allowed = MAY_IMPORT[package]
+    if allowed is not None:
+        assert top_levels(name) <= allowed
+    assert not top_levels(name) & NEVER.get(package, set())
+    for library, homes in ONLY_IN.items():
+        assert library not in top_levels(name) or name in homes
+
+
+def reached(name: str) -> set[str]:
+    """The project's modules that a module imports, or that those import, and so on."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = internal(waiting.pop()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_no_stage_reaches_another(stage: str) -> None:
+    assert not reached(stage) & STAGES
+
+
+def test_entry_points_are_imported_by_nobody() -> None:
+    for name in MODULES:
+        assert not internal(name) & ENTRY_POINTS, name
+
+
+def test_there_are_no_cycles() -> None:
+    tuple(TopologicalSorter({name: internal(name) for name in MODULES}).static_order())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_star_imports_no_relative_imports(name: str) -> None:
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            assert all(alias.name != "*" for alias in node.names)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("sep")])
+def test_sep_neither_prints_nor_opens_files(name: str) -> None:
+    called = {ast.unparse(node.func) for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)}
+    assert not called & {"print", "open", "torch.save", "torch.load", "input"}
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    parts = {part for package in (*PACKAGES, "tests") for path in (ROOT / package).rglob("*") for part in path.relative_to(ROOT).parts}
+    assert not {part.partition(".")[0] for part in parts} & {"utils", "util", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES.values(), *sorted((ROOT / "tests").glob("*.py"))], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.end_lineno:
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_the_entry_point_stays_under_100_lines() -> None:
+    assert len(MODULES["pipeline.run"].read_text().splitlines()) < 100
+
+
+def test_sep_needs_nothing_but_torch() -> None:
+    """Every module of it is imported where everything else the project uses is out of reach."""
+    modules = [name for name in MODULES if name.startswith("sep")]
+    blocked = ["ray", "mlflow", "webdataset", "pyarrow", "pydantic", "tyro", "yaml", "scipy", "matplotlib", "cluster", "pipeline"]
+    program = f"""
+import importlib, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+for name in {modules}:
+    importlib.import_module(name)
+assert not set(sys.modules) & set({blocked})
+try:
+    import ray
+except ModuleNotFoundError:
+    print("only torch")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "only torch", done.stderr

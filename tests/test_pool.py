@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import pytest
+import ray
+
+from cluster import pool
+from cluster.pool import Work, WorkFailed, describe, run_all
+from cluster.session import Resources
+
+
+def timed(number: int) -> tuple[int, float, float]:
+    begun = time.time()
+    time.sleep(0.2)
+    return number, begun, time.time()
+
+
+def troubled(trouble: str, folder: Path) -> int:
+    """Run into trouble on the first attempt only, and return the number of attempts."""
+    attempt = len(list(folder.glob(f"{trouble}-*"))) + 1
+    (folder / f"{trouble}-{attempt}").touch()
+    if attempt == 1:
+        if trouble == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trouble == "storage":
+            raise OSError("connection reset")
+        if trouble == "broken":
+            raise ValueError("label 7 is out of range")
+    return attempt
+
+
+def wait(seconds: float, folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(seconds)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.ray
+def test_every_piece_is_yielded_once_and_no_more_than_at_once_run(ray_2_cpus: Resources) -> None:
+    pieces = [Work(f"piece-{n}", (n,)) for n in range(10)]
+    outcomes = list(run_all(timed, pieces, what="time", at_once=2, cpus=0.25))  # there would be CPUs for eight
+    assert sorted((name, number) for name, (number, _, _) in outcomes) == sorted((f"piece-{n}", n) for n in range(10))
+    spans = [(begun, ended) for _, (_, begun, ended) in outcomes]
+    in_flight = [sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans]
+    assert max(in_flight) == 2
+
+
+@pytest.mark.ray
+def test_dead_processes_and_storage_errors_are_retried_and_other_errors_are_not(
+    ray_2_cpus: Resources, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pieces = [Work(name, (name, tmp_path), units=10) for name in ("broken", "killed", "storage", "well")]
+    outcomes: dict[str, int] = {}
+    with pytest.raises(WorkFailed) as raised:  # noqa: PT012  # what came before the error counts as well
+        for name, attempts in run_all(troubled, pieces, what="protect", at_once=2):
+            outcomes[name] = attempts
+    assert outcomes == {"killed": 2, "storage": 2, "well": 1}
+    assert raised.value.causes == {"broken": "ValueError: label 7 is out of range"}
+    assert "protect: 1 failed" in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken-1", "killed-1", "killed-2", "storage-1", "storage-2", "well-1"]
+    assert "broken failed: ValueError: label 7 is out of range" in caplog.text
+
+
+@pytest.mark.ray
+def test_progress_is_told_with_rate_and_time_left(
+    ray_2_cpus: Resources, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "REPORT_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, logger="cluster.pool"):
+        list(run_all(timed, [Work(str(n), (n,), units=50) for n in range(2)], what="protect", at_once=1))
+    first, last = caplog.messages
+    done, rate, left = first.removeprefix("protect: ").split(", ")
+    images_per_second, seconds = float(rate.removesuffix(" images/s")), float(left.removesuffix(" s left"))
+    assert done == "50 of 100 images"
+    assert 0 < images_per_second <= 50 / 0.2
+    assert seconds == pytest.approx(50 / images_per_second, abs=0.6)
+    assert last.startswith("protect: 100 of 100 images")
+    assert last.endswith(" 0 s left")
+
+
+@pytest.mark.ray
+def test_running_tasks_are_cancelled_when_the_caller_stops_listening(ray_2_cpus: Resources, tmp_path: Path) -> None:
+    quick, running, waiting = (tmp_path / name for name in ("quick", "running", "waiting"))
+    for folder in (quick, running, waiting):
+        folder.mkdir()
+    pieces = [Work("quick", (0, quick)), Work("running", (600, running)), Work("waiting", (600, waiting))]
+    with closing(cast(Generator[tuple[str, None]], run_all(wait, pieces, what="wait", at_once=2))) as results:
+        assert next(results) == ("quick", None)
+        assert eventually(lambda: any(running.iterdir()))
+    process = Path("/proc") / next(running.iterdir()).name
+    assert eventually(lambda: not process.exists())
+    assert not any(waiting.iterdir())
+
+
+def test_failures_survive_pickling() -> None:
+    failure = WorkFailed("protect", {"train-000001.tar": "ValueError: no", "train-000000.tar": "OSError: gone"})
+    copy = pickle.loads(pickle.dumps(failure))
+    assert (str(copy), copy.causes) == (str(failure), failure.causes)
+    assert str(failure).endswith("(train-000000.tar: OSError: gone; train-000001.tar: ValueError: no)")
+
+
+def test_a_cause_is_one_line_without_wrapping() -> None:
+    inner = ValueError("expected 3 classes,\n  got 2")
+    outer = ray.exceptions.RayTaskError("work", "Traceback ...", inner).as_instanceof_cause()
+    assert describe(outer) == describe(inner) == "ValueError: expected 3 classes, got 2"
+    assert describe(OSError("\x1b[36mray::work()\x1b[39m died")) == "OSError: ray::work() died"
+    assert describe(KeyError()) == "KeyError: no message"
+    assert len(describe(OSError("far too long " * 100))) < 330

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.shards import Shard
+from pipeline.stage import MANIFEST, Manifest, Stage, digest, flatten
+from pipeline.storage import Folder
+
+SECTION = {"size": 32, "deep": {"shard_images": 250}}
+SHARDS = {"train": [Shard("train-000000.tar", "ab" * 32, 3)]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Folder:
+    return Folder.open(str(tmp_path / "run"))
+
+
+def start(run: Folder, name: str = "pack", section: dict[str, Any] = SECTION, seed: int = 0, **options: Any) -> Stage:
+    return Stage(run, name, section, seed=seed, **options)
+
+
+def test_a_finished_stage_is_known_as_done(run: Folder) -> None:
+    stage = start(run)
+    assert stage.manifest is None
+    written = stage.finish({"train": 3}, SHARDS)
+    again = start(run).manifest
+    assert again is not None
+    assert again == written == Manifest.load(run, "pack")
+    assert again.shards == SHARDS
+    assert again.hash == digest(again.asked) == stage.hash
+    assert {"torch", "ray", "webdataset"} <= again.versions.keys()
+
+
+def test_an_unfinished_stage_goes_on_with_what_is_there(run: Folder) -> None:
+    start(run).folder.write("train-000000.tar", b"finished before")
+    half = Path(run.path, "pack", ".partial-train-000001.tar")
+    half.write_bytes(b"half")
+    stage = start(run)
+    assert stage.manifest is None
+    assert stage.folder.read("train-000000.tar") == b"finished before"
+    assert not half.exists()
+    with pytest.raises(ValueError, match="'pack' has not finished"):
+        Manifest.load(run, "pack")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_changed_field_is_named_with_both_values(run: Folder, finished: bool) -> None:
+    stage = start(run)
+    stage.folder.write("train-000000.tar", b"made with 250")
+    if finished:
+        stage.finish({})
+    changed = {"size": 32, "deep": {"shard_images": 100}}
+    with pytest.raises(ValueError, match=r"pack\.deep\.shard_images: 250 -> 100.*--overwrite") as refused:
+        start(run, section=changed)
+    assert "size" not in str(refused.value)
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        start(run, seed=1)
+    with pytest.raises(ValueError, match=r"pack\.new: None -> 5"):
+        start(run, section={**SECTION, "new": 5})
+    assert run.read("pack/train-000000.tar") == b"made with 250"  # refusing touches nothing
+    assert (start(run).manifest is not None) is finished
+
+
+def test_overwrite_clears_what_was_made_otherwise_and_keeps_what_was_not(run: Folder) -> None:
+    stage = start(run)
+    stage.folder.write("train-000000.tar", b"made with 32")
+    stage.finish({})
+    kept = start(run, overwrite=True)
+    assert kept.manifest is not None
+    assert kept.folder.exists("train-000000.tar")
+    fresh = start(run, section={**SECTION, "size": 64}, overwrite=True)
+    assert fresh.manifest is None
+    assert fresh.folder.names() == ["started.json"]
+    fresh.finish({})
+    assert start(run, section={**SECTION, "size": 64}).manifest is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"shards": {"train": [{"nam": 1}]}}', b"\xff\xfe"])
+def test_a_damaged_manifest_is_named_with_what_to_do(run: Folder, content: bytes) -> None:
+    start(run).finish({})
+    run.child("pack").write(MANIFEST, content)
+    with pytest.raises(ValueError, match=r"pack/manifest\.json is damaged"):
+        Manifest.load(run, "pack")
+    with pytest.raises(ValueError, match=r"pack/manifest\.json is damaged"):
+        start(run)
+
+
+@pytest.mark.parametrize("damaged", ["started.json", MANIFEST])
+def test_overwrite_redoes_a_stage_whose_records_are_damaged(run: Folder, damaged: str) -> None:
+    """As the message of a damaged manifest says."""
+    start(run).finish({})
+    run.child("pack").write(damaged, b"{")
+    with pytest.raises(ValueError, match="damaged"):
+        start(run)
+    assert start(run, overwrite=True).manifest is None
+
+
+def test_inputs_are_chained_by_digest(run: Folder) -> None:
+    start(run).finish({"train": 3}, SHARDS)
+    protect = start(run, "protect", {"steps": 3}, inputs=("pack",))
+    assert protect.asked["inputs"] == {"pack": Manifest.load(run, "pack").digest}
+    protect.finish({})
+    assert start(run, "protect", {"steps": 3}, inputs=("pack",)).manifest is not None
+    redone = start(run, section={**SECTION, "size": 64}, overwrite=True)
+    redone.finish({"train": 4}, SHARDS)
+    with pytest.raises(ValueError, match=r"stage 'protect'.*inputs\.pack: "):
+        start(run, "protect", {"steps": 3}, inputs=("pack",))
+
+
+def test_an_input_that_has_not_finished_is_named(run: Folder) -> None:
+    with pytest.raises(ValueError, match="stage 'pack' has not finished"):
+        start(run, "protect", {}, inputs=("pack",))
+    assert not run.exists("protect")
+
+
+def test_digest_says_what_came_out_and_not_how_long_it_took(run: Folder) -> None:
+    manifest = start(run).finish({"train": 3}, SHARDS)
+    content = json.loads(run.read("pack/manifest.json"))
+    run.write("pack/manifest.json", json.dumps({**content, "seconds": 99.0}).encode())
+    assert Manifest.load(run, "pack").digest == manifest.digest
+    run.write("pack/manifest.json", json.dumps({**content, "counts": {"train": 4}}).encode())
+    assert Manifest.load(run, "pack").digest != manifest.digest
+
+
+def test_names_of_fields_are_those_of_the_command_line() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2], "e": None}) == {"a.b.c": 1, "d": [1, 2], "e": None}
