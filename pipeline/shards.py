@@ -153,7 +153,8 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> p
         FileNotFoundError: it is not there.
         pyarrow.ArrowInvalid: it is damaged.
     """
-    return pq.read_table(pa.BufferReader(folder.read(name)), columns=columns)
+    # Not pq.read_table: a pool thread may release its buffer, which is a Python object, while the interpreter exits, and abort.
+    return pq.ParquetFile(pa.BufferReader(folder.read(name))).read(columns, use_threads=False)
 
 
 def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
