@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRIES = 3  # after a dead worker or a storage error; other errors are final
 REPORT_SECONDS = 10.0  # at most one progress line in this time
+CANCEL_SECONDS = 10.0
 MOST_CHARACTERS = 300  # of one cause
 
 
@@ -96,6 +97,8 @@ def run_all(
     finally:  # also when the caller stops listening
         for reference in running:
             ray.cancel(reference, force=True)
+        if running:  # a cancelled task must not write any more when this returns
+            ray.wait(list(running), num_returns=len(running), timeout=CANCEL_SECONDS)
     if causes:
         raise WorkFailed(what, causes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -24,22 +25,32 @@ class Resources:
     """How work is divided.
 
     Attributes:
+        nodes: CPUs and GPUs of each machine.
         workers: ranks of one distributed training.
-        cpus_per_worker: threads of each rank.
         tasks: independent tasks at a time: one per GPU, or, without GPUs, one single-threaded task per CPU.
-        gpu: GPUs that a rank or a task holds, 0 or 1.
-        cpus: of the whole cluster.
     """
 
+    nodes: tuple[tuple[int, int], ...]
     workers: int
-    cpus_per_worker: int
     tasks: int
-    gpu: int
-    cpus: int
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all machines together."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpu(self) -> int:
+        """GPUs that a rank or a task holds, 0 or 1."""
+        return int(any(gpus for _, gpus in self.nodes))
 
     def cpus_for(self, at_once: int) -> int:
-        """CPUs of each of so many equal tasks."""
-        return max(1, self.cpus // at_once)
+        """CPUs of each of so many equal tasks or ranks, none of which can stretch over two machines."""
+
+        def room(each: int) -> int:
+            return sum(min(cpus // each, gpus) if self.gpu else cpus // each for cpus, gpus in self.nodes)
+
+        return max((each for each in range(1, self.cpus + 1) if room(each) >= at_once), default=1)
 
 
 def connect(workers: int | None = None) -> Resources:
@@ -64,7 +75,8 @@ def connect(workers: int | None = None) -> Resources:
             _start()
     if joining:
         _wait_for_machines(workers)
-    return divide(ray.cluster_resources(), workers)
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return divide([(int(have.get("CPU", 0)), int(have.get("GPU", 0))) for have in alive], workers)
 
 
 def _start() -> None:
@@ -94,18 +106,18 @@ def _wait_for(kind: str, count: int) -> None:
     remove_placement_group(group)
 
 
-def divide(have: dict[str, float], workers: int | None) -> Resources:
-    """Split what the cluster has among the workers: a GPU each where there are any, and an equal share of the CPUs.
+def divide(nodes: Sequence[tuple[int, int]], workers: int | None) -> Resources:
+    """How many ranks and tasks machines with so many (CPUs, GPUs) each can hold: one a GPU where there are any, else one a CPU.
 
     Raises:
-        ValueError: more workers are asked for than there are CPUs, or than GPUs where there are any.
+        ValueError: more workers are asked for than that.
     """
-    cpus, gpus = max(1, int(have.get("CPU", 0))), int(have.get("GPU", 0))
-    kind, most = ("GPU", gpus) if gpus else ("CPU", cpus)
+    gpu = any(gpus for _, gpus in nodes)
+    most = max(1, sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in nodes))  # a GPU is of no use without a CPU
     if workers is not None and workers > most:
+        kind = "GPU" if gpu else "CPU"
         raise ValueError(f"{workers} workers need one {kind} each, but the cluster has {most}: lower --workers or add machines")
-    ranks = workers or (gpus or min(cpus, MOST_CPU_WORKERS))
-    return Resources(ranks, max(1, cpus // ranks), workers or most, int(gpus > 0), cpus)
+    return Resources(tuple(nodes), workers or (most if gpu else min(most, MOST_CPU_WORKERS)), workers or most)
 
 
 def close() -> None:

@@ -141,6 +141,18 @@ def _unchanged(images: Tensor) -> Tensor:
     return images
 
 
+def open_tests(folder: Folder, shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> Callable[[], Iterator[Batch]]:
+    """Every image once, in order, each time it is called; from memory where the decoded images fit, shard by shard otherwise."""
+    if _fits(shards, image_bytes, memory_limit_mb):
+        images, labels = load(folder, shards)
+        return lambda: in_order(images, labels)
+    return lambda: (batch for shard in shards for batch in in_order(*load(folder, [shard])))
+
+
+def _fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
+    return sum(shard.count for shard in shards) * image_bytes <= memory_limit_mb * 1e6
+
+
 def open_batches(
     folder: Folder,
     shards: Sequence[Shard],
@@ -164,7 +176,7 @@ def open_batches(
     Raises:
         ValueError: the images do not fill one batch on every rank.
     """
-    if sum(shard.count for shard in shards) * image_bytes > memory_limit_mb * 1e6:
+    if not _fits(shards, image_bytes, memory_limit_mb):
         return Streaming(folder, shards, split, transform)
     images, labels = load(folder, shards)
     return InMemory(transform(images).to(device), labels.to(device), split)

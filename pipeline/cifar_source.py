@@ -83,7 +83,9 @@ def _dataset(listing: Listing, form: Form, prefix: str) -> Dataset:
     if missing := [file for _, file in files if file not in listing.files]:
         raise SourceError(f"{listing.folder.uri} looks like {form.folder}, but lacks {', '.join(missing)}")
     names = listing.folder.read(prefix + form.names)
-    raw = _unpickle(names, form.names)[form.names_field] if form.names_field else names.split(b"\n")
+    raw = _unpickle(names, form.names).get(form.names_field) if form.names_field else names.split(b"\n")
+    if not raw:
+        raise SourceError(f"{listing.folder.uri}/{prefix}{form.names} names no classes: expected those of {form.folder}")
     classes = tuple(bytes(name).decode().strip() for name in raw)
     entries = [
         Entry(split, int(label), f"{file}#{row}", file, row)

@@ -72,6 +72,16 @@ class ProtectConfig(CraftConfig):
     batch_size: int = 125
     """images whose gradients are taken at once"""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be crafted.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"protect.batch-size must be at least 1, got {self.batch_size}")
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VictimConfig(TrainConfig):
@@ -94,8 +104,9 @@ class VictimConfig(TrainConfig):
         for name in self.countermeasures:
             if name not in COUNTERMEASURES:
                 raise ValueError(f"victim.countermeasures: unknown {name!r}; known are {', '.join(COUNTERMEASURES)}")
-        if not (self.networks and self.countermeasures and self.seeds):
-            raise ValueError("victim.networks, victim.countermeasures and victim.seeds each need at least one value")
+        for values in (self.networks, self.countermeasures, self.seeds):
+            if not values or len(set(values)) < len(values):
+                raise ValueError("victim.networks, victim.countermeasures and victim.seeds each need one value or more, none of them twice")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -114,7 +125,7 @@ class RunConfig:
     stages: tuple[StageName, ...] = STAGES
     """any subset; always run in this order"""
     workers: int | None = None
-    """workers at a time in every stage; one per GPU, or else one per CPU core up to 8, if not given"""
+    """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
     seed: int = 0
     """everything random derives from it"""
     overwrite: bool = False
@@ -141,7 +152,6 @@ class RunConfig:
                 f"protect.checkpoints = {self.protect.checkpoints} needs as many surrogate epochs, "
                 f"but surrogate.epochs = {self.surrogate.epochs}"
             )
-        absolute(self.run)
 
 
 def quickstart() -> RunConfig:

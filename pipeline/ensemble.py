@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.networks import build_network
 from pipeline.shards import sha256
-from pipeline.stage import Manifest
+from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from sep.ensemble import Member, equally_spaced, freeze
 from sep.models import Network
@@ -30,17 +31,22 @@ class Checkpoint:
     sha256: str
 
 
+def weights_digest(index: Sequence[Mapping[str, Any]]) -> str:
+    """Digest of the surrogate's outcome: every epoch, its file and that file's hash."""
+    return digest([[entry[name] for name in ("epoch", "file", "sha256")] for entry in index])
+
+
 def choose(run: Folder, count: int) -> tuple[Checkpoint, ...]:
     """The checkpoints of an ensemble of `count`, equally spaced; of one, the last; of none, nothing.
 
     Raises:
         ValueError: the index is not the one the surrogate stage wrote.
     """
-    data = run.child("surrogate").read(INDEX)
-    if sha256(data) != Manifest.load(run, "surrogate").counts["index_sha256"]:
+    entries = json.loads(run.child("surrogate").read(INDEX))["checkpoints"]
+    if weights_digest(entries) != Manifest.load(run, "surrogate").counts["weights_sha256"]:
         where = run.child("surrogate").uri
         raise ValueError(f"{where}/{INDEX} was altered since it was written: delete {where} and run that stage again")
-    index = [Checkpoint(entry["epoch"], entry["file"], entry["sha256"]) for entry in json.loads(data)["checkpoints"]]
+    index = [Checkpoint(entry["epoch"], entry["file"], entry["sha256"]) for entry in entries]
     return tuple(index[epoch] for epoch in equally_spaced(len(index), count)) if count else ()
 
 

@@ -87,6 +87,8 @@ def export(run: Folder, to: Folder) -> int:
                     raise CorruptShard(f"{where}: not the image that was recorded; `python pipeline/verify.py --run` names every fault")
                 Path(building.file(paths[sample.key])).write_bytes(sample.png)
                 written += 1
+        if written != len(paths):
+            raise CorruptShard(f"{run.uri}: {len(paths)} clean training images, but {written} protected ones; verify.py names every fault")
     return written
 
 

@@ -59,8 +59,8 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         dataset = scan(config)
         parts = _pack(stage, dataset, config)
         return _finish(stage, dataset, parts)
-    except SourceError:
-        stage.folder.delete()
+    except SourceError as error:
+        stage.clear(str(error))
         raise
 
 
@@ -193,7 +193,6 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
     write_table(stage.folder, "samples.parquet", rows)
     quarantine = [{"source": source, "reason": reason} for source, reason in refused]
     write_table(stage.folder, "quarantine.parquet", rows_to_table(quarantine, QUARANTINE))
-    stage.folder.child(PARTS).delete()
     counts = {
         "train": packed["train"].total(),
         "test": packed["test"].total(),
@@ -206,7 +205,9 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
     }
     summary = "packed %d train, %d test images of %d classes; %d quarantined (see %s/quarantine.parquet)"
     log.info(summary, counts["train"], counts["test"], len(dataset.classes), len(refused), stage.folder.uri)
-    return stage.finish(counts, shards)
+    manifest = stage.finish(counts, shards)
+    stage.folder.child(PARTS).delete()
+    return manifest
 
 
 def _why(refused: list[tuple[str, str]]) -> str:

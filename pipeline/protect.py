@@ -71,21 +71,20 @@ class Task:
 
 def sum_shard(task: Task, shard: Shard) -> tuple[Tensor, Tensor]:
     """One clean shard's share in the class means of every checkpoint: `(N, K, D)` float64 sums and `(K,)` counts."""
-    torch.set_num_threads(1)
+    _same_rounding_always()
     images, labels = to_tensors(read_shard(task.run.child("pack"), shard))
     networks = load_networks(task.run, task.checkpoints, task.device)
     each = [class_sums(network, in_order(images, labels, task.config.batch_size), task.num_classes) for network in networks]
     return torch.stack([sums for sums, _ in each]), each[0][1]
 
 
-def craft_shard(task: Task, shard: Shard) -> Shard:
+def craft_shard(task: Task, shard: Shard) -> Part:
     """Craft, write and check one protected shard; its part is written last and makes it finished.
 
     Raises:
         ValueError: an input was altered, or a protected image as stored breaks the budget.
     """
-    # One thread always: another number can round sums differently, and bytes must not depend on how many workers there are.
-    torch.set_num_threads(1)
+    _same_rounding_always()
     config, out = task.config, task.run.child("protect")
     samples = read_shard(task.run.child("pack"), shard)
     clean, labels = to_tensors(samples)
@@ -100,8 +99,15 @@ def craft_shard(task: Task, shard: Shard) -> Shard:
     written = write_shard(
         out, shard.name, [dataclasses.replace(sample, png=encode_png(image)) for sample, image in zip(samples, pixels, strict=True)]
     )
-    write_part(out, Part(written, _check(out, written, samples, clean, config.eps_levels), {}), task.stage_hash)
-    return written
+    part = Part(written, _check(out, written, samples, clean, config.eps_levels), {})
+    write_part(out, part, task.stage_hash)
+    return part
+
+
+def _same_rounding_always() -> None:
+    """Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither."""
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
 
 
 def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, eps_levels: int) -> pa.Table:
@@ -165,23 +171,22 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     resources = session.connect(config.workers)
     checkpoints = choose(folder, config.protect.members)
     task = Task(folder, config.protect, config.seed, stage.hash, len(pack.counts["classes"]), checkpoints, None, bool(resources.gpu))
-    missing = [shard for shard in shards if read_part(stage.folder, shard.name, stage.hash) is None]
+    kept = {shard.name: read_part(stage.folder, shard.name, stage.hash) for shard in shards}
+    parts = {name: part for name, part in kept.items() if part is not None}
+    missing = [shard for shard in shards if shard.name not in parts]
+    log.info("protect: %d of %d shards to craft", len(missing), len(shards))
     if config.protect.aligns_features and missing:
         task = dataclasses.replace(task, means_sha256=_write_means(task, shards, resources))
     begun = time.monotonic()
     pieces = [Work(shard.name, (task, shard), shard.count) for shard in missing]
-    for _ in run_all(craft_shard, pieces, what="protect", at_once=resources.tasks, gpus=resources.gpu):
-        pass
-    seconds = time.monotonic() - begun
-    return _finish(stage, shards, checkpoints, config.protect, sum(shard.count for shard in missing) / seconds)
+    parts |= run_all(craft_shard, pieces, what="protect", at_once=resources.tasks, gpus=resources.gpu)
+    rate = sum(shard.count for shard in missing) / (time.monotonic() - begun)
+    return _finish(stage, [parts[shard.name] for shard in shards], checkpoints, config.protect, rate)
 
 
-def _finish(stage: Stage, shards: list[Shard], checkpoints: tuple[Checkpoint, ...], config: ProtectConfig, rate: float) -> Manifest:
+def _finish(stage: Stage, parts: list[Part], checkpoints: tuple[Checkpoint, ...], config: ProtectConfig, rate: float) -> Manifest:
     """Combine the parts into one table, and say what came out."""
-    parts = [read_part(stage.folder, shard.name, stage.hash) for shard in shards]
-    done = [part for part in parts if part is not None]
-    assert len(done) == len(shards)
-    table = pa.concat_tables([part.rows for part in done])
+    table = pa.concat_tables([part.rows for part in parts])
     write_table(stage.folder, SAMPLES, table)
     finite = [value for value in table["psnr_db"].to_pylist() if value != float("inf")]
     counts: dict[str, Any] = {
@@ -193,8 +198,7 @@ def _finish(stage: Stage, shards: list[Shard], checkpoints: tuple[Checkpoint, ..
         "gradients": table.num_rows * config.gradients_per_image,
         "linf_levels": max(table["linf_levels"].to_pylist()),
         "psnr_db": sum(finite) / max(1, len(finite)),
-        "images_per_second": rate,
     }
-    manifest = stage.finish(counts, {"train": [part.shard for part in done]})
+    manifest = stage.finish(counts, {"train": [part.shard for part in parts]}, images_per_second=rate)
     stage.folder.child(PARTS).delete()
     return manifest

@@ -89,6 +89,9 @@ def configuration(config: RunConfig, found: Finished) -> dict[str, Any]:
     """
     tree = to_tree(config)
     del tree["tracking_uri"]
+    if "pack" in found:
+        asked = found["pack"].asked
+        tree |= {"data": asked.get("pack", {}).get("data", tree["data"]), "seed": asked["seed"]}
     for stage, manifest in found.items():
         recorded = manifest.asked.get(stage, {})
         tree[stage] = {name: recorded.get(name, value) for name, value in tree[stage].items()}

@@ -15,7 +15,8 @@ from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline import pack, protect, report, surrogate, victim
-from pipeline.config import STAGES, RunConfig, StageName, parse, to_tree
+from pipeline.config import STAGES, RunConfig, StageName, parse
+from pipeline.results import configuration, finished
 from pipeline.stage import Manifest, to_json
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
@@ -47,7 +48,8 @@ def run(config: RunConfig) -> str:
         for name in STAGES:
             if name in config.stages:
                 RUN[name](config, folder)
-                folder.write(CONFIG, to_json(to_tree(config)))  # only what a stage has accepted
+                # What the finished stages were made with, whatever this start was asked for besides.
+                folder.write(CONFIG, to_json(configuration(config, finished(folder))))
                 tracker.log_stage(name)
         status = "FINISHED"
     finally:

@@ -43,7 +43,10 @@ def scan(config: RunConfig) -> Dataset:
         chosen = dataset.split(split)
         if most is not None and most < len(dataset.classes):
             raise SourceError(f"pack.max-{split}-images = {most} leaves classes without images: there are {len(dataset.classes)}")
-        entries += chosen if most is None else limited(chosen, most)
+        kept = chosen if most is None else limited(chosen, most)
+        if len(kept) < len(chosen):
+            log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
+        entries += kept
     return replace(dataset, entries=entries)
 
 

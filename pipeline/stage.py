@@ -33,12 +33,17 @@ class Manifest:
     counts: dict[str, Any]  # what came out, in numbers
     shards: dict[str, list[Shard]] = field(default_factory=dict)  # per split
     versions: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    timing: dict[str, float] = field(default_factory=dict)  # seconds, images per second: other the next time
 
     @property
     def digest(self) -> str:
         """Digest of everything but the time it took: what later stages record as their input."""
-        return digest({**self.as_dict(), "seconds": None})
+        return digest({**self.as_dict(), "timing": None})
+
+    @property
+    def seconds(self) -> float:
+        """How long the last start of the stage took."""
+        return self.timing["seconds"]
 
     def as_dict(self) -> dict[str, Any]:
         """The manifest as JSON types."""
@@ -97,6 +102,8 @@ class Stage:
         self._begun = time.monotonic()
         if self.folder.exists(STARTED):
             self._reconcile(overwrite)
+        else:
+            self.folder.delete()  # that file is written first and deleted first: what is here is a clearing cut short
         if self.manifest is None:
             self.folder.sweep()
             self.folder.write(STARTED, to_json(self.asked))
@@ -116,20 +123,29 @@ class Stage:
                 "use the earlier values, another --run, or --overwrite to redo it"
             )
         if changed:
-            log.info("%s: cleared, because %s", self.name, "; ".join(changed))
-            self.folder.delete()
+            self.clear("; ".join(changed))
         elif self.folder.exists(MANIFEST):
             try:
-                self.manifest = Manifest.load(self.run, self.name)
-                log.info("%s: done before", self.name)
+                manifest = Manifest.load(self.run, self.name)
+                if manifest.hash != self.hash:
+                    raise ValueError(f"{self.folder.uri}/{MANIFEST} is of another configuration than {STARTED}: redo it with --overwrite")
             except ValueError as error:
                 if not overwrite:
                     raise
-                log.info("%s: cleared, because %s", self.name, error)
-                self.folder.delete()
+                self.clear(str(error))
+            else:
+                self.manifest = manifest
+                log.info("%s: done before", self.name)
 
-    def finish(self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None) -> Manifest:
-        """Write the manifest, which is what makes the stage done."""
+    def clear(self, reason: str) -> None:
+        """Remove the folder, beginning with what says that it was begun."""
+        log.info("%s: cleared, because %s", self.name, reason)
+        if self.folder.exists(STARTED):
+            self.folder.filesystem.delete_file(self.folder.file(STARTED))
+        self.folder.delete()
+
+    def finish(self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None, **timing: float) -> Manifest:
+        """Write the manifest, which is what makes the stage done; `timing` is what will differ the next time."""
         self.manifest = Manifest(
             stage=self.name,
             asked=self.asked,
@@ -137,7 +153,7 @@ class Stage:
             counts=counts,
             shards=shards or {},
             versions={package: version(package) for package in PACKAGES},
-            seconds=round(time.monotonic() - self._begun, 1),
+            timing={"seconds": round(time.monotonic() - self._begun, 1), **timing},
         )
         self.folder.write(MANIFEST, to_json(self.manifest.as_dict()))
         log.info("%s: finished in %.0f s", self.name, self.manifest.seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from cluster import session, training
 from pipeline.batches import Split, open_batches
 from pipeline.config import RunConfig, SurrogateConfig, to_tree
-from pipeline.ensemble import INDEX
+from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
 from pipeline.seeding import derive, generator
 from pipeline.shards import sha256
@@ -63,17 +64,19 @@ def loop(task: Task, worker: training.Worker) -> None:
             network.load_state_dict(torch.load(kept / WEIGHTS, map_location=worker.device, weights_only=True))
             state = torch.load(kept / STATE, map_location=worker.device, weights_only=True)
             sgd.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
             first = state["epoch"] + 1
+            scheduler.last_epoch = first * batches.steps  # computed, because another number of ranks makes other steps
     for epoch in range(first, config.epochs):
         begun = time.monotonic()
         draws = generator(task.seed, "augment", epoch, worker.rank)
         result = train_epoch(distributed, sgd, scheduler, batches.epoch(epoch), config.augmentation, draws)
         loss, accuracy = _mean_over_ranks(torch.tensor([result.loss, result.accuracy], device=worker.device), worker.size)
+        if not math.isfinite(loss):
+            raise ValueError(f"training diverged in epoch {epoch + 1} (loss {loss}): lower --surrogate.lr, and run again with --overwrite")
         metrics = {"loss": loss, "accuracy": accuracy, "lr": sgd.param_groups[0]["lr"], "seconds": time.monotonic() - begun}
         files = {}
         if worker.rank == 0:
-            state = {"epoch": epoch, "optimizer": sgd.state_dict(), "scheduler": scheduler.state_dict()}
+            state = {"epoch": epoch, "optimizer": sgd.state_dict()}
             files = {WEIGHTS: _to_bytes(network.state_dict()), STATE: _to_bytes(state)}
             metrics["sha256"] = sha256(files[WEIGHTS])
         worker.report(epoch, metrics, files)
@@ -104,12 +107,13 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         return stage.manifest
     pack = Manifest.load(folder, "pack")
     resources = session.connect(config.workers)
-    task = Task(config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, resources.cpus_per_worker)
+    cpus = resources.cpus_for(resources.workers)
+    task = Task(config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, cpus)
     rows = training.train(
         loop,
         task,
         workers=resources.workers,
-        cpus=resources.cpus_per_worker,
+        cpus=cpus,
         gpu=resources.gpu,
         filesystem=folder.filesystem,
         folder=folder.path,
@@ -142,6 +146,6 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         "workers": resources.workers,
         "final_loss": rows[-1]["loss"],
         "final_accuracy": rows[-1]["accuracy"],
-        "index_sha256": sha256(stage.folder.read(INDEX)),
+        "weights_sha256": weights_digest(index),
     }
     return stage.finish(counts)

@@ -233,7 +233,7 @@ class Tracker:
         run = self._child("protect", "protect", {}, manifest.asked["protect"], manifest.seconds)
         self._log_input(run, found["pack"], "clean")
         self._log_input(self._state["parent"], manifest, "protected")
-        measured = {name: value for name, value in manifest.counts.items() if name not in manifest.asked["protect"]}
+        measured = {name: value for name, value in manifest.counts.items() if name not in manifest.asked["protect"]} | manifest.timing
         self._log_metrics(run, {name: value for name, value in measured.items() if isinstance(value, int | float)})
         drawn = report.pictures(self._folder, {stage: found[stage] for stage in ("pack", "protect")})
         self._log_files(run, {f"{name}.png": png for name, png in drawn.items()})

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from cluster import session, sweep
-from pipeline.batches import Split, in_order, load, open_batches
+from pipeline.batches import Split, open_batches, open_tests
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.networks import build_network
 from pipeline.seeding import derive, generator
@@ -99,21 +99,22 @@ def trial(task: Task, report: sweep.Report) -> None:
     seed = derive(task.run_seed, "victim", cell.network, cell.seed)
     torch.manual_seed(seed)
     network = build_network(cell.network, task.pack).to(device).to(memory_format=torch.channels_last)
+    image_bytes = 3 * counts["height"] * counts["width"]
     batches = open_batches(
         task.run.child(task.train.stage),
         task.train.shards["train"],
-        3 * counts["height"] * counts["width"],
+        image_bytes,
         task.memory_limit_mb,
         Split(config.batch_size, seed),
         device,
         partial(apply, cell.countermeasure),
     )
-    test_images, test_labels = load(task.run.child("pack"), task.pack.shards["test"])
+    tests = open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb)
     sgd, scheduler = optimiser(network, config, batches.steps)
     accuracies, losses = [], []
     for epoch in range(config.epochs):
         result = train_epoch(network, sgd, scheduler, batches.epoch(epoch), config.augmentation, generator(seed, "augment", epoch))
-        table = confusion(network, in_order(test_images, test_labels), len(counts["classes"]))
+        table = confusion(network, tests(), len(counts["classes"]))
         accuracies.append(accuracy(table))
         losses.append(result.loss)
         report({"epoch": epoch, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
@@ -162,7 +163,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     cells = [Cell(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
     missing = [cell for cell in cells if _outcome(stage.folder, cell, stage.hash) is None]
     if missing:
-        at_once = min(len(missing), resources.tasks)
+        at_once = min(len(cells), resources.tasks)  # not of those missing: the threads of a trial can round differently
         cpus = resources.cpus_for(at_once)
         tasks = {
             cell.name: Task(

@@ -43,7 +43,7 @@ def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     area, aspect, x, y = torch.rand(4, count, generator=generator)
     scale = 0.08 + 0.92 * area
-    ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3))
+    ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3)) * images.shape[2] / images.shape[3]  # of pixels, not of shares
     width, height = (scale * ratio).sqrt().clamp(max=1), (scale / ratio).sqrt().clamp(max=1)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width, height

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx.experimental.optimization import fuse
+from torch.nn.functional import one_hot
 
 from sep.models import Network
 
@@ -77,8 +78,8 @@ def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_c
     sums = torch.zeros(num_classes, network.head.in_features, dtype=torch.float64, device=device)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
     for images, labels in batches:
-        labels = labels.to(device)
+        members = one_hot(labels.to(device), num_classes)
         levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
-        sums.index_add_(0, labels, network.features(levels).double())
-        counts += torch.bincount(labels, minlength=num_classes)
+        sums += members.double().T @ network.features(levels).double()  # a product, because index_add_ on a GPU has no fixed order
+        counts += members.sum(0)
     return sums.cpu(), counts.cpu()

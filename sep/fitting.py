@@ -5,6 +5,7 @@ Legend: B images, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,8 +52,10 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class EpochResult:
 
 
 def optimiser(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-    """SGD and its schedule, which moves once per step."""
+    """SGD and its schedule, which moves once per step; its `last_epoch` counts steps, and setting it resumes it."""
     # One pass over all weights at once: small networks spend as long in a loop over tensors as in a convolution.
     sgd = SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=True)
     if config.schedule == "one-cycle":

@@ -187,7 +187,7 @@ def _protect(config: RunConfig, folder: Folder) -> None:
         start += shard.count
     write_table(stage.folder, "samples.parquet", rows_to_table(rows, PROTECTED))
     counts = {"images": len(rows), "method": config.protect.method, "eps_levels": config.protect.eps_levels, "steps": config.protect.steps}
-    measured = {"linf_levels": int(largest.max()), "psnr_db": float(quality.mean()), "images_per_second": 100.0}
+    measured = {"linf_levels": int(largest.max()), "psnr_db": float(quality.mean())}
     stage.finish({**counts, **measured, "epochs": epochs, "gradients": config.protect.gradients_per_image}, {"train": shards})
 
 

@@ -135,3 +135,13 @@ def test_unknown_keys_and_values_are_refused_by_name(tree: dict[str, Any]) -> No
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         preset("smoke").protect.eps_levels = 16  # type: ignore[misc]
+
+
+def test_every_preset_can_be_submitted_as_a_job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for name in PRESETS:
+        assert parse(["--preset", name, "--data", "/images", "--run", "/runs/job"]).run == "/runs/job"
+    with pytest.raises(SystemExit) as refused:
+        parse(["--run", "runs/job"])
+    assert refused.value.code == 2
+    assert "'runs/job' is a relative path" in capsys.readouterr().err

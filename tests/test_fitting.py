@@ -136,3 +136,30 @@ class Both(nn.Module):
 def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("schedule", ["step", "one-cycle"])
+def test_a_schedule_is_resumed_by_its_count_of_steps(schedule: Any) -> None:
+    """Also with another number of steps an epoch, as with another number of ranks."""
+    config = TrainConfig(epochs=8, schedule=schedule)
+    sgd, scheduler = optimiser(nn.Linear(2, 2), config, 5)
+    for _ in range(3 * 5):
+        sgd.step()
+        scheduler.step()
+    kept, expected = sgd.state_dict(), []
+    for _ in range(5 * 5):
+        sgd.step()
+        scheduler.step()
+        expected.append(sgd.param_groups[0]["lr"])
+    for steps in (5, 6):
+        sgd, scheduler = optimiser(nn.Linear(2, 2), config, steps)
+        sgd.load_state_dict(kept)
+        scheduler.last_epoch = 3 * steps
+        rates = []
+        for _ in range(5 * steps):
+            sgd.step()
+            scheduler.step()
+            rates.append(sgd.param_groups[0]["lr"])
+        assert rates[-2] == pytest.approx(expected[-2])  # of the last step; what is set after it is used no more
+        if steps == 5:
+            assert rates == pytest.approx(expected)

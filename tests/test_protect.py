@@ -13,7 +13,7 @@ from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import pack, protect
 from pipeline.config import RunConfig, preset
-from pipeline.ensemble import INDEX
+from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
 from pipeline.shards import read_shard, read_table, sha256
 from pipeline.stage import Manifest, Stage, to_json
@@ -40,7 +40,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> t
         stage.folder.write(file, stream.getvalue())
         index.append({"epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
     stage.folder.write(INDEX, to_json({"checkpoints": index}))
-    stage.finish({"network": "resnet8", "index_sha256": sha256(stage.folder.read(INDEX))})
+    stage.finish({"network": "resnet8", "weights_sha256": weights_digest(index)})
     return config, folder
 
 

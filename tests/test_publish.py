@@ -17,6 +17,7 @@ from tests.benchmarks.publish import CARDS, README, make, with_table
 
 
 def test_readme_shows_the_cards() -> None:
+    assert list(CARDS.glob("*.json"))
     text = README.read_text()
     assert with_table(text) == text, "run: python tests/benchmarks/publish.py table"
 

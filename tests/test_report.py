@@ -194,3 +194,9 @@ def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunCo
         assert part in text
     program = "import sys; from pipeline import report; assert not {'matplotlib', 'mlflow'} & set(sys.modules), 'slow'"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(report.__file__).parents[1])
+
+
+def test_settings_of_a_finished_run_win_over_those_of_a_later_start(whole_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = whole_run
+    later = replace(config, data="/elsewhere", seed=config.seed + 1)
+    assert results.configuration(later, results.finished(folder)) == results.configuration(config, results.finished(folder))

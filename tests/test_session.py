@@ -22,35 +22,40 @@ from ray.cluster_utils import Cluster
 from cluster import session, sweep, training
 from cluster.session import Resources, divide
 
-GPU_NODE = {"CPU": 32.0, "GPU": 4.0}
+GPU_NODE = (32, 4)
 
 
 @pytest.mark.parametrize(
-    ("have", "workers", "expected"),
+    ("nodes", "workers", "ranks", "cpus_of_a_rank", "tasks"),
     [
-        ({"CPU": 2.0}, None, Resources(workers=2, cpus_per_worker=1, tasks=2, gpu=0, cpus=2)),
-        ({"CPU": 2.0}, 1, Resources(workers=1, cpus_per_worker=2, tasks=1, gpu=0, cpus=2)),
-        ({"CPU": 7.0}, 2, Resources(workers=2, cpus_per_worker=3, tasks=2, gpu=0, cpus=7)),
-        ({"CPU": 64.0}, None, Resources(workers=8, cpus_per_worker=8, tasks=64, gpu=0, cpus=64)),
-        (GPU_NODE, None, Resources(workers=4, cpus_per_worker=8, tasks=4, gpu=1, cpus=32)),
-        (GPU_NODE, 3, Resources(workers=3, cpus_per_worker=10, tasks=3, gpu=1, cpus=32)),
-        ({"CPU": 2.0, "GPU": 4.0}, None, Resources(workers=4, cpus_per_worker=1, tasks=4, gpu=1, cpus=2)),
+        ([(2, 0)], None, 2, 1, 2),
+        ([(2, 0)], 1, 1, 2, 1),
+        ([(7, 0)], 2, 2, 3, 2),
+        ([(64, 0)], None, 8, 8, 64),
+        ([GPU_NODE], None, 4, 8, 4),
+        ([GPU_NODE], 3, 3, 10, 3),
+        ([(2, 4)], None, 2, 1, 2),  # a GPU without a CPU is of no use
+        ([(0, 0), *[(8, 1)] * 4], None, 4, 8, 4),  # a head without work
+        ([(0, 0), *[(8, 1)] * 4], 2, 2, 8, 2),  # not 16: a rank does not stretch over two machines
+        ([(4, 0)] * 3, 4, 4, 2, 4),  # not 3, of which only one a machine fits
     ],
 )
-def test_resources_are_divided(have: dict[str, float], workers: int | None, expected: Resources) -> None:
-    assert divide(have, workers) == expected
+def test_resources_are_divided(nodes: list[tuple[int, int]], workers: int | None, ranks: int, cpus_of_a_rank: int, tasks: int) -> None:
+    resources = divide(nodes, workers)
+    assert (resources.workers, resources.cpus_for(resources.workers), resources.tasks) == (ranks, cpus_of_a_rank, tasks)
+    assert resources.gpu == any(gpus for _, gpus in nodes)
 
 
 @pytest.mark.parametrize(
-    ("have", "message"), [(GPU_NODE, "5 workers need one GPU each, but .* 4"), ({"CPU": 2.0}, "one CPU each, but .* 2")]
+    ("nodes", "message"), [([GPU_NODE], "5 workers need one GPU each, but .* 4"), ([(2, 0)], "one CPU each, but .* 2")]
 )
-def test_more_workers_than_machines_can_hold_are_refused(have: dict[str, float], message: str) -> None:
+def test_more_workers_than_machines_can_hold_are_refused(nodes: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        divide(have, 5)
+        divide(nodes, 5)
 
 
 def test_cpus_are_shared_among_equal_tasks() -> None:
-    assert [divide({"CPU": 8.0}, None).cpus_for(at_once) for at_once in (1, 3, 8, 100)] == [8, 2, 1, 1]
+    assert [divide([(8, 0)], None).cpus_for(at_once) for at_once in (1, 3, 8, 100)] == [8, 2, 1, 1]
 
 
 @pytest.fixture
@@ -181,5 +186,5 @@ def test_machines_that_an_autoscaler_has_to_bring_are_waited_for(short_folder: P
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     first, second = out.splitlines()[-2:]
-    assert json.loads(first) == {"workers": 2, "cpus_per_worker": 1, "tasks": 2, "gpu": 0, "cpus": 2}
+    assert json.loads(first) == {"nodes": [[0, 0], [2, 0]], "workers": 2, "tasks": 2}
     assert second.startswith("3 workers need one CPU each, but the cluster has 2")

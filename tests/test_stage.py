@@ -120,7 +120,7 @@ def test_an_input_that_has_not_finished_is_named(run: Folder) -> None:
 def test_digest_says_what_came_out_and_not_how_long_it_took(run: Folder) -> None:
     manifest = start(run).finish({"train": 3}, SHARDS)
     content = json.loads(run.read("pack/manifest.json"))
-    run.write("pack/manifest.json", json.dumps({**content, "seconds": 99.0}).encode())
+    run.write("pack/manifest.json", json.dumps({**content, "timing": {"seconds": 99.0}}).encode())
     assert Manifest.load(run, "pack").digest == manifest.digest
     run.write("pack/manifest.json", json.dumps({**content, "counts": {"train": 4}}).encode())
     assert Manifest.load(run, "pack").digest != manifest.digest
@@ -128,3 +128,23 @@ def test_digest_says_what_came_out_and_not_how_long_it_took(run: Folder) -> None
 
 def test_names_of_fields_are_those_of_the_command_line() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2], "e": None}) == {"a.b.c": 1, "d": [1, 2], "e": None}
+
+
+def test_a_clearing_cut_short_is_not_taken_for_a_finished_stage(run: Folder) -> None:
+    """Whatever it left is of an unknown configuration, even a manifest."""
+    stage = start(run)
+    stage.finish({})
+    stage.folder.write("train-000000.tar", b"of the earlier configuration")
+    Path(run.path, "pack", "started.json").unlink()
+    assert start(run, section={**SECTION, "size": 64}).manifest is None
+    assert start(run, section={**SECTION, "size": 64}).manifest is None
+    assert not run.exists("pack/train-000000.tar")
+
+
+def test_a_manifest_of_another_configuration_than_the_folder_is_refused(run: Folder) -> None:
+    start(run).finish({})
+    other = run.child("elsewhere")
+    start(other, section={**SECTION, "size": 64}).finish({})
+    run.child("pack").write(MANIFEST, other.child("pack").read(MANIFEST))
+    with pytest.raises(ValueError, match="another configuration"):
+        start(run)

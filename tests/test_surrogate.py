@@ -39,3 +39,13 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus:
     stamps = {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")}
     assert surrogate.run(config, folder).counts == manifest.counts
     assert {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")} == stamps
+
+
+def test_streams_what_does_not_fit_in_memory(tmp_path: Path, ray_2_cpus: Resources) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2, memory_limit_mb=0)
+    config = replace(config, surrogate=replace(config.surrogate, augmentation="resized-crop-flip"))
+    folder = Folder.open(config.run)
+    pack.run(config, folder)
+    counts = surrogate.run(config, folder).counts
+    assert counts["epochs"] == 2
+    assert 0 < counts["final_loss"] < 5

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.config import from_tree
 from pipeline.results import Spread, configuration, finished, psnr_values, trials
 from pipeline.stage import flatten, to_json
@@ -25,10 +27,11 @@ WHERE = ("run", "data", "seed", "stages", "workers", "overwrite", "config", "pre
 
 
 def hardware() -> str:
-    """Processor, cores and memory of this machine."""
+    """Processor, cores, memory and GPU of this machine: make a card where its runs were made."""
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "CPU")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB, {platform.system()}, no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
