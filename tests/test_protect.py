@@ -112,7 +112,9 @@ def test_finished_shards_are_not_crafted_again(packed: tuple[RunConfig, Folder],
     with pytest.raises(WorkFailed, match="1 failed after every other was finished"):
         protect.run(config, folder)
     written = {
-        name: Path(folder.child("protect").file(name)).stat().st_mtime_ns for name in folder.child("protect").names() if name.endswith(".tar")
+        name: Path(folder.child("protect").file(name)).stat().st_mtime_ns
+        for name in folder.child("protect").names()
+        if name.endswith(".tar")
     }
     assert set(written) == {shard.name for shard in shards} - {shards[1].name}
     clean.write(shards[1].name, lost)
