@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -69,10 +71,13 @@ def connect(workers: int | None = None) -> Resources:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+        handler = signal.getsignal(signal.SIGTERM)
         if joining:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
         else:
             _start()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own in its place
     if joining:
         _wait_for_machines(workers)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

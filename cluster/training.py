@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Task = TypeVar("Task")
 Metrics = dict[str, Any]
 RETRIES = 5  # starts of the whole group after a dead worker or a storage error; other errors are final
+STOP_SECONDS = 20.0  # for the training thread to notice that the cluster is gone
 POLL_SECONDS = "0.2"  # how often the controller looks at the ranks; a report waits until the one before it was seen
 
 
@@ -121,11 +122,16 @@ def train(
     )
     told: set[int] = set()  # an epoch done twice after a failure is told once
     for retries_left in reversed(range(RETRIES + 1)):
-        outcome = _fit(trainer, progress)
-        while (metrics := progress.get()) is not None:
-            if metrics["epoch"] not in told:
-                told.add(metrics["epoch"])
-                on_epoch(metrics)
+        outcome, thread = _fit(trainer, progress)
+        try:
+            while (metrics := progress.get()) is not None:
+                if metrics["epoch"] not in told:
+                    told.add(metrics["epoch"])
+                    on_epoch(metrics)
+        except BaseException:  # interrupted: a thread still inside Ray would abort the process when Python ends
+            ray.shutdown()
+            thread.join(STOP_SECONDS)
+            raise
         try:
             result = outcome.result()
             break
@@ -140,7 +146,7 @@ def train(
     return [rows[epoch] for epoch in sorted(rows)]
 
 
-def _fit(trainer: Any, progress: Queue) -> Future[Any]:
+def _fit(trainer: Any, progress: Queue) -> tuple[Future[Any], threading.Thread]:
     """Train in a thread of its own: on the main thread Ray would replace the handler of Ctrl-C, and leave it replaced."""
     outcome: Future[Any] = Future()
 
@@ -153,8 +159,9 @@ def _fit(trainer: Any, progress: Queue) -> Future[Any]:
             if ray.is_initialized():  # else the main thread has left, and a call would start another cluster
                 progress.put(None)
 
-    threading.Thread(target=fit, daemon=True).start()
-    return outcome
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    return outcome, thread
 
 
 def _one_line(failures: Mapping[int, BaseException]) -> str:

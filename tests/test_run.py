@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,10 @@ def test_what_a_user_can_mend_ends_in_one_line(tmp_path: Path, arguments: list[s
 
 
 @pytest.mark.slow
-def test_interrupted_run_ends_orderly(tmp_path: Path) -> None:
-    code, err = kill_at("surrogate: epoch 1", signal.SIGTERM, "--run", str(tmp_path / "run"))
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["surrogate: epoch 1", "victim: .* epoch 1"])
+def test_interrupted_run_ends_orderly(tmp_path: Path, sign: int, moment: str) -> None:
+    code, err = kill_at(moment, sign, "--run", str(tmp_path / "run"))
     assert code == 1
     assert "the same command goes on from there" in err
     assert "Traceback" not in err
@@ -187,13 +190,14 @@ def test_submitted_as_a_ray_job(tmp_path: Path) -> None:
             f"--temp-dir=/tmp/sep-job-{os.getpid()}",
         ],
         env=environment,
-        stdout=subprocess.PIPE,
+        stdout=(tmp_path / "head.log").open("w"),
         stderr=subprocess.STDOUT,
-        text=True,
     )
     try:
-        assert head.stdout is not None
-        assert any("Ray runtime started" in line for line in head.stdout)
+        for _ in range(600):
+            if "Ray runtime started" in (tmp_path / "head.log").read_text():
+                break
+            time.sleep(0.1)
 
         def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
             command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "pipeline/run.py", "--preset", "smoke", *arguments]
@@ -208,4 +212,4 @@ def test_submitted_as_a_ray_job(tmp_path: Path) -> None:
         assert tool("verify", "--run", str(tmp_path / "run")).returncode == 0
     finally:
         head.terminate()
-        head.wait(timeout=30)
+        head.wait(timeout=120)
