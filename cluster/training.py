@@ -120,20 +120,10 @@ def train(
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpu), resources_per_worker=resources),
         run_config=ray.train.RunConfig(name=name, storage_path=folder, storage_filesystem=filesystem),
     )
-    told: set[int] = set()  # an epoch done twice after a failure is told once
+    told: set[int] = set()
     for retries_left in reversed(range(RETRIES + 1)):
-        outcome, thread = _fit(trainer, progress)
         try:
-            while (metrics := progress.get()) is not None:
-                if metrics["epoch"] not in told:
-                    told.add(metrics["epoch"])
-                    on_epoch(metrics)
-        except BaseException:  # interrupted: a thread still inside Ray would abort the process when Python ends
-            ray.shutdown()
-            thread.join(STOP_SECONDS)
-            raise
-        try:
-            result = outcome.result()
+            result = _fit(trainer, progress, on_epoch, told)
             break
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             failures = getattr(error, "worker_failures", {})
@@ -146,8 +136,11 @@ def train(
     return [rows[epoch] for epoch in sorted(rows)]
 
 
-def _fit(trainer: Any, progress: Queue) -> tuple[Future[Any], threading.Thread]:
-    """Train in a thread of its own: on the main thread Ray would replace the handler of Ctrl-C, and leave it replaced."""
+def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], told: set[int]) -> Any:
+    """Train in a thread of its own, and follow it here: on the main thread Ray would take the handler of Ctrl-C, and keep it.
+
+    `told` holds the epochs that were told before: one done twice after a failure is told once.
+    """
     outcome: Future[Any] = Future()
 
     def fit() -> None:
@@ -161,7 +154,16 @@ def _fit(trainer: Any, progress: Queue) -> tuple[Future[Any], threading.Thread]:
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    return outcome, thread
+    try:
+        while (metrics := progress.get()) is not None:
+            if metrics["epoch"] not in told:
+                told.add(metrics["epoch"])
+                on_epoch(metrics)
+    except BaseException:  # interrupted: a thread still inside Ray would abort the process when Python ends
+        ray.shutdown()
+        thread.join(STOP_SECONDS)
+        raise
+    return outcome.result()
 
 
 def _one_line(failures: Mapping[int, BaseException]) -> str:
