@@ -222,7 +222,7 @@ def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> t
     try:
         pixels = _decode_whole_png(members["png"])
     except Exception as error:  # whatever damaged bytes make the decoder raise
-        return None, [*faults, f"damaged PNG ({error})"]
+        return None, [*faults, f"damaged PNG ({str(error).split(' <')[0]})"]  # without the address of a stream
     if own and pixels_sha256(pixels) != own["sha256"]:
         faults.append("pixels are not those recorded")
     return Readable(pixels, members.get("json", b"")), faults
