@@ -95,7 +95,7 @@ def table() -> str:
         "| data, preset | method, budget | victim | countermeasure | n | clean | protected | peak | relabelled | PSNR |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(CARDS.glob("*.json")):
+    for path in sorted(CARDS.glob("*.json"), key=lambda path: path.stem):
         card = json.loads(path.read_text())
         victims = {(v["network"], v["countermeasure"], v["data"]): v for v in card["victims"]}
         for (network, countermeasure, data), clean in victims.items():
