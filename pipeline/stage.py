@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STARTED = "started.json"
+CLEARING = {"clearing": True}  # in the place of what a stage was asked to do, until its folder is gone
 PACKAGES = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "pillow", "numpy")
 
 
@@ -93,7 +94,7 @@ class Stage:
             overwrite: whether a different configuration clears the folder instead of stopping.
 
         Raises:
-            ValueError: an input has not finished, or the folder was made with another configuration.
+            ValueError: an input has not finished, the folder was made with another configuration, or it is not ours.
         """
         self.name, self.run, self.folder = name, run, run.child(name)
         self.asked = {name: section, "seed": seed, "inputs": {i: Manifest.load(run, i).digest for i in inputs}}
@@ -102,8 +103,8 @@ class Stage:
         self._begun = time.monotonic()
         if self.folder.exists(STARTED):
             self._reconcile(overwrite)
-        else:
-            self.folder.delete()  # that file is written first and deleted first: what is here is a clearing cut short
+        elif self.folder.names(recursive=True):  # that file is written first and deleted last: this is not of our making
+            raise ValueError(f"{self.folder.uri} holds files that no stage has written, and is left alone: give another --run")
         if self.manifest is None:
             self.folder.sweep()
             self.folder.write(STARTED, to_json(self.asked))
@@ -116,6 +117,9 @@ class Stage:
         except ValueError:
             before = {STARTED: "damaged"}
         now = flatten(json.loads(to_json(self.asked)))
+        if before == CLEARING:
+            self.clear("that was begun and cut short")
+            return
         changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
         if changed and not overwrite:
             raise ValueError(
@@ -138,10 +142,12 @@ class Stage:
                 log.info("%s: done before", self.name)
 
     def clear(self, reason: str) -> None:
-        """Remove the folder, beginning with what says that it was begun."""
+        """Remove the folder. What says that it is ours, and that it is being cleared, goes last: a start may be cut short here."""
         log.info("%s: cleared, because %s", self.name, reason)
-        if self.folder.exists(STARTED):
-            self.folder.filesystem.delete_file(self.folder.file(STARTED))
+        self.folder.write(STARTED, to_json(CLEARING))
+        for name in self.folder.names(recursive=True):
+            if name != STARTED:
+                self.folder.filesystem.delete_file(self.folder.file(name))
         self.folder.delete()
 
     def finish(self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None, **timing: float) -> Manifest:

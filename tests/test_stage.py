@@ -130,15 +130,32 @@ def test_names_of_fields_are_those_of_the_command_line() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2], "e": None}) == {"a.b.c": 1, "d": [1, 2], "e": None}
 
 
-def test_a_clearing_cut_short_is_not_taken_for_a_finished_stage(run: Folder) -> None:
-    """Whatever it left is of an unknown configuration, even a manifest."""
+def test_a_clearing_cut_short_is_gone_on_with(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must never pass for a stage finished with the new configuration, nor for one of the old."""
     stage = start(run)
-    stage.finish({})
     stage.folder.write("train-000000.tar", b"of the earlier configuration")
-    Path(run.path, "pack", "started.json").unlink()
-    assert start(run, section={**SECTION, "size": 64}).manifest is None
-    assert start(run, section={**SECTION, "size": 64}).manifest is None
+    stage.finish({})
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "names", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            start(run, section={**SECTION, "size": 64}, overwrite=True)
+    assert run.exists("pack/train-000000.tar")
+    for _ in range(2):
+        assert start(run, section={**SECTION, "size": 64}).manifest is None
     assert not run.exists("pack/train-000000.tar")
+    assert not run.exists(f"pack/{MANIFEST}")
+
+
+def interrupted(folder: Folder, recursive: bool = False) -> list[str]:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_somebody_else_is_left_alone(run: Folder, overwrite: bool) -> None:
+    run.write("pack/photos/only-copy.jpg", b"precious")
+    with pytest.raises(ValueError, match="no stage has written, and is left alone: give another --run"):
+        start(run, overwrite=overwrite)
+    assert run.names(recursive=True) == ["pack/photos/only-copy.jpg"]
 
 
 def test_a_manifest_of_another_configuration_than_the_folder_is_refused(run: Folder) -> None:
