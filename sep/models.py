@@ -5,17 +5,16 @@ Legend: B images, C channels, H W pixels, K classes, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
-from torchvision.models.resnet import BasicBlock
 
-NetworkName = Literal["resnet8", "resnet18"]
+from sep.trunks import TRUNKS
 
-SMALL_IMAGE = 64  # pixels a side; below it a network must not throw resolution away in its first layers
+NetworkName = Literal["resnet8", "resnet18", "senet18", "vgg16-bn", "densenet121", "googlenet", "mobilenet-v2", "vit-small"]
+assert tuple(TRUNKS) == get_args(NetworkName)
 
 
 class Network(nn.Module):
@@ -43,52 +42,18 @@ class Network(nn.Module):
         return features, self.head(features)
 
 
-def _resnet8(image_size: int) -> tuple[nn.Module, int]:
-    """One basic block at each of the widths 16, 32, 64: small enough to train on a CPU in a minute."""
-    widths = (16, 32, 64)
-    stem = [nn.Conv2d(3, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)]
-    blocks: list[nn.Module] = []
-    for before, width in zip((widths[0], *widths), widths, strict=False):
-        stride = 1 if width == before else 2
-        shortcut = None
-        if stride != 1:
-            shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-        blocks.append(BasicBlock(before, width, stride, shortcut))
-    trunk = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    for module in trunk.modules():
-        if isinstance(module, nn.Conv2d):  # as torchvision initialises its ResNets
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return trunk, widths[-1]
-
-
-def _resnet18(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's ResNet18; for small images with a 3x3 stride-1 stem and no max-pool (method, section 2)."""
-    trunk = resnet18()
-    if image_size < SMALL_IMAGE:
-        trunk.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
-        trunk.maxpool = nn.Identity()
-    width: int = trunk.fc.in_features
-    trunk.fc = nn.Identity()
-    return trunk, width
-
-
-TRUNKS: dict[str, Callable[[int], tuple[nn.Module, int]]] = {"resnet8": _resnet8, "resnet18": _resnet18}
-assert tuple(TRUNKS) == get_args(NetworkName)
-
-
 def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Network:
     """A freshly initialised network (from torch's global random state).
 
     Args:
         name: one of `NetworkName`.
         num_classes: K.
-        image_size: side of the images in pixels; decides the stem.
+        image_size: side of the images in pixels; decides the stem, and the patches of a transformer.
         mean: per channel, in grey levels.
         std: per channel, in grey levels.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the network cannot take images of this size.
     """
     if name not in TRUNKS:
         raise ValueError(f"unknown network {name!r}; known are {', '.join(TRUNKS)}")

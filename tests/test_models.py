@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
-from sep.models import Network, build
+from sep.models import Network, NetworkName, build
 
 MEAN, STD = (120.0, 125.0, 130.0), (60.0, 65.0, 70.0)
 
@@ -25,7 +27,14 @@ def test_sizes_are_the_published_ones(name: str, classes: int, side: int, parame
     assert (network.head.in_features, network.head.out_features) == (width, classes)
 
 
-@pytest.mark.parametrize(("name", "side"), [("resnet8", 16), ("resnet8", 32), ("resnet18", 32), ("resnet18", 64)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *((name, 32) for name in get_args(NetworkName)),
+        ("resnet8", 16),
+        *((name, 64) for name in get_args(NetworkName) if name != "vgg16-bn"),
+    ],
+)
 def test_gives_penultimate_features_and_logits(name: str, side: int) -> None:
     network = build(name, 7, side, MEAN, STD).eval()
     levels = 255 * torch.rand(2, 3, side, side)
