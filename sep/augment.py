@@ -16,12 +16,17 @@ from torch.nn import functional
 Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 
 
+def _beside(images: Tensor, draws: Tensor) -> Tensor:
+    """Draws, made on the CPU, on the images' device; from pinned memory, because the host waits for any other copy to a GPU."""
+    return draws.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else draws.to(images.device)
+
+
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image shifted by up to an eighth of its side (4 pixels of 32) either way, zeros moving in: `(B, C, H, W)`."""
     count, _, height, width = images.shape
     pad = height // 8
     padded = functional.pad(images, (pad, pad, pad, pad))
-    top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator).to(images.device)
+    top, left = _beside(images, torch.randint(2 * pad + 1, (2, count, 1), generator=generator))
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     index = torch.arange(count, device=images.device)[:, None, None]
@@ -31,7 +36,7 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image mirrored left to right with probability one half."""
-    coins = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    coins = _beside(images, torch.rand(len(images), generator=generator)) < 0.5
     return torch.where(coins[:, None, None, None], images.flip(3), images)
 
 
@@ -49,7 +54,7 @@ def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     theta[:, 0, 0], theta[:, 1, 1] = width, height
     theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
     levels = images.float()
-    grid = functional.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(_beside(images, theta), list(images.shape), align_corners=False)
     return functional.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -6,7 +6,7 @@ Every iterate is whole grey levels, so what is stored is exactly what was optimi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sep.budget import project
 from sep.ensemble import Member
-from sep.objective import feature_alignment, target_cross_entropy
+from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
+from sep.objective import Targets, feature_alignment, target_cross_entropy
 
 Method = Literal["sep", "sep-fa", "sep-fa-vr", "tap", "noise"]
 
@@ -32,9 +33,16 @@ class CraftConfig:
     steps: int = 30
     """outer steps T, one grey level each"""
     checkpoints: int = 30
-    """ensemble size N, equally spaced over the surrogate's epochs"""
+    """ensemble size N, equally spaced over the epochs of each surrogate network"""
     inner_steps: int | None = None
-    """inner steps M of sep-fa-vr; N if not given"""
+    """inner steps M of sep-fa-vr; as many as the ensemble has members if not given"""
+    targets: Targets = "shift"
+    """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
+    wrong class; untargeted: away from the true class"""
+    precision: Precision = "auto"
+    """arithmetic of the gradients; auto: bf16 on a GPU, float32 on a CPU"""
+    kernels: Kernels = "fused"
+    """plain: networks as trained; fused: batch-norm folded, channels last; compiled: these through torch.compile"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be crafted.
@@ -50,8 +58,8 @@ class CraftConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
     @property
-    def members(self) -> int:
-        """How many checkpoints the method reads: N, one for tap, none for noise."""
+    def per_network(self) -> int:
+        """How many checkpoints of each surrogate network the method reads: N, one for tap, none for noise."""
         return {"tap": 1, "noise": 0}.get(self.method, self.checkpoints)
 
     @property
@@ -59,82 +67,113 @@ class CraftConfig:
         """Whether the loss is feature alignment, which needs class means."""
         return self.method in ("sep-fa", "sep-fa-vr")
 
-    @property
-    def gradients_per_image(self) -> int:
-        """Forward and backward passes per image: T*N, or T*(N+M) with variance reduction."""
-        inner = (self.inner_steps or self.checkpoints) if self.method == "sep-fa-vr" else 0
-        return self.steps * (self.members + inner)
+    def gradients_per_image(self, members: int) -> int:
+        """Forward and backward passes per image with an ensemble of so many: T*N, or T*(N+M) with variance reduction."""
+        inner = (self.inner_steps or members) if self.method == "sep-fa-vr" else 0
+        return self.steps * (members + inner)
 
 
-def gradient(member: Member, x: Tensor, targets: Tensor) -> Tensor:
-    """`grad L_i(x)` of one member with respect to the pixels, `(B, C, H, W)`; feature alignment if it has class means."""
+def gradient(member: Member, x: Tensor, targets: Tensor, *, ascend: bool = False) -> Tensor:
+    """`grad L_i(x)` of one member with respect to the pixels, `(B, C, H, W)`; feature alignment if it has class means.
+
+    With `ascend` its negative, so that whoever descends on it moves away from the class instead of towards it.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         if member.means is None:
             loss = target_cross_entropy(member.network(x)[1], targets)
         else:
             loss = feature_alignment(member.network.features(x), member.means[targets])
-        (grad,) = torch.autograd.grad(loss, x)
+        (grad,) = torch.autograd.grad(-loss if ascend else loss, x)
     return grad
 
 
 def sep(members: Sequence[Member], clean: Tensor, targets: Tensor, config: CraftConfig) -> Tensor:
     """SEP, SEP-FA and TAP: descend on the mean gradient of the ensemble."""
-    x = clean
+    x, ascend = clean, config.targets == "untargeted"
     for _ in range(config.steps):
         total = torch.zeros_like(x)
         for member in members:
-            total += gradient(member, x, targets)
+            total += gradient(member, x, targets, ascend=ascend)
         x = project(x - total.sign(), clean, config.eps_levels)
     return x
 
 
 def sep_variance_reduced(
-    members: Sequence[Member], clean: Tensor, targets: Tensor, config: CraftConfig, generator: torch.Generator
+    members: Sequence[Member], clean: Tensor, targets: Tensor, config: CraftConfig, draws: Sequence[Sequence[int]]
 ) -> Tensor:
-    """SEP-FA-VR: SVRE (Xiong et al. 2022) over the self-ensemble; a member's means always go with its own network."""
-    x = clean
-    for _ in range(config.steps):
-        each = [gradient(member, x, targets) for member in members]
+    """SEP-FA-VR: SVRE (Xiong et al. 2022) over the self-ensemble; a member's means always go with its own network.
+
+    `draws` names the members of the inner steps, `(T, M)`.
+    """
+    x, ascend = clean, config.targets == "untargeted"
+    for drawn in draws:
+        each = [gradient(member, x, targets, ascend=ascend) for member in members]
         mean = torch.stack(each).mean(0)
         v, total = x, torch.zeros_like(x)
-        for k in torch.randint(len(members), (config.inner_steps or len(members),), generator=generator).tolist():
-            total += gradient(members[k], v, targets) - (each[k] - mean)
+        for k in drawn:
+            total += gradient(members[k], v, targets, ascend=ascend) - (each[k] - mean)
             v = project(v - total.sign(), clean, config.eps_levels)
         x = project(x - total.sign(), clean, config.eps_levels)
     return x
 
 
-def random_signs(clean: Tensor, config: CraftConfig, generator: torch.Generator) -> Tensor:
-    """The control: every value moves by the whole budget, up or down at random."""
-    signs = torch.randint(2, clean.shape, generator=generator).to(clean) * 2 - 1
-    return project(clean + config.eps_levels * signs, clean, config.eps_levels)
+def craft_in_parts(
+    members: Sequence[Member], images: Tensor, targets: Tensor, config: CraftConfig, generator: torch.Generator, batch: MicroBatch
+) -> Iterator[Tensor]:
+    """Protect images in micro-batches, each handed out as soon as it is done.
 
-
-def craft(members: Sequence[Member], images: Tensor, targets: Tensor, config: CraftConfig, generator: torch.Generator) -> Tensor:
-    """Protect one batch.
+    Everything random is drawn before the first of them, so that the size of the micro-batches decides nothing.
 
     Args:
         members: the ensemble, all on one device; with class means for the methods that align features.
         images: clean images, `(B, C, H, W)` uint8, on any device.
-        targets: wrong class of each image, `(B,)`.
+        targets: class each image is drawn towards, or, untargeted, away from, `(B,)`.
         config: method, budget, steps.
         generator: on the CPU; source of the draws of `sep-fa-vr` and `noise`.
+        batch: size of the micro-batches; shrinks where memory runs out.
 
-    Returns:
-        Protected images, `(B, C, H, W)` uint8 on the CPU, within the budget.
+    Yields:
+        Protected images in order, `(b, C, H, W)` uint8 on the CPU, within the budget.
     """
-    assert len(members) == config.members
+    assert (config.method == "noise") == (not members)
     assert images.dtype == torch.uint8
     assert all((member.means is not None) == config.aligns_features for member in members)
-    like = members[0].network.mean if members else torch.empty(0)
-    clean = images.to(like.device, like.dtype, memory_format=torch.channels_last)
-    targets = targets.to(like.device)
     if config.method == "noise":
-        x = random_signs(clean, config, generator)
-    elif config.method == "sep-fa-vr":
-        x = sep_variance_reduced(members, clean, targets, config, generator)
-    else:
-        x = sep(members, clean, targets, config)
-    # Whole levels in, whole levels out: the conversion is exact, and rounding guards against a future step that is not.
-    return x.round().to(torch.uint8).cpu().contiguous()
+        signs = torch.randint(2, images.shape, generator=generator, dtype=torch.int8) * 2 - 1
+        # The control: every value moves by the whole budget, up or down at random.
+        levels = images.cpu().float()
+        yield project(levels + config.eps_levels * signs, levels, config.eps_levels).to(torch.uint8)
+        return
+    like = members[0].network.mean
+    inner = (config.steps, config.inner_steps or len(members))
+    draws = torch.randint(len(members), inner, generator=generator).tolist() if config.method == "sep-fa-vr" else []
+
+    def run(part: slice) -> Tensor:
+        clean, wanted = to_device(images[part], like, config.kernels), targets[part].to(like.device)
+        with arithmetic(like.device, config.precision):
+            if config.method == "sep-fa-vr":
+                x = sep_variance_reduced(members, clean, wanted, config, draws)
+            else:
+                x = sep(members, clean, wanted, config)
+        # Whole levels in, whole levels out: the conversion is exact, and rounding guards against a future step that is not.
+        return x.round().to(torch.uint8).cpu().contiguous()
+
+    yield from batch.run(run, len(images))
+
+
+def craft(
+    members: Sequence[Member],
+    images: Tensor,
+    targets: Tensor,
+    config: CraftConfig,
+    generator: torch.Generator,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Protect images: see `craft_in_parts`, whose parts these are in one, `(B, C, H, W)` uint8 on the CPU.
+
+    `batch_size` is how many gradients are taken at once; what fits memory if not given.
+    """
+    device = members[0].network.mean.device if members else torch.device("cpu")
+    batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], device)
+    return torch.cat(list(craft_in_parts(members, images, targets, config, generator, batch)))

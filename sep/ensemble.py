@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import one_hot
 
+from sep.execution import Kernels
 from sep.models import Network
 
 
@@ -29,11 +31,16 @@ def equally_spaced(epochs: int, count: int) -> list[int]:
     return [(k + 1) * epochs // count - 1 for k in range(count)]
 
 
-def freeze(network: Network) -> Network:
-    """The network in eval mode, without weight gradients, batch-norm folded into the convolutions, channels last.
+def freeze(network: Network, kernels: Kernels = "fused") -> Network:
+    """The network in eval mode and without weight gradients; the one passed in is not changed.
 
-    The network passed in is not changed. After this, nothing about it can move: there are no batch-norm statistics left.
+    Args:
+        network: as trained.
+        kernels: plain: the operations it was trained with; otherwise batch-norm is folded into the convolutions before it, which leaves
+            no statistics that could move, and weights are laid out channels last.
     """
+    if kernels == "plain":
+        return copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
     with warnings.catch_warnings():  # torch announces a successor of fx's fusion that does not exist yet
         warnings.simplefilter("ignore")
         trunk = fuse(copy.deepcopy(network.trunk).eval(), inplace=True)
@@ -41,6 +48,30 @@ def freeze(network: Network) -> Network:
     frozen = Network(trunk, network.head.in_features, network.head.out_features, mean, std).to(network.mean)
     frozen.head.load_state_dict(network.head.state_dict())
     return frozen.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
+
+class _Compiled(nn.Module):
+    """A trunk run by code that was compiled once for all checkpoints of its architecture, given its own weights."""
+
+    def __init__(self, trunk: nn.Module, run: Callable[[dict[str, Tensor], Tensor], Tensor]) -> None:
+        super().__init__()
+        self.trunk, self.run = trunk, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run({**dict(self.trunk.named_parameters()), **dict(self.trunk.named_buffers())}, x)
+
+
+def compile_together(networks: Sequence[Network]) -> None:
+    """Run networks from `freeze`, all of one architecture, by torch.compile's kernels, which are made once and not once per network."""
+    template = networks[0].trunk
+
+    def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        features: Tensor = functional_call(template, weights, (x,))
+        return features
+
+    compiled = torch.compile(run)
+    for network in networks:
+        network.trunk = _Compiled(network.trunk, compiled).eval()
 
 
 @dataclass(frozen=True)

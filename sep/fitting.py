@@ -6,7 +6,7 @@ Legend: B images, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,8 +90,11 @@ def train_epoch(
     batches: Batches,
     augmentation: Augmentation,
     generator: torch.Generator,
+    autocast: torch.dtype | None = None,
 ) -> EpochResult:
     """One pass of SGD on the cross-entropy of the true labels.
+
+    Only its end waits for the device, so that on a GPU the host stays ahead.
 
     Args:
         network: gives (features, logits); on the device it is to be trained on.
@@ -100,6 +103,7 @@ def train_epoch(
         batches: images `(B, C, H, W)` in levels, any dtype, and labels `(B,)`.
         augmentation: applied to each batch on the device.
         generator: on the CPU; source of the augmentation's draws.
+        autocast: type that products and convolutions round to, weights and their sums staying float32; nothing is rounded if not given.
     """
     network.train()
     device = next(network.parameters()).device
@@ -107,8 +111,9 @@ def train_epoch(
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
-        logits = network(levels)[1]
-        loss = functional.cross_entropy(logits, labels)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            logits = network(levels)[1]
+            loss = functional.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
@@ -132,6 +137,7 @@ def confusion(network: nn.Module, batches: Batches, num_classes: int) -> Tensor:
     return table.view(num_classes, num_classes).cpu()
 
 
-def accuracy(table: Tensor) -> float:
-    """Percent correct of a confusion table `(K, K)`."""
-    return 100 * float(table.trace()) / float(table.sum())
+def accuracy(table: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Percent correct of a confusion table `(K, K)`, on the images of some classes if they are given."""
+    rows = list(range(len(table))) if classes is None else list(classes)
+    return 100 * float(table.diagonal()[rows].sum()) / float(table[rows].sum())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,7 @@ class Case:
         return points[-1:] if method == "tap" else points
 
 
-@pytest.fixture(scope="module")
-def case() -> Case:
+def trained(name: str) -> Case:
     """Three checkpoints of really different weights, running statistics and class means."""
     draw = torch.Generator().manual_seed(7)
     labels = torch.arange(20) % K
@@ -61,7 +61,7 @@ def case() -> Case:
     networks = []
     for seed in range(N):
         torch.manual_seed(seed)
-        network = build("resnet8", K, SIDE, [120.0, 125.0, 130.0], [60.0, 65.0, 70.0])
+        network = build(name, K, SIDE, [120.0, 125.0, 130.0], [60.0, 65.0, 70.0])
         sgd = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
         for _ in range(3 + 3 * seed):
             sgd.zero_grad()
@@ -71,7 +71,12 @@ def case() -> Case:
     return Case(images, labels, networks)
 
 
-def configure(method: Method, **values: int) -> CraftConfig:
+@pytest.fixture(scope="module")
+def case() -> Case:
+    return trained("resnet8")
+
+
+def configure(method: Method, **values: Any) -> CraftConfig:
     return CraftConfig(method=method, **{"eps_levels": 4, "steps": 6, "checkpoints": N, "inner_steps": M, **values})
 
 
@@ -82,7 +87,7 @@ def protect(case: Case, config: CraftConfig, seed: int = 0, dtype: torch.dtype =
 
 def by_reference(case: Case, config: CraftConfig, seed: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    draws = [torch.randint(N, (M,), generator=generator).tolist() for _ in range(config.steps)]
+    draws = [torch.randint(N, (config.inner_steps or N,), generator=generator).tolist() for _ in range(config.steps)]
     points = case.points(config.method)
     pairs = zip(case.images[:count], case.labels[:count].tolist(), strict=True)
     return torch.stack(
@@ -90,14 +95,45 @@ def by_reference(case: Case, config: CraftConfig, seed: int, count: int) -> Tens
     )
 
 
+def hold_to_the_reference(case: Case, config: CraftConfig, count: int) -> None:
+    wanted = by_reference(case, config, seed=3, count=count)
+    assert torch.equal(protect(case, config, seed=3, only=slice(count)), wanted)
+    assert set(linf_levels(wanted, case.images[:count]).tolist()) == {config.eps_levels}  # long enough to meet the edge of the ball
+    single = protect(case, config, seed=3, dtype=torch.float32, only=slice(count))
+    assert float((single != wanted).double().mean()) < 0.01
+
+
 @pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr", "tap"])
 def test_takes_exactly_the_steps_of_the_brute_force_reference(case: Case, method: Method) -> None:
-    config = configure(method)
-    wanted = by_reference(case, config, seed=3, count=6)
-    assert torch.equal(protect(case, config, seed=3, only=slice(6)), wanted)
-    assert set(linf_levels(wanted, case.images[:6]).tolist()) == {4}  # the walk is long enough to meet the edge of the ball
-    single = protect(case, config, seed=3, dtype=torch.float32, only=slice(6))
-    assert float((single != wanted).double().mean()) < 0.01
+    hold_to_the_reference(case, configure(method), count=6)
+
+
+def test_takes_exactly_the_steps_of_the_reference_with_another_network() -> None:
+    case = trained("resnet18")
+    methods: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
+    for method in methods:
+        hold_to_the_reference(case, configure(method, steps=3, eps_levels=2, inner_steps=2), count=2)
+
+
+@pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr"])
+def test_untargeted_moves_away_from_the_true_class(case: Case, method: Method) -> None:
+    """Against the reference, descending on its negative loss; and by what it is for: the loss of the true class rises."""
+    config = configure(method, targets="untargeted")
+    away = craft(case.members(method), case.images, case.labels, config, torch.Generator().manual_seed(3))
+    towards = craft(case.members(method), case.images, case.labels, replace(config, targets="shift"), torch.Generator().manual_seed(3))
+
+    def loss(images: Tensor) -> float:
+        pairs = list(zip(images.double(), case.labels.tolist(), strict=True))
+        with torch.no_grad():
+            losses = [reference.loss_of(p, image, label, method != "sep") for p in case.points(method) for image, label in pairs]
+        return float(torch.stack(losses).mean())
+
+    assert loss(away) > loss(case.images) > loss(towards)
+    first = craft(case.members(method), case.images[:1], case.labels[:1], replace(config, steps=1), torch.Generator().manual_seed(3))
+    point, image = case.points(method), case.images[0].double()
+    if method != "sep-fa-vr":  # whose first step has inner steps
+        mean = torch.stack([reference.gradient_of(p, image, int(case.labels[0]), method != "sep") for p in point]).mean(0)
+        assert torch.equal(first[0], reference.step_into_ball(image, -mean, image, 4).to(torch.uint8))
 
 
 def test_reference_and_library_agree_with_central_differences(case: Case) -> None:
@@ -133,10 +169,10 @@ class Mispaired:
     def __init__(self, members: Sequence[Member]) -> None:
         self.members, self.calls = members, 0
 
-    def __call__(self, member: Member, x: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, member: Member, x: Tensor, targets: Tensor, *, ascend: bool) -> Tensor:
         inner = self.calls % (N + 1) == N  # with one inner step, every (N + 1)th gradient
         self.calls += 1
-        return gradient(Member(member.network, self.members[-1].means) if inner else member, x, targets)
+        return gradient(Member(member.network, self.members[-1].means) if inner else member, x, targets, ascend=ascend)
 
 
 def test_first_inner_step_has_the_ensembles_gradient_whichever_checkpoint_is_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +201,17 @@ def test_an_image_does_not_depend_on_its_batch(case: Case, method: Method) -> No
     together = protect(case, config)
     for index in (0, 13):
         assert torch.equal(protect(case, config, only=slice(index, index + 1)), together[index : index + 1])
+
+
+@pytest.mark.parametrize("method", ["sep-fa", "sep-fa-vr", "noise"])
+def test_micro_batches_decide_nothing(case: Case, method: Method) -> None:
+    config = configure(method, steps=3)
+    results = []
+    for size in (20, 7, None):
+        generator = torch.Generator().manual_seed(1)
+        results.append(craft(case.members(method), case.images, case.targets, config, generator, size))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -208,7 +255,7 @@ def test_the_ensembles_loss_falls_as_random_changes_cannot_make_it(case: Case, m
 
 def test_ensemble_must_be_what_the_method_asks_for(case: Case) -> None:
     draw = torch.Generator()
-    for given, asked in (("tap", "sep"), ("sep", "sep-fa"), ("sep-fa", "sep")):
+    for given, asked in (("noise", "sep"), ("sep", "noise"), ("sep", "sep-fa"), ("sep-fa", "sep")):
         with pytest.raises(AssertionError):
             craft(case.members(given), case.images, case.targets, configure(asked), draw)  # type: ignore[arg-type]
     with pytest.raises(AssertionError):
@@ -218,12 +265,12 @@ def test_ensemble_must_be_what_the_method_asks_for(case: Case) -> None:
 @pytest.mark.parametrize(("method", "members", "gradients"), [("sep", 30, 900), ("sep-fa", 30, 900), ("tap", 1, 30), ("noise", 0, 0)])
 def test_cost_is_the_methods(method: Method, members: int, gradients: int) -> None:
     config = CraftConfig(method=method)
-    assert (config.members, config.gradients_per_image) == (members, gradients)
+    assert (config.per_network, config.gradients_per_image(config.per_network)) == (members, gradients)
 
 
 def test_cost_with_variance_reduction_is_the_methods() -> None:
     config = CraftConfig(method="sep-fa-vr", checkpoints=15)
-    assert config.gradients_per_image == replace(config, inner_steps=15).gradients_per_image == 900
+    assert config.gradients_per_image(15) == replace(config, inner_steps=15).gradients_per_image(15) == 900
 
 
 @pytest.mark.parametrize("wrong", [{"eps_levels": 0}, {"eps_levels": 256}, {"steps": 0}, {"checkpoints": 0}, {"inner_steps": 0}])

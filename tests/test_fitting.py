@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 from sep.models import build
@@ -79,6 +80,67 @@ def test_a_separable_problem_is_learned_and_seeded() -> None:
     assert accuracy(table) > 95
     assert table.sum(1).tolist() == [20, 20]
     assert train(0)[0] == losses
+
+
+def test_autocast_rounds_products_and_keeps_weights() -> None:
+    images, labels = squares(64, seed=1)
+    results, weights = {}, {}
+    for autocast in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
+        optimizer, scheduler = optimiser(network, TrainConfig(epochs=5, lr=0.05, schedule="one-cycle"), 4)
+        batches = list(zip(torch.split(images, 16), torch.split(labels, 16), strict=True))
+        for epoch in range(5):
+            draws = torch.Generator().manual_seed(epoch)
+            results[autocast] = train_epoch(network, optimizer, scheduler, batches, "crop", draws, autocast)
+        weights[autocast] = nn.utils.parameters_to_vector(network.parameters()).detach()
+    assert weights[torch.bfloat16].dtype == torch.float32
+    assert 0 < float((weights[torch.bfloat16] - weights[None]).norm() / weights[None].norm()) < 0.1
+    assert results[torch.bfloat16].accuracy > 95
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often the value of a tensor is asked for, for which the host would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
+        self.count += func in waits
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_within_an_epoch() -> None:
+    images, labels = squares(64, seed=1)
+    counts = []
+    for size in (64, 4):
+        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
+        optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
+        batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+        with Waits() as waits:  # type: ignore[no-untyped-call]
+            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), torch.bfloat16)
+        counts.append(waits.count)
+    assert counts == [2, 2]  # the loss and the accuracy, at the end
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("always:called a synchronizing CUDA operation")
+def test_nothing_waits_for_a_gpu_within_an_epoch(recwarn: pytest.WarningsRecorder) -> None:
+    """As torch itself sees it, which also knows of copies."""
+    images, labels = (part.cuda() for part in squares(64, seed=1))
+    counts = []
+    for size in (64, 64, 4):  # the first time for whatever is set up once
+        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).cuda()
+        optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
+        batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), torch.bfloat16)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in recwarn))
+    assert counts[1:] == [2, 2]
 
 
 class Pretend(nn.Module):

@@ -1,0 +1,90 @@
+"""How gradients are computed on the hardware at hand: the same mathematics by other kernels, in pieces that fit memory.
+
+Legend: B images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+Precision = Literal["auto", "float32", "tf32", "bf16"]
+Kernels = Literal["plain", "fused", "compiled"]
+Result = TypeVar("Result")
+CPU_PIXELS = 2**16  # of a micro-batch: 64 images of 32 x 32; larger ones are no faster and take more memory
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Products and convolutions in the given precision; `auto` is bf16 on a GPU and float32 on a CPU, where bf16 gains nothing.
+
+    Weights, sums over checkpoints and the images themselves stay as they are: bf16 is torch's autocast, and `float32` is what it says
+    also on a GPU, where torch by itself lets convolutions round to tf32.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "float32"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
+    try:
+        # Without its cache: it keeps a bf16 copy of each weight that needs a gradient, and these need none.
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@dataclass
+class MicroBatch:
+    """How many images are computed at once; shrinks for good when memory runs out."""
+
+    size: int
+
+    @classmethod
+    def fitting(cls, shape: Sequence[int], device: torch.device) -> MicroBatch:
+        """The size to begin with for images of shape `(C, H, W)`: on a GPU all that are given, on a CPU as many as are of use."""
+        if device.type == "cuda":
+            return cls(sys.maxsize)
+        return cls(max(1, CPU_PIXELS // (shape[-1] * shape[-2])))
+
+    def run(self, function: Callable[[slice], Result], count: int) -> Iterator[Result]:
+        """`function(part)` for consecutive parts of `range(count)`, in order; a part that does not fit is halved and done again.
+
+        Raises:
+            RuntimeError: not even one image fits (torch.OutOfMemoryError on a GPU), or `function` raised it for another reason.
+        """
+        start = 0
+        while start < count:
+            stop = min(start + self.size, count)
+            try:
+                result = function(slice(start, stop))
+            except RuntimeError as error:
+                if stop - start == 1 or not _out_of_memory(error):
+                    raise
+                self.size = (stop - start) // 2
+            else:
+                yield result
+                start = stop
+                continue
+            gc.collect()  # only here, with the exception gone, are the tensors of the failed attempt free
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:
+    """Images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, laid out as the kernels want them."""
+    if like.is_cuda and not images.is_cuda:
+        images = images.pin_memory()  # pageable memory would be copied twice, and waited for
+    layout = torch.contiguous_format if kernels == "plain" else torch.channels_last
+    return images.to(like.device, non_blocking=True).to(like.dtype, memory_format=layout)

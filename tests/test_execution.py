@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import shutil
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+
+from sep.craft import CraftConfig, gradient
+from sep.ensemble import Member, compile_together, freeze
+from sep.execution import Kernels, MicroBatch, arithmetic, to_device
+from sep.models import Network, build
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def networks() -> list[Network]:
+    """Two checkpoints with statistics of their own."""
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = build("resnet8", 5, 16, [120.0, 125.0, 130.0], [60.0, 65.0, 70.0])
+        network(torch.rand(32, 3, 16, 16) * 255)  # in training mode, which moves the running statistics
+        found.append(network)
+    return found
+
+
+def gradients(networks: list[Network], kernels: Kernels, precision: str = "auto") -> Tensor:
+    frozen = [freeze(network, kernels) for network in networks]
+    if kernels == "compiled":
+        compile_together(frozen)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    targets = torch.randint(5, (16,), generator=draw)
+    levels = to_device(images, frozen[0].mean, kernels)
+    with arithmetic(CPU, precision):  # type: ignore[arg-type]
+        return torch.stack([gradient(Member(network), levels, targets) for network in frozen])
+
+
+def same_signs(a: Tensor, b: Tensor) -> float:
+    return float((a.sign() == b.sign()).double().mean())
+
+
+def test_fused_kernels_give_the_plain_gradient(networks: list[Network]) -> None:
+    plain, fused = gradients(networks, "plain"), gradients(networks, "fused")
+    assert torch.allclose(plain, fused, rtol=1e-3, atol=1e-4 * float(plain.abs().max()))
+    assert same_signs(plain, fused) > 0.999
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_kernels_give_the_plain_gradient_of_each_checkpoint(networks: list[Network]) -> None:
+    plain, compiled = gradients(networks, "plain"), gradients(networks, "compiled")
+    assert same_signs(plain, compiled) > 0.999
+    assert same_signs(plain, compiled.flip(0)) < 0.9  # one code for both, but each with its own weights
+
+
+def test_bf16_gradients_point_the_same_way(networks: list[Network]) -> None:
+    plain, coarse = gradients(networks, "fused", "float32"), gradients(networks, "fused", "bf16")
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(plain, coarse)
+    assert same_signs(plain, coarse) > 0.9
+
+
+def test_arithmetic_leaves_no_trace() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for precision, allowed in (("tf32", True), ("float32", False)):
+        with arithmetic(CPU, precision):  # type: ignore[arg-type]
+            assert torch.backends.cudnn.allow_tf32 == allowed
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    with arithmetic(CPU, "auto"):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_layout_is_what_the_kernels_want() -> None:
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert to_device(images, torch.zeros(1), "fused").is_contiguous(memory_format=torch.channels_last)
+    assert to_device(images, torch.zeros(1), "plain").is_contiguous()
+    assert to_device(images, torch.zeros(1, dtype=torch.float64), "plain").dtype == torch.float64
+
+
+class Memory:
+    """A function that needs more memory than there is for more than `most` images at once."""
+
+    def __init__(self, most: int, error: RuntimeError) -> None:
+        self.most, self.error = most, error
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, part: slice) -> list[int]:
+        self.asked.append((part.start, part.stop))
+        if part.stop - part.start > self.most:
+            raise self.error
+        return list(range(part.start, part.stop))
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory_halves_the_batch_and_loses_nothing(error: RuntimeError) -> None:
+    batch, memory = MicroBatch(64), Memory(13, error)
+    assert list(chain.from_iterable(batch.run(memory, 100))) == list(range(100))
+    assert batch.size == 8
+    assert memory.asked[:5] == [(0, 64), (0, 32), (0, 16), (0, 8), (8, 16)]
+    again = Memory(13, error)
+    assert list(chain.from_iterable(batch.run(again, 20))) == list(range(20))
+    assert again.asked[0] == (0, 8)  # the size that failed is not tried again
+
+
+def test_true_out_of_memory_of_the_cpu_is_survived() -> None:
+    """What torch really raises where the operating system refuses: more than any machine's address space holds."""
+    done = []
+
+    def function(part: slice) -> int:
+        count: int = part.stop - part.start
+        if count > 2:
+            torch.empty(count * 2**46)
+        done.append(count)
+        return count
+
+    assert list(MicroBatch(8).run(function, 5)) == [2, 2, 1]
+    assert done == [2, 2, 1]
+
+
+def test_other_errors_and_one_image_too_many_are_final() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(MicroBatch(8).run(Memory(2, RuntimeError("shapes differ")), 8))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(MicroBatch(8).run(Memory(0, torch.OutOfMemoryError("no")), 8))
+
+
+def test_size_to_begin_with() -> None:
+    assert MicroBatch.fitting((3, 32, 32), CPU).size == 64
+    assert MicroBatch.fitting((3, 512, 512), CPU).size == 1
+    assert MicroBatch.fitting((3, 32, 32), torch.device("cuda")).size > 10**6  # whatever a shard holds
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_agrees_with_the_cpu(networks: list[Network]) -> None:
+    """Plain float32 there and here, and the fast path there."""
+    wanted = gradients(networks, "plain")
+    images = torch.randint(256, (16, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for kernels, precision, share in (("plain", "float32", 0.999), ("fused", "tf32", 0.97), ("fused", "bf16", 0.9)):
+        config = CraftConfig(kernels=kernels, precision=precision)  # type: ignore[arg-type]
+        frozen = [freeze(network, config.kernels).cuda() for network in networks]
+        levels = to_device(images, frozen[0].mean, config.kernels)
+        draw = torch.Generator().manual_seed(0)
+        torch.randint(256, (16, 3, 16, 16), generator=draw, dtype=torch.uint8)
+        targets = torch.randint(5, (16,), generator=draw).cuda()
+        with arithmetic(levels.device, config.precision):
+            found = torch.stack([gradient(Member(network), levels, targets).cpu() for network in frozen])
+        assert same_signs(wanted, found) > share
