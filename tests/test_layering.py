@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sep", "cluster", "pipeline")
 STAGES = {f"pipeline.{name}" for name in ("pack", "surrogate", "protect", "victim", "report")}
-ENTRY_POINTS = {"pipeline.run", "pipeline.verify", "pipeline.export"}
+ENTRY_POINTS = {"pipeline.run", "pipeline.verify", "pipeline.export", "pipeline.reproduce"}
 # What a package may import besides the standard library; None where the rule is the one about single modules below.
 MAY_IMPORT: dict[str, set[str] | None] = {
     "sep": {"sep", "torch", "torchvision"},
@@ -102,6 +102,13 @@ def test_no_stage_reaches_another(stage: str) -> None:
 def test_entry_points_are_imported_by_nobody() -> None:
     for name in MODULES:
         assert not internal(name) & ENTRY_POINTS, name
+
+
+def test_the_reproduction_needs_only_torch_and_pyarrow() -> None:
+    """On a machine where nothing else is installed."""
+    modules = {"pipeline.reproduce"} | reached("pipeline.reproduce")
+    assert modules >= {"pipeline.reproduction.pieces", "sep.craft"}
+    assert set().union(*map(top_levels, modules)) <= {"sep", "pipeline", "torch", "torchvision", "pyarrow"}
 
 
 def test_there_are_no_cycles() -> None:

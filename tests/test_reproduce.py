@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import reproduce
+from pipeline.reproduction.pieces import load, save
+from pipeline.seeding import generator
+from sep.budget import linf_levels
+from sep.craft import CraftConfig, craft
+from sep.ensemble import Member, class_sums, freeze
+from sep.models import build
+from tests.small_reproduction import (
+    CHECKPOINTS,
+    CHUNK,
+    CLASSES,
+    EPOCHS,
+    INNER,
+    SIZE,
+    STEPS,
+    TRAIN,
+    card,
+    command,
+    figures,
+    pictures,
+    protected,
+    write_parquet,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert reproduce.main(command(data, out)) == 0
+    return out
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def test_protected_images_keep_their_order_and_budget(finished: Path) -> None:
+    clean, _ = pictures(TRAIN)
+    for eps_levels in (2, 8):
+        images = protected(finished, eps_levels)
+        assert images.shape == clean.shape
+        assert linf_levels(images, clean).tolist() == [2] * TRAIN  # two steps, one level each
+    assert len(list((finished / "craft" / "eps2").iterdir())) == 3  # 16 + 16 + 8
+
+
+def test_chunks_are_what_the_method_makes_of_the_checkpoints(finished: Path) -> None:
+    """Equally spaced epochs, each with means of its own network over all training images as they are."""
+    images, labels = pictures(TRAIN)[0], torch.tensor(pictures(TRAIN)[1])
+    kept = load(finished / "data.pt")
+    assert kept
+    assert sorted(path.name for path in (finished / "means").iterdir()) == ["epoch_0000.pt", "epoch_0002.pt"]
+    members = []
+    for epoch in (0, 2):
+        state, means = load(finished / "surrogate" / f"epoch_{epoch:04d}.pt"), load(finished / "means" / f"epoch_{epoch:04d}.pt")
+        assert state
+        assert means
+        network = build("resnet8", CLASSES, SIZE, kept["mean"], kept["std"])
+        network.load_state_dict(state["network"])
+        sums, counts = class_sums(freeze(network), [(images, labels)], CLASSES)
+        assert counts.tolist() == [TRAIN // CLASSES] * CLASSES
+        assert torch.allclose(means["means"], (sums / counts[:, None]).float(), rtol=1e-4, atol=1e-5)
+        members.append(Member(freeze(network), means["means"]))
+    for eps_levels in (2, 8):
+        config = CraftConfig(method="sep-fa-vr", eps_levels=eps_levels, steps=STEPS, checkpoints=CHECKPOINTS, inner_steps=INNER)
+        rows = slice(CHUNK, 2 * CHUNK)
+        targets = (labels[rows] + CLASSES // 2) % CLASSES
+        expected = craft(members, images[rows], targets, config, generator(0, "craft", eps_levels, CHUNK))
+        assert torch.equal(protected(finished, eps_levels)[rows], expected)
+
+
+def test_any_number_of_stops_gives_the_same(data: Path, finished: Path, tmp_path: Path) -> None:
+    """Every start does one epoch, one checkpoint's means or one chunk, and ends with 3 until all is done."""
+    out = tmp_path / "out"
+    codes: list[int] = []
+    while not codes or (codes[-1] == 3 and len(codes) < 100):
+        codes.append(reproduce.main(command(data, out, minutes=0)))
+    pieces = EPOCHS + CHECKPOINTS + 2 * 3 + 3 * EPOCHS
+    assert codes == [3] * pieces + [0]
+    assert figures(out) == figures(finished)
+    for eps_levels in (2, 8):
+        assert torch.equal(protected(out, eps_levels), protected(finished, eps_levels))
+    for epoch in range(EPOCHS):
+        mine, other = (load(folder / "surrogate" / f"epoch_{epoch:04d}.pt") for folder in (out, finished))
+        assert mine
+        assert other
+        assert all(torch.equal(value, other["network"][name]) for name, value in mine["network"].items())
+
+
+def test_what_is_finished_is_not_done_again(data: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file() and path.name != "card.json"}
+    was = figures(copy)
+    assert reproduce.main(command(data, copy)) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert figures(copy) == was
+    assert "epoch " not in capsys.readouterr().err
+
+
+def test_budgets_and_seeds_can_be_added(data: Path, copy: Path) -> None:
+    was = figures(copy)
+    assert reproduce.main(command(data, copy, eps_levels=[1, 2, 8], victim_seeds=[0, 1])) == 0
+    found = card(copy)
+    assert list(found["protection"]) == ["1/255", "2/255", "8/255"]
+    assert found["protection"]["1/255"]["linf_levels"] == 1
+    assert [victim["trainings"] for victim in found["victims"]] == [2] * 4
+    assert found["victims"][0]["last_accuracy"]["std"] is not None
+    assert figures(copy)["protection"]["8/255"] == was["protection"]["8/255"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "one byte"])
+def test_a_damaged_chunk_is_made_again(damage: str, data: Path, copy: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "craft" / "eps8" / "000016.pt"
+    whole = path.read_bytes()
+    spoilt = bytearray(whole)
+    spoilt[len(whole) // 2] ^= 1
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "emptied": b"", "one byte": bytes(spoilt)}[damage])
+    assert reproduce.main(command(data, copy, stages=["victims", "card"])) == 0  # which are finished, and need it no more
+    assert "8/255" not in card(copy)["protection"]
+    assert reproduce.main(command(data, copy)) == 0
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert torch.equal(protected(copy, 8), protected(finished, 8))
+    assert figures(copy) == figures(finished)
+
+
+def test_a_chunk_beyond_the_budget_is_never_trained_on(data: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "craft" / "eps2" / "000016.pt"
+    chunk = load(path)
+    assert chunk
+    chunk["images"][3, 0, 0, 0] ^= 128
+    save(path, chunk)
+    (copy / "victims" / "eps2-seed0.json").unlink()
+    assert reproduce.main(command(data, copy, stages=["victims"])) == 1
+    assert "image 19 of 40 changes by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lacks", "stages", "says"),
+    [
+        ("data.pt", ["surrogate"], "run the stage `data`"),
+        ("surrogate/epoch_0002.pt", ["craft"], "epoch_0002.pt is not there or damaged: run the stage `surrogate`"),
+        ("means/epoch_0002.pt", ["craft"], "run the stage `means`"),
+        ("craft/eps8/000000.pt", ["victims"], "run the stage `craft`"),
+    ],
+)
+def test_a_stage_names_the_one_it_needs(
+    lacks: str, stages: list[str], says: str, data: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (lacks, "craft/eps8/000032.pt", "victims/eps8-seed0.json", "surrogate.json"):
+        (copy / path).unlink(missing_ok=True)
+    assert reproduce.main(command(data, copy, stages=stages)) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["sep", "tap", "noise"])
+def test_every_method_can_be_crafted(method: str, data: Path, copy: Path, tmp_path: Path) -> None:
+    """On the surrogate of the finished run, which none of them decides."""
+    settings = json.loads((copy / "settings.json").read_text()) | {"method": method}
+    (copy / "settings.json").write_text(json.dumps(settings))
+    shutil.rmtree(copy / "means")
+    shutil.rmtree(copy / "craft")
+    assert reproduce.main(command(data, copy, method=method, eps_levels=[8], stages=["means", "craft", "card"])) == 0
+    members = {"sep": CHECKPOINTS, "tap": 1, "noise": 0}[method]
+    assert card(copy)["protection"]["8/255"]["gradients"] == TRAIN * STEPS * members
+    assert not (copy / "means").exists()
+
+
+def test_it_runs_with_nothing_but_torch_and_pyarrow(data: Path, tmp_path: Path) -> None:
+    """From the repository's root, the project not installed, and everything else it uses out of reach."""
+    blocked = ["ray", "mlflow", "webdataset", "pydantic", "tyro", "yaml", "scipy", "matplotlib", "jinja2", "cluster", "tests"]
+    program = f"""
+import runpy, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ModuleNotFoundError(name)
+sys.meta_path = [Blocked(), *(finder for finder in sys.meta_path if "editable" not in repr(finder))]
+sys.argv = ["pipeline/reproduce.py", *{command(data, tmp_path / "out", epochs=2)}]
+sys.path[0] = {str(ROOT / "pipeline")!r}
+try:
+    runpy.run_path("pipeline/reproduce.py", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert sys.path[0] == {str(ROOT)!r}
+assert not {{name.partition(".")[0] for name in sys.modules}} & set({blocked})
+assert "pipeline.config" not in sys.modules
+print("only torch and pyarrow")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "only torch and pyarrow" in done.stdout, done.stderr
+    assert "protected, 8/255" in done.stdout
+    assert "victims/eps8-seed0: epoch 2 of 2" in done.stderr

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import reproduce
+from pipeline.reproduction.card import PUBLISHED, table
+from sep.budget import psnr_db
+from tests.small_reproduction import CHECKPOINTS, EPOCHS, INNER, STEPS, TEST, TRAIN, card, command, pictures, protected, write_parquet
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    assert reproduce.main(command(data, out)) == 0
+    return out
+
+
+def test_the_card_says_what_the_files_say(finished: Path) -> None:
+    found, clean = card(finished), pictures(TRAIN)[0]
+    assert found["images"] == {"train": TRAIN, "test": TEST}
+    assert [(v["data"], v["budget"], v["trainings"]) for v in found["victims"]] == [
+        ("clean", None, 1),
+        ("protected", "2/255", 1),
+        ("protected", "8/255", 1),
+    ]
+    for victim, name in zip(found["victims"], ("clean", "eps2", "eps8"), strict=True):
+        result = json.loads((finished / "victims" / f"{name}-seed0.json").read_text())
+        accuracies = [row["test_accuracy"] for row in result["epochs"]]
+        assert len(accuracies) == EPOCHS
+        assert victim["last_accuracy"] == {"mean": pytest.approx(accuracies[-1], abs=0.01), "std": None}
+        assert victim["peak_accuracy"]["mean"] == pytest.approx(max(accuracies), abs=0.01)
+        assert victim["relabelled_accuracy"]["mean"] >= victim["last_accuracy"]["mean"]
+    for eps_levels in (2, 8):
+        of = found["protection"][f"{eps_levels}/255"]
+        assert of["gradients"] == TRAIN * STEPS * (CHECKPOINTS + INNER)
+        assert of["psnr_db"] == pytest.approx(float(psnr_db(protected(finished, eps_levels), clean).mean()), abs=0.01)
+        assert of["gradients_per_second"] > 0
+    assert list(found["seconds"]) == list(found["memory_gib"]) == ["data", "surrogate", "means", "craft 2/255", "craft 8/255", "victims"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert "published" not in found
+    assert found["command"].startswith("python pipeline/reproduce.py --data ")
+
+
+def test_several_trainings_give_a_spread(data: Path, finished: Path) -> None:
+    assert reproduce.main(command(data, finished, victim_seeds=[0, 1])) == 0
+    found = card(finished)
+    assert [victim["seeds"] for victim in found["victims"]] == [[0, 1]] * 3
+    last = [json.loads((finished / "victims" / f"eps2-seed{seed}.json").read_text())["epochs"][-1]["test_accuracy"] for seed in (0, 1)]
+    expected = {"mean": sum(last) / 2, "std": abs(last[0] - last[1]) / 2**0.5}
+    assert found["victims"][1]["last_accuracy"] == pytest.approx(expected, abs=0.01)
+    assert f"{expected['mean']:.1f} ± {expected['std']:.1f}" in table(found)
+
+
+def test_the_table_names_published_figures_where_they_compare(finished: Path) -> None:
+    found = card(finished)
+    assert "published" not in table(found)
+    found["published"] = {"clean" if eps is None else f"{eps}/255": accuracy for eps, accuracy in PUBLISHED.items()}
+    lines = table(found).splitlines()
+    assert lines[0].endswith("published")
+    assert [line.split()[-1] for line in lines[1:4]] == ["94.56", "14.68", "3.85"]
+
+
+def test_a_run_without_victims_has_a_card(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(command(data, tmp_path / "out", stages=["data", "card"])) == 0
+    assert "no victim is trained yet" in capsys.readouterr().out
+    found = card(tmp_path / "out")
+    assert (found["surrogate"], found["protection"], found["victims"]) == (None, {}, [])
+    assert list(found["seconds"]) == ["data"]

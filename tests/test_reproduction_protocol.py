@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import reproduce
+from pipeline.reproduction.card import follows_the_paper
+from pipeline.reproduction.pieces import Clock
+from sep.craft import CraftConfig
+from tests.small_reproduction import command, write_parquet
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has done its first stage."""
+    out = tmp_path_factory.mktemp("begun") / "out"
+    assert reproduce.main(command(data, out, stages=["data"])) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 3), ("epochs", 4), ("seed", 1), ("limit_train", 20), ("method", "sep"), ("chunk_images", 8)]
+)
+def test_another_configuration_is_refused_by_name(
+    name: str, value: Any, data: Path, begun: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce.main(command(data, begun, **{name: value})) == 1
+    said = capsys.readouterr().err
+    assert f"was made with {name} = " in said
+    assert f"now it is {value}" in said
+
+
+def test_other_data_is_refused(data: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(data, tmp_path / "moved")
+    assert reproduce.main(command(tmp_path / "moved", begun, stages=["data"])) == 0  # the same files elsewhere
+    shutil.copy(data / "train-00000-of-00001.parquet", tmp_path / "moved" / "test-00000-of-00001.parquet")
+    assert reproduce.main(command(tmp_path / "moved", begun)) == 1
+    assert "was made with data = " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"checkpoints": 4}, "ensemble of 4 checkpoints needs 1 to 3"),
+        ({"eps_levels": [2, 0]}, "eps_levels must be 1 to 255"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"limit_test": 0}, "limit_test must be at least 1"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"network": "resnet9"}, "resnet9"),
+        ({"data": "nowhere"}, "nowhere has no train-"),
+    ],
+)
+def test_wrong_usage_ends_with_2(
+    changed: dict[str, Any], says: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(command(**{"data": data, "out": tmp_path / "out", **changed}))
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_defaults_are_the_papers(data: Path) -> None:
+    """45 million gradients on 50,000 images."""
+    run = reproduce.plan(reproduce.parser().parse_args(["--data", str(data), "--device", "cpu"]), Clock(None))
+    assert follows_the_paper(run.settings)
+    assert run.settings.ensemble_epochs() == list(range(7, 120, 8))
+    assert run.settings.craft(8) == CraftConfig(method="sep-fa-vr", eps_levels=8, steps=30, checkpoints=15)
+    assert 50_000 * run.settings.craft(8).gradients_per_image(15) == 45_000_000
+    assert (run.eps_levels, run.victim_seeds, run.batch_size) == ((2, 8), (0,), None)
+    other = reproduce.parser().parse_args(["--data", str(data), "--device", "cpu", "--steps", "6"])
+    assert not follows_the_paper(reproduce.plan(other, Clock(None)).settings)
