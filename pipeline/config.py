@@ -1,21 +1,12 @@
-"""The configuration: one tree of frozen dataclasses, presets that derive from one another, and how both meet the command line."""
+"""The configuration: one tree of frozen dataclasses, a section for each stage."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import tyro
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from pipeline.storage import absolute
 from sep.countermeasures import COUNTERMEASURES
 from sep.craft import CraftConfig
 from sep.fitting import TrainConfig
@@ -24,6 +15,13 @@ from sep.models import NetworkName
 StageName = Literal["pack", "surrogate", "protect", "victim", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 STRICT = ConfigDict(extra="forbid")
+
+
+def _each_once(section: str, *, required: bool = True, **lists: tuple[Any, ...]) -> None:
+    for name, values in lists.items():
+        if (required and not values) or len(set(values)) < len(values):
+            needs = "one value or more, none of them twice" if required else "each value once"
+            raise ValueError(f"{section}.{name} needs {needs}; got {', '.join(map(str, values)) or 'none'}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -38,6 +36,8 @@ class PackConfig:
     """images per shard, which is also what one task protects"""
     max_pixels: int = 64_000_000
     """larger images are quarantined instead of decoded"""
+    classes: tuple[str, ...] = ()
+    """pack only these: names, indices in the source's order, or a file with one of either a line; all if not given"""
     max_train_images: int | None = None
     """keep at most this many training images, evenly over the classes"""
     max_test_images: int | None = None
@@ -59,18 +59,32 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SurrogateConfig(TrainConfig):
-    """Stage 2: the network whose checkpoints protect."""
+    """Stage 2: the network whose checkpoints protect, or several of them."""
 
-    network: NetworkName = "resnet18"
-    """the surrogate's architecture"""
+    networks: tuple[NetworkName, ...] = ("resnet18",)
+    """architectures, trained one after the other; the checkpoints of all of them together make the ensemble"""
+
+    def __post_init__(self) -> None:
+        """Refuse missing or repeated names.
+
+        Raises:
+            ValueError: a number is out of range, or there is not one of each network.
+        """
+        super().__post_init__()
+        _each_once("surrogate", networks=self.networks)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProtectConfig(CraftConfig):
     """Stage 3: checkpoints and clean shards become protected shards."""
 
-    batch_size: int = 125
-    """images whose gradients are taken at once"""
+    classes: tuple[str, ...] = ()
+    """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
+    released as they are; all if not given"""
+    epochs: tuple[int, ...] = ()
+    """epochs whose checkpoints make the ensemble, counted from 0, in the place of `checkpoints` equally spaced ones"""
+    batch_size: int | Literal["auto"] = "auto"
+    """images whose gradients are taken at once; auto: what fits memory; halved when memory runs out"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be crafted.
@@ -79,8 +93,11 @@ class ProtectConfig(CraftConfig):
             ValueError: a number is out of range.
         """
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ValueError(f"protect.batch-size must be at least 1, got {self.batch_size}")
+        _each_once("protect", required=False, epochs=self.epochs)
+        if self.epochs and min(self.epochs) < 0:
+            raise ValueError(f"protect.epochs are counted from 0, got {min(self.epochs)}")
+        if self.batch_size != "auto" and self.batch_size < 1:
+            raise ValueError(f"protect.batch-size must be at least 1, or auto; got {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -104,9 +121,7 @@ class VictimConfig(TrainConfig):
         for name in self.countermeasures:
             if name not in COUNTERMEASURES:
                 raise ValueError(f"victim.countermeasures: unknown {name!r}; known are {', '.join(COUNTERMEASURES)}")
-        for values in (self.networks, self.countermeasures, self.seeds):
-            if not values or len(set(values)) < len(values):
-                raise ValueError("victim.networks, victim.countermeasures and victim.seeds each need one value or more, none of them twice")
+        _each_once("victim", networks=self.networks, countermeasures=self.countermeasures, seeds=self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -114,7 +129,8 @@ class RunConfig:
     """Protect an image data set, and measure the protection."""
 
     preset: str = "quickstart"
-    """where the values not given come from: smoke, quickstart, cifar10-small, cifar10"""
+    """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, cifar100, imagenet-subset-small,
+    imagenet-subset"""
     config: str | None = None
     """YAML file with the same tree; flags win over it"""
     data: str = "generated"
@@ -147,127 +163,18 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
-        if self.protect.members > self.surrogate.epochs:
+        trained = self.surrogate.epochs
+        if self.protect.epochs:
+            if max(self.protect.epochs) >= trained:
+                raise ValueError(
+                    f"protect.epochs are counted from 0 to {trained - 1}, as surrogate.epochs = {trained}; got {max(self.protect.epochs)}"
+                )
+        elif self.protect.per_network > trained:
             raise ValueError(
-                f"protect.checkpoints = {self.protect.checkpoints} needs as many surrogate epochs, "
-                f"but surrogate.epochs = {self.surrogate.epochs}"
+                f"protect.checkpoints = {self.protect.checkpoints} needs as many surrogate epochs, but surrogate.epochs = {trained}"
             )
-
-
-def quickstart() -> RunConfig:
-    """The default: generated textures, about three minutes on two CPU cores."""
-    train: dict[str, Any] = {"epochs": 15, "batch_size": 64, "schedule": "one-cycle", "augmentation": "none"}
-    return RunConfig(
-        surrogate=SurrogateConfig(network="resnet8", **train),
-        protect=ProtectConfig(checkpoints=5, steps=10),
-        victim=VictimConfig(networks=("resnet8",), **train),
-    )
-
-
-def smoke() -> RunConfig:
-    """Every stage in seconds, for tests; protects nothing."""
-    base = quickstart()
-    return replace(
-        base,
-        preset="smoke",
-        run="runs/smoke",
-        pack=replace(base.pack, max_train_images=80, max_test_images=40, shard_images=20),
-        surrogate=replace(base.surrogate, epochs=2, batch_size=20),
-        protect=replace(base.protect, checkpoints=2, steps=2, batch_size=10),
-        victim=replace(base.victim, epochs=2, batch_size=20),
-    )
-
-
-def cifar10() -> RunConfig:
-    """The paper's protocol: all 50,000 images, ResNet18, 120 epochs, SEP-FA-VR with 15 checkpoints and 30 steps."""
-    return RunConfig(
-        preset="cifar10",
-        data="",
-        run="runs/cifar10",
-        pack=PackConfig(shard_images=500),
-        protect=ProtectConfig(method="sep-fa-vr", checkpoints=15, batch_size=500),
-    )
-
-
-def cifar10_small() -> RunConfig:
-    """5,000 training images and a small network: the same protocol in minutes on a CPU."""
-    base = cifar10()
-    return replace(
-        base,
-        preset="cifar10-small",
-        run="runs/cifar10-small",
-        pack=replace(base.pack, max_train_images=5000, max_test_images=5000, shard_images=250),
-        surrogate=replace(base.surrogate, network="resnet8", epochs=30),
-        protect=replace(base.protect, method="sep-fa", checkpoints=10, steps=15, batch_size=125),
-        victim=replace(base.victim, networks=("resnet8",), epochs=30, lr=0.2, schedule="one-cycle"),
-    )
-
-
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "quickstart": quickstart,
-    "smoke": smoke,
-    "cifar10-small": cifar10_small,
-    "cifar10": cifar10,
-}
-
-
-def preset(name: str) -> RunConfig:
-    """The full configuration of a preset.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
-    return PRESETS[name]()
-
-
-def from_tree(tree: dict[str, Any]) -> RunConfig:
-    """A configuration from nested mappings, as read from JSON or YAML; what is missing comes from its preset.
-
-    Raises:
-        ValueError: a key is unknown or a value does not fit; the message names it.
-    """
-    base = to_tree(preset(tree.get("preset", RunConfig.preset)))
-    for key, value in tree.items():
-        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
-    try:
-        return TypeAdapter(RunConfig).validate_python(base)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"configuration: {faults}") from error
 
 
 def to_tree(config: Any) -> dict[str, Any]:
     """A configuration, or a section of it, as JSON types."""
     return cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
-
-
-def _read_yaml(path: str) -> Any:
-    with Path(path).open() as stream:  # an open file, so that a syntax error names it
-        return yaml.safe_load(stream)
-
-
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
-    """The configuration of a command line: preset, then the YAML file, then the flags.
-
-    Exits with status 2 and a message where the command line is wrong.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # only to find the defaults of the real parser
-    first.add_argument("--preset")
-    first.add_argument("--config")
-    known, _ = first.parse_known_args(arguments)
-    try:
-        tree = _read_yaml(known.config) if known.config else {}
-        if not isinstance(tree, dict):
-            raise ValueError(f"{known.config}: expected a mapping of settings, found {type(tree).__name__}")
-        base = from_tree({**tree, **({"preset": known.preset} if known.preset else {})})
-        config = tyro.cli(RunConfig, prog="run.py", default=base, args=arguments)
-        if not config.data:
-            raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
-        return dataclasses.replace(
-            config, run=absolute(config.run), data=config.data if config.data == "generated" else absolute(config.data)
-        )
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from error

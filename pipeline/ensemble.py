@@ -16,7 +16,8 @@ from pipeline.networks import build_network
 from pipeline.shards import sha256
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
-from sep.ensemble import Member, equally_spaced, freeze
+from sep.ensemble import Member, compile_together, equally_spaced, freeze
+from sep.execution import Kernels
 from sep.models import Network
 
 INDEX = "checkpoints.json"
@@ -26,18 +27,19 @@ INDEX = "checkpoints.json"
 class Checkpoint:
     """One epoch's weights, as the surrogate's index records them."""
 
+    network: str
     epoch: int
     file: str
     sha256: str
 
 
 def weights_digest(index: Sequence[Mapping[str, Any]]) -> str:
-    """Digest of the surrogate's outcome: every epoch, its file and that file's hash."""
-    return digest([[entry[name] for name in ("epoch", "file", "sha256")] for entry in index])
+    """Digest of the surrogate's outcome: every network's epochs, their files and those files' hashes."""
+    return digest([[entry[name] for name in ("network", "epoch", "file", "sha256")] for entry in index])
 
 
-def choose(run: Folder, count: int) -> tuple[Checkpoint, ...]:
-    """The checkpoints of an ensemble of `count`, equally spaced; of one, the last; of none, nothing.
+def read_index(run: Folder) -> dict[str, list[Checkpoint]]:
+    """Every checkpoint by network, in the order of the epochs.
 
     Raises:
         ValueError: the index is not the one the surrogate stage wrote.
@@ -46,20 +48,56 @@ def choose(run: Folder, count: int) -> tuple[Checkpoint, ...]:
     if weights_digest(entries) != Manifest.load(run, "surrogate").counts["weights_sha256"]:
         where = run.child("surrogate").uri
         raise ValueError(f"{where}/{INDEX} was altered since it was written: delete {where} and run that stage again")
-    index = [Checkpoint(entry["epoch"], entry["file"], entry["sha256"]) for entry in entries]
-    return tuple(index[epoch] for epoch in equally_spaced(len(index), count)) if count else ()
+    index: dict[str, list[Checkpoint]] = {}
+    for entry in entries:
+        index.setdefault(entry["network"], []).append(Checkpoint(entry["network"], entry["epoch"], entry["file"], entry["sha256"]))
+    return index
+
+
+def choose(index: Mapping[str, Sequence[Checkpoint]], count: int, epochs: Sequence[int] = ()) -> tuple[Checkpoint, ...]:
+    """The ensemble: of each network the checkpoints of `epochs`, or else `count` equally spaced ones, of which one is the last."""
+    return tuple(
+        checkpoints[epoch]
+        for checkpoints in index.values()
+        for epoch in (epochs or (equally_spaced(len(checkpoints), count) if count else ()))
+    )
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Which checkpoints, and how they are to be run; small, so that every task can be told."""
+
+    run: Folder
+    checkpoints: tuple[Checkpoint, ...]
+    kernels: Kernels = "fused"
+    gpu: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where gradients are taken."""
+        return torch.device("cuda" if self.gpu else "cpu")
+
+    def members(self, means: Sequence[Tensor] | None = None) -> list[Member]:
+        """The frozen networks, each with its own class means `(K, D)` where means are given.
+
+        Raises:
+            ValueError: see `load_networks`.
+        """
+        networks = load_networks(self)
+        if means is None:
+            return [Member(network) for network in networks]
+        return [Member(network, mean.to(self.device)) for network, mean in zip(networks, means, strict=True)]
 
 
 @lru_cache(maxsize=1)  # a worker process reads and freezes the ensemble once, not once per shard
-def load_networks(run: Folder, checkpoints: tuple[Checkpoint, ...], device: torch.device) -> tuple[Network, ...]:
-    """The frozen networks of some checkpoints.
+def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
+    """The frozen networks of the checkpoints.
 
     Raises:
         ValueError: a checkpoint is missing or was altered since it was written.
     """
-    network = None
-    frozen = []
-    for checkpoint in checkpoints:
+    run, frozen = ensemble.run, []
+    for checkpoint in ensemble.checkpoints:
         where = f"{run.uri}/surrogate/{checkpoint.file}"
         try:
             data = run.child("surrogate").read(checkpoint.file)
@@ -67,16 +105,10 @@ def load_networks(run: Folder, checkpoints: tuple[Checkpoint, ...], device: torc
             raise ValueError(f"{where} is missing: delete {run.uri}/surrogate and run that stage again") from error
         if sha256(data) != checkpoint.sha256:
             raise ValueError(f"{where} was altered or truncated since it was written: delete {run.uri}/surrogate and run that stage again")
-        if network is None:
-            network = build_network(Manifest.load(run, "surrogate").counts["network"], Manifest.load(run, "pack"))
+        network = build_network(checkpoint.network, Manifest.load(run, "pack"))
         network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-        frozen.append(freeze(network).to(device))
+        frozen.append(freeze(network, ensemble.kernels).to(ensemble.device))
+    if ensemble.kernels == "compiled":
+        for name in {checkpoint.network for checkpoint in ensemble.checkpoints}:
+            compile_together([n for n, checkpoint in zip(frozen, ensemble.checkpoints, strict=True) if checkpoint.network == name])
     return tuple(frozen)
-
-
-def load_members(run: Folder, checkpoints: tuple[Checkpoint, ...], means: Sequence[Tensor] | None, device: torch.device) -> list[Member]:
-    """The frozen networks, each with its own class means `(K, D)` where means are given."""
-    networks = load_networks(run, checkpoints, device)
-    if means is None:
-        return [Member(network) for network in networks]
-    return [Member(network, mean.to(device)) for network, mean in zip(networks, means, strict=True)]

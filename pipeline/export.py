@@ -103,10 +103,12 @@ def _export_run(run: str, to: str) -> int:
         folder, target = Folder.open(run), Folder.open(to)
         written = export(folder, target)
         quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
+        protected = Manifest.load(folder, "protect").counts["protected"]
     except (ValueError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 1
-    print(f"{written} protected images in {target.path}; {quarantined} quarantined inputs are not among them (pack/quarantine.parquet)")
+    images = f"{written} protected images" if protected == written else f"{written} images, {protected} of them protected,"
+    print(f"{images} in {target.path}; {quarantined} quarantined inputs are not among them (pack/quarantine.parquet)")
     return 0
 
 

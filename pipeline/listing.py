@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pyarrow import fs
@@ -14,6 +15,7 @@ from pipeline.storage import Folder
 log = logging.getLogger(__name__)
 
 TEST_NAMES = ("test", "validation", "val")  # the first that is there is the test split
+SPLIT_NAMES = ("train", *TEST_NAMES)
 
 
 @dataclass(frozen=True)
@@ -25,19 +27,19 @@ class Listing:
     directories: list[str]
 
     @classmethod
-    def of(cls, folder: Folder) -> Listing:
-        """Look into a folder, however deep.
+    def of(cls, folder: Folder, classes: Collection[str] | None = None) -> Listing:
+        """Look into a folder, however deep; where classes are given, of the folders in train/ and the test folders only into theirs.
 
         Raises:
             SourceError: there is no such folder, or it is empty.
         """
-        found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=True)) if _is_folder(folder) else None
-        if found is None:
+        if not _is_folder(folder):
             raise SourceError(f"no folder at {folder.uri}: give the folder that holds the images, or `generated`")
         prefix = len(folder.path.rstrip("/")) + 1
+        found = _inside(folder, folder.path) if classes is None else _inside_classes(folder, classes)
         visible = sorted((i.path[prefix:], i) for i in found if not re.search(r"(^|/)\.", i.path[prefix:]))
         files = {name: info.size for name, info in visible if info.type == fs.FileType.File}
-        if not files:
+        if not (files if classes is None else visible):
             raise SourceError(f"{folder.uri} is empty: no file in it")
         return cls(folder, files, [name for name, info in visible if info.type == fs.FileType.Directory])
 
@@ -75,6 +77,22 @@ class Listing:
         if tests:
             log.info("pack: test images from %s*%s%s", tests[0], suffix, f"; {', '.join(tests[1:])} not used" if tests[1:] else "")
         return {"train": splits["train"], **({"test": splits[tests[0]]} if tests else {})}
+
+
+def _inside(folder: Folder, path: str, *, recursive: bool = True) -> list[fs.FileInfo]:
+    return list(folder.filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)))
+
+
+def _inside_classes(folder: Folder, classes: Collection[str]) -> list[fs.FileInfo]:
+    top = _inside(folder, folder.path, recursive=False)
+    directories = [info for info in top if info.type == fs.FileType.Directory]
+    splits = {info.base_name: _inside(folder, info.path, recursive=False) for info in directories if info.base_name in SPLIT_NAMES}
+    if not any(info.type == fs.FileType.Directory for info in splits.get("train", [])):  # not a folder per class
+        return _inside(folder, folder.path)
+    within = [info for inside in splits.values() for info in inside]
+    deep = [info for info in directories if info.base_name not in splits]
+    deep += [info for info in within if info.type == fs.FileType.Directory and info.base_name in classes]
+    return [*top, *within, *(found for info in deep for found in _inside(folder, info.path))]
 
 
 def _is_folder(folder: Folder) -> bool:

@@ -15,7 +15,8 @@ from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline import pack, protect, report, surrogate, victim
-from pipeline.config import STAGES, RunConfig, StageName, parse
+from pipeline.command_line import parse
+from pipeline.config import STAGES, RunConfig, StageName
 from pipeline.results import configuration, finished
 from pipeline.stage import Manifest, to_json
 from pipeline.storage import Folder

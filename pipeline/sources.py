@@ -12,8 +12,23 @@ from itertools import groupby
 from pyarrow import fs
 
 from pipeline import cifar_source, generated, parquet_source
+from pipeline.classes import choose_classes
 from pipeline.config import RunConfig
-from pipeline.dataset import SPLITS, Dataset, Entry, SourceError, check_classes, check_entries, count, held_out, limited, numbered, shown
+from pipeline.dataset import (
+    SPLITS,
+    Dataset,
+    Entry,
+    SourceError,
+    check_classes,
+    check_entries,
+    chosen_labels,
+    count,
+    held_out,
+    limited,
+    numbered,
+    restricted,
+    shown,
+)
 from pipeline.listing import TEST_NAMES, Listing
 from pipeline.storage import Folder
 
@@ -29,13 +44,19 @@ BLOCK = 512  # bytes; what a tar is made of
 
 
 def scan(config: RunConfig) -> Dataset:
-    """Every image to be packed, checked, split and limited as configured.
+    """Every image to be packed, checked, restricted to the classes wanted, split and limited as configured.
 
     Raises:
         SourceError: nothing is found, the layout is not understood, or classes, labels and splits do not fit together.
     """
-    dataset = generated.dataset(config.seed) if config.data == "generated" else find(Listing.of(Folder.open(config.data)))
+    named = config.pack.classes
+    dataset = generated.dataset(config.seed) if config.data == "generated" else find(_listing(Folder.open(config.data), named))
     check_entries(dataset)
+    dataset = restricted(dataset, named)
+    if "protect" in config.stages:  # now, and not when the surrogate is trained
+        protected = chosen_labels(config.protect.classes, dataset.classes, "protect.classes")
+        if len(protected) == 1 < len(dataset.classes) and config.protect.targets != "untargeted":
+            raise SourceError("protect.classes: wrong classes are chosen among the protected ones, which must be at least 2; got 1")
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
     entries = []
@@ -48,6 +69,23 @@ def scan(config: RunConfig) -> Dataset:
             log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
         entries += kept
     return replace(dataset, entries=entries)
+
+
+def _listing(folder: Folder, named: Sequence[str]) -> Listing:
+    """What lies in a folder, but nothing in the class folders of train/ and test/ that are not wanted.
+
+    A full ImageNet has more than a million files, each of which costs time and memory; no other kind of source looks that deep.
+    """
+    if not named:
+        return Listing.of(folder)
+    shallow = Listing.of(folder, classes=())
+    if not shallow.by_folder("train/"):
+        return shallow
+    classes, _, _ = _class_folders(shallow)
+    try:
+        return Listing.of(folder, [classes[label] for label in choose_classes(named, classes, "pack.classes")])
+    except ValueError:  # of another kind, or an unknown class, which is refused when the kind is known
+        return shallow
 
 
 def find(listing: Listing) -> Dataset:
@@ -97,17 +135,11 @@ class FileReader:
 
 def class_folders(listing: Listing) -> Dataset | None:
     """Images in one folder per class, under train/ and test/ or val/, or at the top; labels in the order of the names."""
-    train = listing.by_folder("train/")
-    splits = {"train": train, "test": {}} if train else {"train": listing.by_folder(""), "test": {}}
-    if train:
-        tests = {name: folders for name in TEST_NAMES if (folders := listing.by_folder(f"{name}/"))}
-        if tests:
-            used = next(iter(tests))
-            splits["test"] = tests.pop(used)
-            log.info("pack: test images from %s/%s", used, f"; {', '.join(tests)}/ not used" if tests else "")
+    classes, splits, tests = _class_folders(listing)
+    if tests:
+        log.info("pack: test images from %s/%s", tests[0], f"; {', '.join(tests[1:])}/ not used" if tests[1:] else "")
     if set(splits["train"]) <= {"train", *TEST_NAMES}:  # images without classes; or nothing at all
         return None
-    classes = tuple(sorted(splits["train"].keys() | splits["test"].keys()))
     labels = {name: label for label, name in enumerate(classes)}
     entries = [
         Entry(split, labels[name], file, file, 0, listing.files[file])
@@ -116,6 +148,17 @@ def class_folders(listing: Listing) -> Dataset | None:
         for file in files
     ]
     return Dataset(classes, entries, FileReader(listing.folder))
+
+
+def _class_folders(listing: Listing) -> tuple[tuple[str, ...], dict[str, dict[str, list[str]]], list[str]]:
+    """The classes, the files of each in each split, and the folders that hold test images, of which the first is used."""
+    train = listing.by_folder("train/")
+    if not train:
+        top = listing.by_folder("")
+        return tuple(sorted(top)), {"train": top, "test": {}}, []
+    tests = {name: folders for name in TEST_NAMES if (folders := listing.by_folder(f"{name}/"))}
+    test = next(iter(tests.values()), {})
+    return tuple(sorted(train.keys() | test.keys())), {"train": train, "test": test}, list(tests)
 
 
 def tars(listing: Listing) -> Dataset | None:

@@ -81,7 +81,15 @@ class Stage:
     """
 
     def __init__(
-        self, run: Folder, name: str, section: dict[str, Any], *, seed: int, inputs: tuple[str, ...] = (), overwrite: bool = False
+        self,
+        run: Folder,
+        name: str,
+        section: dict[str, Any],
+        *,
+        seed: int,
+        inputs: tuple[str, ...] = (),
+        overwrite: bool = False,
+        pieces_know: bool = False,
     ) -> None:
         """Look at what is there; with `overwrite`, clear what was made with another configuration.
 
@@ -92,6 +100,7 @@ class Stage:
             seed: the run's seed.
             inputs: the stages this one reads.
             overwrite: whether a different configuration clears the folder instead of stopping.
+            pieces_know: whether each piece records what it was made from, so that clearing may leave it to the stage which still hold.
 
         Raises:
             ValueError: an input has not finished, the folder was made with another configuration, or it is not ours.
@@ -100,6 +109,7 @@ class Stage:
         self.asked = {name: section, "seed": seed, "inputs": {i: Manifest.load(run, i).digest for i in inputs}}
         self.hash = digest(self.asked)
         self.manifest: Manifest | None = None
+        self._pieces_know = pieces_know
         self._begun = time.monotonic()
         if self.folder.exists(STARTED):
             self._reconcile(overwrite)
@@ -126,7 +136,11 @@ class Stage:
                 f"stage {self.name!r} in {self.run.uri} was made with another configuration ({'; '.join(changed)}): "
                 "use the earlier values, another --run, or --overwrite to redo it"
             )
-        if changed:
+        if changed and self._pieces_know and before.keys() != {STARTED}:
+            log.info("%s: done again where this matters: %s", self.name, "; ".join(changed))
+            if self.folder.exists(MANIFEST):
+                self.folder.filesystem.delete_file(self.folder.file(MANIFEST))
+        elif changed:
             self.clear("; ".join(changed))
         elif self.folder.exists(MANIFEST):
             try:

@@ -1,4 +1,4 @@
-"""Stage 2: clean shards become one checkpoint per epoch of one network.
+"""Stage 2: clean shards become one checkpoint per epoch of a network, or of several that are trained one after the other.
 
 Every epoch's weights are kept, on a fixed grid; no test image is looked at.
 """
@@ -36,6 +36,7 @@ STATE = "training.pt"
 class Task:
     """What every rank is told."""
 
+    name: str  # of the network
     config: SurrogateConfig
     seed: int
     clean: Folder
@@ -49,7 +50,7 @@ def loop(task: Task, worker: training.Worker) -> None:
     torch.set_num_threads(task.threads)
     config, counts = task.config, task.pack.counts
     torch.manual_seed(derive(task.seed, "surrogate"))
-    network: nn.Module = build_network(config.network, task.pack).to(memory_format=torch.channels_last)
+    network: nn.Module = build_network(task.name, task.pack).to(memory_format=torch.channels_last)
     if worker.size > 1 and worker.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     distributed = worker.distribute(network)
@@ -95,7 +96,7 @@ def _to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
-    """Train the surrogate, or go on with it.
+    """Train the surrogate's networks, or go on with them.
 
     Raises:
         ValueError: the pack stage has not finished, or was done with another configuration.
@@ -107,19 +108,38 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         return stage.manifest
     pack = Manifest.load(folder, "pack")
     resources = session.connect(config.workers)
+    names = config.surrogate.networks
+    index = [entry for name in names for entry in _train(name, config, folder, pack, resources)]
+    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    last = [entry["metrics"] for entry in index[config.surrogate.epochs - 1 :: config.surrogate.epochs]]
+    counts = {
+        "networks": list(names),
+        "parameters": [sum(p.numel() for p in build_network(name, pack).parameters()) for name in names],
+        "epochs": config.surrogate.epochs,
+        "workers": resources.workers,
+        "final_loss": [metrics["loss"] for metrics in last],
+        "final_accuracy": [metrics["accuracy"] for metrics in last],
+        "weights_sha256": weights_digest(index),
+    }
+    return stage.finish(counts)
+
+
+def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, resources: session.Resources) -> list[dict[str, Any]]:
+    """Every epoch of one network, as the index lists it; among several networks each has a folder of its own."""
+    alone = len(config.surrogate.networks) == 1
     cpus = resources.cpus_for(resources.workers)
-    task = Task(config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, cpus)
     rows = training.train(
         loop,
-        task,
+        Task(name, config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, cpus),
         workers=resources.workers,
         cpus=cpus,
         gpu=resources.gpu,
         filesystem=folder.filesystem,
-        folder=folder.path,
-        name=stage.name,
+        folder=folder.path if alone else folder.child("surrogate").path,
+        name="surrogate" if alone else name,
         on_epoch=lambda row: log.info(
-            "surrogate: epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s",
+            "surrogate: %s, epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s",
+            name,
             row["epoch"] + 1,
             config.surrogate.epochs,
             row["loss"],
@@ -127,25 +147,14 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
             row["seconds"],
         ),
     )
-    index = [
+    assert [row["epoch"] for row in rows] == list(range(config.surrogate.epochs))
+    return [
         {
+            "network": name,
             "epoch": row["epoch"],
-            "file": f"epoch_{row['epoch']:04d}/{WEIGHTS}",
+            "file": f"{'' if alone else f'{name}/'}epoch_{row['epoch']:04d}/{WEIGHTS}",
             "sha256": row["sha256"],
-            "metrics": {name: row[name] for name in ("loss", "accuracy", "lr", "seconds")},
+            "metrics": {metric: row[metric] for metric in ("loss", "accuracy", "lr", "seconds")},
         }
         for row in rows
     ]
-    assert [entry["epoch"] for entry in index] == list(range(config.surrogate.epochs))
-    stage.folder.write(INDEX, to_json({"checkpoints": index}))
-    parameters = sum(p.numel() for p in build_network(config.surrogate.network, pack).parameters())
-    counts = {
-        "network": config.surrogate.network,
-        "parameters": parameters,
-        "epochs": len(index),
-        "workers": resources.workers,
-        "final_loss": rows[-1]["loss"],
-        "final_accuracy": rows[-1]["accuracy"],
-        "weights_sha256": weights_digest(index),
-    }
-    return stage.finish(counts)

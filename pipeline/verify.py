@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import tyro
 from PIL import Image
 
+from pipeline.classes import choose_classes
 from pipeline.shards import Pixels, Shard, decode_png, pixels_sha256, read_table, sha256
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
@@ -34,6 +35,7 @@ class Audit:
     """What came out: how much was looked at, and every fault as `stage/shard: key: what is wrong`."""
 
     images: int
+    unprotected: int  # of them, in classes that are released as they are
     shards: int
     eps_levels: int
     largest_change: int
@@ -41,7 +43,9 @@ class Audit:
 
     def __str__(self) -> str:
         """Every fault on its line, then one line of summary."""
-        seen = f"{self.images} protected images in {self.shards} shards, largest change {self.largest_change} of {self.eps_levels} levels"
+        others = f" and {self.unprotected} of other classes" if self.unprotected else ""
+        images = f"{self.images - self.unprotected} protected images{others}"
+        seen = f"{images} in {self.shards} shards, largest change {self.largest_change} of {self.eps_levels} levels"
         return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
 
 
@@ -83,27 +87,33 @@ def verify(run: Folder) -> Audit:
     eps_levels = protect.asked.get("protect", {}).get("eps_levels")
     if not isinstance(eps_levels, int):
         raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
+    classes = choose_classes(protect.asked["protect"].get("classes", ()), pack.counts["classes"], "protect.classes")
     clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
     protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
     faults = [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
-    images = largest = 0
+    images = unprotected = largest = 0
     for shard in pack.shards.get("train", []):
         clean_rows, protected_rows = _rows(clean_table, shard.name), _rows(protected_table, shard.name)
         clean = _inspect(run, "pack", shard, clean_rows, clean_rows)
         protected = _inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
+        others = {key for key, row in clean_rows.items() if row["label"] not in classes}
         for key in sorted(clean.samples.keys() & protected.samples.keys()):
-            change, found = _compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), eps_levels)
+            budget = 0 if key in others else eps_levels
+            change, found = _compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), budget)
             largest = max(largest, change)
             for text in found:
                 protected.fault(key, text)
         images += len(protected.samples)
+        unprotected += len(others & protected.samples.keys())
         faults += [*clean.conclude(), *protected.conclude()]
     for shard in pack.shards.get("test", []):
         rows = _rows(clean_table, shard.name)
         faults += _inspect(run, "pack", shard, rows, rows).conclude()
     if protect.counts.get("linf_levels") != largest:
         faults.append(f"protect/manifest.json: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
-    return Audit(images, len(protected_shards), eps_levels, largest, tuple(faults))
+    if protect.counts.get("classes", list(classes)) != list(classes):
+        faults.append(f"protect/manifest.json: protected classes {protect.counts['classes']}, asked for {list(classes)}")
+    return Audit(images, unprotected, len(protected_shards), eps_levels, largest, tuple(faults))
 
 
 def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator[str]:
@@ -237,14 +247,14 @@ def _decode_whole_png(png: bytes) -> Pixels:
     return decode_png(png)
 
 
-def _compare(clean: Readable, protected: Readable, row: Row, eps_levels: int) -> tuple[int, list[str]]:
-    """Largest change in levels, and what is wrong with the protected sample beside its clean one."""
+def _compare(clean: Readable, protected: Readable, row: Row, budget: int) -> tuple[int, list[str]]:
+    """Largest change in levels, and what is wrong with the protected sample beside its clean one; no budget: it must be the same."""
     if clean.pixels.shape != protected.pixels.shape:
         return 0, [f"size {protected.pixels.shape}, clean image {clean.pixels.shape}"]
     change = int(np.abs(protected.pixels.astype(np.int16) - clean.pixels.astype(np.int16)).max())
     faults = []
-    if change > eps_levels:
-        faults.append(f"changed by {change} levels, budget {eps_levels}")
+    if change > budget:
+        faults.append(f"changed by {change} levels, " + (f"budget {budget}" if budget else "though its class is not protected"))
     if row and change != row["linf_levels"]:
         faults.append(f"changed by {change} levels, recorded {row['linf_levels']}")
     if clean.info != protected.info:

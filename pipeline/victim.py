@@ -2,13 +2,14 @@
 
 Victims train from the stored, decoded images and are measured on clean test images. Because a fixed label shift can be
 undone by whoever guesses it, accuracy after the best one-to-one relabelling of the predictions stands beside the plain one.
+Accuracies are those on the test images of the protected classes; where not all classes are, one on the others stands beside them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -25,10 +26,10 @@ from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.networks import build_network
 from pipeline.seeding import derive, generator
 from pipeline.shards import rows_to_table, write_table
-from pipeline.stage import Manifest, Stage, to_json
+from pipeline.stage import Manifest, Stage, digest, to_json
 from pipeline.storage import Folder
 from sep.countermeasures import apply
-from sep.fitting import accuracy, confusion, optimiser, train_epoch
+from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ SCHEMA = pa.schema(
         ("last_accuracy", pa.float64()),
         ("peak_accuracy", pa.float64()),
         ("relabelled_accuracy", pa.float64()),
+        ("other_accuracy", pa.float64()),
         ("accuracy_per_epoch", pa.list_(pa.float64())),
         ("loss_per_epoch", pa.list_(pa.float64())),
     ]
@@ -73,8 +75,9 @@ class Task:
     run_seed: int
     run: Folder
     pack: Manifest
+    protected: tuple[int, ...]  # labels of the protected classes
     train: Manifest  # of the stage whose shards are trained on
-    stage_hash: str
+    made_from: str
     memory_limit_mb: int
     threads: int
     gpu: bool
@@ -84,7 +87,7 @@ def relabelled_accuracy(table: NDArray[np.int64]) -> float:
     """Percent correct after the best one-to-one renaming of the predicted classes.
 
     Args:
-        table: confusion counts `(K, K)`, rows are the truth.
+        table: confusion counts `(rows, K)`, rows are the true classes that are looked at.
     """
     truth, predicted = linear_sum_assignment(table, maximize=True)
     return 100 * float(table[truth, predicted].sum()) / float(table.sum())
@@ -111,11 +114,13 @@ def trial(task: Task, report: sweep.Report) -> None:
     )
     tests = open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb)
     sgd, scheduler = optimiser(network, config, batches.steps)
+    protected = list(task.protected)
+    others = sorted(set(range(len(counts["classes"]))) - set(protected))
     accuracies, losses = [], []
     for epoch in range(config.epochs):
         result = train_epoch(network, sgd, scheduler, batches.epoch(epoch), config.augmentation, generator(seed, "augment", epoch))
         table = confusion(network, tests(), len(counts["classes"]))
-        accuracies.append(accuracy(table))
+        accuracies.append(accuracy(table, protected))
         losses.append(result.loss)
         report({"epoch": epoch, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
     outcome = {
@@ -125,34 +130,35 @@ def trial(task: Task, report: sweep.Report) -> None:
         "seed": cell.seed,
         "last_accuracy": accuracies[-1],
         "peak_accuracy": max(accuracies),
-        "relabelled_accuracy": relabelled_accuracy(table.numpy()),
+        "relabelled_accuracy": relabelled_accuracy(table[protected].numpy()),
+        "other_accuracy": accuracy(table, others) if others else None,
         "accuracy_per_epoch": accuracies,
         "loss_per_epoch": losses,
         "confusion": table.tolist(),
-        "hash": task.stage_hash,
+        "made_from": task.made_from,
     }
     task.run.child("victim").write(f"{cell.name}.json", to_json(outcome))
 
 
-def _outcome(folder: Folder, cell: Cell, stage_hash: str) -> dict[str, Any] | None:
-    """The result of a finished trial of this very configuration."""
+def _outcome(folder: Folder, cell: Cell, made_from: str) -> dict[str, Any] | None:
+    """The result of a finished trial that was made from the same."""
     try:
         outcome: dict[str, Any] = json.loads(folder.read(f"{cell.name}.json"))
     except (FileNotFoundError, ValueError):
         return None
-    return outcome if outcome.get("hash") == stage_hash else None
+    return outcome if outcome.get("made_from") == made_from else None
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
-    """Train the victims that are not trained yet.
+    """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
     Raises:
         ValueError: an earlier stage has not finished, there are no test images, or the stage was done with another
             configuration.
         WorkFailed: trials failed, after all others were finished.
     """
-    victim = config.victim
-    stage = Stage(folder, "victim", to_tree(victim), seed=config.seed, inputs=("pack", "protect"), overwrite=config.overwrite)
+    victim, inputs = config.victim, ("pack", "protect")
+    stage = Stage(folder, "victim", to_tree(victim), seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
@@ -161,31 +167,32 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     resources = session.connect(config.workers)
     kinds: tuple[Data, Data] = ("clean", "protected")
     cells = [Cell(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
-    missing = [cell for cell in cells if _outcome(stage.folder, cell, stage.hash) is None]
+    at_once = min(len(cells), resources.tasks)  # not of those missing: the threads of a trial can round differently
+    tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
+    missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task.cell, task.made_from) is None}
     if missing:
-        at_once = min(len(cells), resources.tasks)  # not of those missing: the threads of a trial can round differently
         cpus = resources.cpus_for(at_once)
-        tasks = {
-            cell.name: Task(
-                cell,
-                victim,
-                config.seed,
-                folder,
-                pack,
-                pack if cell.data == "clean" else protect,
-                stage.hash,
-                config.memory_limit_mb,
-                cpus,
-                bool(resources.gpu),
-            )
-            for cell in missing
-        }
-        sweep.sweep(trial, tasks, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
-    outcomes = [_outcome(stage.folder, cell, stage.hash) for cell in cells]
+        sweep.sweep(trial, missing, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
+    outcomes = [_outcome(stage.folder, task.cell, task.made_from) for task in tasks.values()]
     rows = [{name: outcome[name] for name in SCHEMA.names} for outcome in outcomes if outcome is not None]
     assert len(rows) == len(cells)
+    for name in stage.folder.names():
+        if name.endswith(".json") and name.removesuffix(".json") not in (*tasks, "started"):
+            stage.folder.filesystem.delete_file(stage.folder.file(name))  # of an earlier configuration
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     return stage.finish({"trials": len(rows)})
+
+
+def _task(
+    cell: Cell, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: session.Resources, at_once: int
+) -> Task:
+    """A trial's task. Clean victims depend on nothing that was protected, and no victim on which others there are."""
+    train = pack if cell.data == "clean" else protect
+    protected = tuple(protect.counts["classes"])
+    training = {field.name: getattr(config.victim, field.name) for field in fields(TrainConfig)}
+    made_from = digest([cell.__dict__, training, config.seed, pack.digest, train.digest, protected])
+    cpus, gpu = resources.cpus_for(at_once), bool(resources.gpu)
+    return Task(cell, config.victim, config.seed, folder, pack, protected, train, made_from, config.memory_limit_mb, cpus, gpu)
 
 
 def _log(name: str, result: dict[str, Any]) -> None:

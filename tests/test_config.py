@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import PRESETS, STAGES, RunConfig, from_tree, parse, preset, to_tree
+from pipeline.command_line import from_tree, parse
+from pipeline.config import STAGES, RunConfig, to_tree
+from pipeline.presets import PRESETS, preset
 from sep.ensemble import equally_spaced
 
 
@@ -33,7 +35,7 @@ def test_presets_resolve_and_survive_json(name: str) -> None:
     config = preset(name)
     assert config.preset == name
     assert config.stages == STAGES
-    assert len(equally_spaced(config.surrogate.epochs, config.protect.members)) == config.protect.checkpoints
+    assert len(equally_spaced(config.surrogate.epochs, config.protect.per_network)) == config.protect.checkpoints
     assert from_tree(json.loads(json.dumps(to_tree(config)))) == config
     assert parse(["--preset", name, "--data", "/images"]).surrogate == config.surrogate
 
@@ -47,10 +49,53 @@ def test_no_arguments_are_the_quickstart_on_generated_images() -> None:
 def test_cifar10_is_the_papers_protocol() -> None:
     config = preset("cifar10")
     surrogate, protect = config.surrogate, config.protect
-    assert (surrogate.network, surrogate.epochs, surrogate.batch_size, surrogate.lr) == ("resnet18", 120, 128, 0.1)
+    assert (surrogate.networks, surrogate.epochs, surrogate.batch_size, surrogate.lr) == (("resnet18",), 120, 128, 0.1)
     assert (surrogate.momentum, surrogate.weight_decay, surrogate.schedule) == (0.9, 5e-4, "step")
     assert (protect.method, protect.checkpoints, protect.steps, protect.eps_levels) == ("sep-fa-vr", 15, 30, 8)
-    assert protect.gradients_per_image == 900
+    assert protect.gradients_per_image(15) == 900
+
+
+def test_cifar100_is_the_same_protocol() -> None:
+    config, base = preset("cifar100"), preset("cifar10")
+    assert dataclasses.replace(config, preset=base.preset, run=base.run) == base
+    assert base.protect.classes == base.pack.classes == ()
+    assert base.protect.targets == "shift"
+
+
+def test_imagenet_subset_is_the_papers_protocol() -> None:
+    config = preset("imagenet-subset")
+    for trained in (config.surrogate, config.victim):
+        assert (trained.networks, trained.epochs, trained.batch_size, trained.lr) == (("resnet18",), 120, 128, 0.1)
+        assert (trained.momentum, trained.weight_decay, trained.schedule, trained.warmup_epochs) == (0.9, 1e-4, "step", 0)
+        assert trained.augmentation == "resized-crop-flip"
+    assert config.pack.size == 224
+    assert config.protect == dataclasses.replace(preset("cifar10").protect, classes=tuple("0123456789"))
+
+
+def test_imagenet_subset_small_differs_in_scale() -> None:
+    config, paper, small = preset("imagenet-subset-small"), preset("imagenet-subset"), preset("cifar10-small")
+    assert config.protect == dataclasses.replace(small.protect, classes=paper.protect.classes)
+    assert config.pack == dataclasses.replace(paper.pack, size=64)
+    for trained in (config.surrogate, config.victim):
+        assert (trained.networks, trained.epochs, trained.augmentation) == (("resnet8",), 20, "crop-flip")
+
+
+@pytest.mark.parametrize("section", ["pack", "protect"])
+def test_a_file_of_classes_counts_by_its_content(section: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = tmp_path / "wanted.txt"
+    listed.write_text("bee\ntabby cat\n")
+    arguments = [f"--{section}.classes", "ant", str(listed), "3"]
+    assert getattr(parse(arguments), section).classes == ("ant", "bee", "tabby cat", "3")
+    (tmp_path / "run.yaml").write_text(f"{section}:\n  classes: [{listed}]\n")
+    assert getattr(parse(["--config", str(tmp_path / "run.yaml")]), section).classes == ("bee", "tabby cat")
+    listed.write_text("")
+    assert "wanted.txt: expected one class a line, found none" in refused(arguments, capsys)
+
+
+def test_epochs_stand_in_the_place_of_a_number_of_checkpoints() -> None:
+    config = parse(["--surrogate.epochs", "3", "--protect.epochs", "2", "0"])  # the preset's 5 checkpoints need 5 epochs
+    assert config.protect.epochs == (2, 0)
+    assert parse(["--surrogate.networks", "resnet8", "resnet18"]).surrogate.networks == ("resnet8", "resnet18")
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(file: Path) -> None:
@@ -92,6 +137,12 @@ def test_every_field_is_a_flag_with_its_unit_or_meaning(capsys: pytest.CaptureFi
         (["--config", "/none/run.yaml"], "/none/run.yaml"),
         (["--surrogate.epochs", "3"], "protect.checkpoints = 5 needs as many surrogate epochs, but surrogate.epochs = 3"),
         (["--surrogate.epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--protect.epochs", "0", "15"], "protect.epochs are counted from 0 to 14, as surrogate.epochs = 15; got 15"),
+        (["--protect.epochs", "-1"], "protect.epochs are counted from 0, got -1"),
+        (["--protect.epochs", "2", "2"], "protect.epochs needs each value once; got 2, 2"),
+        (["--protect.batch-size", "0"], "protect.batch-size must be at least 1, or auto; got 0"),
+        (["--surrogate.networks", "resnet8", "resnet8"], "surrogate.networks needs one value or more, none of them twice"),
+        (["--protect.targets", "anywhere"], "random-class"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
         (["--victim.countermeasures", "blur"], "unknown 'blur'; known are none, grayscale"),
         (["--pack.test-fraction", "1"], "test-fraction must be"),

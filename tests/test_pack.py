@@ -216,6 +216,33 @@ def test_real_class_folders_with_grey_images(tmp_path: Path, sep_data: Path) -> 
 
 
 @pytest.mark.ray
+def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits: dict[str, Any] = {"max_train_images": 30, "max_test_images": 15}
+    with pytest.raises(SourceError, match=r"pack\.classes: 'n99' is no class"):
+        pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("n01443537", "n99")}, stages=("pack", "victim"))
+    with caplog.at_level(logging.INFO, "pipeline"):  # the corrected command starts afresh
+        manifest = pack(
+            sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("19", "n01443537", "2")}, stages=("pack", "victim")
+        )
+    assert caplog.text.count("test images from val/") == 1
+    names = sorted(path.name for path in (sep_data / "tiny-imagenet-20" / "train").iterdir())
+    assert manifest.counts["classes"] == [names[0], names[2], names[19]]
+    rows = read_table(Folder.open(str(tmp_path)).child("pack"), "samples.parquet").to_pylist()
+    assert Counter((row["split"], row["label"]) for row in rows) == {(s, k): n for s, n in (("train", 10), ("test", 5)) for k in range(3)}
+    assert all(row["source"].split("/")[1] == row["class_name"] == manifest.counts["classes"][row["label"]] for row in rows)
+
+
+@pytest.mark.ray
+def test_picked_classes_of_real_parquet(tmp_path: Path, sep_data: Path) -> None:
+    settings = {"max_train_images": 20, "max_test_images": 10, "classes": ("truck", "cat")}
+    manifest = pack(sep_data / "cifar10", tmp_path, pack=settings, stages=("pack", "victim"))
+    assert manifest.counts["classes"] == ["cat", "truck"]
+    rows = read_table(Folder.open(str(tmp_path)).child("pack"), "samples.parquet").to_pylist()
+    assert Counter((row["split"], row["label"]) for row in rows) == {(s, k): n for s, n in (("train", 10), ("test", 5)) for k in range(2)}
+    assert all(row["source"].startswith(f"{manifest.counts['classes'][row['label']]}/") for row in rows)
+
+
+@pytest.mark.ray
 def test_real_photographs_of_all_sizes(tmp_path: Path, sep_data: Path) -> None:
     photos = sorted((sep_data / "imagenet-photos").glob("*.JPEG"))
     for photo in photos:

@@ -1,24 +1,34 @@
-"""Protect: the same bytes whatever the workers, the order or an interruption; altered inputs named; the budget in integers."""
+"""Protect: the same bytes whatever the workers, the order or an interruption; altered inputs named; the budget in integers.
+
+What is protected, towards which targets and with which checkpoints, is as asked.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import pack, protect
-from pipeline.config import RunConfig, preset
-from pipeline.ensemble import INDEX, weights_digest
+from pipeline.batches import to_tensors
+from pipeline.config import RunConfig
+from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_digest
 from pipeline.networks import build_network
-from pipeline.shards import read_shard, read_table, sha256
+from pipeline.presets import preset
+from pipeline.shards import Sample, read_shard, read_table, sha256
+from pipeline.similarity import read_similarity
 from pipeline.stage import Manifest, Stage, to_json
 from pipeline.storage import Folder
-from sep.craft import Method
+from sep.craft import Method, craft
+from sep.models import NetworkName
 
 pytestmark = pytest.mark.ray
 
@@ -29,19 +39,26 @@ def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> t
     config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
     config = replace(config, surrogate=replace(config.surrogate, epochs=3))
     folder = Folder.open(config.run)
-    manifest = pack.run(config, folder)
-    stage = Stage(folder, "surrogate", {}, seed=0, inputs=("pack",))
-    index = []
-    for epoch in range(3):
-        torch.manual_seed(epoch)
-        stream = io.BytesIO()
-        torch.save(build_network("resnet8", manifest).state_dict(), stream)
-        file = f"epoch_{epoch:04d}/weights.pt"
-        stage.folder.write(file, stream.getvalue())
-        index.append({"epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
-    stage.folder.write(INDEX, to_json({"checkpoints": index}))
-    stage.finish({"network": "resnet8", "weights_sha256": weights_digest(index)})
+    pack.run(config, folder)
+    write_checkpoints(folder, ("resnet8",))
     return config, folder
+
+
+def write_checkpoints(folder: Folder, networks: Sequence[NetworkName]) -> None:
+    """A finished surrogate stage: three epochs of each network."""
+    manifest = Manifest.load(folder, "pack")
+    stage = Stage(folder, "surrogate", {"networks": list(networks)}, seed=0, inputs=("pack",), overwrite=True)
+    index: list[dict[str, Any]] = []
+    for network in networks:
+        for epoch in range(3):
+            torch.manual_seed(epoch)
+            stream = io.BytesIO()
+            torch.save(build_network(network, manifest).state_dict(), stream)
+            file = f"{network}/epoch_{epoch:04d}/weights.pt"
+            stage.folder.write(file, stream.getvalue())
+            index.append({"network": network, "epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
+    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    stage.finish({"networks": list(networks), "weights_sha256": weights_digest(index)})
 
 
 def copy(packed: tuple[RunConfig, Folder], target: Path, **changes: object) -> tuple[RunConfig, Folder]:
@@ -52,6 +69,15 @@ def copy(packed: tuple[RunConfig, Folder], target: Path, **changes: object) -> t
         if not name.startswith("protect/"):
             folder.write(name, source.read(name))
     return replace(config, run=str(target), protect=replace(config.protect, **changes)), folder  # type: ignore[arg-type]
+
+
+def both(folder: Folder) -> list[tuple[Sample, Sample]]:
+    """Every training image, clean and released, in order."""
+    pairs: list[tuple[Sample, Sample]] = []
+    for shard, other in zip(Manifest.load(folder, "pack").shards["train"], Manifest.load(folder, "protect").shards["train"], strict=True):
+        clean, released = read_shard(folder.child("pack"), shard), read_shard(folder.child("protect"), other)
+        pairs += zip(clean, released, strict=True)
+    return pairs
 
 
 def digests(manifest: Manifest) -> list[str]:
@@ -65,8 +91,8 @@ def test_every_method_protects_within_the_budget(packed: tuple[RunConfig, Folder
     rows = read_table(folder.child("protect"), protect.SAMPLES).to_pylist()
     assert len(rows) == 80
     assert manifest.counts["linf_levels"] == max(row["linf_levels"] for row in rows) == 2
-    assert manifest.counts["gradients"] == 80 * config.protect.gradients_per_image
-    assert len(manifest.counts["epochs"]) == config.protect.members
+    assert manifest.counts["gradients"] == 80 * config.protect.gradients_per_image(config.protect.per_network)
+    assert len(manifest.counts["epochs"]) == config.protect.per_network
     clean = {s.key: s for shard in Manifest.load(folder, "pack").shards["train"] for s in read_shard(folder.child("pack"), shard)}
     for shard in manifest.shards["train"]:
         for sample in read_shard(folder.child("protect"), shard):
@@ -126,7 +152,7 @@ def test_finished_shards_are_not_crafted_again(packed: tuple[RunConfig, Folder],
 
 def test_altered_checkpoint_is_named(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path)
-    file = "surrogate/epoch_0002/weights.pt"
+    file = "surrogate/resnet8/epoch_0002/weights.pt"
     data = bytearray(folder.read(file))
     data[len(data) // 2] ^= 1
     folder.write(file, bytes(data))
@@ -144,3 +170,109 @@ def test_changed_configuration_stops_by_name_and_overwrite_redoes(packed: tuple[
     redone = protect.run(replace(other, overwrite=True), folder)
     assert redone.counts["linf_levels"] == 1
     assert digests(redone) != digests(first)
+
+
+@pytest.mark.parametrize("method", ["sep", "sep-fa"])
+def test_images_of_other_classes_are_released_as_they_are(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
+    names = Manifest.load(packed[1], "pack").counts["classes"]
+    config, folder = copy(packed, tmp_path, method=method, eps_levels=2, steps=3, classes=("7", names[2], "5"))
+    counts = protect.run(config, folder).counts
+    assert (counts["images"], counts["protected"], counts["classes"]) == (80, 24, [2, 5, 7])
+    assert counts["gradients"] == 24 * 3 * 2
+    rows = {row["key"]: row for row in read_table(folder.child("protect"), protect.SAMPLES).to_pylist()}
+    for clean, released in both(folder):
+        row, change = rows[clean.key], abs(released.pixels.astype(int) - clean.pixels.astype(int)).max()
+        assert (released.key, released.label, released.info) == (clean.key, clean.label, clean.info)
+        assert row["linf_levels"] == change
+        if clean.label in (2, 5, 7):
+            assert 1 <= change <= 2
+        else:
+            assert released.png == clean.png
+            assert (row["sha256"], row["psnr_db"]) == (row["clean_sha256"], float("inf"))
+    finite = [row["psnr_db"] for row in rows.values() if row["label"] in (2, 5, 7)]
+    assert counts["psnr_db"] == pytest.approx(np.mean(finite))
+
+
+def test_targets_stay_among_the_protected_classes(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    """What is stored is what crafting towards the next but one of the protected classes gives, and not towards any other."""
+    config, folder = copy(packed, tmp_path, method="sep", classes=("1", "2", "5", "8"), batch_size=100)
+    protect.run(config, folder)
+    members = Ensemble(folder, choose(read_index(folder), config.protect.checkpoints)).members()
+    shift = {1: 5, 2: 8, 5: 1, 8: 2}
+    for shard in range(4):
+        pairs = [pair for pair in both(folder)[20 * shard : 20 * shard + 20] if pair[0].label in shift]
+        clean, labels = to_tensors([before for before, _ in pairs])
+        stored, _ = to_tensors([after for _, after in pairs])
+        for wanted, equal in ((torch.tensor([shift[y] for y in labels.tolist()]), True), ((labels + 5) % 10, False)):
+            assert torch.equal(craft(members, clean, wanted, config.protect, torch.Generator(), 100), stored) is equal
+
+
+def test_every_kind_of_target_gives_other_images(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    found = {}
+    for kind in ("shift", "random-class", "per-sample", "untargeted"):
+        config, folder = copy(packed, tmp_path / kind, targets=kind)
+        manifest = protect.run(config, folder)
+        assert manifest.counts["targets"] == kind
+        assert manifest.counts["protected"] == 80
+        found[kind] = digests(manifest)
+    for shards in zip(*found.values(), strict=True):
+        assert len(set(shards)) == 4
+
+
+def test_a_shard_without_protected_images_is_released_whole(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    shards = {s.name: {x.label for x in read_shard(packed[1].child("pack"), s)} for s in Manifest.load(packed[1], "pack").shards["train"]}
+    name, absent = next((name, absent) for name, labels in shards.items() for absent in set(range(10)) - labels)
+    config, folder = copy(packed, tmp_path, classes=(str(absent),), targets="untargeted", method="sep-fa-vr")
+    counts = protect.run(config, folder).counts
+    assert (counts["images"], counts["protected"], counts["classes"]) == (80, 8, [absent])
+    before, after = ({s.name: s.sha256 for s in Manifest.load(folder, stage).shards["train"]} for stage in ("pack", "protect"))
+    assert before[name] == after[name]
+    assert {clean.label for clean, released in both(folder) if clean.png != released.png} == {absent}
+
+
+def test_the_epochs_asked_for_are_the_ensemble(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path / "ends", epochs=(0, 2))
+    folder.write("surrogate/resnet8/epoch_0001/weights.pt", b"never read")
+    manifest = protect.run(config, folder)
+    assert (manifest.counts["epochs"], manifest.counts["members"]) == ([0, 2], 2)
+    config, folder = copy(packed, tmp_path / "other", epochs=(1, 2))
+    other = protect.run(config, folder)
+    assert not set(digests(manifest)) & set(digests(other))
+    config, folder = copy(packed, tmp_path / "spaced")  # two checkpoints of three epochs: the first and the last
+    assert digests(protect.run(config, folder)) == digests(manifest)
+
+
+def test_several_networks_make_one_ensemble_and_are_compared(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path)
+    write_checkpoints(folder, ("resnet8", "vit-small"))
+    counts = protect.run(config, folder).counts
+    assert (counts["networks"], counts["epochs"], counts["members"]) == (["resnet8", "vit-small"], [0, 2], 4)
+    assert counts["gradients"] == 80 * config.protect.steps * 4
+    said = read_similarity(folder.child("protect"))
+    assert [(entry["network"], entry["epochs"]) for entry in said["checkpoints"]] == [("resnet8", [0, 2]), ("vit-small", [0, 2])]
+    assert said["networks"]["names"] == ["resnet8", "vit-small"]
+    for entry in (*said["checkpoints"], said["networks"]):
+        cosines = np.array(entry["cosines"])
+        assert cosines.shape == (2, 2)
+        np.testing.assert_allclose(cosines, cosines.T, rtol=1e-12)
+        np.testing.assert_allclose(cosines.diagonal(), 1, rtol=1e-6)
+        assert -1 < cosines[0, 1] < 0.9
+
+
+@pytest.mark.parametrize("method", ["tap", "noise"])
+def test_checkpoints_are_compared_even_where_the_method_uses_fewer(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method
+) -> None:
+    config, folder = copy(packed, tmp_path, method=method)
+    protect.run(config, folder)
+    (entry,) = read_similarity(folder.child("protect"))["checkpoints"]
+    assert entry["epochs"] == [0, 1, 2]
+    assert np.array(entry["cosines"]).shape == (3, 3)
+    np.testing.assert_allclose(np.diag(entry["cosines"]), 1, rtol=1e-6)
+
+
+def test_an_unknown_class_leaves_nothing(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path, classes=("0", "striped"))
+    with pytest.raises(ValueError, match=r"protect\.classes: 'striped' is no class"):
+        protect.run(config, folder)
+    assert not folder.exists("protect/started.json")

@@ -11,8 +11,8 @@ import torch
 
 from cluster.session import Resources
 from pipeline import pack, surrogate
-from pipeline.config import preset
-from pipeline.ensemble import choose, load_networks
+from pipeline.ensemble import Ensemble, choose, load_networks, read_index
+from pipeline.presets import preset
 from pipeline.shards import sha256
 from pipeline.storage import Folder
 
@@ -29,9 +29,10 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus:
     assert manifest.counts["workers"] == 2
     for entry in index:
         assert sha256(folder.read(f"surrogate/{entry['file']}")) == entry["sha256"]
-    first, last = load_networks(folder, choose(folder, 2), torch.device("cpu"))
+    index = read_index(folder)
+    first, last = load_networks(Ensemble(folder, choose(index, 2)))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
-    assert load_networks(folder, choose(folder, 1), torch.device("cpu"))[0].head.weight.equal(last.head.weight)
+    assert load_networks(Ensemble(folder, choose(index, 1)))[0].head.weight.equal(last.head.weight)
 
     # As if the driver had died after the last epoch: nothing is trained again, the same index comes out.
     Path(folder.file("surrogate/manifest.json")).unlink()
@@ -48,4 +49,20 @@ def test_streams_what_does_not_fit_in_memory(tmp_path: Path, ray_2_cpus: Resourc
     pack.run(config, folder)
     counts = surrogate.run(config, folder).counts
     assert counts["epochs"] == 2
-    assert 0 < counts["final_loss"] < 5
+    assert 0 < counts["final_loss"][0] < 5
+
+
+def test_several_networks_are_trained_one_after_the_other(tmp_path: Path, ray_2_cpus: Resources) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=1)
+    config = replace(config, surrogate=replace(config.surrogate, networks=("resnet8", "vit-small")))
+    folder = Folder.open(config.run)
+    pack.run(config, folder)
+    manifest = surrogate.run(config, folder)
+    assert manifest.counts["networks"] == ["resnet8", "vit-small"]
+    assert len(set(manifest.counts["parameters"])) == len(manifest.counts["final_loss"]) == 2
+    index = read_index(folder)
+    assert [(c.network, c.epoch) for c in choose(index, 1)] == [("resnet8", 1), ("vit-small", 1)]
+    assert [(c.network, c.epoch) for c in choose(index, 5, epochs=(0,))] == [("resnet8", 0), ("vit-small", 0)]
+    images = torch.zeros(1, 3, 32, 32)
+    features = [network(images)[0] for network in load_networks(Ensemble(folder, choose(index, 2)))]
+    assert [f.shape[1] for f in features] == [64, 64, 192, 192]

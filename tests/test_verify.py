@@ -7,11 +7,13 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from pipeline.shards import Sample, decode_shard, encode_png, encode_shard, read_table, rows_to_table, sha256, write_table
+from pipeline.shards import Sample, decode_shard, encode_png, encode_shard, pixels_sha256, read_table, rows_to_table, sha256, write_table
+from pipeline.stage import digest
 from pipeline.storage import Folder
 from pipeline.verify import main, verify
 from tests import finished_run
@@ -58,6 +60,31 @@ def fix_manifest(run: Path, name: str, count: int | None = None) -> None:
     path.write_text(json.dumps(manifest))
 
 
+def record(run: Path, changes: dict[str, dict[str, Any]]) -> None:
+    """Change what the table of the protected images says of some of them."""
+    folder = Folder.open(str(run / "protect"))
+    table = read_table(folder, "samples.parquet")
+    rows = [{**row, **changes.get(row["key"], {})} for row in table.to_pylist()]
+    write_table(folder, "samples.parquet", rows_to_table(rows, table.schema))
+
+
+def unprotect(run: Path, label: int, levels: Literal[0, 1] = 0) -> None:
+    """Release a class as it is, or all but a pixel of its first image that is one level off, and record whatever it is."""
+    names = ("train-000000.tar", "train-000001.tar")
+    clean = {sample.key: sample for name in names for sample in samples_of(run, f"pack/{name}") if sample.label == label}
+    first = next(iter(clean))
+    pixels = clean[first].pixels
+    pixels[0, 0, 0] ^= levels
+    clean[first] = replace(clean[first], png=encode_png(pixels))
+    for name in names:
+        rewrite(run, lambda samples: [clean.get(sample.key, sample) for sample in samples], f"protect/{name}")
+    record(run, {k: {"sha256": pixels_sha256(s.pixels), "linf_levels": levels if k == first else 0} for k, s in clean.items()})
+    path, kept = run / "protect/manifest.json", [k for k in range(3) if k != label]
+    manifest = json.loads(path.read_text())
+    manifest["asked"]["protect"]["classes"], manifest["counts"]["classes"] = [str(k) for k in kept], kept
+    path.write_text(json.dumps({**manifest, "hash": digest(manifest["asked"])}))
+
+
 def test_a_finished_run_has_no_fault(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audit = verify(Folder.open(str(run)))
     assert audit.faults == ()
@@ -92,6 +119,19 @@ def test_every_region_of_a_shard_a_byte_can_be_flipped_in_is_told_apart(run: Pat
             assert found == (f"{SHARD}: its bytes are not those recorded, no sample affected",)
     assert main(["--run", str(run)]) == 1
     assert SHARD in capsys.readouterr().out
+
+
+def test_a_class_that_is_not_protected_must_be_the_clean_one(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    unprotect(run, 1)
+    assert main(["--run", str(run)]) == 0
+    assert "24 protected images and 12 of other classes in 2 shards" in capsys.readouterr().out
+    path = run / "protect/manifest.json"
+    path.write_text(path.read_text().replace('"classes": [0, 2]', '"classes": [0, 1, 2]'))
+    assert faults(run) == ("protect/manifest.json: protected classes [0, 1, 2], asked for [0, 2]",)
+    unprotect(other, 1, levels=1)
+    key = next(sample.key for sample in samples_of(other, "pack/train-000000.tar") if sample.label == 1)
+    assert faults(other) == (f"protect/train-000000.tar: {key}: changed by 1 levels, though its class is not protected",)
 
 
 def test_every_byte_of_a_png_is_watched(run: Path) -> None:
@@ -134,11 +174,7 @@ def test_a_dropped_sample_is_named(run: Path, fixed_up: bool) -> None:
 def test_swapped_labels_are_named(run: Path) -> None:
     first, second = samples_of(run)[:2]
     assert first.label != second.label
-
-    def swap(samples: list[Sample]) -> list[Sample]:
-        return [replace(first, label=second.label), replace(second, label=first.label), *samples[2:]]
-
-    rewrite(run, swap)
+    rewrite(run, lambda samples: [replace(first, label=second.label), replace(second, label=first.label), *samples[2:]])
     assert faults(run) == (
         f"{SHARD}: {first.key}: label '{second.label}', recorded {first.label}",
         f"{SHARD}: {second.key}: label '{first.label}', recorded {second.label}",
@@ -148,10 +184,7 @@ def test_swapped_labels_are_named(run: Path) -> None:
 def test_labels_swapped_in_the_table_as_well_are_named(run: Path) -> None:
     key, label = samples_of(run)[0].key, samples_of(run)[0].label
     rewrite(run, lambda samples: [replace(samples[0], label=(label + 1) % 3), *samples[1:]])
-    folder = Folder.open(str(run / "protect"))
-    table = read_table(folder, "samples.parquet")
-    rows = [{**row, "label": (label + 1) % 3} if row["key"] == key else row for row in table.to_pylist()]
-    write_table(folder, "samples.parquet", rows_to_table(rows, table.schema))
+    record(run, {key: {"label": (label + 1) % 3}})
     assert f"{SHARD}: {key}: label '{(label + 1) % 3}', recorded {label}" in faults(run)
 
 

@@ -12,7 +12,8 @@ import pytest
 from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import pack, victim
-from pipeline.config import RunConfig, preset
+from pipeline.config import RunConfig
+from pipeline.presets import preset
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage
 from pipeline.storage import Folder
@@ -23,6 +24,8 @@ def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
     assert shifted.trace() == 0
     assert victim.relabelled_accuracy(shifted) == 100.0
     assert victim.relabelled_accuracy(np.array([[8, 2], [1, 9]])) == 85.0
+    # Rows of some classes only: their images may be taken for any class.
+    assert victim.relabelled_accuracy(np.array([[1, 0, 9, 0], [0, 2, 0, 8]])) == 85.0
     # Two classes predicted as one: one-to-one renaming can win back only one of them.
     assert victim.relabelled_accuracy(np.array([[0, 10, 0], [0, 10, 0], [0, 0, 10]])) == pytest.approx(200 / 3)
 
@@ -36,7 +39,7 @@ def released(tmp_path: Path, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
     stage = Stage(folder, "protect", {}, seed=0, inputs=("pack",))
     for shard in packed.shards["train"]:
         stage.folder.write(shard.name, folder.child("pack").read(shard.name))
-    stage.finish({}, {"train": packed.shards["train"]})
+    stage.finish({"classes": list(range(10))}, {"train": packed.shards["train"]})
     return config, folder
 
 
@@ -50,6 +53,7 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     assert len(clean["accuracy_per_epoch"]) == config.victim.epochs
     assert clean["peak_accuracy"] == max(clean["accuracy_per_epoch"]) >= clean["last_accuracy"] == clean["accuracy_per_epoch"][-1]
     assert clean["relabelled_accuracy"] >= clean["last_accuracy"]
+    assert clean["other_accuracy"] is None
 
     # A restart after the driver died between two trials: only the missing one is trained.
     kept, lost = (f"victim/resnet8-{data}-none-seed0.json" for data in ("clean", "protected"))
@@ -61,6 +65,22 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     again = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
     assert again[0]["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert again[1] == protected
+
+
+@pytest.mark.ray
+def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfig, Folder]) -> None:
+    config, folder = released
+    path = Path(folder.file("protect/manifest.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {"classes": [1, 4, 8]}}))
+    victim.run(config, folder)
+    for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist():
+        outcome = json.loads(folder.read(f"victim/resnet8-{row['data']}-none-seed0.json"))
+        table, protected = np.array(outcome["confusion"]), [1, 4, 8]
+        others = [k for k in range(10) if k not in protected]
+        assert table.sum(1).tolist() == [4] * 10
+        assert row["last_accuracy"] == pytest.approx(100 * table.diagonal()[protected].sum() / 12)
+        assert row["other_accuracy"] == pytest.approx(100 * table.diagonal()[others].sum() / 28)
+        assert row["relabelled_accuracy"] == pytest.approx(victim.relabelled_accuracy(table[protected]))
 
 
 @pytest.mark.ray

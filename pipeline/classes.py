@@ -1,0 +1,63 @@
+"""Classes as people name them on the command line: by name, by index, or by a file that lists either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+SHOWN = 10  # names listed in a message
+
+
+def from_files(named: Sequence[str]) -> tuple[str, ...]:
+    """The same list with each text file in it replaced by what it lists, one class a line.
+
+    Raises:
+        ValueError: a file lists nothing, or is no text.
+    """
+    expanded: list[str] = []
+    for name in named:
+        path = Path(name)
+        if not path.is_file():
+            expanded.append(name)
+            continue
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: expected a text file with one class a line ({error})") from error
+        if not any(lines):
+            raise ValueError(f"{name}: expected one class a line, found none")
+        expanded += filter(None, lines)
+    return tuple(expanded)
+
+
+def choose_classes(named: Sequence[str], classes: Sequence[str], flag: str) -> tuple[int, ...]:
+    """Labels of the classes named, ascending; all of them where none is named. A name wins over an index that looks like it.
+
+    Args:
+        named: names or indices.
+        classes: every class's name, in label order.
+        flag: for messages, e.g. "protect.classes".
+
+    Raises:
+        ValueError: there is no such class, there are several of that name, or one is named twice.
+    """
+    if not named:
+        return tuple(range(len(classes)))
+    labels: list[int] = []
+    for name in named:
+        if classes.count(name) > 1:
+            raise ValueError(f"{flag}: {classes.count(name)} classes are called {name!r}: give their indices")
+        if name in classes:
+            label = classes.index(name)
+        elif name.isdecimal() and int(name) < len(classes):
+            label = int(name)
+        else:
+            known = ", ".join(classes[:SHOWN]) + (", ..." if len(classes) > SHOWN else "")
+            raise ValueError(
+                f"{flag}: {name!r} is no class; expected a name ({known}), an index from 0 to {len(classes) - 1}, "
+                "or an existing file that lists them"
+            )
+        if label in labels:
+            raise ValueError(f"{flag}: class {classes[label]!r} is named twice")
+        labels.append(label)
+    return tuple(sorted(labels))

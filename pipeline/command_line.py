@@ -1,0 +1,70 @@
+"""From the command line to a configuration: the preset, then the YAML file, then the flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.classes import from_files
+from pipeline.config import RunConfig, to_tree
+from pipeline.presets import preset
+from pipeline.storage import absolute
+
+
+def from_tree(tree: dict[str, Any]) -> RunConfig:
+    """A configuration from nested mappings, as read from JSON or YAML; what is missing comes from its preset.
+
+    Raises:
+        ValueError: a key is unknown or a value does not fit; the message names it.
+    """
+    base = to_tree(preset(tree.get("preset", RunConfig.preset)))
+    for key, value in tree.items():
+        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+    try:
+        return TypeAdapter(RunConfig).validate_python(base)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"configuration: {faults}") from error
+
+
+def _read_yaml(path: str) -> Any:
+    with Path(path).open() as stream:  # an open file, so that a syntax error names it
+        return yaml.safe_load(stream)
+
+
+def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+    """The configuration of a command line: preset, then the YAML file, then the flags.
+
+    Exits with status 2 and a message where the command line is wrong.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # only to find the defaults of the real parser
+    first.add_argument("--preset")
+    first.add_argument("--config")
+    known, _ = first.parse_known_args(arguments)
+    try:
+        tree = _read_yaml(known.config) if known.config else {}
+        if not isinstance(tree, dict):
+            raise ValueError(f"{known.config}: expected a mapping of settings, found {type(tree).__name__}")
+        base = from_tree({**tree, **({"preset": known.preset} if known.preset else {})})
+        config = tyro.cli(RunConfig, prog="run.py", default=base, args=arguments)
+        if not config.data:
+            raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
+        return dataclasses.replace(
+            config,
+            run=absolute(config.run),
+            data=config.data if config.data == "generated" else absolute(config.data),
+            # By content: a file that changes is another configuration, and a cluster's machines need not have it.
+            pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
+            protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
+        )
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

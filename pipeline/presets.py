@@ -1,0 +1,115 @@
+"""Ready-made configurations: plain functions that derive from one another in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from pipeline.config import PackConfig, ProtectConfig, RunConfig, SurrogateConfig, VictimConfig
+
+
+def quickstart() -> RunConfig:
+    """The default: generated textures, about three minutes on two CPU cores."""
+    train: dict[str, Any] = {"epochs": 15, "batch_size": 64, "schedule": "one-cycle", "augmentation": "none"}
+    return RunConfig(
+        surrogate=SurrogateConfig(networks=("resnet8",), **train),
+        protect=ProtectConfig(checkpoints=5, steps=10),
+        victim=VictimConfig(networks=("resnet8",), **train),
+    )
+
+
+def smoke() -> RunConfig:
+    """Every stage in seconds, for tests; protects nothing."""
+    base = quickstart()
+    return replace(
+        base,
+        preset="smoke",
+        run="runs/smoke",
+        pack=replace(base.pack, max_train_images=80, max_test_images=40, shard_images=20),
+        surrogate=replace(base.surrogate, epochs=2, batch_size=20),
+        protect=replace(base.protect, checkpoints=2, steps=2, batch_size=10),
+        victim=replace(base.victim, epochs=2, batch_size=20),
+    )
+
+
+def cifar10() -> RunConfig:
+    """The paper's protocol: all 50,000 images, ResNet18, 120 epochs, SEP-FA-VR with 15 checkpoints and 30 steps."""
+    return RunConfig(
+        preset="cifar10",
+        data="",
+        run="runs/cifar10",
+        pack=PackConfig(shard_images=500),
+        protect=ProtectConfig(method="sep-fa-vr", checkpoints=15),
+    )
+
+
+def cifar10_small() -> RunConfig:
+    """5,000 training images and a small network: the same protocol in minutes on a CPU."""
+    base = cifar10()
+    return replace(
+        base,
+        preset="cifar10-small",
+        run="runs/cifar10-small",
+        pack=replace(base.pack, max_train_images=5000, max_test_images=5000, shard_images=250),
+        surrogate=replace(base.surrogate, networks=("resnet8",), epochs=30),
+        protect=replace(base.protect, method="sep-fa", checkpoints=10, steps=15),
+        victim=replace(base.victim, networks=("resnet8",), epochs=30, lr=0.2, schedule="one-cycle"),
+    )
+
+
+def cifar100() -> RunConfig:
+    """The paper's protocol on CIFAR-100: as CIFAR-10, targets 50 classes on."""
+    return replace(cifar10(), preset="cifar100", run="runs/cifar100")
+
+
+def imagenet_subset() -> RunConfig:
+    """The paper's protocol on ImageNet: a surrogate on 100 classes (`--pack.classes`), of which ten are protected (`--protect.classes`)."""
+    base = cifar10()
+    train: dict[str, Any] = {"weight_decay": 1e-4, "warmup_epochs": 0, "augmentation": "resized-crop-flip"}
+    return replace(
+        base,
+        preset="imagenet-subset",
+        run="runs/imagenet-subset",
+        pack=replace(base.pack, size=224, shard_images=250),
+        surrogate=replace(base.surrogate, **train),
+        protect=replace(base.protect, classes=tuple(map(str, range(10)))),
+        victim=replace(base.victim, **train),
+    )
+
+
+def imagenet_subset_small() -> RunConfig:
+    """The same with 64-pixel images and a small network: minutes on a CPU."""
+    base, small = imagenet_subset(), cifar10_small()
+    train: dict[str, Any] = {"weight_decay": 5e-4, "augmentation": "crop-flip", "lr": 0.2, "schedule": "one-cycle", "epochs": 20}
+    return replace(
+        base,
+        preset="imagenet-subset-small",
+        run="runs/imagenet-subset-small",
+        pack=replace(base.pack, size=64),
+        surrogate=replace(base.surrogate, networks=("resnet8",), **train),
+        protect=replace(small.protect, classes=base.protect.classes),
+        victim=replace(base.victim, networks=("resnet8",), **train),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "quickstart": quickstart,
+    "smoke": smoke,
+    "cifar10-small": cifar10_small,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet-subset-small": imagenet_subset_small,
+    "imagenet-subset": imagenet_subset,
+}
+
+
+def preset(name: str) -> RunConfig:
+    """The full configuration of a preset.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]()
