@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.results import Pair
+from pipeline.results import Pair, Similarity
 from pipeline.shards import Pixels
 
 DPI = 160
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
 WIDTH = 6.4  # inches; narrow enough that labels stay readable on a phone
 APART = 7.0  # percent between two labels at the end of curves
+FEW = 10  # rows of a matrix whose cells have room for a number
+EPOCHS = "epoch, counted from 1 (--protect.epochs counts from 0)"
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,25 @@ class Theme:
     quiet: str
     clean: str
     protected: str
+    several: tuple[str, ...]  # one per network; told apart by the colour-blind too (after Okabe and Ito)
 
 
-LIGHT = Theme(paper="#ffffff", ink="#1c2430", quiet="#c9d0da", clean="#2563eb", protected="#d9480f")
-DARK = Theme(paper="#171b22", ink="#e6e9ef", quiet="#444c59", clean="#74a9ff", protected="#ff9a5c")
+LIGHT = Theme(
+    paper="#ffffff",
+    ink="#1c2430",
+    quiet="#c9d0da",
+    clean="#2563eb",
+    protected="#d9480f",
+    several=("#0072b2", "#c25400", "#00805c", "#a8437f", "#9a7400", "#2b8fc4", "#6b4fa0", "#555f6d"),
+)
+DARK = Theme(
+    paper="#171b22",
+    ink="#e6e9ef",
+    quiet="#444c59",
+    clean="#74a9ff",
+    protected="#ff9a5c",
+    several=("#56a9e8", "#f0803c", "#2fc49a", "#e08fbf", "#e6c74c", "#8fd3f5", "#b39ae6", "#b8c0cc"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,12 +96,12 @@ def _percent(axis: Axes) -> None:
     axis.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
 
 
-def _epochs(axis: Axes, count: int, room: float = 0.0) -> None:
+def _epochs(axis: Axes, count: int, room: float = 0.0, label: str = "epoch") -> None:
     """Whole epochs from 1 on the horizontal axis, with `room` (a share of the width) for labels at the right."""
     span = max(count - 1, 1)
     axis.set_xlim(1 - 0.02 * span, 1 + span * (1.02 + room))
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    axis.set_xlabel("epoch")
+    axis.set_xlabel(label)
     axis.set_xticks([tick for tick in axis.get_xticks() if 1 <= tick <= count])
 
 
@@ -107,7 +127,8 @@ def accuracy(pairs: Sequence[Pair], chance: float, theme: Theme = LIGHT) -> byte
         _label_ends(axis, len(epochs), ends)
     for axis in axes[len(pairs) :]:
         axis.remove()
-    figure.supylabel("accuracy on clean test images", fontsize=10.5, color=theme.ink)
+    of_whom = "\nof protected classes" if pairs[0].clean.other else ""
+    figure.supylabel(f"accuracy on clean test images{of_whom}", fontsize=10.5, color=theme.ink)
     return _png(figure)
 
 
@@ -125,29 +146,73 @@ def _label_ends(axis: Axes, epoch: int, ends: list[tuple[float, str, str]]) -> N
         axis.annotate(text, (epoch, height), (7, 0), textcoords="offset points", color=colour, va="center", fontsize=9.5)
 
 
-def surrogate(checkpoints: Sequence[dict[str, Any]], chosen: Sequence[int], theme: Theme = LIGHT) -> bytes:
-    """Loss and training accuracy per epoch; dots mark the checkpoints the protection was made with.
+def surrogate(networks: Mapping[str, Sequence[dict[str, Any]]], chosen: Sequence[int], theme: Theme = LIGHT) -> bytes:
+    """Loss and training accuracy per epoch, a curve per network; dots mark the checkpoints the protection was made with.
 
     Args:
-        checkpoints: as in `surrogate/checkpoints.json`.
+        networks: epochs of each network, as in `surrogate/checkpoints.json`.
         chosen: 0-based epochs of the ensemble; empty where nothing was protected yet.
         theme: the colours.
     """
-    figure, (upper, lower) = _figure(4.4, theme, 2, 1, sharex=True)
-    epochs = [entry["epoch"] + 1 for entry in checkpoints]
+    one = len(networks) == 1
+    figure, (upper, lower) = _figure(4.4 if one else 5.6, theme, 2, 1, sharex=True, height_ratios=(1, 1 if one else 1.5))
+    colours = dict(zip(networks, (theme.clean,) if one else theme.several, strict=False))
     for axis, name, title in ((upper, "loss", "training loss"), (lower, "accuracy", "accuracy on augmented training images")):
-        values = [entry["metrics"][name] for entry in checkpoints]
-        axis.plot(epochs, values, color=theme.clean, linewidth=2)
-        marked = [(entry["epoch"] + 1, entry["metrics"][name]) for entry in checkpoints if entry["epoch"] in chosen]
-        if marked:
-            axis.plot(*zip(*marked, strict=True), "o", color=theme.protected, markersize=5, label="checkpoints of the ensemble")
+        for network, entries in networks.items():
+            values = [entry["metrics"][name] for entry in entries]
+            axis.plot([entry["epoch"] + 1 for entry in entries], values, color=colours[network], linewidth=2)
+            marked = [(entry["epoch"] + 1, entry["metrics"][name]) for entry in entries if entry["epoch"] in chosen]
+            if marked:
+                colour = theme.protected if one else colours[network]
+                axis.plot(*zip(*marked, strict=True), "o", color=colour, markersize=5, clip_on=False)
         axis.set_title(title, loc="left", color=theme.ink, fontsize=10.5)
     upper.set_ylim(bottom=0)
     _percent(lower)
-    _epochs(lower, len(epochs))
+    count = max(len(entries) for entries in networks.values())
+    _epochs(lower, count, 0.0 if one else 0.3, EPOCHS)
+    if not one:
+        ends = [(entries[-1]["metrics"]["accuracy"], name, colours[name]) for name, entries in networks.items()]
+        _label_ends(lower, count, ends)
     if chosen:
-        upper.legend(frameon=False, labelcolor=theme.ink, fontsize=9.5)
+        dot = Line2D([], [], marker="o", linestyle="", markersize=5, color=theme.protected if one else theme.ink)
+        upper.legend([dot], ["checkpoints of the ensemble"], frameon=False, labelcolor=theme.ink, fontsize=9.5)
     return _png(figure)
+
+
+def similarity(matrices: Sequence[Similarity], theme: Theme = LIGHT) -> bytes:
+    """Cosines between gradients, a panel per matrix, all in the same colours; what is orthogonal has that of the paper."""
+    columns = min(len(matrices), 2)
+    rows = -(-len(matrices) // columns)
+    figure, axes = _figure(5.2 if columns == 1 else 0.8 + 3.1 * rows, theme, rows, columns)
+    colours = LinearSegmentedColormap.from_list("cosine", [theme.protected, theme.paper, theme.clean])
+    for axis, matrix in zip(axes, matrices, strict=False):
+        count = len(matrix.labels)
+        image = axis.imshow(matrix.cosines, cmap=colours, vmin=-1, vmax=1, interpolation="none")
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+        title = f"{matrix.network or 'between networks'}: mean {_hundredths(matrix.mean)}"
+        axis.set_title(title, loc="left", color=theme.ink, fontsize=10.5)
+        shown = range(0, count, -(-count // FEW))
+        axis.set_xticks(shown, [matrix.labels[i] for i in shown], rotation=0 if matrix.network else 90, fontsize=9)
+        axis.set_yticks(shown, [matrix.labels[i] for i in shown], fontsize=9)
+        for i, j in product(range(count), repeat=2) if count <= FEW else ():
+            ink = theme.paper if abs(matrix.cosines[i][j]) > 0.6 else theme.ink
+            text = "1" if i == j else _hundredths(matrix.cosines[i][j]).replace("0.", ".", 1)
+            axis.text(j, i, text, ha="center", va="center", color=ink, fontsize=min(10.0, 86 * (3 - columns) / count))
+    for axis in axes[len(matrices) :]:
+        axis.remove()
+    bar = figure.colorbar(image, ax=axes[: len(matrices)], location="bottom", fraction=0.05, aspect=40, pad=0.02)
+    bar.set_ticks([-1, -0.5, 0, 0.5, 1])
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(colors=theme.ink, length=0, labelsize=9)
+    bar.set_label("cosine similarity of gradients (0: orthogonal)", color=theme.ink)
+    figure.supylabel(EPOCHS, fontsize=9.5, color=theme.ink)
+    return _png(figure)
+
+
+def _hundredths(value: float) -> str:
+    """Two decimals, and never a negative zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def psnr(values: Sequence[float], theme: Theme = LIGHT) -> bytes:
@@ -177,7 +242,7 @@ def samples(triplets: Sequence[Triplet], eps_levels: int, theme: Theme = LIGHT) 
     factor = amplification(eps_levels)
     columns = len(triplets)
     height, width, _ = triplets[0].clean.shape
-    side = (WIDTH - 0.35) / columns
+    side = (WIDTH - 0.35) / max(columns, 3)
     figure, axes = _figure(3 * (side * height / width + 0.05) + 0.45, theme, 3, columns)
     for column, triplet in enumerate(triplets):
         change = triplet.protected.astype(np.int16) - triplet.clean

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import math
 import platform
 import shlex
 from collections import Counter
@@ -14,17 +13,20 @@ from typing import Any
 import jinja2
 import yaml
 
-from pipeline.config import RunConfig, preset, to_tree
+from pipeline.config import RunConfig, to_tree
+from pipeline.findings import findings, scope, surrogates
+from pipeline.presets import preset
 from pipeline.results import (
     Finished,
-    Pair,
     chance,
     checkpoints,
     configuration,
     finished,
     headline,
+    measured_images,
     pairs,
     psnr_values,
+    similarities,
     trials,
 )
 from pipeline.shards import read_shard, read_table
@@ -36,7 +38,6 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 SHOWN_SAMPLES = 5
 SHOWN_QUARANTINED = 50
-FAR = 10.0  # points; a relabelled accuracy this far above chance is no accident of the best assignment
 FLAGS_OF_A_CALL = ("preset", "config", "overwrite", "tracking_uri")  # settings that say how, not what
 
 __all__ = ["headline", "pictures", "run", "summary"]
@@ -64,7 +65,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
 
 
 def pictures(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, bytes]:
-    """The PNGs that can be drawn of the stages given, by name: samples, psnr, accuracy, surrogate."""
+    """The PNGs that can be drawn of the stages given, by name: samples, psnr, similarity, accuracy, surrogate."""
     from pipeline import figures  # matplotlib takes seconds to load, which a summary should not wait for
 
     theme = figures.DARK if dark else figures.LIGHT
@@ -74,6 +75,9 @@ def pictures(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str
         values = psnr_values(folder)
         if values:
             drawn["psnr"] = figures.psnr(values, theme)
+        alike = similarities(folder)
+        if alike:
+            drawn["similarity"] = figures.similarity(alike, theme)
     measured = pairs(trials(folder, found))
     if measured:
         drawn["accuracy"] = figures.accuracy(measured, chance(found), theme)
@@ -84,7 +88,7 @@ def pictures(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str
 
 
 def _triplets(folder: Folder, found: Finished) -> list[Any]:
-    """The first image of a few classes spread over all, before and after; reads only the shards these are in."""
+    """The first image of a few classes spread over the protected ones, before and after; reads only the shards these are in."""
     from pipeline.figures import Triplet
 
     classes = found["pack"].counts["classes"]
@@ -92,7 +96,7 @@ def _triplets(folder: Folder, found: Finished) -> list[Any]:
     first: dict[int, tuple[str, str]] = {}
     for key, label, shard in zip(*(table[name].to_pylist() for name in ("key", "label", "shard")), strict=True):
         first.setdefault(label, (key, shard))
-    labels = sorted(first)
+    labels = sorted(first.keys() & set(found["protect"].counts["classes"]))
     count = min(SHOWN_SAMPLES, len(labels))
     wanted = [first[labels[i * len(labels) // count]] for i in range(count)]
     images: dict[str, dict[str, Any]] = {"pack": {}, "protect": {}}
@@ -102,68 +106,6 @@ def _triplets(folder: Folder, found: Finished) -> list[Any]:
             if keys:
                 samples |= {sample.key: sample for sample in read_shard(folder.child(stage), shard) if sample.key in keys}
     return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]
-
-
-def findings(found: Finished, measured: list[Pair]) -> list[str]:
-    """What the figures say, and what they do not, in plain sentences."""
-    if not measured:
-        return ["No victim has been trained yet, so this run says nothing about how well the images are protected."]
-    guess, tests = chance(found), found["pack"].counts["test"]
-    margin = 300 * math.sqrt(guess / 100 * (1 - guess / 100) / tests)
-    pair = measured[0]
-    clean, protected, relabelled = pair.clean.last.mean, pair.protected.last.mean, pair.protected.relabelled.mean
-    said = [
-        f"Trained on the clean images, {pair.name} gets {clean:.1f} % of the clean test images right; trained on the protected ones, "
-        f"{protected:.1f} %: {abs(clean - protected):.1f} points {'less' if protected <= clean else 'more'}."
-    ]
-    if clean <= guess + margin:
-        return [
-            *said,
-            "The clean victim itself is hardly better than guessing, so the comparison says nothing: train longer or on more images.",
-        ]
-    if clean - protected < FAR:
-        return [*said, "That is no protection to speak of."]
-    if protected < guess - margin:
-        said.append(f"That is below chance ({guess:.3g} %): the victim is not ignorant but systematically wrong.")
-    elif protected <= guess + margin:
-        said.append(f"With {tests:,} test images that cannot be told from chance ({guess:.3g} %).")
-    else:
-        said.append(f"That is {protected - guess:.1f} points above chance ({guess:.3g} %): something useful is still learned.")
-    said.append(_on_relabelling(clean, protected, relabelled, guess))
-    others = [other for other in measured[1:] if other.protected.last.mean > protected + FAR]
-    if others:
-        worst = max(others, key=lambda other: other.protected.last.mean)
-        said.append(
-            f"The protection is weakest against {worst.name}: {worst.protected.last.mean:.1f} % on protected images, "
-            f"{worst.clean.last.mean:.1f} % on clean ones."
-        )
-    return said
-
-
-def _on_relabelling(clean: float, protected: float, relabelled: float, guess: float) -> str:
-    gain = relabelled - protected
-    outcome = f"After the best one-to-one relabelling of its predictions the protected victim gets {relabelled:.1f} % right"
-    if gain < FAR:
-        return f"{outcome}: relabelling recovers next to nothing."
-    if relabelled < guess + FAR:
-        return f"{outcome}, which is near chance as well: relabelling recovers nothing useful."
-    share = round(100 * gain / (clean - protected))
-    return (
-        f"{outcome}, far above chance: somebody who knows of the fixed shift of labels can undo it, and regains {share} % of what was lost."
-    )
-
-
-def scope(measured: list[Pair]) -> str:
-    """For what the figures speak, and for nothing else."""
-    cells = [pair.protected for pair in measured]
-    networks = ", ".join(dict.fromkeys(cell.network for cell in cells))
-    countermeasures = ", ".join(dict.fromkeys(cell.countermeasure for cell in cells))
-    seeds = sorted({seed for cell in cells for seed in cell.seeds})
-    spread = "" if len(seeds) > 1 else " A single seed says nothing about spread."
-    return (
-        f"These figures speak for the networks ({networks}), countermeasures ({countermeasures}) and seeds "
-        f"({', '.join(map(str, seeds))}) measured here, and for no others.{spread}"
-    )
 
 
 def command(tree: dict[str, Any]) -> str:
@@ -196,8 +138,11 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         found=found,
         trials=rows,
         pairs=measured,
-        findings=findings(found, measured),
+        findings=findings(found, measured, measured_images(folder, found) if measured else 0),
         scope=scope(measured) if measured else "",
+        surrogates=surrogates(found) if "protect" in found else "",
+        released=_released(found),
+        protection=_protection(found) if "protect" in found else {},
         refused=refused[:SHOWN_QUARANTINED],
         reasons=Counter(row["reason"] for row in refused).most_common(10),
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
@@ -205,6 +150,23 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
         versions={"python": platform.python_version()} | next(reversed(found.values())).versions,
     )
+
+
+def _released(found: Finished) -> dict[str, list[str]]:
+    """Names of the classes, by what was done to their images."""
+    if "pack" not in found:
+        return {}
+    names = found["pack"].counts["classes"]
+    protected = found["protect"].counts["classes"] if "protect" in found else []
+    others = [name for label, name in enumerate(names) if label not in protected]
+    return {"protected": [names[label] for label in protected], "not protected": others}
+
+
+def _protection(found: Finished) -> dict[str, Any]:
+    """What the protect stage says of itself, with the number of classes in the place of their labels."""
+    counts = found["protect"].counts
+    renamed = {"epochs": "epochs, counted from 0", "protected": "protected images", "images": "released images"}
+    return {renamed.get(name, name): len(value) if name == "classes" else value for name, value in counts.items()}
 
 
 def summary(config: RunConfig, folder: Folder) -> str:
@@ -219,6 +181,8 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("clean victim", "clean_accuracy", "%", seeds),
         *line("protected victim", "protected_accuracy", "%", f"chance is {known.get('chance_accuracy', 0):.3g} %"),
         *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
+        *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
+        *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; {known.get('eps_levels')} are allowed", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),

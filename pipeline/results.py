@@ -9,6 +9,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import RunConfig, to_tree
@@ -41,7 +42,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cell:
-    """The trials of one network, countermeasure and kind of data over all seeds; accuracies in percent."""
+    """The trials of one network, countermeasure and kind of data over all seeds; accuracies in percent.
+
+    They are those on the clean test images of the protected classes, but for `other`.
+    """
 
     network: str
     countermeasure: str
@@ -50,6 +54,7 @@ class Cell:
     last: Spread
     peak: Spread
     relabelled: Spread
+    other: Spread | None  # last epoch, on the test images of the classes that are not protected; None where all are
     curves: list[list[float]]  # one per seed, test accuracy after each epoch
 
 
@@ -65,6 +70,20 @@ class Pair:
         """Network, and countermeasure if there is one."""
         cell = self.clean
         return cell.network if cell.countermeasure == "none" else f"{cell.network}, {cell.countermeasure}"
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosines between gradients with respect to the same images: of the checkpoints of a network, or of several networks."""
+
+    network: str | None  # None: between the last checkpoints of several networks
+    labels: list[str]  # epochs, counted from 1, or networks
+    cosines: list[list[float]]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the cosines between different ones, which is all that is not on the diagonal."""
+        return statistics.fmean(value for i, row in enumerate(self.cosines) for j, value in enumerate(row) if i != j)
 
 
 def finished(run: Folder) -> Finished:
@@ -119,14 +138,28 @@ def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
 
 def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> Cell:
     last, peak, relabelled = (Spread.of([row[f"{kind}_accuracy"] for row in rows]) for kind in ("last", "peak", "relabelled"))
+    others = [row["other_accuracy"] for row in rows]
+    other = None if None in others else Spread.of(others)
     network, countermeasure, data = name
     curves = [row["accuracy_per_epoch"] for row in rows]
-    return Cell(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, curves)
+    return Cell(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, other, curves)
 
 
 def chance(found: Finished) -> float:
-    """Percent that guessing gets right when all classes are equally frequent."""
+    """Percent that guessing gets right when all classes are equally frequent.
+
+    Where only some classes are protected, too, victims choose among all of them.
+    """
     return 100 / len(found["pack"].counts["classes"])
+
+
+def measured_images(run: Folder, found: Finished) -> int:
+    """How many test images the victims' accuracies are about: those of the protected classes, or all if nothing is protected yet."""
+    if "protect" not in found:
+        return int(found["pack"].counts["test"])
+    table = read_table(run.child("pack"), "samples.parquet", ["split", "label"])
+    labels = table.filter(pc.equal(table["split"], "test"))["label"]
+    return int(pc.sum(pc.is_in(labels, pa.array(found["protect"].counts["classes"], labels.type))).as_py() or 0)
 
 
 def psnr_values(run: Folder) -> list[float]:
@@ -135,17 +168,32 @@ def psnr_values(run: Folder) -> list[float]:
     return [value for value in column.to_pylist() if value is not None and math.isfinite(value)]
 
 
-def checkpoints(run: Folder) -> list[dict[str, Any]]:
-    """The surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, seconds)."""
-    entries: list[dict[str, Any]] = json.loads(run.read("surrogate/checkpoints.json"))["checkpoints"]
-    return entries
+def checkpoints(run: Folder) -> dict[str, list[dict[str, Any]]]:
+    """By network the surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, seconds)."""
+    networks: dict[str, list[dict[str, Any]]] = {}
+    for entry in json.loads(run.read("surrogate/checkpoints.json"))["checkpoints"]:
+        networks.setdefault(entry["network"], []).append(entry)
+    return networks
+
+
+def similarities(run: Folder) -> list[Similarity]:
+    """What the protect stage found about gradients: a matrix per network, then one between networks; none of a single checkpoint."""
+    if not run.exists("protect/similarity.json"):
+        return []
+    said = json.loads(run.read("protect/similarity.json"))
+    found = [Similarity(own["network"], [str(epoch + 1) for epoch in own["epochs"]], own["cosines"]) for own in said["checkpoints"]]
+    between = said["networks"]
+    found += [Similarity(None, between["names"], between["cosines"])] if between else []
+    return [matrix for matrix in found if len(matrix.labels) > 1]
 
 
 def headline(run: Folder) -> dict[str, float | str]:
     """The figures by which a run is known, under the same names wherever they appear; what was not measured is missing.
 
-    Accuracies are percent of the clean test images after the last epoch, mean over the seeds of the first network
-    without countermeasure; `*_std` is their sample standard deviation where there are several seeds.
+    Accuracies are percent of the clean test images of protected classes after the last epoch, mean over the seeds of the first network
+    without countermeasure; `*_other_accuracy` are those on the other classes, if there are any; `*_std` is their sample standard
+    deviation where there are several seeds. `*_similarity` are mean cosines between the gradients of different checkpoints of a network,
+    and of different networks.
     """
     found = finished(run)
     figures: dict[str, float | str] = {}
@@ -154,16 +202,21 @@ def headline(run: Folder) -> dict[str, float | str]:
         figures |= {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
         figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
     if "protect" in found:
-        levels = read_table(run.child("protect"), "samples.parquet", ["linf_levels"])["linf_levels"]
-        quality = psnr_values(run)
-        figures |= {name: found["protect"].counts[name] for name in ("method", "eps_levels")}
-        figures |= {"protected_images": len(levels), "linf_levels": pc.max(levels).as_py()}
+        counts, quality = found["protect"].counts, psnr_values(run)
+        figures |= {name: counts[name] for name in ("method", "targets", "eps_levels", "linf_levels")}
+        figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
         figures |= {"psnr_db": statistics.fmean(quality)} if quality else {}
+        alike = similarities(run)
+        within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))
+        figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
+        figures |= {"network_similarity": between[0]} if between else {}
     measured = pairs(trials(run, found))
     if measured:
         clean, protected = measured[0].clean, measured[0].protected
         figures |= {"victim": measured[0].name, "seeds": len(protected.seeds)}
         named = {"clean": clean.last, "protected": protected.last, "protected_relabelled": protected.relabelled}
+        if clean.other and protected.other:
+            named |= {"clean_other": clean.other, "protected_other": protected.other}
         for name, spread in named.items():
             figures[f"{name}_accuracy"] = spread.mean
             if spread.deviation is not None:

@@ -41,10 +41,12 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "seconds"}
+MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 HEADLINE = {
     "pack": ("train_images", "test_images", "quarantined", "chance_accuracy"),
-    "protect": ("linf_levels", "psnr_db"),
-    "victim": tuple(f"{name}_accuracy{std}" for name in ("clean", "protected", "protected_relabelled") for std in ("", "_std")),
+    "protect": ("linf_levels", "psnr_db", "protected_images", "protected_classes", "gradient_similarity", "network_similarity"),
+    "victim": tuple(f"{name}_accuracy{std}" for name in MEASURED for std in ("", "_std")),
 }
 MOST_METRICS, MOST_PARAMS, LONGEST_VALUE, LONGEST_DIGEST = 1000, 100, 6000, 36  # MLflow's limits
 
@@ -159,9 +161,8 @@ class Tracker:
         if self._state:
             log.info("tracking: a new MLflow run replaces the earlier one, which was deleted or had other settings or images")
             self._supersede([*(run for stage in self._state["stages"].values() for run in stage["runs"]), self._state["parent"]])
-        protect = tree["protect"]
-        tags = {name: protect[name] for name in ("method", "eps_levels")} | {name: tree[name] for name in ("data", "preset")}
-        tags |= {"network": ", ".join(tree["victim"]["networks"]), "run_folder": self._folder.uri}
+        tags = {name: tree["protect"][name] for name in ("method", "targets", "eps_levels")} | {"run_folder": self._folder.uri}
+        tags |= {name: tree[name] for name in ("data", "preset")} | {"network": ", ".join(tree["victim"]["networks"])}
         parent = self._create(self._name, tags, time.time())
         self._log_params(parent, flatten(tree))
         self._state = {}
@@ -219,14 +220,16 @@ class Tracker:
         self._log_input(self._state["parent"], found["pack"], "clean")
 
     def _surrogate(self, found: Finished) -> None:
-        manifest = found["surrogate"]
-        run = self._child("surrogate", "surrogate", {}, manifest.asked["surrogate"], manifest.seconds)
-        self._log_input(run, found["pack"], "training")
-        epochs = [entry["metrics"] for entry in results.checkpoints(self._folder)]
-        names = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "seconds"}
-        self._log_metrics(run, *[{names[name]: value for name, value in epoch.items() if name in names} for epoch in epochs])
-        self._log_files(run, {"checkpoints.json": self._folder.read("surrogate/checkpoints.json")})
-        self._client.set_terminated(run)
+        manifest, networks = found["surrogate"], results.checkpoints(self._folder)
+        for network, entries in networks.items():  # each a child of its own, so that the same metrics stand beside one another
+            epochs = [entry["metrics"] for entry in entries]
+            name = "surrogate" if len(networks) == 1 else f"surrogate · {network}"
+            of = {"network": network}
+            run = self._child("surrogate", name, of, manifest.asked["surrogate"] | of, sum(epoch["seconds"] for epoch in epochs))
+            self._log_input(run, found["pack"], "training")
+            self._log_metrics(run, *[{new: epoch[name] for name, new in OF_AN_EPOCH.items()} for epoch in epochs])
+            self._log_files(run, {"checkpoints.json": to_json({"checkpoints": entries})})
+            self._client.set_terminated(run)
 
     def _protect(self, found: Finished) -> None:
         manifest = found["protect"]
@@ -248,7 +251,7 @@ class Tracker:
             self._log_input(run, found["pack" if row["data"] == "clean" else "protect"], "training")
             curves = zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True)
             self._log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
-            self._log_metrics(run, {name: row[name] for name in ("last_accuracy", "peak_accuracy", "relabelled_accuracy")})
+            self._log_metrics(run, {name: value for name, value in row.items() if name.endswith("_accuracy") and value is not None})
             self._client.set_terminated(run)
         table = read_table(self._folder.child("victim"), "results.parquet")
         stream = io.BytesIO()

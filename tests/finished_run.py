@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,21 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from pipeline.config import RunConfig, preset, to_tree
+from pipeline.classes import choose_classes
+from pipeline.config import RunConfig, to_tree
+from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
+from pipeline.networks import build_network
+from pipeline.presets import preset
 from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, sha256, write_shard, write_table
 from pipeline.stage import Manifest, Stage, to_json
 from pipeline.storage import Folder
 from sep import fitting
 from sep.budget import linf_levels, psnr_db
 from sep.craft import craft
-from sep.ensemble import Member, class_sums, equally_spaced, freeze
-from sep.models import Network, build
-from sep.objective import shifted
+from sep.ensemble import Member, class_sums
+from sep.models import Network, NetworkName
+from sep.objective import choose_targets, shifted
+from sep.similarity import gradient_cosines
 
 CLASSES = ("diagonal", "horizontal", "vertical")
 SIDE = 16
@@ -42,6 +48,7 @@ PROTECTED = pa.schema(
 RESULTS = pa.schema(
     {"network": pa.string(), "data": pa.string(), "countermeasure": pa.string(), "seed": pa.int64()}
     | {"last_accuracy": pa.float64(), "peak_accuracy": pa.float64(), "relabelled_accuracy": pa.float64()}
+    | {"other_accuracy": pa.float64()}
     | {"accuracy_per_epoch": pa.list_(pa.float64()), "loss_per_epoch": pa.list_(pa.float64())}
 )
 
@@ -57,6 +64,18 @@ def configuration(run: Path, **changes: Any) -> RunConfig:
         protect=replace(base.protect, steps=4),
         victim=replace(base.victim, seeds=(0, 1), **settings),
         **changes,
+    )
+
+
+def mixed_configuration(run: Path) -> RunConfig:
+    """The same with two networks as surrogates and as victims, and two of the three classes protected."""
+    base = configuration(run)
+    networks: tuple[NetworkName, ...] = ("resnet8", "vit-small")
+    return replace(
+        base,
+        surrogate=replace(base.surrogate, networks=networks, epochs=2),
+        protect=replace(base.protect, classes=("horizontal", "2"), targets="random-class"),
+        victim=replace(base.victim, networks=networks, seeds=(0,), epochs=2),
     )
 
 
@@ -126,52 +145,79 @@ def _batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(images[start : start + 12], labels[start : start + 12]) for start in range(0, len(labels), 12)]
 
 
-def _network(folder: Folder, seed: int) -> Network:
+def _network(name: str, folder: Folder, seed: int) -> Network:
     torch.manual_seed(seed)
-    counts = Manifest.load(folder, "pack").counts
-    return build("resnet8", len(CLASSES), SIDE, counts["mean"], counts["std"])
+    return build_network(name, Manifest.load(folder, "pack"))
 
 
 def _surrogate(config: RunConfig, folder: Folder) -> None:
     stage = Stage(folder, "surrogate", to_tree(config.surrogate), seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     images, labels, _ = _load(folder, "pack", "train")
-    network = _network(folder, config.seed)
-    batches = _batches(images, labels)
-    optimizer, scheduler = fitting.optimiser(network, config.surrogate, len(batches))
-    entries = []
-    for epoch in range(config.surrogate.epochs):
-        rate = scheduler.get_last_lr()[0]
-        result = fitting.train_epoch(network, optimizer, scheduler, batches, "none", torch.Generator())
-        stream, name = io.BytesIO(), f"epoch_{epoch:04d}/weights.pt"
-        torch.save(network.state_dict(), stream)
-        stage.folder.write(name, stream.getvalue())
-        metrics = {"loss": result.loss, "accuracy": result.accuracy, "lr": rate, "seconds": 0.1}
-        entries.append({"epoch": epoch, "file": name, "sha256": sha256(stream.getvalue()), "metrics": metrics})
+    batches, names = _batches(images, labels), config.surrogate.networks
+    entries: list[dict[str, Any]] = []
+    parameters = []
+    for name in names:
+        network = _network(name, folder, config.seed)
+        parameters.append(sum(p.numel() for p in network.parameters()))
+        optimizer, scheduler = fitting.optimiser(network, config.surrogate, len(batches))
+        for epoch in range(config.surrogate.epochs):
+            rate = scheduler.get_last_lr()[0]
+            result = fitting.train_epoch(network, optimizer, scheduler, batches, "none", torch.Generator())
+            stream, file = io.BytesIO(), f"{f'{name}/' if len(names) > 1 else ''}epoch_{epoch:04d}/weights.pt"
+            torch.save(network.state_dict(), stream)
+            stage.folder.write(file, stream.getvalue())
+            metrics = {"loss": result.loss, "accuracy": result.accuracy, "lr": rate, "seconds": 0.1}
+            entries.append({"network": name, "epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": metrics})
     stage.folder.write("checkpoints.json", to_json({"checkpoints": entries}))
-    final = entries[-1]["metrics"]
-    counts = {"epochs": len(entries), "network": "resnet8", "parameters": sum(p.numel() for p in network.parameters()), "workers": 1}
-    stage.finish({**counts, "final_loss": final["loss"], "final_accuracy": final["accuracy"]})  # type: ignore[index]
+    last = [entry["metrics"] for entry in entries if entry["epoch"] == config.surrogate.epochs - 1]
+    final = {"final_loss": [metrics["loss"] for metrics in last], "final_accuracy": [metrics["accuracy"] for metrics in last]}
+    counts = {"networks": list(names), "parameters": parameters, "epochs": config.surrogate.epochs, "workers": 1}
+    stage.finish({**counts, **final, "weights_sha256": weights_digest(entries)})
 
 
-def _members(config: RunConfig, folder: Folder, images: Tensor, labels: Tensor) -> tuple[list[int], list[Member]]:
-    epochs, members = equally_spaced(config.surrogate.epochs, config.protect.members), []
-    for epoch in epochs:
-        network = _network(folder, config.seed)
-        weights = io.BytesIO(folder.read(f"surrogate/epoch_{epoch:04d}/weights.pt"))
-        network.load_state_dict(torch.load(weights, weights_only=True))
-        frozen = freeze(network)
+def _members(config: RunConfig, folder: Folder, checkpoints: tuple[Checkpoint, ...], images: Tensor, labels: Tensor) -> list[Member]:
+    members = []
+    for frozen in load_networks(Ensemble(folder, checkpoints)):
         sums, counts = class_sums(frozen, [(images, labels)], len(CLASSES))
-        members.append(Member(frozen, (sums / counts[:, None]).float()))
-    return epochs, members
+        members.append(Member(frozen, (sums / counts[:, None]).float() if config.protect.aligns_features else None))
+    return members
+
+
+def _similarity(config: RunConfig, folder: Folder, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """`protect/similarity.json` of a protection with two checkpoints or more of each network."""
+    index = read_index(folder)
+    wanted = shifted(labels, len(CLASSES))
+
+    def cosines(checkpoints: tuple[Checkpoint, ...]) -> list[list[float]]:
+        members = [Member(network) for network in load_networks(Ensemble(folder, checkpoints))]
+        found: list[list[float]] = gradient_cosines(members, images, wanted).tolist()
+        return found
+
+    chosen = {name: choose({name: own}, config.protect.per_network, config.protect.epochs) for name, own in index.items()}
+    return {
+        "images": len(images),
+        "checkpoints": [
+            {"network": name, "epochs": [checkpoint.epoch for checkpoint in own], "cosines": cosines(own)} for name, own in chosen.items()
+        ],
+        "networks": {"names": list(index), "cosines": cosines(choose(index, 1))} if len(index) > 1 else None,
+    }
 
 
 def _protect(config: RunConfig, folder: Folder) -> None:
-    noise = config.protect.method == "noise"
+    protect = config.protect
+    classes = choose_classes(protect.classes, CLASSES, "protect.classes")
     inputs = ("pack", "surrogate")
-    stage = Stage(folder, "protect", to_tree(config.protect), seed=config.seed, inputs=inputs, overwrite=config.overwrite)
+    stage = Stage(folder, "protect", to_tree(protect), seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     clean, labels, samples = _load(folder, "pack", "train")
-    epochs, members = ([], []) if noise else _members(config, folder, clean, labels)
-    protected = craft(members, clean, shifted(labels, len(CLASSES)), config.protect, torch.Generator().manual_seed(config.seed))
+    checkpoints = choose(read_index(folder), protect.per_network, protect.epochs)
+    if protect.method != "noise":
+        stage.folder.write("similarity.json", to_json(_similarity(config, folder, clean[:12], labels[:12])))
+    chosen = torch.isin(labels, torch.tensor(classes))
+    draws = torch.randint(1000, (len(labels),), generator=torch.Generator().manual_seed(config.seed))
+    targets = choose_targets(protect.targets, labels[chosen], classes, torch.Generator().manual_seed(config.seed), draws[chosen])
+    members = _members(config, folder, checkpoints, clean, labels)
+    protected = clean.clone()
+    protected[chosen] = craft(members, clean[chosen], targets, protect, torch.Generator().manual_seed(config.seed))
     largest, quality = linf_levels(protected, clean), psnr_db(protected, clean)
     rows, shards, start = [], [], 0
     for shard in Manifest.load(folder, "pack").shards["train"]:
@@ -186,35 +232,40 @@ def _protect(config: RunConfig, folder: Folder) -> None:
         shards.append(write_shard(stage.folder, shard.name, written))
         start += shard.count
     write_table(stage.folder, "samples.parquet", rows_to_table(rows, PROTECTED))
-    counts = {"images": len(rows), "method": config.protect.method, "eps_levels": config.protect.eps_levels, "steps": config.protect.steps}
-    measured = {"linf_levels": int(largest.max()), "psnr_db": float(quality.mean())}
-    stage.finish({**counts, **measured, "epochs": epochs, "gradients": config.protect.gradients_per_image}, {"train": shards})
+    counts = {"images": len(rows), "protected": int(chosen.sum()), "classes": list(classes), "members": len(checkpoints)}
+    counts |= {name: getattr(protect, name) for name in ("method", "targets", "eps_levels", "steps")}
+    counts |= {"networks": list(dict.fromkeys(c.network for c in checkpoints)), "epochs": sorted({c.epoch for c in checkpoints})}
+    counts |= {"gradients": int(chosen.sum()) * protect.gradients_per_image(len(checkpoints)), "linf_levels": int(largest.max())}
+    stage.finish({**counts, "psnr_db": float(quality[chosen].mean())}, {"train": shards}, images_per_second=1.0)
 
 
 def _victim(config: RunConfig, folder: Folder) -> None:
     inputs = ("pack", "protect")
     stage = Stage(folder, "victim", to_tree(config.victim), seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     tests = [_load(folder, "pack", "test")[:2]]
+    images = {source: _load(folder, source, "train")[:2] for source in inputs}
+    protected = Manifest.load(folder, "protect").counts["classes"]
+    others = [label for label in range(len(CLASSES)) if label not in protected]
     rows = []
-    for data, source in (("clean", "pack"), ("protected", "protect")):
-        images, labels, _ = _load(folder, source, "train")
-        for seed in config.victim.seeds:
-            network = _network(folder, 100 + seed)
-            batches = _batches(images, labels)
-            optimizer, scheduler = fitting.optimiser(network, config.victim, len(batches))
-            losses, tables = [], []
-            for _ in range(config.victim.epochs):
-                losses.append(fitting.train_epoch(network, optimizer, scheduler, batches, "none", torch.Generator()).loss)
-                tables.append(fitting.confusion(network, tests, len(CLASSES)))
-            accuracies = [fitting.accuracy(table) for table in tables]
-            truth, predicted = linear_sum_assignment(tables[-1].numpy(), maximize=True)
-            relabelled = 100 * float(tables[-1][truth, predicted].sum()) / float(tables[-1].sum())
-            rows.append(
-                {"network": "resnet8", "data": data, "countermeasure": "none", "seed": seed, "relabelled_accuracy": relabelled}
-                | {"last_accuracy": accuracies[-1], "peak_accuracy": max(accuracies)}
-                | {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses}
-            )
+    for name, seed, (data, source) in product(config.victim.networks, config.victim.seeds, (("clean", "pack"), ("protected", "protect"))):
+        network = _network(name, folder, 100 + seed)
+        batches = _batches(*images[source])
+        optimizer, scheduler = fitting.optimiser(network, config.victim, len(batches))
+        losses, tables = [], []
+        for _ in range(config.victim.epochs):
+            losses.append(fitting.train_epoch(network, optimizer, scheduler, batches, "none", torch.Generator()).loss)
+            tables.append(fitting.confusion(network, tests, len(CLASSES)))
+        accuracies = [fitting.accuracy(table, protected) for table in tables]
+        table = tables[-1][protected]
+        truth, predicted = linear_sum_assignment(table.numpy(), maximize=True)
+        relabelled = 100 * float(table[truth, predicted].sum()) / float(table.sum())
+        rows.append(
+            {"network": name, "data": data, "countermeasure": "none", "seed": seed, "relabelled_accuracy": relabelled}
+            | {"last_accuracy": accuracies[-1], "peak_accuracy": max(accuracies)}
+            | {"other_accuracy": fitting.accuracy(tables[-1], others) if others else None}
+            | {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses}
+        )
     for row in rows:
-        stage.folder.write(f"resnet8-{row['data']}-none-seed{row['seed']}.json", to_json({**row, "hash": stage.hash}))
+        stage.folder.write(f"{row['network']}-{row['data']}-none-seed{row['seed']}.json", to_json({**row, "hash": stage.hash}))
     write_table(stage.folder, "results.parquet", rows_to_table(rows, RESULTS))
     stage.finish({"trials": len(rows)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 
 from pipeline import figures
 from pipeline.figures import DARK, LIGHT, Theme, Triplet
-from pipeline.results import pairs
+from pipeline.results import Similarity, pairs
 from pipeline.shards import Pixels
+from sep.models import NetworkName
 
 
 def decoded(png: bytes) -> Pixels:
@@ -27,7 +29,8 @@ def share(pixels: Pixels, colour: str, tolerance: int = 12) -> float:
 
 
 def rows(accuracy: float, data: str, seeds: int = 2, network: str = "resnet8", countermeasure: str = "none") -> list[dict[str, object]]:
-    measured = {f"{kind}_accuracy": accuracy for kind in ("last", "peak", "relabelled")}
+    measured: dict[str, object] = {f"{kind}_accuracy": accuracy for kind in ("last", "peak", "relabelled")}
+    measured["other_accuracy"] = None
     return [
         {"network": network, "countermeasure": countermeasure, "data": data, "seed": seed, "accuracy_per_epoch": [20.0, accuracy, accuracy]}
         | measured
@@ -94,6 +97,54 @@ def test_psnr_is_drawn_for_any_spread(values: list[float]) -> None:
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_surrogate_is_drawn_for_any_number_of_epochs_and_marks_the_ensemble(epochs: int) -> None:
     checkpoints = [{"epoch": e, "metrics": {"loss": 2.0 / (e + 1), "accuracy": 50.0}} for e in range(epochs)]
-    marked = decoded(figures.surrogate(checkpoints, [epochs - 1]))
-    plain = decoded(figures.surrogate(checkpoints, []))
+    marked = decoded(figures.surrogate({"resnet8": checkpoints}, [epochs - 1]))
+    plain = decoded(figures.surrogate({"resnet8": checkpoints}, []))
     assert share(marked, LIGHT.protected) > 0 == share(plain, LIGHT.protected)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_every_network_known_has_a_curve_of_its_own_colour(theme: Theme) -> None:
+    names = get_args(NetworkName)
+    networks = {
+        name: [{"epoch": e, "metrics": {"loss": 2.0 / (e + 1) + k, "accuracy": 10.0 * k + 2 * e}} for e in range(5)]
+        for k, name in enumerate(names)
+    }
+    picture = decoded(figures.surrogate(networks, [4], theme))
+    assert len(set(theme.several)) == len(names)
+    for colour in theme.several:
+        assert share(picture, colour, 3) > 0.0005
+    two = decoded(figures.surrogate({name: networks[name] for name in names[:2]}, [], theme))
+    assert [share(two, colour, 3) > 0 for colour in theme.several] == [True, True] + [False] * 6
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_similarity_shows_what_is_orthogonal_in_the_colour_of_the_page(theme: Theme) -> None:
+    def matrix(value: float) -> Similarity:
+        return Similarity("resnet8", list("123"), [[1.0 if i == j else value for j in range(3)] for i in range(3)])
+
+    orthogonal, alike, opposite = (decoded(figures.similarity([matrix(value)], theme)) for value in (0.0, 1.0, -0.5))
+    cell = 0.15  # share of the picture, roughly that of two cells
+    assert share(alike, theme.clean) > share(orthogonal, theme.clean) + 2 * cell
+    assert share(orthogonal, theme.paper) > share(alike, theme.paper) + 2 * cell
+    assert share(opposite, theme.paper) < share(orthogonal, theme.paper) - 2 * cell
+
+
+def test_matrices_are_wrapped_and_only_small_ones_have_room_for_numbers() -> None:
+    def shape(count: int) -> tuple[int, ...]:
+        return decoded(figures.similarity([Similarity(str(k), ["1", "2"], [[1.0, 0.1], [0.1, 1.0]]) for k in range(count)])).shape
+
+    assert shape(2)[1] == shape(9)[1]
+    assert shape(3)[0] > shape(2)[0] * 1.5
+    assert shape(9)[0] > shape(7)[0] > shape(5)[0]
+
+    def ink(count: int) -> float:
+        cosines = np.full((count, count), 0.0) + np.eye(count)
+        picture = decoded(figures.similarity([Similarity("resnet8", [""] * count, cosines.tolist())]))
+        return share(picture[60:-200], LIGHT.ink)
+
+    assert ink(figures.FEW) > 5 * ink(figures.FEW + 1)
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.004, "0.00"), (0.126, "0.13"), (-0.2, "-0.20")])
+def test_hundredths_have_no_negative_zero(value: float, text: str) -> None:
+    assert figures._hundredths(value) == text

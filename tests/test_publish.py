@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.config import to_tree
+from pipeline.config import RunConfig, to_tree
 from pipeline.shards import read_table
 from pipeline.stage import to_json
 from tests import finished_run
-from tests.benchmarks.publish import CARDS, README, make, with_table
+from tests.benchmarks import publish
+from tests.benchmarks.publish import CARDS, README, TABLES, Card, make, with_table
 
 
-def test_readme_shows_the_cards() -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_readme_shows_the_cards(name: str) -> None:
     assert list(CARDS.glob("*.json"))
     text = README.read_text()
-    assert with_table(text) == text, "run: python tests/benchmarks/publish.py table"
+    assert with_table(text, name) == text, f"run: python tests/benchmarks/publish.py {name}"
+
+
+def test_every_card_is_in_one_table() -> None:
+    names = [card["name"] for kind in TABLES for card in publish.cards(kind)]
+    assert sorted(names) == sorted(path.stem for path in CARDS.glob("*.json"))
 
 
 @pytest.mark.parametrize("path", sorted(CARDS.glob("*.json")), ids=lambda path: path.stem)
@@ -42,6 +51,99 @@ def test_card_is_made_of_what_the_runs_measured(tmp_path: Path) -> None:
     assert victim["last_accuracy"] == {"mean": round(statistics.fmean(values), 2), "std": round(statistics.stdev(values), 2)}
     assert card["budget"] == "8/255"
     assert card["linf_levels"] <= 8
+    assert (card["targets"], card["protected_classes"], card["classes"]) == ("shift", 3, 3)
+    assert victim["other_accuracy"] is None
+
+
+def write(run: Path, **victim: Any) -> RunConfig:
+    """A run with one short training unless asked otherwise."""
+    config = finished_run.configuration(run)
+    config = replace(config, victim=replace(config.victim, **{"epochs": 1, "seeds": (0,), **victim}))
+    return finished_run.write(run, config=config)[0]
+
+
+def copied(first: RunConfig, run: Path, **victim: Any) -> RunConfig:
+    """Other victims on the same release."""
+    shutil.copytree(first.run, run, ignore=shutil.ignore_patterns("victim"))
+    config = replace(first, run=str(run), victim=replace(first.victim, **victim))
+    return finished_run.write(run, ("victim",), config)[0]
+
+
+def test_victims_of_one_release_from_several_runs_make_one_card(tmp_path: Path) -> None:
+    first = write(tmp_path / "first")
+    more = copied(first, tmp_path / "more", seeds=(1,))
+    other = copied(first, tmp_path / "other", networks=("vit-small",), epochs=2, lr=0.01)
+    card = make("name", [first.run, more.run, other.run])
+    assert {(v["network"], v["data"]): v["trainings"] for v in card["victims"]} == {
+        ("resnet8", "clean"): 2,
+        ("resnet8", "protected"): 2,
+        ("vit-small", "clean"): 1,
+        ("vit-small", "protected"): 1,
+    }
+    assert [(section["networks"], section["seeds"], section["epochs"]) for section in card["settings"]["victim"]] == [
+        (["resnet8"], [0], 1),
+        (["resnet8"], [1], 1),
+        (["vit-small"], [0], 2),
+    ]
+    assert card["psnr_db"]["std"] is None  # of the one release they share
+    assert card["seeds"] == [0]
+    with pytest.raises(ValueError, match="seed 0 was trained on the same clean images in two runs"):
+        make("name", [first.run, first.run])
+    longer = copied(first, tmp_path / "longer", seeds=(2,), epochs=2)
+    with pytest.raises(ValueError, match="resnet8 was trained with different settings"):
+        make("name", [first.run, longer.run])
+
+
+@pytest.fixture
+def mixed_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
+    """Of a run with two victim networks and two of three classes protected; no other cards are there."""
+    monkeypatch.setattr(publish, "CARDS", tmp_path / "cards")
+    publish.CARDS.mkdir()
+    run = tmp_path / "run"
+    finished_run.write(run, config=finished_run.mixed_configuration(run))
+    return make("mixed", [str(run)])
+
+
+def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
+    def put(name: str, **changes: Any) -> None:
+        (publish.CARDS / f"{name}.json").write_bytes(to_json({**mixed_card, "name": name, **changes}))
+
+    empty = {name: table() for name, table in TABLES.items()}
+    victims = {(v["network"], v["data"]): v for v in mixed_card["victims"]}
+
+    def last(network: str, data: str) -> str:
+        victim = victims[network, data]
+        figure = f"{victim['last_accuracy']['mean']:.1f}"
+        return f"{f'**{figure}**' if data == 'protected' else figure} (others {victim['other_accuracy']['mean']:.1f})"
+
+    put("mixed")
+    assert TABLES["table"]().count("\n") == empty["table"].count("\n") + 2
+    for network in ("resnet8", "vit-small"):
+        line = f"| smoke, 2 of 3 classes, random-class targets | sep-fa, 8/255 | {network} | none | 1 "
+        assert f"{line}| {last(network, 'clean')} | {last(network, 'protected')} |" in TABLES["table"]()
+    assert {name: TABLES[name]() for name in publish.KINDS} == {name: empty[name] for name in publish.KINDS}
+
+    put("transfer-mixed")
+    before, table = TABLES["transfer"]().split("\n\n")
+    assert before == "Surrogate resnet8, vit-small, preset `smoke`, 2 of 3 classes, random-class targets, sep-fa at 8/255."
+    assert f"\n| vit-small | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in table
+
+    one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
+    for kind in ("untargeted", "random-class", "shift"):
+        put(f"targets-{kind}", targets=kind, victims=one)
+    before, table = TABLES["targets"]().split("\n\n")
+    assert before == "Surrogate resnet8, vit-small, preset `smoke`, 2 of 3 classes, sep-fa at 8/255."
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| shift", "| random-class", "| untargeted"]
+    assert TABLES["table"]().count("\n") == empty["table"].count("\n") + 2
+
+
+def test_a_readme_without_a_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("nothing\n")
+    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
+    assert publish.main(["targets"]) == 1
+    assert "put the lines <!-- targets: made by" in capsys.readouterr().err
+    assert publish.main(["nonsense"]) == 2
+    assert (tmp_path / "README.md").read_text() == "nothing\n"
 
 
 def test_runs_that_differ_in_more_than_their_seed_make_no_card(tmp_path: Path) -> None:

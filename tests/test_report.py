@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,10 +16,10 @@ import pytest
 import yaml
 
 from pipeline import report, results
-from pipeline.config import RunConfig, from_tree, parse, to_tree
-from pipeline.results import Pair, pairs
+from pipeline.command_line import from_tree, parse
+from pipeline.config import RunConfig, to_tree
+from pipeline.findings import findings
 from pipeline.shards import read_table
-from pipeline.stage import Manifest
 from pipeline.storage import Folder
 from tests import finished_run
 
@@ -31,12 +32,24 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Fold
     return config, folder
 
 
+@pytest.fixture(scope="module")
+def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
+    """Two surrogates, two victims and two of three classes protected, reported."""
+    path = tmp_path_factory.mktemp("runs") / "mixed"
+    config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
+    report.run(config, folder)
+    return config, folder
+
+
 @pytest.fixture
 def copied_run(whole_run: tuple[RunConfig, Folder], tmp_path: Path) -> tuple[RunConfig, Folder]:
     """A copy of the same to change."""
     config, folder = whole_run
     shutil.copytree(folder.path, tmp_path / "copy")
     return replace(config, run=str(tmp_path / "copy")), Folder.open(str(tmp_path / "copy"))
+
+
+FIGURES = ("last", "peak", "relabelled")
 
 
 def page(folder: Folder) -> str:
@@ -46,20 +59,6 @@ def page(folder: Folder) -> str:
 def words(folder: Folder) -> str:
     """The page's text without pictures and tags."""
     return re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]*>", " ", page(folder), flags=re.DOTALL))
-
-
-def pair(clean: float, protected: float, relabelled: float, countermeasure: str = "none") -> Pair:
-    rows = [
-        {"network": "resnet8", "countermeasure": countermeasure, "data": data, "seed": 0, "accuracy_per_epoch": [last]}
-        | {"last_accuracy": last, "peak_accuracy": last, "relabelled_accuracy": again}
-        for data, last, again in (("clean", clean, clean), ("protected", protected, relabelled))
-    ]
-    return pairs(rows)[0]
-
-
-def found_of(classes: int, tests: int) -> dict[str, Manifest]:
-    counts = {"classes": [str(i) for i in range(classes)], "test": tests}
-    return {"pack": Manifest(stage="pack", asked={"inputs": {}}, hash="", counts=counts)}
 
 
 def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, Folder]) -> None:
@@ -84,6 +83,8 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
         assert figure in text
     for row in rows:
         assert f"{row['data']} {row['seed']} {row['last_accuracy']:.2f} {row['peak_accuracy']:.2f}" in text
+    for word in ("Other classes", "others, clean", "not protected"):  # every class is
+        assert word not in text
     assert "train/vertical/&lt;broken&gt; &amp; half.jpg" in page(folder)  # names from outside cannot become markup
 
 
@@ -95,13 +96,61 @@ def test_page_makes_no_request_and_holds_its_pictures(whole_run: tuple[RunConfig
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "default-src 'none'" in html
-    for name in ("samples", "accuracy", "surrogate", "psnr"):
+    for name in ("samples", "accuracy", "surrogate", "psnr", "similarity"):
         assert folder.read(f"report/{name}.png").startswith(b"\x89PNG")
-    assert html.count("<picture>") == 4
+    assert html.count("<picture>") == 5
 
 
-def test_command_and_settings_on_the_page_give_the_configuration_back(whole_run: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    config, folder = whole_run
+def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = mixed_run
+    rows = {(row["network"], row["data"]): row for row in read_table(folder, "victim/results.parquet").to_pylist()}
+    known, text = results.headline(folder), words(folder)
+    assert known["clean_other_accuracy"] == rows["resnet8", "clean"]["other_accuracy"]
+    assert known["protected_other_accuracy"] == rows["resnet8", "protected"]["other_accuracy"]
+    assert "protected_other_accuracy_std" not in known  # of a single seed
+    assert (known["protected_images"], known["protected_classes"], known["targets"]) == (24, 2, "random-class")
+    assert "24 of 36 images, those of 2 of 3 classes, protected by sep-fa (random-class targets)" in text
+    found = results.finished(folder)
+    for sentence in findings(found, results.pairs(results.trials(folder, found)), tests=12):
+        assert sentence in text
+    assert f"Other classes, protected {known['protected_other_accuracy']:.1f} %" in text
+    assert "Protected classes (2) horizontal, vertical Other classes (1) diagonal" in text
+    for line in ("others, clean", "others, protected"):
+        assert line in report.summary(config, folder)
+    for network in ("resnet8", "vit-small"):  # the transfer table: a line per victim
+        shown = [rows[network, "clean"]["last_accuracy"]] + [rows[network, "protected"][f"{kind}_accuracy"] for kind in FIGURES]
+        shown += [rows[network, data]["other_accuracy"] for data in ("clean", "protected")]
+        assert " ".join([network, *(f"{figure:.1f}" for figure in shown), "1"]) in text
+
+
+def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_run: tuple[RunConfig, Folder]) -> None:
+    _, folder = mixed_run
+    table = read_table(folder, "protect/samples.parquet").to_pylist()
+    changed = [row["psnr_db"] for row in table if row["label"] != 0]
+    assert {row["linf_levels"] for row in table if row["label"] == 0} == {0}
+    assert len(changed) == 24
+    assert results.headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
+    shown = report._triplets(folder, results.finished(folder))
+    assert [triplet.class_name for triplet in shown] == ["horizontal", "vertical"]
+    assert results.measured_images(folder, results.finished(folder)) == 12
+
+
+def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunConfig, Folder], whole_run: tuple[RunConfig, Folder]) -> None:
+    _, folder = mixed_run
+    said = json.loads(folder.read("protect/similarity.json"))
+    first, second = (own["cosines"][0][1] for own in said["checkpoints"])
+    known = results.headline(folder)
+    assert known["gradient_similarity"] == pytest.approx((first + second) / 2)
+    assert known["network_similarity"] == pytest.approx(said["networks"]["cosines"][0][1])
+    assert [matrix.labels for matrix in results.similarities(folder)] == [["1", "2"], ["1", "2"], ["resnet8", "vit-small"]]
+    assert "network_similarity" not in results.headline(whole_run[1])
+    assert "between networks, of their last checkpoints" in words(folder)
+    assert "between networks" not in words(whole_run[1])
+
+
+@pytest.mark.parametrize("name", ["whole_run", "mixed_run"])
+def test_command_and_settings_on_the_page_give_the_configuration_back(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    config, folder = request.getfixturevalue(name)
     found = results.finished(folder)
     tree = results.configuration(config, found)
     again = parse(report.command(tree).split()[2:])
@@ -122,7 +171,7 @@ def test_settings_shown_are_those_a_stage_was_made_with(whole_run: tuple[RunConf
 def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "part", stages)
     manifest = report.run(config, folder)
-    drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", "samples", "psnr"}}[stages[-1]]
+    drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", "samples", "psnr", "similarity"}}[stages[-1]]
     assert set(manifest.counts["pictures"]) == drawn
     assert "No victim has been trained yet" in words(folder)
     assert "clean victim" not in report.summary(config, folder)
@@ -152,31 +201,6 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
 def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run at least the pack stage"):
         report.run(finished_run.configuration(tmp_path), Folder.open(str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("figures", "says", "not_says"),
-    [
-        ((67.4, 11.2, 14.0), ["56.2 points less", "1.2 points above chance", "next to nothing"], "undo"),
-        ((67.4, 10.4, 13.0), ["cannot be told from chance"], "undo"),
-        ((99.0, 1.0, 95.0), ["below chance", "can undo it, and regains 96 % of what was lost"], "above chance (10"),
-        ((67.4, 14.9, 37.8), ["4.9 points above chance", "can undo it, and regains 44 % of what was lost"], "cannot be told"),
-        ((67.4, 64.0, 64.5), ["no protection to speak of"], "relabelling"),
-        ((10.5, 10.0, 12.0), ["comparison says nothing"], "chance (10 %)"),
-    ],
-)
-def test_findings_are_honest(figures: tuple[float, float, float], says: list[str], not_says: str) -> None:
-    text = " ".join(report.findings(found_of(classes=10, tests=10_000), [pair(*figures)]))
-    for part in says:
-        assert part in text
-    assert not_says not in text
-
-
-def test_findings_name_the_countermeasure_that_undoes_the_protection() -> None:
-    measured = [pair(67.0, 11.0, 12.0), pair(60.0, 55.0, 55.0, "jpeg-10"), pair(64.0, 13.0, 14.0, "grayscale")]
-    assert "weakest against resnet8, jpeg-10: 55.0 %" in " ".join(report.findings(found_of(10, 10_000), measured))
-    assert "countermeasures (none, jpeg-10, grayscale)" in report.scope(measured)
-    assert "A single seed says nothing about spread." in report.scope(measured)
 
 
 def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunConfig, Folder]) -> None:

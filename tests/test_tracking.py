@@ -105,17 +105,17 @@ def test_one_parent_holds_a_child_per_stage_and_victim(tracked_run: tuple[RunCon
     assert parent.info.run_name == "first run"
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert parent.data.params["protect.steps"] == str(config.protect.steps)
-    assert parent.data.params["surrogate.network"] == "resnet8"
-    assert parent.data.tags["method"] == "sep-fa"
+    assert parent.data.params["surrogate.networks"] == "['resnet8']"
+    assert (parent.data.tags["method"], parent.data.tags["targets"]) == ("sep-fa", "shift")
     assert "PSNR" in parent.data.tags["mlflow.note.content"]
     assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {"pack", "protect"}
     trained_on = {name: children[name].inputs.dataset_inputs[0].dataset.name for name in VICTIMS}
     assert all(data == ("pack" if "clean" in name else "protect") for name, data in trained_on.items())
     assert {"report", "victims.csv"} <= artifacts(folder, parent)
     assert artifacts(folder, parent, "report") == {
-        f"report/{name}" for name in ("index.html", "samples.png", "accuracy.png", "surrogate.png", "psnr.png")
+        f"report/{name}" for name in ("index.html", "samples.png", "accuracy.png", "surrogate.png", "psnr.png", "similarity.png")
     }
-    assert artifacts(folder, children["protect"]) == {"samples.png", "psnr.png"}
+    assert artifacts(folder, children["protect"]) == {"samples.png", "psnr.png", "similarity.png"}
     assert artifacts(folder, children["surrogate"]) == {"checkpoints.json"}
     assert Path(folder.path, "mlflow", parent.info.run_id, "artifacts", "report", "index.html").exists()
 
@@ -131,6 +131,8 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         "protected_relabelled_accuracy",
         "linf_levels",
         "psnr_db",
+        "protected_classes",
+        "gradient_similarity",
     ):
         assert parent.data.metrics[name] == pytest.approx(known[name])
 
@@ -144,9 +146,31 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         assert curve(name, "test_accuracy") == row["accuracy_per_epoch"]
         assert curve(name, "train_loss") == row["loss_per_epoch"]
         assert children[name].data.metrics["relabelled_accuracy"] == row["relabelled_accuracy"]
-    epochs = results.checkpoints(folder)
+        assert "other_accuracy" not in children[name].data.metrics  # every class is protected
+    epochs = results.checkpoints(folder)["resnet8"]
     assert curve("surrogate", "train_loss") == [entry["metrics"]["loss"] for entry in epochs]
     assert curve("surrogate", "lr") == [entry["metrics"]["lr"] for entry in epochs]
+
+
+def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mixed"
+    path.mkdir()
+    shutil.copy(template / "mlflow.db", path)
+    config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
+    track(config, folder, *finished_run.STAGES)
+    parent, children = runs(folder)
+    known = results.headline(folder)
+    assert {name for name in children if name.startswith("surrogate")} == {"surrogate · resnet8", "surrogate · vit-small"}
+    for network, entries in results.checkpoints(folder).items():
+        child = children[f"surrogate · {network}"]
+        assert child.data.tags["network"] == child.data.params["network"] == network
+        assert child.data.metrics["train_loss"] == entries[-1]["metrics"]["loss"]
+    for name in ("clean_other_accuracy", "protected_other_accuracy", "gradient_similarity", "network_similarity", "protected_images"):
+        assert parent.data.metrics[name] == pytest.approx(known[name])
+    assert parent.data.tags["targets"] == "random-class"
+    for row in read_table(folder, "victim/results.parquet").to_pylist():
+        name = f"{row['network']} · {row['data']} · none · seed 0"
+        assert children[name].data.metrics["other_accuracy"] == row["other_accuracy"]
 
 
 def test_a_resumed_pipeline_logs_nothing_twice_and_does_not_even_load_mlflow(tracked_run: tuple[RunConfig, Folder]) -> None:

@@ -1,0 +1,132 @@
+"""What the figures of a run say, and what they do not, in plain sentences."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.results import Finished, Pair, chance
+
+FAR = 10.0  # points; a relabelled accuracy this far above chance is no accident of the best assignment
+NEAR = 5.0  # points; accuracies no further apart are called alike
+MAPS = {"shift": "fixed shift of labels", "random-class": "fixed map of labels"}  # targets that one renaming of the classes undoes
+
+
+def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
+    """What came out, for the protected classes and, where there are any, for the others.
+
+    Args:
+        found: the finished stages.
+        measured: the victims.
+        tests: how many test images of protected classes they were measured on.
+    """
+    if not measured:
+        return ["No victim has been trained yet, so this run says nothing about how well the images are protected."]
+    pair = measured[0]
+    clean, protected = pair.clean.last.mean, pair.protected.last.mean
+    classes, some = len(found["protect"].counts["classes"]), pair.clean.other is not None
+    of_whom = f" of the {classes} protected classes" if some else ""
+    release = "release" if some else "protected ones"
+    said = [
+        f"Trained on the clean images, {pair.name} gets {clean:.1f} % of the clean test images{of_whom} right; trained on the {release}, "
+        f"{protected:.1f} %: {_apart(clean, protected)}.",
+        *_on_protection(found, pair, tests),
+        *_on_other_classes(found, pair),
+        *_on_networks(found, measured),
+    ]
+    others = [other for other in measured[1:] if other.protected.last.mean > protected + FAR]
+    if others and clean - protected >= FAR:
+        worst = max(others, key=lambda other: other.protected.last.mean)
+        said.append(
+            f"The protection is weakest against {worst.name}: {worst.protected.last.mean:.1f} % on protected images, "
+            f"{worst.clean.last.mean:.1f} % on clean ones."
+        )
+    return said
+
+
+def _apart(before: float, after: float) -> str:
+    return f"{abs(before - after):.1f} points {'less' if after <= before else 'more'}"
+
+
+def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
+    """How the first victim's accuracy on the protected classes compares with guessing, before and after relabelling."""
+    guess = chance(found)
+    margin = 300 * math.sqrt(guess / 100 * (1 - guess / 100) / tests)
+    named = f"{guess:.3g} %" + (f" among all {len(found['pack'].counts['classes'])} classes" if pair.clean.other else "")
+    clean, protected = pair.clean.last.mean, pair.protected.last.mean
+    if clean <= guess + margin:
+        return ["The clean victim itself is hardly better than guessing, so the comparison says nothing: train longer or on more images."]
+    if clean - protected < FAR:
+        return ["That is no protection to speak of."]
+    if protected < guess - margin:
+        said = f"That is below chance ({named}): the victim is not ignorant but systematically wrong."
+    elif protected <= guess + margin:
+        said = f"With {tests:,} test images that cannot be told from chance ({named})."
+    else:
+        said = f"That is {protected - guess:.1f} points above chance ({named}): something useful is still learned."
+    return [said, _on_relabelling(found, pair)]
+
+
+def _on_relabelling(found: Finished, pair: Pair) -> str:
+    clean, protected, relabelled = pair.clean.last.mean, pair.protected.last.mean, pair.protected.relabelled.mean
+    gain = relabelled - protected
+    outcome = f"After the best one-to-one relabelling of its predictions the protected victim gets {relabelled:.1f} % right"
+    if gain < FAR:
+        return f"{outcome}: relabelling recovers next to nothing."
+    if relabelled < chance(found) + FAR:
+        return f"{outcome}, which is near chance as well: relabelling recovers nothing useful."
+    share = round(100 * gain / (clean - protected))
+    counts = found["protect"].counts
+    known = MAPS.get(counts["targets"]) if counts["method"] != "noise" else None
+    if known:
+        return f"{outcome}, far above chance: somebody who knows of the {known} can undo it, and regains {share} % of what was lost."
+    return (
+        f"{outcome}, far above chance: no fixed map of labels was aimed at, yet the mistakes follow one, and somebody who renames the "
+        f"predictions by a few labelled clean images regains {share} % of what was lost."
+    )
+
+
+def _on_networks(found: Finished, measured: list[Pair]) -> list[str]:
+    """How the protection carries over to several victim networks."""
+    plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
+    if len(plain) < 2:
+        return []
+    best, worst = (choose(plain, key=lambda pair: pair.protected.last.mean) for choose in (min, max))
+    return [
+        f"Crafted with {surrogates(found)}, the release leaves {len(plain)} victim networks with {best.protected.last.mean:.1f} % "
+        f"({best.name}) to {worst.protected.last.mean:.1f} % ({worst.name})."
+    ]
+
+
+def surrogates(found: Finished) -> str:
+    """The networks whose checkpoints the protection was made with."""
+    return ", ".join(found["protect"].counts["networks"]) or "no network"
+
+
+def _on_other_classes(found: Finished, pair: Pair) -> list[str]:
+    """What the release does to the classes that are not protected."""
+    if pair.clean.other is None or pair.protected.other is None:
+        return []
+    count = len(found["pack"].counts["classes"]) - len(found["protect"].counts["classes"])
+    clean, protected = pair.clean.other.mean, pair.protected.other.mean
+    if abs(clean - protected) <= NEAR:
+        outcome = "they are learned much as before"
+    else:
+        outcome = "they are learned worse, although none of their images was changed" if protected < clean else "they are learned better"
+    classes = "class that is not protected" if count == 1 else f"{count} classes that are not protected"
+    return [
+        f"Of the test images of the {classes}, {pair.name} gets {clean:.1f} % right after training on the clean images and "
+        f"{protected:.1f} % after training on the release, {_apart(clean, protected)}: {outcome}."
+    ]
+
+
+def scope(measured: list[Pair]) -> str:
+    """For what the figures speak, and for nothing else."""
+    cells = [pair.protected for pair in measured]
+    networks = ", ".join(dict.fromkeys(cell.network for cell in cells))
+    countermeasures = ", ".join(dict.fromkeys(cell.countermeasure for cell in cells))
+    seeds = sorted({seed for cell in cells for seed in cell.seeds})
+    spread = "" if len(seeds) > 1 else " A single seed says nothing about spread."
+    return (
+        f"These figures speak for the networks ({networks}), countermeasures ({countermeasures}) and seeds "
+        f"({', '.join(map(str, seeds))}) measured here, and for no others.{spread}"
+    )

@@ -1,0 +1,112 @@
+"""The sentences about the figures: honest about chance, relabelling, countermeasures, other networks and other classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.findings import findings, scope
+from pipeline.results import Pair, pairs
+from pipeline.stage import Manifest
+
+
+def pair(
+    clean: float,
+    protected: float,
+    relabelled: float,
+    countermeasure: str = "none",
+    network: str = "resnet8",
+    others: tuple[float | None, float | None] = (None, None),
+) -> Pair:
+    rows = [
+        {"network": network, "countermeasure": countermeasure, "data": data, "seed": 0, "accuracy_per_epoch": [last]}
+        | {"last_accuracy": last, "peak_accuracy": last, "relabelled_accuracy": again, "other_accuracy": other}
+        for data, last, again, other in (("clean", clean, clean, others[0]), ("protected", protected, relabelled, others[1]))
+    ]
+    return pairs(rows)[0]
+
+
+def found_of(classes: int, protected: int | None = None, targets: str = "shift", method: str = "sep-fa") -> dict[str, Manifest]:
+    counts: dict[str, dict[str, Any]] = {
+        "pack": {"classes": [str(i) for i in range(classes)]},
+        "protect": {"classes": list(range(protected or classes)), "targets": targets, "method": method, "networks": ["resnet8"]},
+    }
+    return {stage: Manifest(stage=stage, asked={"inputs": {}}, hash="", counts=counts[stage]) for stage in counts}
+
+
+@pytest.mark.parametrize(
+    ("figures", "says", "not_says"),
+    [
+        ((67.4, 11.2, 14.0), ["56.2 points less", "1.2 points above chance", "next to nothing"], "undo"),
+        ((67.4, 10.4, 13.0), ["cannot be told from chance"], "undo"),
+        ((99.0, 1.0, 95.0), ["below chance", "can undo it, and regains 96 % of what was lost"], "above chance (10"),
+        ((67.4, 14.9, 37.8), ["4.9 points above chance", "can undo it, and regains 44 % of what was lost"], "cannot be told"),
+        ((67.4, 64.0, 64.5), ["no protection to speak of"], "relabelling"),
+        ((10.5, 10.0, 12.0), ["comparison says nothing"], "chance (10 %)"),
+    ],
+)
+def test_findings_are_honest(figures: tuple[float, float, float], says: list[str], not_says: str) -> None:
+    text = " ".join(findings(found_of(classes=10), [pair(*figures)], tests=10_000))
+    for part in says:
+        assert part in text
+    for part in (not_says, "not protected"):
+        assert part not in text
+
+
+@pytest.mark.parametrize(
+    ("targets", "method", "says", "not_says"),
+    [
+        ("shift", "sep-fa", "knows of the fixed shift of labels can undo it", "no fixed map"),
+        ("random-class", "sep-fa", "knows of the fixed map of labels can undo it", "no fixed map"),
+        ("per-sample", "sep-fa", "no fixed map of labels was aimed at", "undo"),
+        ("untargeted", "sep-fa", "no fixed map of labels was aimed at", "undo"),
+        ("shift", "noise", "no fixed map of labels was aimed at", "undo"),
+    ],
+)
+def test_what_relabelling_recovers_is_put_down_to_the_map_that_was_aimed_at(targets: str, method: str, says: str, not_says: str) -> None:
+    text = " ".join(findings(found_of(10, targets=targets, method=method), [pair(67.4, 14.9, 37.8)], 10_000))
+    assert says in text
+    assert not_says not in text
+    assert "regains 44 % of what was lost" in text
+
+
+@pytest.mark.parametrize(
+    ("after", "says"), [(72.0, "much as before"), (60.0, "learned worse, although none of their images was changed"), (81.0, "better")]
+)
+def test_other_classes_are_told_of(after: float, says: str) -> None:
+    measured = [pair(60.0, 6.0, 8.0, others=(73.0, after))]
+    text = " ".join(findings(found_of(20, protected=10), measured, tests=1000))
+    assert "60.0 % of the clean test images of the 10 protected classes right; trained on the release, 6.0 %" in text
+    assert "With 1,000 test images that cannot be told from chance (5 % among all 20 classes)" in text
+    assert "Of the test images of the 10 classes that are not protected, resnet8 gets 73.0 % right" in text
+    assert f"{after:.1f} % after training on the release" in text
+    assert says in text
+
+
+def test_a_protection_that_fails_still_tells_of_the_other_classes() -> None:
+    text = " ".join(findings(found_of(20, protected=10), [pair(60.0, 58.0, 58.0, others=(73.0, 40.0))], 1000))
+    assert "no protection to speak of" in text
+    assert "33.0 points less: they are learned worse" in text
+
+
+def test_findings_name_the_countermeasure_that_undoes_the_protection() -> None:
+    measured = [pair(67.0, 11.0, 12.0), pair(60.0, 55.0, 55.0, "jpeg-10"), pair(64.0, 13.0, 14.0, "grayscale")]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "weakest against resnet8, jpeg-10: 55.0 %" in text
+    assert "victim networks" not in text
+    assert "countermeasures (none, jpeg-10, grayscale)" in scope(measured)
+    assert "A single seed says nothing about spread." in scope(measured)
+
+
+def test_findings_say_how_the_protection_carries_over_to_other_networks() -> None:
+    measured = [pair(67.0, 11.0, 12.0), pair(80.0, 30.5, 31.0, network="vgg16-bn"), pair(75.0, 9.5, 12.0, network="resnet18")]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "Crafted with resnet8, the release leaves 3 victim networks with 9.5 % (resnet18) to 30.5 % (vgg16-bn)" in text
+    assert "weakest against vgg16-bn: 30.5 %" in text
+
+
+def test_without_victims_nothing_is_claimed() -> None:
+    assert findings(found_of(10), [], 0) == [
+        "No victim has been trained yet, so this run says nothing about how well the images are protected."
+    ]
