@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,3 +29,13 @@ def sep_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set SEP_DATA to a folder that has cifar10/ and tiny-imagenet-20/")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """An entry point that ran in this process logs to the stream of its own test, which is closed afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

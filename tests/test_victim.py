@@ -68,6 +68,35 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
 
 
 @pytest.mark.ray
+def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, Folder]) -> None:
+    """Another seed leaves the trials of the first alone; other protected images leave the clean victims alone."""
+    config, folder = released
+    victim.run(config, folder)
+    for data in ("clean", "protected"):
+        name = f"victim/resnet8-{data}-none-seed0.json"
+        folder.write(name, json.dumps(json.loads(folder.read(name)) | {"last_accuracy": -1.0}).encode())
+    more = replace(config, victim=replace(config.victim, seeds=(1, 0)))
+    with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\]"):
+        victim.run(more, folder)
+    victim.run(replace(more, overwrite=True), folder)
+    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    assert rows["clean", 0] == rows["protected", 0] == -1.0
+    assert min(rows["clean", 1], rows["protected", 1]) >= 0
+
+    path = Path(folder.file("protect/manifest.json"))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "counts": {**content["counts"], "eps_levels": 1}}))
+    with pytest.raises(ValueError, match=r"inputs\.protect"):
+        victim.run(config, folder)
+    victim.run(replace(config, overwrite=True), folder)
+    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    assert set(rows) == {("clean", 0), ("protected", 0)}
+    assert rows["clean", 0] == -1.0
+    assert rows["protected", 0] >= 0
+    assert not folder.exists("victim/resnet8-clean-none-seed1.json"), "a trial nobody asks for any more was left"
+
+
+@pytest.mark.ray
 def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
     path = Path(folder.file("protect/manifest.json"))
