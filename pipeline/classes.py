@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config import RunConfig
+
 SHOWN = 10  # names listed in a message
 
 
 def from_files(named: Sequence[str]) -> tuple[str, ...]:
     """The same list with each text file in it replaced by what it lists, one class a line.
+
+    A file's name has a suffix or a folder in it, so that a class of the same name as some file here stays a class.
 
     Raises:
         ValueError: a file lists nothing, or is no text.
@@ -17,7 +21,7 @@ def from_files(named: Sequence[str]) -> tuple[str, ...]:
     expanded: list[str] = []
     for name in named:
         path = Path(name)
-        if not path.is_file():
+        if not (path.suffix or path.parent.name or path.is_absolute()) or not path.is_file():
             expanded.append(name)
             continue
         try:
@@ -61,3 +65,16 @@ def choose_classes(named: Sequence[str], classes: Sequence[str], flag: str) -> t
             raise ValueError(f"{flag}: class {classes[label]!r} is named twice")
         labels.append(label)
     return tuple(sorted(labels))
+
+
+def protected_classes(config: RunConfig, classes: Sequence[str]) -> tuple[int, ...]:
+    """Labels of the classes that `--protect.classes` names, ascending.
+
+    Raises:
+        ValueError: one is unknown, or there is only one where wrong classes are chosen among them.
+    """
+    protect = config.protect
+    labels = choose_classes(protect.classes, classes, "protect.classes")
+    if len(labels) < 2 and protect.targets != "untargeted" and protect.method != "noise":
+        raise ValueError("protect.classes: wrong classes are chosen among the protected ones, which must be at least 2; got 1")
+    return labels

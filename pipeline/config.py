@@ -96,6 +96,8 @@ class ProtectConfig(CraftConfig):
         _each_once("protect", required=False, epochs=self.epochs)
         if self.epochs and min(self.epochs) < 0:
             raise ValueError(f"protect.epochs are counted from 0, got {min(self.epochs)}")
+        if self.epochs and (self.method == "noise" or (self.method == "tap" and len(self.epochs) > 1)):
+            raise ValueError(f"protect.epochs = {self.epochs} names more checkpoints than {self.method} reads, which is {self.per_network}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"protect.batch-size must be at least 1, or auto; got {self.batch_size}")
 

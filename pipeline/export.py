@@ -103,7 +103,7 @@ def _export_run(run: str, to: str) -> int:
         folder, target = Folder.open(run), Folder.open(to)
         written = export(folder, target)
         quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
-        protected = Manifest.load(folder, "protect").counts["protected"]
+        protected = Manifest.load(folder, "protect").counts.get("protected", written)
     except (ValueError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 1

@@ -21,18 +21,18 @@ from cluster import session
 from cluster.pool import Work, run_all
 from pipeline.batches import to_tensors
 from pipeline.class_means import load_means, write_means
-from pipeline.classes import choose_classes
+from pipeline.classes import protected_classes
 from pipeline.config import ProtectConfig, RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, read_index
 from pipeline.parts import PARTS, Part, read_part, write_part
 from pipeline.seeding import derive, generator
 from pipeline.shards import Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard, write_table
 from pipeline.similarity import SIMILARITY, write_similarity
-from pipeline.stage import Manifest, Stage
+from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep.budget import check, linf_levels, psnr_db
 from sep.craft import craft_in_parts
-from sep.execution import MicroBatch
+from sep.execution import MicroBatch, resolve
 from sep.objective import choose_targets
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Task:
     ensemble: Ensemble
     config: ProtectConfig
     seed: int
-    stage_hash: str
+    made_from: str
     classes: tuple[int, ...]  # labels that are protected
     means_sha256: str | None
 
@@ -86,7 +86,7 @@ def craft_shard(task: Task, shard: Shard) -> Part:
         released[i] = dataclasses.replace(samples[i], png=png)
     written = write_shard(task.out, shard.name, released)
     part = Part(written, _check(task.out, written, samples, clean, task.config.eps_levels), {"protected": len(chosen)})
-    write_part(task.out, part, task.stage_hash)
+    write_part(task.out, part, task.made_from)
     return part
 
 
@@ -95,7 +95,9 @@ def _craft(samples: list[Sample], clean: Tensor, labels: Tensor, task: Task) -> 
     config, ensemble = task.config, task.ensemble
     means = load_means(task.out, task.means_sha256) if task.means_sha256 else None
     draws = torch.tensor([derive(task.seed, "target", sample.key) for sample in samples])
-    targets = choose_targets(config.targets, labels, task.classes, generator(task.seed, "targets"), draws)
+    targets = (
+        labels if config.method == "noise" else choose_targets(config.targets, labels, task.classes, generator(task.seed, "targets"), draws)
+    )
     seeded = generator(task.seed, "craft", samples[0].key)
     parts = craft_in_parts(ensemble.members(means), clean, targets, config, seeded, _micro_batch(ensemble, config, tuple(clean.shape[1:])))
     with ThreadPoolExecutor(1) as encoder:
@@ -144,8 +146,9 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     """
     pack, protect = Manifest.load(folder, "pack"), config.protect
     names = pack.counts["classes"]
-    classes = choose_classes(protect.classes, names, "protect.classes")
-    stage = Stage(folder, "protect", to_tree(protect), seed=config.seed, inputs=("pack", "surrogate"), overwrite=config.overwrite)
+    classes = protected_classes(config, names)
+    section = {name: value for name, value in to_tree(protect).items() if name != "batch_size"}  # which may change between two starts
+    stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack", "surrogate"), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
     shards = pack.shards["train"]
@@ -153,16 +156,19 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     index = read_index(folder)
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu))
-    kept = {shard.name: read_part(stage.folder, shard.name, stage.hash) for shard in shards}
+    # Resolved here, so that one release is never half of one precision and half of another.
+    protect = dataclasses.replace(protect, precision=resolve(protect.precision, ensemble.device))
+    made_from = digest([stage.hash, protect.precision])
+    kept = {shard.name: read_part(stage.folder, shard.name, made_from) for shard in shards}
     parts = {name: part for name, part in kept.items() if part is not None}
     missing = [shard for shard in shards if shard.name not in parts]
     if not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, folder, index, checkpoints, len(names), shards[0], resources)
-    digest = None
+    means_sha256 = None
     if protect.aligns_features and missing:
         size = None if protect.batch_size == "auto" else protect.batch_size
-        digest = write_means(stage.folder, ensemble, len(names), size, shards, resources)
-    task = Task(ensemble, protect, config.seed, stage.hash, classes, digest)
+        means_sha256 = write_means(stage.folder, ensemble, len(names), size, shards, resources)
+    task = Task(ensemble, protect, config.seed, made_from, classes, means_sha256)
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
     begun = time.monotonic()
     pieces = [Work(shard.name, (task, shard), shard.count) for shard in missing]
@@ -188,6 +194,7 @@ def _finish(
         "targets": config.targets,
         "eps_levels": config.eps_levels,
         "steps": config.steps,
+        "precision": config.precision,
         "networks": list(dict.fromkeys(checkpoint.network for checkpoint in checkpoints)),
         "epochs": sorted({checkpoint.epoch for checkpoint in checkpoints}),
         "members": len(checkpoints),

@@ -5,13 +5,13 @@ The paper's claim is that checkpoints of one training are close to orthogonal, w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from cluster.pool import Work, run_all
+from cluster.pool import Work, WorkFailed, run_all
 from cluster.session import Resources
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Checkpoint, Ensemble, choose
@@ -23,14 +23,16 @@ from sep.objective import shifted
 from sep.similarity import gradient_cosines
 
 SIMILARITY = "similarity.json"
-IMAGES = 32  # of the first clean shard
+IMAGES, PIXELS = 32, 2**19  # at most so many images of the first clean shard, fewer if they are large
 SPACED = 10  # checkpoints looked at where the ensemble has fewer than two of a network
 
 
 def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[float]]:
     """Cosines between the checkpoints' gradients of SEP's loss on a fixed batch; the body of a Ray task."""
     torch.set_num_threads(1)
-    images, labels = to_tensors(read_shard(ensemble.run.child("pack"), shard)[:IMAGES])
+    samples = read_shard(ensemble.run.child("pack"), shard)
+    height, width = samples[0].pixels.shape[:2]
+    images, labels = to_tensors(samples[: min(IMAGES, max(4, PIXELS // (height * width)))])
     cosines: list[list[float]] = gradient_cosines(ensemble.members(), images, shifted(labels, num_classes)).tolist()
     return cosines
 
@@ -46,8 +48,7 @@ def write_similarity(
 ) -> None:
     """Write `similarity.json`: a matrix for the checkpoints of each network, and, of several networks, one for their last checkpoints.
 
-    Raises:
-        WorkFailed: a matrix could not be computed.
+    A matrix that cannot be computed is an error in the log and left out: nothing that is protected depends on it.
     """
     groups: dict[str, tuple[Checkpoint, ...]] = {}
     for name, checkpoints in index.items():
@@ -58,24 +59,16 @@ def write_similarity(
     groups |= {"": between} if len(between) > 1 else {}
     groups = {name: group for name, group in groups.items() if len(group) > 1}  # one checkpoint is like itself
     pieces = [Work(name, (Ensemble(run, group, gpu=bool(resources.gpu)), num_classes, shard)) for name, group in groups.items()]
-    found = dict(run_all(measure, pieces, what="similarity", unit="matrices", at_once=resources.tasks, gpus=resources.gpu))
+    found: dict[str, list[list[float]]] = {}
+    with suppress(WorkFailed):  # which the pool has logged
+        for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", at_once=resources.tasks, gpus=resources.gpu):
+            found[name] = cosines
     said: dict[str, Any] = {
-        "images": min(IMAGES, shard.count),
         "checkpoints": [
             {"network": name, "epochs": [checkpoint.epoch for checkpoint in group], "cosines": found[name]}
             for name, group in groups.items()
-            if name
+            if name in found and name
         ],
-        "networks": {"names": [checkpoint.network for checkpoint in between], "cosines": found[""]} if "" in groups else None,
+        "networks": {"names": [checkpoint.network for checkpoint in between], "cosines": found[""]} if "" in found else None,
     }
     folder.write(SIMILARITY, to_json(said))
-
-
-def read_similarity(folder: Folder) -> dict[str, Any]:
-    """What `write_similarity` left.
-
-    Raises:
-        FileNotFoundError: nothing.
-    """
-    content: dict[str, Any] = json.loads(folder.read(SIMILARITY))
-    return content

@@ -12,7 +12,7 @@ from itertools import groupby
 from pyarrow import fs
 
 from pipeline import cifar_source, generated, parquet_source
-from pipeline.classes import choose_classes
+from pipeline.classes import choose_classes, protected_classes
 from pipeline.config import RunConfig
 from pipeline.dataset import (
     SPLITS,
@@ -21,7 +21,6 @@ from pipeline.dataset import (
     SourceError,
     check_classes,
     check_entries,
-    chosen_labels,
     count,
     held_out,
     limited,
@@ -54,9 +53,10 @@ def scan(config: RunConfig) -> Dataset:
     check_entries(dataset)
     dataset = restricted(dataset, named)
     if "protect" in config.stages:  # now, and not when the surrogate is trained
-        protected = chosen_labels(config.protect.classes, dataset.classes, "protect.classes")
-        if len(protected) == 1 < len(dataset.classes) and config.protect.targets != "untargeted":
-            raise SourceError("protect.classes: wrong classes are chosen among the protected ones, which must be at least 2; got 1")
+        try:
+            protected_classes(config, dataset.classes)
+        except ValueError as error:
+            raise SourceError(str(error)) from error
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
     entries = []

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cluster import session, training
 from pipeline.batches import Split, open_batches
+from pipeline.classes import protected_classes
 from pipeline.config import RunConfig, SurrogateConfig, to_tree
 from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
@@ -69,6 +70,7 @@ def loop(task: Task, worker: training.Worker) -> None:
             scheduler.last_epoch = first * batches.steps  # computed, because another number of ranks makes other steps
     for epoch in range(first, config.epochs):
         begun = time.monotonic()
+        torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # where a network has it
         draws = generator(task.seed, "augment", epoch, worker.rank)
         result = train_epoch(distributed, sgd, scheduler, batches.epoch(epoch), config.augmentation, draws)
         loss, accuracy = _mean_over_ranks(torch.tensor([result.loss, result.accuracy], device=worker.device), worker.size)
@@ -99,7 +101,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     """Train the surrogate's networks, or go on with them.
 
     Raises:
-        ValueError: the pack stage has not finished, or was done with another configuration.
+        ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
     section = to_tree(config.surrogate)
@@ -107,6 +109,8 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     if stage.manifest:
         return stage.manifest
     pack = Manifest.load(folder, "pack")
+    if "protect" in config.stages:  # now, and not after hours of training
+        protected_classes(config, pack.counts["classes"])
     resources = session.connect(config.workers)
     names = config.surrogate.networks
     index = [entry for name in names for entry in _train(name, config, folder, pack, resources)]

@@ -167,7 +167,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     resources = session.connect(config.workers)
     kinds: tuple[Data, Data] = ("clean", "protected")
     cells = [Cell(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
-    at_once = min(len(cells), resources.tasks)  # not of those missing: the threads of a trial can round differently
+    at_once = min(len(cells), resources.tasks)  # not of those missing: a trial that is done again gets as many threads as before
     tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task.cell, task.made_from) is None}
     if missing:
@@ -190,8 +190,8 @@ def _task(
     train = pack if cell.data == "clean" else protect
     protected = tuple(protect.counts["classes"])
     training = {field.name: getattr(config.victim, field.name) for field in fields(TrainConfig)}
-    made_from = digest([cell.__dict__, training, config.seed, pack.digest, train.digest, protected])
     cpus, gpu = resources.cpus_for(at_once), bool(resources.gpu)
+    made_from = digest([cell.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu])
     return Task(cell, config.victim, config.seed, folder, pack, protected, train, made_from, config.memory_limit_mb, cpus, gpu)
 
 

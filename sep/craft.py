@@ -40,7 +40,7 @@ class CraftConfig:
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class"""
     precision: Precision = "auto"
-    """arithmetic of the gradients; auto: bf16 on a GPU, float32 on a CPU"""
+    """arithmetic of the gradients; auto: bf16 on a GPU that has it, float32 on a CPU"""
     kernels: Kernels = "fused"
     """plain: networks as trained; fused: batch-norm folded, channels last; compiled: these through torch.compile"""
 
@@ -123,7 +123,7 @@ def craft_in_parts(
 ) -> Iterator[Tensor]:
     """Protect images in micro-batches, each handed out as soon as it is done.
 
-    Everything random is drawn before the first of them, so that the size of the micro-batches decides nothing.
+    Everything random is drawn before the first of them, so that their size decides no draw; on a GPU it may decide a rounding.
 
     Args:
         members: the ensemble, all on one device; with class means for the methods that align features.

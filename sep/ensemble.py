@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import one_hot
 
-from sep.execution import Kernels
+from sep.execution import Kernels, arithmetic
 from sep.models import Network
 
 
@@ -36,8 +36,8 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
 
     Args:
         network: as trained.
-        kernels: plain: the operations it was trained with; otherwise batch-norm is folded into the convolutions before it, which leaves
-            no statistics that could move, and weights are laid out channels last.
+        kernels: plain: the operations it was trained with; otherwise batch-norm is folded into the convolution before it, where there is
+            one (what DenseNet has left stays in eval mode), and weights are laid out channels last.
     """
     if kernels == "plain":
         return copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
@@ -63,12 +63,13 @@ class _Compiled(nn.Module):
 
 def compile_together(networks: Sequence[Network]) -> None:
     """Run networks from `freeze`, all of one architecture, by torch.compile's kernels, which are made once and not once per network."""
-    template = networks[0].trunk
+    template = copy.deepcopy(networks[0].trunk).to("meta")  # only its structure: with weights, it would be compiled for these alone
 
     def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         features: Tensor = functional_call(template, weights, (x,))
         return features
 
+    run.__code__ = run.__code__.replace()  # torch counts compilations per code object, and gives up at a limit
     compiled = torch.compile(run)
     for network in networks:
         network.trunk = _Compiled(network.trunk, compiled).eval()
@@ -108,9 +109,10 @@ def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_c
     device = network.mean.device
     sums = torch.zeros(num_classes, network.head.in_features, dtype=torch.float64, device=device)
     counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    for images, labels in batches:
-        members = one_hot(labels.to(device), num_classes)
-        levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
-        sums += members.double().T @ network.features(levels).double()  # a product, because index_add_ on a GPU has no fixed order
-        counts += members.sum(0)
+    with arithmetic(device, "float32"):  # once per run, so exactness costs nothing
+        for images, labels in batches:
+            members = one_hot(labels.to(device), num_classes)
+            levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
+            sums += members.double().T @ network.features(levels).double()  # a product: index_add_ on a GPU has no fixed order
+            counts += members.sum(0)
     return sums.cpu(), counts.cpu()

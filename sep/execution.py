@@ -21,15 +21,27 @@ Result = TypeVar("Result")
 CPU_PIXELS = 2**16  # of a micro-batch: 64 images of 32 x 32; larger ones are no faster and take more memory
 
 
+# What libraries under torch say instead of raising torch.OutOfMemoryError.
+NO_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "unable to find an engine", "CUDA error: out of memory")
+
+
+def resolve(precision: Precision, device: torch.device) -> Precision:
+    """What `auto` stands for: float32 on a CPU, where bf16 gains nothing; on a GPU bf16, or tf32 where it has no bf16 of its own."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "tf32"
+
+
 @contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Products and convolutions in the given precision; `auto` is bf16 on a GPU and float32 on a CPU, where bf16 gains nothing.
+    """Products and convolutions in the given precision.
 
     Weights, sums over checkpoints and the images themselves stay as they are: bf16 is torch's autocast, and `float32` is what it says
     also on a GPU, where torch by itself lets convolutions round to tf32.
     """
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "float32"
+    precision = resolve(precision, device)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
@@ -79,7 +91,7 @@ class MicroBatch:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
 def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:

@@ -26,5 +26,5 @@ def gradient_cosines(members: Sequence[Member], images: Tensor, targets: Tensor)
     """
     like = members[0].network.mean
     levels, targets = to_device(images, like, "fused"), targets.to(like.device)
-    directions = torch.stack([functional.normalize(gradient(member, levels, targets).double().flatten(1)) for member in members])
-    return torch.einsum("ibp,jbp->ij", directions, directions).cpu() / len(images)
+    directions = torch.stack([functional.normalize(gradient(member, levels, targets).flatten(1)) for member in members])
+    return torch.einsum("ibp,jbp->ij", directions, directions).double().cpu() / len(images)

@@ -139,6 +139,8 @@ def test_every_field_is_a_flag_with_its_unit_or_meaning(capsys: pytest.CaptureFi
         (["--surrogate.epochs", "0"], "epochs must be at least 1, got 0"),
         (["--protect.epochs", "0", "15"], "protect.epochs are counted from 0 to 14, as surrogate.epochs = 15; got 15"),
         (["--protect.epochs", "-1"], "protect.epochs are counted from 0, got -1"),
+        (["--protect.method", "noise", "--protect.epochs", "1"], "names more checkpoints than noise reads, which is 0"),
+        (["--protect.method", "tap", "--protect.epochs", "0", "1"], "names more checkpoints than tap reads, which is 1"),
         (["--protect.epochs", "2", "2"], "protect.epochs needs each value once; got 2, 2"),
         (["--protect.batch-size", "0"], "protect.batch-size must be at least 1, or auto; got 0"),
         (["--surrogate.networks", "resnet8", "resnet8"], "surrogate.networks needs one value or more, none of them twice"),

@@ -6,6 +6,7 @@ What is protected, towards which targets and with which checkpoints, is as asked
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_diges
 from pipeline.networks import build_network
 from pipeline.presets import preset
 from pipeline.shards import Sample, read_shard, read_table, sha256
-from pipeline.similarity import read_similarity
 from pipeline.stage import Manifest, Stage, to_json
 from pipeline.storage import Folder
 from sep.craft import Method, craft
@@ -150,6 +150,28 @@ def test_finished_shards_are_not_crafted_again(packed: tuple[RunConfig, Folder],
         assert Path(folder.child("protect").file(name)).stat().st_mtime_ns == stamp, f"{name} was crafted twice"
 
 
+def test_one_release_is_crafted_towards_one_set_of_means(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path, method="sep-fa")
+    whole = protect.run(config, folder)
+    means = Path(folder.file("protect/class_means.pt"))
+    stamp = means.stat().st_mtime_ns
+    Path(folder.file("protect/manifest.json")).unlink()
+    Path(folder.file("protect/train-000001.tar")).unlink()
+    assert protect.run(config, folder).counts == whole.counts
+    assert means.stat().st_mtime_ns == stamp, "the means were made again"
+    Path(folder.file("protect/manifest.json")).unlink()
+    means.write_bytes(b"damaged")
+    assert digests(protect.run(config, folder)) == digests(whole)
+    assert means.stat().st_size > 100
+
+
+def test_batch_size_is_no_other_release(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path)
+    first = protect.run(config, folder)
+    assert protect.run(replace(config, protect=replace(config.protect, batch_size=3)), folder) == first
+    assert first.counts["precision"] == "float32"  # what auto is on a CPU
+
+
 def test_altered_checkpoint_is_named(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path)
     file = "surrogate/resnet8/epoch_0002/weights.pt"
@@ -248,14 +270,14 @@ def test_several_networks_make_one_ensemble_and_are_compared(packed: tuple[RunCo
     counts = protect.run(config, folder).counts
     assert (counts["networks"], counts["epochs"], counts["members"]) == (["resnet8", "vit-small"], [0, 2], 4)
     assert counts["gradients"] == 80 * config.protect.steps * 4
-    said = read_similarity(folder.child("protect"))
+    said = json.loads(folder.read("protect/similarity.json"))
     assert [(entry["network"], entry["epochs"]) for entry in said["checkpoints"]] == [("resnet8", [0, 2]), ("vit-small", [0, 2])]
     assert said["networks"]["names"] == ["resnet8", "vit-small"]
     for entry in (*said["checkpoints"], said["networks"]):
         cosines = np.array(entry["cosines"])
         assert cosines.shape == (2, 2)
-        np.testing.assert_allclose(cosines, cosines.T, rtol=1e-12)
-        np.testing.assert_allclose(cosines.diagonal(), 1, rtol=1e-6)
+        np.testing.assert_allclose(cosines, cosines.T, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(cosines.diagonal(), 1, rtol=1e-5)
         assert -1 < cosines[0, 1] < 0.9
 
 
@@ -265,10 +287,10 @@ def test_checkpoints_are_compared_even_where_the_method_uses_fewer(
 ) -> None:
     config, folder = copy(packed, tmp_path, method=method)
     protect.run(config, folder)
-    (entry,) = read_similarity(folder.child("protect"))["checkpoints"]
+    (entry,) = json.loads(folder.read("protect/similarity.json"))["checkpoints"]
     assert entry["epochs"] == [0, 1, 2]
     assert np.array(entry["cosines"]).shape == (3, 3)
-    np.testing.assert_allclose(np.diag(entry["cosines"]), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.diag(entry["cosines"]), 1, rtol=1e-5)
 
 
 def test_an_unknown_class_leaves_nothing(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
