@@ -6,7 +6,7 @@ BIN = .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test faults ui format
+.PHONY: demo test faults bench ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -25,6 +25,9 @@ test: .venv/installed  ## lint, types, tests
 
 faults: .venv/installed  ## the slow proofs: processes killed at chosen points, job submission
 	$(BIN)/pytest -m slow
+
+bench: .venv/installed  ## gradients and images per second, memory: minutes, on a machine that does nothing else
+	$(BIN)/python -m tests.benchmarks.bench
 
 ui: .venv/installed  ## MLflow on the run's database: make ui RUN=path
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \

@@ -1,0 +1,215 @@
+"""How fast crafting is, measured against a plain loop on this machine, and the README's table made from it.
+
+python -m tests.benchmarks.bench                  measure into tests/benchmarks/speed.json; a few minutes on two cores, which should be idle
+python -m tests.benchmarks.bench table            write the table into README.md
+
+--quick: seconds, proves that it works and measures nothing. --compiled: torch.compile as well (on a GPU always). --to FILE: another card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster import session
+from pipeline.stage import to_json
+from tests.benchmarks import agreement, memory, rates, whole_stage
+from tests.benchmarks.publish import README, hardware
+from tests.benchmarks.trained import Trained, device, train
+
+CARD = Path(__file__).parent / "speed.json"
+BEGIN, END = "<!-- speed: made by tests/benchmarks/bench.py -->", "<!-- end of speed -->"
+STAGE_SECONDS = 25  # of crafting, so that the ends of a stage do not decide its rate
+BUSY = 1.0  # load average before the start, above which figures are of other work as well
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much is asked of one network."""
+
+    training_images: int
+    checkpoints: int  # which is also the number of epochs
+    images: int  # crafted in one repetition
+    repetitions: int
+    agreeing_images: int
+    agreeing_steps: int
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured; the first network is the small one, of which everything is measured."""
+
+    loads: dict[str, Load]
+    batch_size: int  # of the plain loop: that of the paper's training
+    batches: tuple[int, ...]  # others of the plain loop, for comparison
+    shards: tuple[int, ...]  # after which the memory of a worker is read
+
+
+QUICK = Scale({"resnet8": Load(80, 2, 16, 1, 16, 3)}, 16, (8, 16), (1, 2))
+CPU = Scale({"resnet8": Load(2000, 5, 128, 5, 64, 10), "resnet18": Load(500, 2, 128, 3, 32, 4)}, 128, (32, 64, 256), (4, 8, 16))
+GPU = Scale({"resnet8": Load(10000, 5, 2048, 5, 64, 10), "resnet18": Load(2000, 5, 2048, 3, 256, 10)}, 128, (256, 2048), (4, 8, 16))
+
+
+def variants(compiled: bool) -> list[str]:
+    """What is compared on this machine."""
+    if device().type == "cuda":
+        return ["fused, float32", "fused, tf32", "fused, bf16", "compiled, bf16"]
+    return ["plain kernels, float32", "fused, float32", "fused, bf16", *(["compiled, float32"] if compiled else [])]
+
+
+def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> dict[str, Any]:
+    """Gradients per second of one network, with every core and with one, as a task of the pipeline has it."""
+    log.info("%s: gradients per second", trained.name)
+    images, repeat = load.images, load.repetitions
+    found: dict[str, Any] = {"against_plain": rates.against_plain(trained, images, scale.batch_size, rates.METHODS, repeat)}
+    if device().type == "cpu" and torch.get_num_threads() > 1:
+        with rates.threads(1):
+            found["against_plain"] += rates.against_plain(trained, images, scale.batch_size, ["sep-fa"], max(1, repeat - 1))
+    small = trained.name == next(iter(scale.loads))
+    if small:
+        sizes = sorted({*scale.batches, scale.batch_size})
+        found["plain_by_batch"] = rates.by_batch(trained, max(sizes), sizes, repeat)
+        found["growth"] = rates.growth(trained, 2 * images, repeat)
+    if small or device().type == "cuda":  # on a CPU the large network would take a minute for each
+        found["by_variant"] = rates.by_variant(trained, images, names, repeat)
+    log.info("%s: agreement with the plain loop", trained.name)
+    found["agreement"] = agreement.measure(trained, load.agreeing_images, load.agreeing_steps, names)
+    return found
+
+
+def steps_for(trained: Trained, found: dict[str, Any], quick: bool) -> int:
+    """Outer steps that keep the protect stage busy for long enough."""
+    row = found["against_plain"][-1]
+    workers = 1 if device().type == "cuda" else len(os.sched_getaffinity(0))
+    rate = row["ours"] * (workers if row["threads"] == 1 else 1)
+    return 2 if quick else max(2, math.ceil(STAGE_SECONDS * rate / (len(trained.images) * len(trained.networks))))
+
+
+def measure(quick: bool, compiled: bool) -> dict[str, Any]:
+    """The card."""
+    scale = QUICK if quick else GPU if device().type == "cuda" else CPU
+    names = variants(compiled)
+    loaded = os.getloadavg()[0]
+    if loaded > BUSY and not quick:
+        log.warning("this machine is busy (load average %.1f): the figures will be of no use to anyone", loaded)
+    card: dict[str, Any] = {
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in ("torch", "torchvision", "ray")},
+        "threads": torch.get_num_threads(),
+        "load_average_before": round(loaded, 1),
+        "networks": {},
+    }
+    for name, load in scale.loads.items():
+        log.info("%s: training %d checkpoints on %d images", name, load.checkpoints, load.training_images)
+        trained = train(name, load.training_images, load.checkpoints)
+        card["networks"][name] = found = speeds(trained, load, scale, names)
+        log.info("%s: memory", name)
+        found["memory"] = memory.crafting(trained, scale.batch_size, scale.batch_size)
+        if "stage" not in card:
+            card |= stage(trained, steps_for(trained, found, quick), scale.shards)
+    return card
+
+
+def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, Any]:
+    """The protect stage of the small network, and what a worker of it holds."""
+    log.info("%s: the protect stage, %d steps", trained.name, steps)
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        prepared = whole_stage.prepare(Path(folder), trained, steps)
+        return {"stage": whole_stage.measure(prepared), "worker_mib_after_shards": whole_stage.worker_memory(prepared, shards)}
+
+
+def table(card: dict[str, Any]) -> str:
+    """The README's section: gradients per second, then the stage and the memory in a sentence each."""
+    lines = ["| network, 32x32 | method | threads | plain loop, gradients/s | ours | ratio |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {row['network']} | {row['method']} | {row['threads']} | {row['plain']:,.0f} | **{row['ours']:,.0f}** | {row['ratio']:.2f} |"
+        for found in card["networks"].values()
+        for row in found["against_plain"]
+    ]
+    whole, held = card["stage"], card["worker_mib_after_shards"]
+    besides = whole["ray_start_seconds"] + whole["other_seconds"]
+    lines += [
+        "",
+        f"Measured on {card['hardware']}; torch {card['versions']['torch']}. The whole protect stage ({whole['workers']} workers, "
+        f"{whole['network']}) crafts {whole['stage_images_per_second']:,.1f} images/s, {whole['ratio']:.2f} of what as many bare "
+        f"processes do; starting Ray, the class means and the tables take {besides:.0f} s besides. Memory that crafting takes on top of "
+        "libraries and ensemble: "
+        + "; ".join(f"{name} {_memory(found['memory'])}" for name, found in card["networks"].items())
+        + ". A worker of the stage holds "
+        + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in held.items())
+        + ".",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(found: dict[str, dict[str, float]]) -> str:
+    plain, ours = (found[kind].get("gpu_peak_mib") or found[kind]["peak_mib"] - found[kind]["loaded_mib"] for kind in ("plain", "ours"))
+    return f"{ours:.0f} MiB, the plain loop {plain:.0f}"
+
+
+def details(card: dict[str, Any]) -> str:
+    """The rest of the card, for whoever has just measured."""
+    lines = []
+    for name, found in card["networks"].items():
+        lines += [
+            f"{name}, plain loop by batch: {rate:,.0f} gradients/s at {size}" for size, rate in found.get("plain_by_batch", {}).items()
+        ]
+        lines += [f"{name}, {variant}: {rate:,.0f} gradients/s" for variant, rate in found.get("by_variant", {}).items()]
+        lines += [
+            f"{name}, {row['variant']} against plain: {row['equal_signs']:.2%} of first signs, {row['equal_values']:.2%} of values after "
+            f"{row['steps']} steps equal"
+            for row in found["agreement"]
+        ]
+        lines += [
+            f"{name}, {series}: {point['images']} images, {point['checkpoints']} checkpoints, {point['steps']} steps: "
+            f"{point['seconds']:.2f} s, {point['microseconds_per_gradient']:.0f} us per gradient"
+            for series, points in found.get("growth", {}).items()
+            for point in points
+        ]
+    return "\n".join(lines)
+
+
+def with_table(text: str, card: dict[str, Any]) -> str:
+    """The README with the table as the card has it."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table(card)}\n{END}{rest.split(END)[1]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("measure", "table"), default="measure")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--to", type=Path, default=CARD)
+    given = parser.parse_args(arguments)
+    if given.what == "table":
+        README.write_text(with_table(README.read_text(), json.loads(given.to.read_text())))
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    try:
+        card = measure(given.quick, given.compiled)
+    finally:
+        session.close()
+    flags = "".join(f" --{name}" for name in ("quick", "compiled") if getattr(given, name))
+    given.to.write_bytes(to_json({"command": f"python -m tests.benchmarks.bench{flags}", **card}))
+    print(table(card), details(card), sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

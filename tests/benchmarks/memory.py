@@ -1,0 +1,77 @@
+"""Memory of crafting, each figure from a fresh process of its own, in MiB."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from pipeline.protect import Task, craft_shard
+from pipeline.shards import Shard
+from tests.benchmarks.trained import Trained, device
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_a_fresh_process(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """What a module-level function returns in a new Python."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **named).result()
+
+
+def resident(kind: str) -> float:
+    """Memory of this process: VmRSS, now, or VmHWM, at most so far.
+
+    Not getrusage: what it calls a process's maximum begins with that of the process it was started from.
+    """
+    found = re.search(rf"^{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found
+    return round(int(found[1]) / 1024, 1)
+
+
+def _crafting(kind: str, packed: bytes, images: int, batch_size: int, threads: int) -> dict[str, float]:
+    trained: Trained = pickle.loads(packed)
+    torch.set_num_threads(threads)
+    if kind == "plain":
+        networks = trained.plain_networks()
+        before = resident("VmRSS")
+        trained.plain_craft(networks, "sep-fa", images, 1, batch_size)
+    else:
+        members = trained.members("sep-fa")
+        before = resident("VmRSS")
+        trained.craft(members, "sep-fa", images, 1)
+    if device().type == "cuda":
+        return {"gpu_peak_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
+    return {"loaded_mib": before, "peak_mib": resident("VmHWM")}
+
+
+def crafting(trained: Trained, images: int, batch_size: int) -> dict[str, dict[str, float]]:
+    """Of one outer step of feature alignment, by the plain loop in batches of `batch_size` and by the library.
+
+    On a GPU the most that was allocated on it; else what the process held with the ensemble loaded, and the most it ever held.
+    """
+    assert len(trained.means) == len(trained.networks)  # computed here, because computing them takes memory as well
+    packed = pickle.dumps(trained)
+    return {kind: in_a_fresh_process(_crafting, kind, packed, images, batch_size, torch.get_num_threads()) for kind in ("plain", "ours")}
+
+
+def _worker(task: Task, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
+    held = {}
+    for number in range(1, max(after) + 1):
+        craft_shard(task, shards[(number - 1) % len(shards)])
+        if number in after:
+            held[str(number)] = resident("VmRSS")
+    return held
+
+
+def of_a_worker(task: Task, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
+    """What one process holds after so many shards, by the body of the stage's tasks; one outer step each, which takes as much as thirty."""
+    return in_a_fresh_process(_worker, replace(task, config=replace(task.config, steps=1)), shards, after)

@@ -1,0 +1,119 @@
+"""Gradients per second of the plain loop and of the library, taken in turns in one process, and how time grows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from sep.craft import CraftConfig, Method
+from sep.execution import Kernels, Precision
+from tests.benchmarks.trained import Trained
+
+METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
+# What else the library can be asked for, beside what it does by itself.
+VARIANTS: dict[str, tuple[Kernels, Precision]] = {
+    "plain kernels, float32": ("plain", "float32"),
+    "fused, float32": ("fused", "float32"),
+    "fused, tf32": ("fused", "tf32"),
+    "fused, bf16": ("fused", "bf16"),
+    "compiled, float32": ("compiled", "float32"),
+    "compiled, bf16": ("compiled", "bf16"),
+}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Everything inside computed by so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def in_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Median seconds of each, after one call that does not count: A B A B ..., so that a slower minute of the machine meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()
+    for _ in range(repetitions):
+        for name, contender in contenders.items():
+            begun = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def gradients(method: Method, images: int, members: int, steps: int = 1) -> int:
+    """How many of them crafting takes."""
+    return images * CraftConfig(method=method, steps=steps, checkpoints=members).gradients_per_image(members)
+
+
+def against_plain(trained: Trained, images: int, batch_size: int, methods: Sequence[Method], repetitions: int) -> list[dict[str, Any]]:
+    """Gradients per second of both loops, one row per method; `batch_size` is the plain loop's."""
+    rows = []
+    networks = trained.plain_networks()
+    for method in methods:
+        contenders = {
+            "plain": partial(trained.plain_craft, networks, method, images, 1, batch_size),
+            "ours": partial(trained.craft, trained.members(method), method, images, 1),
+        }
+        seconds = in_turns(contenders, repetitions)
+        count = gradients(method, images, len(networks))
+        rows.append(
+            {
+                "network": trained.name,
+                "method": method,
+                "threads": torch.get_num_threads(),
+                "plain_batch": batch_size,
+                "plain": round(count / seconds["plain"], 1),
+                "ours": round(count / seconds["ours"], 1),
+                "ratio": round(seconds["plain"] / seconds["ours"], 2),
+            }
+        )
+    return rows
+
+
+def by_batch(trained: Trained, images: int, sizes: Sequence[int], repetitions: int) -> dict[str, float]:
+    """Gradients per second of the plain loop (feature alignment) by the size of its batches: what choosing well would give it."""
+    networks = trained.plain_networks()
+    seconds = in_turns({str(size): partial(trained.plain_craft, networks, "sep-fa", images, 1, size) for size in sizes}, repetitions)
+    return {size: round(gradients("sep-fa", images, len(networks)) / value, 1) for size, value in seconds.items()}
+
+
+def by_variant(trained: Trained, images: int, names: Sequence[str], repetitions: int) -> dict[str, float]:
+    """Gradients per second of the library (feature alignment) by kernels and precision."""
+    contenders: dict[str, Callable[[], object]] = {}
+    for name in names:
+        kernels, precision = VARIANTS[name]
+        contenders[name] = partial(trained.craft, trained.members("sep-fa", kernels), "sep-fa", images, 1, precision)
+    seconds = in_turns(contenders, repetitions)
+    return {name: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for name, value in seconds.items()}
+
+
+def growth(trained: Trained, images: int, repetitions: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds, and microseconds per gradient, of feature alignment as images, checkpoints and steps double twice, up to what is there."""
+    most = len(trained.networks)
+    points = {
+        "images": [(images // 4, most, 2), (images // 2, most, 2), (images, most, 2)],
+        "checkpoints": [(images // 2, max(1, most // 4), 2), (images // 2, max(1, most // 2), 2), (images // 2, most, 2)],
+        "steps": [(images // 2, most, 1), (images // 2, most, 2), (images // 2, most, 4)],
+    }
+    contenders: dict[str, Callable[[], object]] = {}
+    for count, n, steps in {point for series in points.values() for point in series}:
+        contenders[f"{count} {n} {steps}"] = partial(trained.craft, trained.members("sep-fa", count=n), "sep-fa", count, steps)
+    seconds = in_turns(contenders, repetitions)
+
+    def measured(count: int, n: int, steps: int) -> dict[str, float]:
+        took = seconds[f"{count} {n} {steps}"]
+        each = 1e6 * took / gradients("sep-fa", count, n, steps)
+        return {"images": count, "checkpoints": n, "steps": steps, "seconds": round(took, 3), "microseconds_per_gradient": round(each, 1)}
+
+    return {name: [measured(*point) for point in series] for name, series in points.items()}

@@ -1,0 +1,134 @@
+"""The protect stage, with all that it reads, writes and checks, against the same members crafting in bare processes."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from cluster import session
+from pipeline import pack, protect
+from pipeline.class_means import MEANS
+from pipeline.config import RunConfig
+from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_digest
+from pipeline.presets import preset
+from pipeline.shards import sha256
+from pipeline.stage import Manifest, Stage, to_json
+from pipeline.storage import Folder
+from sep.models import NetworkName
+from tests.benchmarks import memory
+from tests.benchmarks.trained import EPS_LEVELS, Trained, device
+
+_together: Barrier
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that lacks nothing but its protect stage."""
+
+    config: RunConfig
+    folder: Folder
+    trained: Trained
+    workers: int
+    ray_seconds: float
+
+
+def prepare(root: Path, trained: Trained, steps: int) -> Prepared:
+    """Pack the images that `trained` was trained on, and put its checkpoints beside them."""
+    workers = 1 if device().type == "cuda" else len(os.sched_getaffinity(0))
+    base, images, epochs = preset("quickstart"), len(trained.images), len(trained.networks)
+    config = replace(
+        base,
+        run=str(root),
+        workers=workers,
+        pack=replace(base.pack, max_train_images=images, max_test_images=10, shard_images=max(1, min(250, images // (4 * workers)))),
+        surrogate=replace(base.surrogate, networks=(cast(NetworkName, trained.name),), epochs=epochs),
+        protect=replace(base.protect, method="sep-fa", eps_levels=EPS_LEVELS, checkpoints=epochs, steps=steps),
+    )
+    folder = Folder.open(config.run)
+    begun = time.monotonic()
+    session.connect(workers)
+    ray_seconds = time.monotonic() - begun
+    pack.run(config, folder)
+    stage, index = Stage(folder, "surrogate", {"network": trained.name}, seed=0, inputs=("pack",), overwrite=False), []
+    for epoch, network in enumerate(trained.networks):
+        stream, file = io.BytesIO(), f"epoch_{epoch:04d}/weights.pt"
+        torch.save(network.state_dict(), stream)
+        stage.folder.write(file, stream.getvalue())
+        index.append({"network": trained.name, "epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
+    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    stage.finish({"networks": [trained.name], "weights_sha256": weights_digest(index)})
+    return Prepared(config, folder, trained, workers, ray_seconds)
+
+
+def _start_together(barrier: Barrier) -> None:
+    global _together
+    _together = barrier
+
+
+def _craft(packed: bytes, rows: slice, steps: int) -> tuple[float, float]:
+    """When this process began and ended crafting, the ensemble loaded and everything warm."""
+    trained: Trained = pickle.loads(packed)
+    torch.set_num_threads(1)
+    members = trained.members("sep-fa")
+    part = Trained(trained.name, trained.images[rows], trained.labels[rows], trained.networks)
+    part.craft(members, "sep-fa", 64, 1)
+    _together.wait()
+    begun = time.monotonic()
+    part.craft(members, "sep-fa", len(part.images), steps)
+    return begun, time.monotonic()
+
+
+def bare_rate(trained: Trained, processes: int, steps: int) -> float:
+    """Images per second of so many processes of one thread each that do nothing but craft, no Ray, no files, no PNGs."""
+    assert trained.means  # computed here and not by each of them
+    packed, context, each = pickle.dumps(trained), get_context("spawn"), len(trained.images) // processes
+    rows = [slice(i * each, (i + 1) * each) for i in range(processes)]
+    with ProcessPoolExecutor(processes, context, _start_together, (context.Barrier(processes),)) as pool:
+        times = list(pool.map(_craft, [packed] * processes, rows, [steps] * processes))
+    return each * processes / (max(end for _, end in times) - min(begun for begun, _ in times))
+
+
+def measure(prepared: Prepared) -> dict[str, Any]:
+    """Bare, stage, bare: the stage's rate while it crafts against the mean of the two, and what it takes besides."""
+    config, trained, steps = prepared.config, prepared.trained, prepared.config.protect.steps
+    first = bare_rate(trained, prepared.workers, steps)
+    manifest = protect.run(config, prepared.folder)
+    bare = statistics.fmean([first, bare_rate(trained, prepared.workers, steps)])
+    images, rate = len(trained.images), manifest.timing["images_per_second"]
+    return {
+        "network": trained.name,
+        "method": config.protect.method,
+        "images": images,
+        "shards": len(manifest.shards["train"]),
+        "checkpoints": len(trained.networks),
+        "steps": steps,
+        "workers": prepared.workers,
+        "bare_images_per_second": round(bare, 1),
+        "stage_images_per_second": round(rate, 1),
+        "ratio": round(rate / bare, 3),
+        "crafting_seconds": round(images / rate, 1),
+        "other_seconds": round(manifest.seconds - images / rate, 1),  # class means, similarity of gradients, tables
+        "ray_start_seconds": round(prepared.ray_seconds, 1),
+        "images_per_second_with_all": round(images / (manifest.seconds + prepared.ray_seconds), 1),
+    }
+
+
+def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float]:
+    """Of one worker after so many shards; the stage has run, and its shards are made anew."""
+    config, folder = prepared.config.protect, prepared.folder
+    ensemble = Ensemble(folder, choose(read_index(folder), config.per_network), config.kernels, device().type == "cuda")
+    means = sha256(folder.child("protect").read(MEANS))
+    names = Manifest.load(folder, "pack").counts["classes"]
+    task = protect.Task(ensemble, config, prepared.config.seed, "memory", tuple(range(len(names))), means)
+    return memory.of_a_worker(task, Manifest.load(folder, "pack").shards["train"], after)

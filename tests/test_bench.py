@@ -1,0 +1,93 @@
+"""The benchmark: it runs, it counts what it says, and what it compares computes the same. Never a time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cluster.session import Resources
+from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
+from tests.benchmarks.publish import README
+from tests.benchmarks.rates import METHODS, gradients, in_turns
+from tests.benchmarks.trained import Trained, train
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    """Two checkpoints of a small network."""
+    return train("resnet8", images=80, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def card(ray_2_cpus: Resources) -> dict[str, Any]:
+    """What the quick mode measures."""
+    return measure(quick=True, compiled=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plain_loop_and_the_library_craft_the_same(trained: Trained, method: Any) -> None:
+    plain = trained.plain_craft(trained.plain_networks(), method, 20, STEPS, 20)
+    ours = trained.craft(trained.members(method), method, 20, STEPS)
+    changes = ours.int() - trained.images[:20].int()
+    assert (changes != 0).double().mean() > 0.5
+    assert (plain == ours).double().mean() > 0.98
+
+
+def test_methods_are_told_apart(trained: Trained) -> None:
+    results = [trained.plain_craft(trained.plain_networks(), method, 20, STEPS, 20) for method in METHODS]
+    for i, one in enumerate(results):
+        for other in results[i + 1 :]:
+            assert (one == other).double().mean() < 0.9
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+    seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
+    assert calls == ["a", "b"] * 4
+    assert seconds.keys() == {"a", "b"}
+
+
+def test_gradients_are_counted_as_the_method_takes_them() -> None:
+    assert gradients("sep-fa", images=7, members=3, steps=2) == 7 * 3 * 2
+    assert gradients("sep-fa-vr", images=7, members=3, steps=2) == 7 * (3 + 3) * 2
+
+
+@pytest.mark.ray
+def test_quick_mode_fills_the_card(card: dict[str, Any]) -> None:
+    found = card["networks"]["resnet8"]
+    assert {row["method"] for row in found["against_plain"]} == set(METHODS)
+    assert all(row["plain"] > 0 and row["ours"] > 0 for row in found["against_plain"])
+    assert {point["steps"] for point in found["growth"]["steps"]} == {1, 2, 4}
+    assert min(found["memory"]["ours"].values()) > 0
+    assert card["worker_mib_after_shards"].keys() == set(map(str, QUICK.shards))
+    assert card["stage"]["images"] == 80
+    assert card["stage"]["stage_images_per_second"] > 0
+    assert card["hardware"]
+    assert card["versions"]["torch"]
+
+
+@pytest.mark.ray
+def test_quick_mode_finds_that_exact_kernels_agree(card: dict[str, Any]) -> None:
+    rows = {row["variant"]: row for row in card["networks"]["resnet8"]["agreement"]}
+    for exact in ("plain kernels, float32", "fused, float32"):
+        assert rows[exact]["equal_signs"] > 0.98
+        assert rows[exact]["equal_values"] > 0.98
+
+
+@pytest.mark.ray
+def test_table_shows_the_card(card: dict[str, Any]) -> None:
+    shown = table(card)
+    for row in card["networks"]["resnet8"]["against_plain"]:
+        assert f"| {row['method']} | {row['threads']} | {row['plain']:,.0f} | **{row['ours']:,.0f}** |" in shown
+    assert shown in with_table(f"before {BEGIN} old {END} after", card)
+
+
+def test_readme_shows_the_card() -> None:
+    text = README.read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
+    if CARD.exists():
+        assert with_table(text, json.loads(CARD.read_text())) == text, "run: python -m tests.benchmarks.bench table"
