@@ -24,7 +24,7 @@ from pipeline.reproduction.pieces import Clock, TimeIsUp, save_json
 from pipeline.reproduction.protocol import Run, Settings
 from pipeline.reproduction.stages import STAGES
 from sep.craft import Method
-from sep.execution import Kernels, Precision
+from sep.execution import Kernels, Precision, resolve
 from sep.models import NetworkName
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, required=True, metavar="FOLDER", help="folder with train-*.parquet and test-*.parquet")
     add("--out", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="holds everything; goes on where it stopped")
     add("--stages", nargs="+", choices=(*STAGES, CARD), metavar="STAGE", help=f"any of {', '.join(STAGES)}, {CARD}; all if not given")
-    add("--minutes", type=float, metavar="N", help="begin nothing that would end later than this after the start; unlimited if not given")
+    add("--minutes", type=float, metavar="N", help="begin nothing that would end later than this; unlimited if not given")
     add(
         "--eps-levels",
         type=int,
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images per gradient while crafting: a number, or what fits memory",
     )
-    add("--chunk-images", type=int, default=1000, metavar="N", help="protected images per file")
-    add("--precision", choices=get_args(Precision), default="auto", help="arithmetic; auto: bf16 on a GPU, float32 on a CPU")
-    add("--kernels", choices=get_args(Kernels), default="fused", help="of the gradients; plain: networks as trained")
+    add("--chunk-images", type=int, default=1000, metavar="N", help="protected images per file, which is a piece of work; can be changed")
+    add("--precision", choices=get_args(Precision), default="auto", help="arithmetic; auto: bf16 on a GPU that has it, float32 on a CPU")
+    add("--kernels", choices=get_args(Kernels), default="fused", help="of the gradients; plain: networks as trained; can be changed")
     add("--limit-train", type=int, metavar="N", help="use the first so many training images only")
     add("--limit-test", type=int, metavar="N", help="use the first so many test images only")
     add("--seed", type=int, default=0, metavar="N", help="everything random derives from it")
@@ -100,11 +100,14 @@ def plan(given: argparse.Namespace, clock: Clock) -> Run:
     """The run that a command line asks for.
 
     Raises:
-        ValueError: values are out of range or do not fit together.
+        ValueError: values are out of range or do not fit together, or there is no such device.
     """
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU that torch can use, and it finds none: give --device cpu, or leave it out")
+    device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     settings = Settings(
         data=resident.digest(given.data),
-        device=given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu",
+        device=device,
         limit_train=given.limit_train,
         limit_test=given.limit_test,
         network=given.network,
@@ -114,15 +117,46 @@ def plan(given: argparse.Namespace, clock: Clock) -> Run:
         checkpoints=given.checkpoints,
         inner_steps=given.inner_steps,
         steps=given.steps,
-        chunk_images=given.chunk_images,
-        precision=given.precision,
-        kernels=given.kernels,
+        precision=resolve(given.precision, torch.device(device)),
         seed=given.seed,
     )
     for levels in given.eps_levels:
         settings.craft(levels)
     budgets, seeds = (tuple(dict.fromkeys(values)) for values in (given.eps_levels, given.victim_seeds))
-    return Run(settings, given.out, given.data, budgets, seeds, given.batch_size, clock)
+    return Run(
+        settings=settings,
+        out=given.out,
+        source=given.data,
+        eps_levels=budgets,
+        victim_seeds=seeds,
+        batch_size=given.batch_size,
+        chunk_images=given.chunk_images,
+        kernels=given.kernels,
+        clock=clock,
+    )
+
+
+def work(run: Run, stages: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run the stages in order and write the card of what there is then; the exit code.
+
+    Raises:
+        ValueError: a stage cannot do its work.
+        OSError: a file cannot be read or written.
+    """
+    run.settle()
+    code = 0
+    try:
+        for name, stage in STAGES.items():
+            if name in stages:
+                stage(run)
+    except TimeIsUp:
+        code = 3
+    if CARD in stages and (code == 0 or (run.out / "data.pt").exists()):
+        made = card.make(run, arguments)
+        save_json(run.out / "card.json", made)
+        print(f"{card.table(made)}\ncard: {run.out / 'card.json'}")
+        code = code if made["missing"] else 0  # the time was up after the very last piece
+    return code
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -130,7 +164,7 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run the stages in order, and turn what went wrong into one line and an exit code."""
+    """Parse, do the work, and turn what went wrong into one line and an exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     flags = parser()
     given = flags.parse_args(arguments)
@@ -140,26 +174,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     signal.signal(signal.SIGTERM, _stop)
-    torch.backends.cudnn.benchmark = True  # every batch has the shape of the one before
+    # Batches have a handful of shapes, and cuDNN times its algorithms once for each. Which one wins can differ from start to start, and
+    # with it the last bits of what is computed.
+    torch.backends.cudnn.benchmark = True
     try:
-        run.settle()
-        for name, stage in STAGES.items():
-            if name in (given.stages or STAGES):
-                stage(run)
-        if CARD in (given.stages or (CARD,)):
-            made = card.make(run, arguments)
-            save_json(run.out / "card.json", made)
-            print(f"{card.table(made)}\ncard: {run.out / 'card.json'}")
-    except TimeIsUp:
-        log.info("the %g minutes are used up: run the same command again", given.minutes)
-        return 3
+        code = work(run, given.stages or (*STAGES, CARD), arguments)
     except (ValueError, OSError) as error:
         log.error("failed: %s", error)
         return 1
     except KeyboardInterrupt:
         log.error("stopped: what is finished is kept, and the same command goes on from there")
         return 1
-    return 0
+    if code == 3:
+        log.info("the %g minutes are used up: run the same command again", given.minutes)
+    return code
 
 
 if __name__ == "__main__":

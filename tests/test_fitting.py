@@ -52,6 +52,45 @@ def test_optimiser_is_sgd_with_the_papers_settings() -> None:
     assert (optimizer.defaults["momentum"], optimizer.defaults["weight_decay"]) == (0.9, 5e-4)
 
 
+def test_on_a_cpu_the_steps_are_those_of_plain_sgd() -> None:
+    """To the last bit: protected images depend on every one."""
+    torch.manual_seed(0)
+    mine, plain = (build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3) for _ in range(2))
+    plain.load_state_dict(mine.state_dict())
+    config = TrainConfig(epochs=1)
+    optimizer, _ = optimiser(mine, config, STEPS)
+    reference = torch.optim.SGD(plain.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=True)
+    before = nn.utils.parameters_to_vector(mine.parameters()).detach().clone()
+    reference.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+    for _ in range(3):
+        for one, other in zip(mine.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        reference.step()
+    now, expected = (nn.utils.parameters_to_vector(network.parameters()) for network in (mine, plain))
+    assert torch.equal(now, expected)
+    assert not torch.equal(now, before)
+    assert (optimizer.param_groups[0]["foreach"], optimizer.param_groups[0]["fused"]) == (True, False)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_is_one_kernel_and_the_same_rule() -> None:
+    torch.manual_seed(0)
+    networks = [nn.Linear(8, 4).to(device) for device in ("cpu", "cuda")]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [optimiser(network, TrainConfig(epochs=1), STEPS)[0] for network in networks]
+    assert optimizers[1].param_groups[0]["fused"]
+    for _ in range(3):
+        draws = [torch.randn_like(parameter) for parameter in networks[0].parameters()]
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            for parameter, draw in zip(network.parameters(), draws, strict=True):
+                parameter.grad = draw.to(parameter.device)
+            optimizer.step()
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        assert torch.allclose(one, other.cpu(), rtol=1e-5, atol=1e-7)
+
+
 def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Noise with a bright square on the left or on the right: the class."""
     generator = torch.Generator().manual_seed(seed)
@@ -97,6 +136,23 @@ def test_autocast_rounds_products_and_keeps_weights() -> None:
     assert weights[torch.bfloat16].dtype == torch.float32
     assert 0 < float((weights[torch.bfloat16] - weights[None]).norm() / weights[None].norm()) < 0.1
     assert results[torch.bfloat16].accuracy > 95
+
+
+def test_a_test_can_round_too() -> None:
+    """Features of bf16 products differ; the classes of images that are no close call do not."""
+    torch.manual_seed(0)
+    network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
+    seen: list[torch.dtype] = []
+    network.head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    images, labels = squares(64, seed=1)
+    optimizer, scheduler = optimiser(network, TrainConfig(epochs=5, lr=0.05, schedule="one-cycle"), 4)
+    batches = list(zip(torch.split(images, 16), torch.split(labels, 16), strict=True))
+    for _ in range(5):
+        train_epoch(network, optimizer, scheduler, batches, "none", torch.Generator())
+    seen.clear()
+    tables = [confusion(network, batches, 2, autocast) for autocast in (None, torch.bfloat16)]
+    assert seen == [torch.float32] * 4 + [torch.bfloat16] * 4
+    assert torch.equal(*tables)
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]

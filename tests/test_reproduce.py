@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pipeline import reproduce
-from pipeline.reproduction.pieces import load, save
+from pipeline.reproduction.pieces import Clock, TimeIsUp, load, save
+from pipeline.reproduction.protocol import Run
+from pipeline.reproduction.stages import STAGES, ensemble
 from pipeline.seeding import generator
 from sep.budget import linf_levels
 from sep.craft import CraftConfig, craft
@@ -92,13 +94,13 @@ def test_chunks_are_what_the_method_makes_of_the_checkpoints(finished: Path) -> 
 
 
 def test_any_number_of_stops_gives_the_same(data: Path, finished: Path, tmp_path: Path) -> None:
-    """Every start does one epoch, one checkpoint's means or one chunk, and ends with 3 until all is done."""
+    """Every start does the data, one epoch, one checkpoint's means or one chunk, and ends with 3 until all is done."""
     out = tmp_path / "out"
     codes: list[int] = []
     while not codes or (codes[-1] == 3 and len(codes) < 100):
         codes.append(reproduce.main(command(data, out, minutes=0)))
-    pieces = EPOCHS + CHECKPOINTS + 2 * 3 + 3 * EPOCHS
-    assert codes == [3] * pieces + [0]
+    pieces = 1 + EPOCHS + CHECKPOINTS + 2 * 3 + 3 * EPOCHS
+    assert codes == [3] * (pieces - 1) + [0]
     assert figures(out) == figures(finished)
     for eps_levels in (2, 8):
         assert torch.equal(protected(out, eps_levels), protected(finished, eps_levels))
@@ -118,6 +120,78 @@ def test_what_is_finished_is_not_done_again(data: Path, copy: Path, capsys: pyte
     assert "epoch " not in capsys.readouterr().err
 
 
+def test_every_stop_leaves_a_card_of_what_there_is(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, kept = tmp_path / "out", []
+    asked = command(data, out, minutes=0, eps_levels=[2])
+    while reproduce.main(asked) == 3:
+        kept.append(card(out))
+        assert f"not there yet: {kept[-1]['missing'][0]}" in capsys.readouterr().out
+    begun = [f"surrogate, {epoch} of {EPOCHS} epochs done" for epoch in range(EPOCHS)]
+    assert [found["missing"][0] for found in kept[:EPOCHS]] == begun
+    crafting = 1 + EPOCHS + CHECKPOINTS
+    assert [found["missing"][0] for found in kept[crafting : crafting + 2]] == [f"images at 2/255, {n} of 3 chunks done" for n in (1, 2)]
+    assert "craft 2/255" in kept[crafting]["seconds"]
+    assert kept[crafting]["protection"] == {}
+    assert kept[crafting + 2]["protection"]["2/255"]["linf_levels"] == 2
+    assert kept[-1]["missing"] == [f"victims/eps2-seed0, {EPOCHS - 1} of {EPOCHS} epochs done"]
+    assert [victim["data"] for victim in kept[-1]["victims"]] == ["clean"]
+    assert card(out)["missing"] == []
+
+
+def test_no_card_is_written_before_there_is_data_or_where_it_is_not_asked_for(
+    data: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: Run) -> None:
+        raise TimeIsUp
+
+    monkeypatch.setitem(STAGES, "data", stop)
+    assert reproduce.main(command(data, tmp_path / "new", minutes=9)) == 3
+    (copy / "card.json").unlink()
+    assert reproduce.main(command(data, copy, minutes=9, stages=["data"])) == 3
+    assert not list(tmp_path.rglob("card.json"))
+
+
+@pytest.mark.parametrize("method", ["sep-fa-vr", "sep"])
+def test_nothing_is_made_from_a_surrogate_that_has_not_finished(
+    method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though every epoch it needs is there: it may be trained again, and differ."""
+    out = tmp_path / "out"
+    asked = command(data, out, method=method)
+    assert reproduce.main([*asked, "--stages", "data", "surrogate"]) == 0
+    finished = (out / "surrogate.json").rename(tmp_path / "surrogate.json")
+    for stage in ("means", "craft") if method == "sep-fa-vr" else ("craft",):
+        capsys.readouterr()
+        assert reproduce.main([*asked, "--stages", stage]) == 1
+        assert "surrogate.json is not there, the surrogate has not finished: run the stage `surrogate`" in capsys.readouterr().err
+    assert not {path.name for path in out.iterdir()} & {"means", "craft"}
+    finished.rename(out / "surrogate.json")
+    assert reproduce.main([*asked, "--stages", "means", "craft"]) == 0
+
+
+def test_kernels_and_pieces_may_change_between_starts(data: Path, copy: Path, finished: Path) -> None:
+    """What is there stays as it is, and the gaps are filled; the card names the kernels of both."""
+    folder = copy / "craft" / "eps8"
+    whole = [path.name for path in sorted(folder.iterdir())]
+    assert whole == ["000000-000016.pt", "000016-000032.pt", "000032-000040.pt"]
+    (folder / whole[0]).unlink()
+    changed = {"kernels": "plain", "chunk_images": 10, "batch_size": 3}
+    assert reproduce.main(command(data, copy, **changed)) == 0
+    assert [path.name for path in sorted(folder.iterdir())] == ["000000-000010.pt", "000010-000016.pt", *whole[1:]]
+    assert linf_levels(protected(copy, 8), pictures(TRAIN)[0]).tolist() == [2] * TRAIN
+    assert torch.equal(protected(copy, 8)[CHUNK:], protected(finished, 8)[CHUNK:])
+    found = card(copy)
+    assert {budget: of["kernels"] for budget, of in found["protection"].items()} == {"2/255": ["fused"], "8/255": ["fused", "plain"]}
+    assert {name: found["settings"][name] for name in changed} == changed
+    first = load(folder / "000000-000010.pt")
+    assert first
+    members = ensemble(reproduce.plan(reproduce.parser().parse_args(command(data, copy, kernels="plain")), Clock(None)))
+    config = CraftConfig(method="sep-fa-vr", eps_levels=8, steps=STEPS, checkpoints=CHECKPOINTS, inner_steps=INNER, kernels="plain")
+    images, labels = pictures(TRAIN)[0][:10], torch.tensor(pictures(TRAIN)[1])[:10]
+    expected = craft(members, images, (labels + CLASSES // 2) % CLASSES, config, generator(0, "craft", 8, 0), 3)
+    assert torch.equal(first["images"], expected)
+
+
 def test_budgets_and_seeds_can_be_added(data: Path, copy: Path) -> None:
     was = figures(copy)
     assert reproduce.main(command(data, copy, eps_levels=[1, 2, 8], victim_seeds=[0, 1])) == 0
@@ -131,7 +205,7 @@ def test_budgets_and_seeds_can_be_added(data: Path, copy: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "one byte"])
 def test_a_damaged_chunk_is_made_again(damage: str, data: Path, copy: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = copy / "craft" / "eps8" / "000016.pt"
+    path = copy / "craft" / "eps8" / "000016-000032.pt"
     whole = path.read_bytes()
     spoilt = bytearray(whole)
     spoilt[len(whole) // 2] ^= 1
@@ -145,7 +219,7 @@ def test_a_damaged_chunk_is_made_again(damage: str, data: Path, copy: Path, fini
 
 
 def test_a_chunk_beyond_the_budget_is_never_trained_on(data: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = copy / "craft" / "eps2" / "000016.pt"
+    path = copy / "craft" / "eps2" / "000016-000032.pt"
     chunk = load(path)
     assert chunk
     chunk["images"][3, 0, 0, 0] ^= 128
@@ -158,16 +232,16 @@ def test_a_chunk_beyond_the_budget_is_never_trained_on(data: Path, copy: Path, c
 @pytest.mark.parametrize(
     ("lacks", "stages", "says"),
     [
-        ("data.pt", ["surrogate"], "run the stage `data`"),
+        ("data.pt", ["victims"], "run the stage `data`"),
         ("surrogate/epoch_0002.pt", ["craft"], "epoch_0002.pt is not there or damaged: run the stage `surrogate`"),
         ("means/epoch_0002.pt", ["craft"], "run the stage `means`"),
-        ("craft/eps8/000000.pt", ["victims"], "run the stage `craft`"),
+        ("craft/eps8/000000-000016.pt", ["victims"], "run the stage `craft`"),
     ],
 )
 def test_a_stage_names_the_one_it_needs(
     lacks: str, stages: list[str], says: str, data: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (lacks, "craft/eps8/000032.pt", "victims/eps8-seed0.json", "surrogate.json"):
+    for path in (lacks, "craft/eps8/000032-000040.pt", "victims/eps8-seed0.json"):
         (copy / path).unlink(missing_ok=True)
     assert reproduce.main(command(data, copy, stages=stages)) == 1
     assert says in capsys.readouterr().err

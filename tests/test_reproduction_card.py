@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline import reproduce
-from pipeline.reproduction.card import PUBLISHED, table
+from pipeline.reproduction import resident
+from pipeline.reproduction.card import PUBLISHED, PUBLISHED_FOR, table
+from pipeline.reproduction.pieces import load, save, save_json
 from sep.budget import psnr_db
 from tests.small_reproduction import CHECKPOINTS, EPOCHS, INNER, STEPS, TEST, TRAIN, card, command, pictures, protected, write_parquet
 
@@ -27,7 +30,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_card_says_what_the_files_say(finished: Path) -> None:
+def test_the_card_says_what_the_files_say(data: Path, finished: Path) -> None:
     found, clean = card(finished), pictures(TRAIN)[0]
     assert found["images"] == {"train": TRAIN, "test": TEST}
     assert [(v["data"], v["budget"], v["trainings"]) for v in found["victims"]] == [
@@ -48,7 +51,11 @@ def test_the_card_says_what_the_files_say(finished: Path) -> None:
         assert of["psnr_db"] == pytest.approx(float(psnr_db(protected(finished, eps_levels), clean).mean()), abs=0.01)
         assert of["gradients_per_second"] > 0
     assert list(found["seconds"]) == list(found["memory_gib"]) == ["data", "surrogate", "means", "craft 2/255", "craft 8/255", "victims"]
-    assert found["versions"]["torch"] == torch.__version__
+    (machine,) = found["machines"]
+    assert machine["versions"]["torch"] == torch.__version__
+    assert machine["stages"] == list(found["seconds"])
+    assert found["data"] == {"folder": data.name, "sha256": resident.digest(data)}
+    assert found["missing"] == []
     assert "published" not in found
     assert found["command"].startswith("python pipeline/reproduce.py --data ")
 
@@ -67,9 +74,38 @@ def test_the_table_names_published_figures_where_they_compare(finished: Path) ->
     found = card(finished)
     assert "published" not in table(found)
     found["published"] = {"clean" if eps is None else f"{eps}/255": accuracy for eps, accuracy in PUBLISHED.items()}
+    found["published_for"] = PUBLISHED_FOR
     lines = table(found).splitlines()
     assert lines[0].endswith("published")
     assert [line.split()[-1] for line in lines[1:4]] == ["94.56", "14.68", "3.85"]
+    assert lines[4].startswith("published: for CIFAR-10 as first released")
+    assert lines[4].endswith(f"here: {found['data']['folder']}")
+
+
+def test_the_card_tells_machines_apart(data: Path, finished: Path, tmp_path: Path) -> None:
+    """Those that computed, whichever writes it: a chunk and the last epochs of a victim come from elsewhere."""
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    other = {"hardware": "another", "versions": {"torch": "2.11"}}
+    chunk = load(out / "craft" / "eps8" / "000016-000032.pt")
+    assert chunk
+    save(out / "craft" / "eps8" / "000016-000032.pt", chunk | {"machine": other})
+    victim = json.loads((out / "victims" / "clean-seed0.json").read_text())
+    save_json(out / "victims" / "clean-seed0.json", victim | {"machines": [*victim["machines"], other]})
+    assert reproduce.main(command(data, out)) == 0
+    here, elsewhere = card(out)["machines"]
+    assert here["stages"] == list(card(out)["seconds"])
+    assert elsewhere == {**other, "stages": ["craft 8/255", "victims"]}
+
+
+def test_a_card_for_the_papers_settings_says_what_is_published(data: Path, tmp_path: Path) -> None:
+    found = {}
+    for steps in ("30", "6"):
+        flags = ["--data", str(data), "--out", str(tmp_path / steps), "--steps", steps, "--device", "cpu", "--stages", "data", "card"]
+        assert reproduce.main(flags) == 0
+        found[steps] = card(tmp_path / steps)
+    assert found["30"]["published"] == {"clean": 94.56, "2/255": 14.68, "8/255": 3.85}
+    assert found["30"]["published_for"] == PUBLISHED_FOR
+    assert not {"published", "published_for"} & set(found["6"])
 
 
 def test_a_run_without_victims_has_a_card(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

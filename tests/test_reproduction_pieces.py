@@ -19,6 +19,19 @@ def test_the_clock_stops_before_a_piece_that_would_end_too_late() -> None:
     assert not Clock(None).over(1e9)
 
 
+def test_a_stage_is_begun_with_a_minute_left_or_first() -> None:
+    """The length of its first piece is not known, and every start must do one."""
+    for minutes, over in ((0.0, True), (0.9, True), (1.1, False), (None, False)):
+        clock = Clock(minutes)
+        clock.begin()  # of the start's first stage
+        if over:
+            with pytest.raises(TimeIsUp):
+                clock.begin()
+        else:
+            clock.begin()
+            clock.begin()
+
+
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     content = {"images": torch.arange(5), "rows": [{"loss": 0.5}], "name": "a"}
     save(tmp_path / "in" / "a.pt", content)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline import reproduce
 from pipeline.reproduction.card import follows_the_paper
@@ -29,7 +31,7 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("steps", 3), ("epochs", 4), ("seed", 1), ("limit_train", 20), ("method", "sep"), ("chunk_images", 8)]
+    ("name", "value"), [("steps", 3), ("epochs", 4), ("seed", 1), ("limit_train", 20), ("method", "sep"), ("precision", "bf16")]
 )
 def test_another_configuration_is_refused_by_name(
     name: str, value: Any, data: Path, begun: Path, capsys: pytest.CaptureFixture[str]
@@ -40,12 +42,25 @@ def test_another_configuration_is_refused_by_name(
     assert f"now it is {value}" in said
 
 
+def test_a_precision_is_what_it_comes_to(data: Path, begun: Path) -> None:
+    assert json.loads((begun / "settings.json").read_text())["precision"] == "float32"
+    assert reproduce.main(command(data, begun, precision="float32", stages=["data"])) == 0
+
+
 def test_other_data_is_refused(data: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(data, tmp_path / "moved")
     assert reproduce.main(command(tmp_path / "moved", begun, stages=["data"])) == 0  # the same files elsewhere
     shutil.copy(data / "train-00000-of-00001.parquet", tmp_path / "moved" / "test-00000-of-00001.parquet")
     assert reproduce.main(command(tmp_path / "moved", begun)) == 1
     assert "was made with data = " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(command(data, tmp_path / "out", device="cuda"))
+    assert stopped.value.code == 2
+    assert "needs a GPU that torch can use" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -56,6 +71,7 @@ def test_other_data_is_refused(data: Path, begun: Path, tmp_path: Path, capsys: 
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"limit_test": 0}, "limit_test must be at least 1"),
         ({"batch_size": 0}, "--batch-size"),
+        ({"chunk_images": 0}, "chunk_images must be at least 1"),
         ({"network": "resnet9"}, "resnet9"),
         ({"data": "nowhere"}, "nowhere has no train-"),
     ],
@@ -75,8 +91,8 @@ def test_defaults_are_the_papers(data: Path) -> None:
     run = reproduce.plan(reproduce.parser().parse_args(["--data", str(data), "--device", "cpu"]), Clock(None))
     assert follows_the_paper(run.settings)
     assert run.settings.ensemble_epochs() == list(range(7, 120, 8))
-    assert run.settings.craft(8) == CraftConfig(method="sep-fa-vr", eps_levels=8, steps=30, checkpoints=15)
+    assert run.settings.craft(8) == CraftConfig(method="sep-fa-vr", eps_levels=8, steps=30, checkpoints=15, precision="float32")
     assert 50_000 * run.settings.craft(8).gradients_per_image(15) == 45_000_000
-    assert (run.eps_levels, run.victim_seeds, run.batch_size) == ((2, 8), (0,), None)
+    assert (run.eps_levels, run.victim_seeds, run.batch_size, run.kernels) == ((2, 8), (0,), None, "fused")
     other = reproduce.parser().parse_args(["--data", str(data), "--device", "cpu", "--steps", "6"])
     assert not follows_the_paper(reproduce.plan(other, Clock(None)).settings)

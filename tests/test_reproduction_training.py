@@ -11,7 +11,8 @@ from pipeline.reproduction import training as module
 from pipeline.reproduction.pieces import Clock, TimeIsUp, load
 from pipeline.reproduction.resident import Split
 from pipeline.reproduction.training import Training, relabelled_accuracy, train, weights
-from sep.fitting import TrainConfig, train_epoch
+from sep.execution import Precision
+from sep.fitting import TrainConfig, confusion, train_epoch
 
 
 @pytest.mark.parametrize("classes", [2, 5, 10])
@@ -46,7 +47,7 @@ def training() -> Training:
         config=TrainConfig(epochs=4, batch_size=16),
         seed=3,
         device=torch.device("cpu"),
-        precision="auto",
+        precision="float32",
     )
 
 
@@ -98,15 +99,29 @@ def test_a_killed_training_goes_on_from_its_last_state(
 
 
 def test_precision_is_asked_for_and_felt(training: Training, images: Split, tmp_path: Path) -> None:
-    """On a CPU float32 is the default; bf16 rounds."""
+    """bf16 rounds; the weights stay what they are."""
     losses = {}
-    for precision in ("auto", "float32", "bf16"):
+    precisions: tuple[Precision, ...] = ("float32", "tf32", "bf16")
+    for precision in precisions:
         asked = dataclasses.replace(training, precision=precision)
+        assert asked.autocast is (torch.bfloat16 if precision == "bf16" else None)
+        assert asked.rounding == ("float32" if precision == "float32" else "tf32")
         losses[precision] = figures(train(asked, images, None, tmp_path / precision, "surrogate", Clock(None)))[0][0]
-    assert losses["auto"] == losses["float32"] != losses["bf16"] == pytest.approx(losses["auto"], rel=0.02)
-    on_gpu = dataclasses.replace(training, device=torch.device("cuda"))
-    assert (training.autocast, on_gpu.autocast) == (None, torch.bfloat16)
-    assert (on_gpu.rounding, dataclasses.replace(on_gpu, precision="float32").rounding) == ("tf32", "float32")
+    assert losses["tf32"] == losses["float32"] != losses["bf16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_tests_follow_the_precision(training: Training, images: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[torch.dtype | None] = []
+
+    def watched(*arguments: object) -> torch.Tensor:
+        used.append(arguments[3])  # type: ignore[arg-type]
+        return confusion(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "confusion", watched)
+    precisions: tuple[Precision, ...] = ("float32", "bf16")
+    for precision in precisions:
+        train(dataclasses.replace(training, precision=precision), images, images, tmp_path / precision, "v", Clock(None))
+    assert used == [None] * 4 + [torch.bfloat16] * 4
 
 
 def test_a_training_that_diverges_says_so(training: Training, images: Split, tmp_path: Path) -> None:

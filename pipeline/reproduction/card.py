@@ -6,38 +6,28 @@ Legend: B images, H W pixels.
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
-import torchvision
 from torch import Tensor
 
 from pipeline.reproduction.pieces import load, load_json
 from pipeline.reproduction.protocol import Run, Settings
-from pipeline.reproduction.stages import chunks, means_file, protected_images, victims
-from sep.budget import linf_levels, psnr_db
+from pipeline.reproduction.stages import chunks, means_file, victims
+from sep.budget import check, linf_levels, psnr_db
 from sep.fitting import TrainConfig
 
 # Last-epoch accuracy of a ResNet18 in percent, by budget in levels, None for clean images. SEP, abstract, for 2/255, with its clean
 # victim; Image Shortcut Squeezing (Liu et al. 2023), README, for 8/255.
 PUBLISHED = {None: 94.56, 2: 14.68, 8: 3.85}
+PUBLISHED_FOR = "CIFAR-10 as first released, without loss; images that went through JPEG, or other data, are another problem"
 
 
-def hardware() -> str:
-    """Processor, cores, memory and GPU of this machine."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
+Cost = dict[str, float]
+Machine = dict[str, Any]
 
 
 def make(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
@@ -46,40 +36,85 @@ def make(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: the data is not there, or a protected image breaks the budget.
     """
-    costs: dict[str, list[dict[str, float]]] = {"data": [run.data["cost"]]}
-    surrogate = load_json(run.out / "surrogate.json")
-    costs["surrogate"] = surrogate["epochs"] if surrogate else []
-    kept_means = [load(means_file(run, epoch)) for epoch in run.settings.ensemble_epochs()]
-    costs["means"] = [kept["cost"] for kept in kept_means if kept]
-    protection = {}
-    for eps_levels in run.eps_levels:
-        kept = [load(path) for path in chunks(run, eps_levels)]
-        if None not in kept:
-            pieces = [chunk for chunk in kept if chunk]
-            protection[f"{eps_levels}/255"] = _protection(run, eps_levels, pieces)
-            costs[f"craft {eps_levels}/255"] = [chunk["cost"] for chunk in pieces]
     trained = {name: load_json(run.out / f"{name}.json") for name in victims(run)}
-    costs["victims"] = [row for result in trained.values() if result for row in result["epochs"]]
+    protected = {f"{eps_levels}/255": [load(path) for path in chunks(run, eps_levels)] for eps_levels in run.eps_levels}
+    pieces = _pieces(run, protected)
+    costs = {stage: [cost for cost, _ in done] for stage, done in pieces.items() if done}
     settings = dataclasses.asdict(run.settings)
-    asked = {"eps_levels": run.eps_levels, "victim_seeds": run.victim_seeds, "batch_size": run.batch_size or "auto"}
+    asked = {"eps_levels": run.eps_levels, "victim_seeds": run.victim_seeds}
+    may_change = {"batch_size": run.batch_size or "auto", "chunk_images": run.chunk_images, "kernels": run.kernels}
     counts = {name: len(run.data[f"{name}_labels"]) for name in ("train", "test")}
     card: dict[str, Any] = {
         "name": "reproduce",
         "command": shlex.join(["python", "pipeline/reproduce.py", *arguments]),
-        "settings": {**settings, **asked, "training": dataclasses.asdict(TrainConfig(epochs=run.settings.epochs))},
+        "data": {"folder": run.source.resolve().name, "sha256": run.settings.data},
+        "settings": {**settings, **asked, **may_change, "training": dataclasses.asdict(TrainConfig(epochs=run.settings.epochs))},
         "images": counts,
-        "surrogate": _surrogate(run.settings, counts["train"], costs["surrogate"]),
-        "protection": protection,
+        "missing": _missing(run, protected, trained),
+        "surrogate": _surrogate(run.settings, counts["train"], costs.get("surrogate", [])),
+        "protection": {
+            budget: _protection(run, eps_levels, [chunk for chunk in kept if chunk])
+            for eps_levels, (budget, kept) in zip(run.eps_levels, protected.items(), strict=True)
+            if None not in kept
+        },
         "victims": _victims(run, trained),
-        "seconds": {stage: round(sum(cost["seconds"] for cost in each), 1) for stage, each in costs.items() if each},
-        "memory_gib": {stage: round(max(cost["memory_gib"] for cost in each), 2) for stage, each in costs.items() if each},
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-        | {"pyarrow": pa.__version__},
+        "seconds": {stage: round(sum(cost["seconds"] for cost in each), 1) for stage, each in costs.items()},
+        "memory_gib": {stage: round(max(cost["memory_gib"] for cost in each), 2) for stage, each in costs.items()},
+        "machines": _machines(pieces),
     }
     if follows_the_paper(run.settings):
         card["published"] = {"clean" if eps is None else f"{eps}/255": accuracy for eps, accuracy in PUBLISHED.items()}
+        card["published_for"] = PUBLISHED_FOR
     return card
+
+
+def _training(run: Run, name: str) -> dict[str, Any] | None:
+    """What a training has to tell, also one that has not finished."""
+    return load_json(run.out / f"{name}.json") or load(run.out / f"{name}.pt")
+
+
+def _pieces(run: Run, protected: dict[str, list[dict[str, Any] | None]]) -> dict[str, list[tuple[Cost, list[Machine]]]]:
+    """What every piece of work cost, and which machines it may have been done on, by stage."""
+    single: dict[str, list[dict[str, Any] | None]] = {
+        "data": [run.data],
+        "means": [load(means_file(run, epoch)) for epoch in run.settings.ensemble_epochs()],
+        **{f"craft {budget}": kept for budget, kept in protected.items()},
+    }
+    trainings = {"surrogate": ["surrogate"], "victims": list(victims(run))}
+    done = {stage: [(piece["cost"], [piece["machine"]]) for piece in pieces if piece] for stage, pieces in single.items()}
+    for stage, names in trainings.items():
+        kept = [_training(run, name) for name in names]
+        done[stage] = [(row, training["machines"]) for training in kept if training for row in training["epochs"]]
+    order = ("data", "surrogate", "means", *(f"craft {budget}" for budget in protected), "victims")
+    return {stage: done[stage] for stage in order}
+
+
+def _machines(pieces: dict[str, list[tuple[Cost, list[Machine]]]]) -> list[dict[str, Any]]:
+    """Each machine that computed, with the stages it had a part in."""
+    found: list[dict[str, Any]] = []
+    for stage, done in pieces.items():
+        for machine in [machine for _, machines in done for machine in machines]:
+            known = next((other for other in found if machine.items() <= other.items()), None)
+            if known is None:
+                found.append({**machine, "stages": [stage]})
+            elif stage not in known["stages"]:
+                known["stages"].append(stage)
+    return found
+
+
+def _missing(run: Run, protected: dict[str, list[dict[str, Any] | None]], trained: dict[str, dict[str, Any] | None]) -> list[str]:
+    """What this start was asked for and what is not there yet."""
+
+    def done(name: str, epochs: int) -> str:
+        return f"{name}, {len((_training(run, name) or {'epochs': ()})['epochs'])} of {epochs} epochs done"
+
+    settings, missing = run.settings, []
+    if settings.ensemble_epochs() and load_json(run.out / "surrogate.json") is None:
+        missing.append(done("surrogate", settings.epochs))
+    for budget, kept in protected.items():
+        if None in kept:
+            missing.append(f"images at {budget}, {len(kept) - kept.count(None)} of {len(kept)} chunks done")
+    return missing + [done(name, settings.victim_epochs) for name, result in trained.items() if result is None]
 
 
 def follows_the_paper(settings: Settings) -> bool:
@@ -104,12 +139,14 @@ def _surrogate(settings: Settings, images: int, rows: list[dict[str, float]]) ->
 
 def _protection(run: Run, eps_levels: int, pieces: list[dict[str, Any]]) -> dict[str, Any]:
     """Largest change in levels, mean PSNR in dB over the images that changed at all, and the rate of gradients."""
-    images, clean = protected_images(run, eps_levels), run.data["train_images"]
+    images, clean = torch.cat([chunk["images"] for chunk in pieces]), run.data["train_images"]
+    check(images, clean, eps_levels)
     gradients, seconds = sum(chunk["gradients"] for chunk in pieces), sum(chunk["cost"]["seconds"] for chunk in pieces)
     decibels = _finite(psnr_db(*pair) for pair in zip(torch.split(images, 1000), torch.split(clean, 1000), strict=True))
     return {
         "linf_levels": int(linf_levels(images, clean).max()),
         "psnr_db": round(float(decibels.mean()), 2) if len(decibels) else None,
+        "kernels": sorted({chunk["kernels"] for chunk in pieces}),
         "gradients": gradients,
         "gradients_per_second": round(gradients / seconds, 1),
     }
@@ -173,7 +210,9 @@ def table(card: dict[str, Any]) -> str:
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rates = [f"{budget}: {of['gradients_per_second']:,.0f} gradients/s" for budget, of in card["protection"].items()]
     seconds = ", ".join(f"{stage} {value:,.0f}" for stage, value in card["seconds"].items())
-    return "\n".join([*(rows if card["victims"] else ["no victim is trained yet"]), *rates, f"seconds: {seconds}"])
+    data = [f"published: for {card['published_for']}; here: {card['data']['folder']}"] if published else []
+    missing = [f"not there yet: {what}" for what in card["missing"]]
+    return "\n".join([*(rows if card["victims"] else ["no victim is trained yet"]), *data, *rates, f"seconds: {seconds}", *missing])
 
 
 def _shown(figure: dict[str, float | None] | None) -> str:

@@ -23,17 +23,27 @@ class TimeIsUp(Exception):
 
 
 class Clock:
-    """How long this process may go on."""
+    """How long this process may go on, and whether it has begun with any work."""
+
+    FIRST_SECONDS = 60  # what the first piece of a stage may take before its length is known: kernels are chosen or compiled in it
 
     def __init__(self, minutes: float | None) -> None:
         """Start it; without a limit if none is given."""
         self._end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        self._begun = False
+
+    def begin(self) -> None:
+        """Begin with the pieces of a stage, or not; a start's first piece always may, so that every start does at least one.
+
+        Raises:
+            TimeIsUp: the time left is too short for a piece of unknown length.
+        """
+        if self._begun:
+            self.check(self.FIRST_SECONDS)
+        self._begun = True
 
     def over(self, seconds: float) -> bool:
-        """Whether another piece that takes `seconds`, as the last one did, would end too late.
-
-        Asked after each piece and never before the first, so that every start does at least one.
-        """
+        """Whether another piece that takes `seconds`, as the last one did, would end too late; asked after each piece."""
         return time.monotonic() + seconds > self._end
 
     def check(self, seconds: float) -> None:

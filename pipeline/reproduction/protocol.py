@@ -38,9 +38,7 @@ class Settings:
     checkpoints: int
     inner_steps: int | None
     steps: int
-    chunk_images: int
-    precision: Precision
-    kernels: Kernels
+    precision: Precision  # what it comes to on the device, never auto
     seed: int
 
     def __post_init__(self) -> None:
@@ -49,7 +47,8 @@ class Settings:
         Raises:
             ValueError: a number is out of range.
         """
-        for name in ("limit_train", "limit_test", "chunk_images", "victim_epochs"):
+        assert self.precision != "auto"
+        for name in ("limit_train", "limit_test", "victim_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -57,7 +56,7 @@ class Settings:
         self.ensemble_epochs()
 
     def craft(self, eps_levels: int) -> CraftConfig:
-        """How one budget is crafted."""
+        """How one budget is crafted, whatever the kernels."""
         return CraftConfig(
             method=self.method,
             eps_levels=eps_levels,
@@ -65,7 +64,6 @@ class Settings:
             checkpoints=self.checkpoints,
             inner_steps=self.inner_steps,
             precision=self.precision,
-            kernels=self.kernels,
         )
 
     def ensemble_epochs(self) -> list[int]:
@@ -78,9 +76,9 @@ class Settings:
         return equally_spaced(self.epochs, count) if count else []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """One start of the protocol."""
+    """One start of the protocol; what is not in its settings may differ from start to start."""
 
     settings: Settings
     out: Path
@@ -88,7 +86,18 @@ class Run:
     eps_levels: tuple[int, ...]
     victim_seeds: tuple[int, ...]
     batch_size: int | None  # images per gradient; what fits if not given
+    chunk_images: int  # protected images in each file that is not there yet
+    kernels: Kernels  # of the gradients
     clock: Clock
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        if self.chunk_images < 1:
+            raise ValueError(f"chunk_images must be at least 1, got {self.chunk_images}")
 
     def settle(self) -> None:
         """Hold the folder to its settings: those it was begun with.

@@ -5,6 +5,7 @@ Legend: B images, H W pixels, K classes, D feature width. Every stage leaves fil
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.reproduction import resident
+from pipeline.reproduction.machine import machine
 from pipeline.reproduction.pieces import load, load_json, measured, save
 from pipeline.reproduction.protocol import Run
 from pipeline.reproduction.resident import Split
@@ -21,7 +23,7 @@ from pipeline.seeding import derive, generator
 from sep.budget import check
 from sep.craft import craft
 from sep.ensemble import Member, class_sums, compile_together, freeze
-from sep.execution import Kernels, arithmetic
+from sep.execution import Kernels
 from sep.models import Network
 from sep.objective import shifted
 
@@ -38,6 +40,7 @@ def make_data(run: Run) -> None:
     """
     if load(run.out / "data.pt") is not None:
         return
+    run.clock.begin()
     with measured(run.device) as cost:
         splits = {
             name: resident.read(run.source, name, limit)
@@ -50,21 +53,27 @@ def make_data(run: Run) -> None:
     shape = " x ".join(map(str, splits["train"].images.shape[2:]))
     counts = [len(split.labels) for split in splits.values()]
     log.info("data: %d training and %d test images, %s pixels, %d classes, %.1f s", *counts, shape, classes, cost["seconds"])
-    save(run.out / "data.pt", {**tensors, **resident.statistics(splits["train"].images), "num_classes": classes, "cost": cost})
+    kept = {**tensors, **resident.statistics(splits["train"].images), "num_classes": classes}
+    save(run.out / "data.pt", {**kept, "cost": cost, "machine": machine()})
 
 
 def make_surrogate(run: Run) -> None:
     """Train the surrogate and keep every epoch's weights."""
+    if load_json(run.out / "surrogate.json") is not None:
+        return
+    run.clock.begin()
     training = run.training(run.settings.epochs, derive(run.settings.seed, "surrogate"))
     train(training, run.split("train"), None, run.out, "surrogate", run.clock)
 
 
 def frozen(run: Run, epoch: int, kernels: Kernels) -> Network:
-    """One checkpoint of the surrogate, on the device.
+    """One checkpoint of the finished surrogate, on the device.
 
     Raises:
-        ValueError: it is not there or damaged.
+        ValueError: it is not there or damaged, or the surrogate has not finished.
     """
+    if load_json(run.out / "surrogate.json") is None:  # an epoch after the last state that was kept is trained again, and may differ
+        raise ValueError(f"{run.out}/surrogate.json is not there, the surrogate has not finished: run the stage `surrogate`")
     path = weights(run.out, "surrogate", epoch)
     state = load(path)
     if state is None:
@@ -89,10 +98,12 @@ def make_means(run: Run) -> None:
     for epoch in run.settings.ensemble_epochs():
         if load(means_file(run, epoch)) is not None:
             continue
-        train_split = train_split or run.split("train")
-        with measured(run.device) as cost, arithmetic(run.device, run.training(1, 0).rounding):
+        if train_split is None:
+            run.clock.begin()
+            train_split = run.split("train")
+        with measured(run.device) as cost:
             sums, counts = class_sums(frozen(run, epoch, "fused"), train_split.in_order(MEANS_BATCH), run.data["num_classes"])
-        save(means_file(run, epoch), {"means": (sums / counts[:, None]).float(), "cost": cost})
+        save(means_file(run, epoch), {"means": (sums / counts[:, None]).float(), "cost": cost, "machine": machine()})
         log.info("means: of epoch %d, %.1f s", epoch + 1, cost["seconds"])
         run.clock.check(cost["seconds"])
 
@@ -103,9 +114,9 @@ def ensemble(run: Run) -> list[Member]:
     Raises:
         ValueError: a checkpoint or its means are not there.
     """
-    epochs, kernels = run.settings.ensemble_epochs(), run.settings.kernels
-    networks = [frozen(run, epoch, kernels) for epoch in epochs]
-    if networks and kernels == "compiled":
+    epochs = run.settings.ensemble_epochs()
+    networks = [frozen(run, epoch, run.kernels) for epoch in epochs]
+    if networks and run.kernels == "compiled":
         compile_together(networks)
     if not run.settings.craft(1).aligns_features:
         return [Member(network) for network in networks]
@@ -116,28 +127,39 @@ def ensemble(run: Run) -> list[Member]:
 
 
 def chunks(run: Run, eps_levels: int) -> dict[Path, slice]:
-    """The files of a budget, and which training images are in each."""
-    count, size = len(run.data["train_labels"]), run.settings.chunk_images
-    return {run.out / "craft" / f"eps{eps_levels}" / f"{at:06d}.pt": slice(at, min(at + size, count)) for at in range(0, count, size)}
+    """The files of a budget, and which training images are in each: as the files that are there say, and the others as asked for."""
+    folder, count, files = run.out / "craft" / f"eps{eps_levels}", len(run.data["train_labels"]), {}
+    there = {start: stop for start, stop in (map(int, path.stem.split("-")) for path in folder.glob("[0-9]*.pt"))}
+    start = 0
+    while start < count:
+        free = min((other for other in there if other > start), default=count)
+        stop = there.get(start) or min(start + run.chunk_images, free)
+        files[folder / f"{start:06d}-{stop:06d}.pt"] = slice(start, stop)
+        start = stop
+    return files
 
 
 def make_protected(run: Run) -> None:
     """Craft the chunks that are not there."""
     members: list[Member] | None = None
     for eps_levels in run.eps_levels:
-        config = run.settings.craft(eps_levels)
+        config = dataclasses.replace(run.settings.craft(eps_levels), kernels=run.kernels)
         files = chunks(run, eps_levels)
         missing = [path for path in files if load(path) is None]
         log.info("craft: %d/255, %d of %d chunks to do", eps_levels, len(missing), len(files))
         for number, path in enumerate(missing, len(files) - len(missing) + 1):
             rows = files[path]
-            members = ensemble(run) if members is None else members
+            if members is None:
+                run.clock.begin()
+                members = ensemble(run)
             clean, labels = run.data["train_images"][rows], run.data["train_labels"][rows]
             draws = generator(run.settings.seed, "craft", eps_levels, rows.start)
             with measured(run.device) as cost:
                 protected = craft(members, clean, shifted(labels, run.data["num_classes"]), config, draws, run.batch_size)
             check(protected, clean, eps_levels)
-            save(path, {"images": protected, "cost": cost, "gradients": config.gradients_per_image(len(members)) * len(labels)})
+            gradients = config.gradients_per_image(len(members)) * len(labels)
+            how = {"kernels": run.kernels, "cost": cost, "machine": machine()}
+            save(path, {"images": protected, "gradients": gradients, **how})
             log.info("craft: %d/255, chunk %d of %d, %d images, %.1f s", eps_levels, number, len(files), len(labels), cost["seconds"])
             run.clock.check(cost["seconds"])
 
@@ -175,7 +197,9 @@ def make_victims(run: Run) -> None:
         images = run.split("train")
         if eps_levels is not None:
             images = Split(protected_images(run, eps_levels).to(run.device), images.labels)
-        tests = tests or run.split("test")
+        if tests is None:
+            run.clock.begin()
+            tests = run.split("test")
         train(run.training(run.settings.victim_epochs, derive(run.settings.seed, "victim", seed)), images, tests, run.out, name, run.clock)
 
 

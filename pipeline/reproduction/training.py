@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.reproduction.machine import machine
 from pipeline.reproduction.pieces import Clock, TimeIsUp, load, load_json, measured, save, save_json
 from pipeline.reproduction.resident import Split
 from pipeline.seeding import derive, generator
@@ -42,7 +43,7 @@ class Training:
     config: TrainConfig
     seed: int
     device: torch.device
-    precision: Precision
+    precision: Precision  # not auto
 
     def build(self) -> models.Network:
         """The network, freshly initialised, on the CPU."""
@@ -50,9 +51,8 @@ class Training:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """Training follows the crafting's arithmetic: bf16 on a GPU, float32 on a CPU, unless said otherwise."""
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and self.device.type == "cuda")
-        return torch.bfloat16 if bf16 else None
+        """Training, and the tests of a training, follow the crafting's arithmetic."""
+        return torch.bfloat16 if self.precision == "bf16" else None
 
     @property
     def rounding(self) -> Precision:
@@ -97,7 +97,7 @@ def train(training: Training, images: Split, tests: Split | None, folder: Path, 
 
     Returns:
         `epochs`: a row for each with `loss`, `train_accuracy`, `seconds`, `memory_gib` and, with tests, `test_accuracy`; with
-        tests also `relabelled_accuracy` after the last.
+        tests also `relabelled_accuracy` after the last. `machines`: those it was trained on.
 
     Raises:
         ValueError: the training diverged.
@@ -122,12 +122,15 @@ def _train(training: Training, images: Split, tests: Split | None, folder: Path,
     sgd, scheduler = optimiser(network, config, steps)
     state = load(folder / f"{name}.pt")
     rows: list[dict[str, float]] = []
+    machines: list[dict[str, Any]] = []
     if state is not None:
         network.load_state_dict(state["network"])
         sgd.load_state_dict(state["optimizer"])
-        rows = state["rows"]
+        rows, machines = state["epochs"], state["machines"]
         scheduler.last_epoch = len(rows) * steps
         log.info("%s: goes on after epoch %d of %d", name, len(rows), config.epochs)
+    if machine() not in machines:
+        machines.append(machine())
     saved, result = time.monotonic(), {}
     for epoch in range(len(rows), config.epochs):
         with measured(device) as row:
@@ -140,18 +143,19 @@ def _train(training: Training, images: Split, tests: Split | None, folder: Path,
             if tests is None:
                 save(weights(folder, name, epoch), {"network": network.state_dict()})
             else:
-                table = confusion(network, tests.in_order(TEST_BATCH), training.num_classes)
+                table = confusion(network, tests.in_order(TEST_BATCH), training.num_classes, training.autocast)
                 row["test_accuracy"] = accuracy(table)
                 result = {"relabelled_accuracy": relabelled_accuracy(table) if epoch + 1 == config.epochs else None}
         rows.append({"loss": fit.loss, "train_accuracy": fit.accuracy, **row})
         _log(name, rows, config.epochs)
         over = clock.over(row["seconds"])
         if epoch + 1 < config.epochs and (over or time.monotonic() - saved > SAVE_SECONDS):
-            save(folder / f"{name}.pt", {"network": network.state_dict(), "optimizer": sgd.state_dict(), "rows": rows})
+            weights_now = {"network": network.state_dict(), "optimizer": sgd.state_dict()}
+            save(folder / f"{name}.pt", {**weights_now, "epochs": rows, "machines": machines})
             saved = time.monotonic()
             if over:
                 raise TimeIsUp
-    return {"epochs": rows, **result}
+    return {"epochs": rows, "machines": machines, **result}
 
 
 def weights(folder: Path, name: str, epoch: int) -> Path:
