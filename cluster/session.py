@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 MOST_CPU_WORKERS = 8  # by default; more DDP ranks on one machine's CPUs cost more in synchronisation than they bring
 MACHINES_SECONDS = 900.0  # for an autoscaler to bring machines: a boot, an image of many gigabytes, an installation
 
+# Of glibc, for workers on a CPU: memory that one step frees is kept for the next, instead of being given back and faulted in anew.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
 _embedded = ExitStack()  # what goes with the embedded cluster: its temporary folder
 
 
@@ -87,6 +90,8 @@ def connect(workers: int | None = None) -> Resources:
 def _start() -> None:
     # Ray warns at every start that it turns on token authentication, which is what we want of it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    for name, value in KEEP_MEMORY.items():
+        os.environ.setdefault(name, value)
     # A folder of our own, because Ray's /tmp/ray belongs to whoever came first; a short one, because paths of Unix
     # sockets end at 107 characters.
     base = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108  # the folder in it gets an unpredictable name

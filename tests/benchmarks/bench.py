@@ -150,7 +150,7 @@ def table(card: dict[str, Any]) -> str:
         "libraries and ensemble: "
         + "; ".join(f"{name} {_memory(found['memory'])}" for name, found in card["networks"].items())
         + ". A worker of the stage holds "
-        + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in held.items())
+        + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in sorted(held.items(), key=lambda item: int(item[0])))
         + ".",
     ]
     return "\n".join(lines)
