@@ -19,7 +19,7 @@ def machine() -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """Processor, cores, memory and GPU of this machine."""
+    """Processor, cores, memory and GPU of this machine: asked where the work is done."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 
 from cluster import session
+from pipeline.reproduction.machine import hardware
 from pipeline.stage import to_json
 from tests.benchmarks import agreement, memory, rates, whole_stage
-from tests.benchmarks.publish import README, hardware
+from tests.benchmarks.publish import README
 from tests.benchmarks.trained import Trained, device, train
 
 CARD = Path(__file__).parent / "speed.json"

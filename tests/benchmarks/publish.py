@@ -9,16 +9,13 @@ python tests/benchmarks/publish.py transfer                   the same for cards
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from pipeline.command_line import from_tree
+from pipeline.reproduction.machine import hardware
 from pipeline.results import Finished, Spread, configuration, finished, psnr_values, trials
 from pipeline.stage import flatten, to_json
 from pipeline.storage import Folder
@@ -29,14 +26,6 @@ README = Path(__file__).parents[2] / "README.md"
 Card = dict[str, Any]
 KINDS = ("targets", "transfer")  # cards whose names begin so have a table of their own
 WHERE = ("run", "data", "seed", "stages", "workers", "overwrite", "config", "preset")  # settings that decide no figure, or are told apart
-
-
-def hardware() -> str:
-    """Processor, cores, memory and GPU of this machine: make a card where its runs were made."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "CPU")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
