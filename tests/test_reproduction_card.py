@@ -114,3 +114,11 @@ def test_a_run_without_victims_has_a_card(data: Path, tmp_path: Path, capsys: py
     found = card(tmp_path / "out")
     assert (found["surrogate"], found["protection"], found["victims"]) == (None, {}, [])
     assert list(found["seconds"]) == ["data"]
+
+
+def test_readme_says_what_the_card_says() -> None:
+    root = Path(__file__).parents[1]
+    made, readme = json.loads((root / "tests/benchmarks/reproduce-cpu.json").read_text()), (root / "README.md").read_text()
+    clean, protected = (victim["last_accuracy"]["mean"] for victim in made["victims"])
+    assert f"the clean victim ends at {clean:.1f} %, the protected one at {protected:.1f} %" in readme
+    assert f"at {made['protection']['8/255']['gradients_per_second']:,.0f} gradients/s" in readme
