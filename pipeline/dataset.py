@@ -91,27 +91,15 @@ def check_entries(dataset: Dataset) -> None:
         raise SourceError(f"{len(repeated)} images do not have a name of their own within their split: {shown(names)}")
 
 
-def chosen_labels(named: Sequence[str], classes: Sequence[str], flag: str) -> tuple[int, ...]:
-    """See `choose_classes`; a wrong name is here a fault of the source or of what is asked of it.
-
-    Raises:
-        SourceError: there is no such class, or one is named twice.
-    """
-    try:
-        return choose_classes(named, classes, flag)
-    except ValueError as error:
-        raise SourceError(str(error)) from error
-
-
 def restricted(dataset: Dataset, named: Sequence[str]) -> Dataset:
     """The data set with only the classes named, renumbered in the source's order; all of it where none is named.
 
     Raises:
-        SourceError: there is no such class, or one is named twice.
+        ValueError: there is no such class, or one is named twice.
     """
     if not named:
         return dataset
-    chosen = chosen_labels(named, dataset.classes, "pack.classes")
+    chosen = choose_classes(named, dataset.classes, "pack.classes")
     labels = {old: new for new, old in enumerate(chosen)}
     entries = [replace(entry, label=labels[entry.label]) for entry in dataset.entries if entry.label in labels]
     return replace(dataset, classes=tuple(dataset.classes[label] for label in chosen), entries=entries)

@@ -56,8 +56,8 @@ def write_similarity(
         few = [checkpoints[epoch] for epoch in equally_spaced(len(checkpoints), min(SPACED, len(checkpoints)))]
         groups[name] = own if len(own) > 1 else tuple(few)
     between = choose(index, 1)
-    groups |= {"": between} if len(between) > 1 else {}
-    groups = {name: group for name, group in groups.items() if len(group) > 1}  # one checkpoint is like itself
+    # One checkpoint is like itself.
+    groups = {name: group for name, group in (*groups.items(), ("", between)) if len(group) > 1}
     pieces = [Work(name, (Ensemble(run, group, gpu=bool(resources.gpu)), num_classes, shard)) for name, group in groups.items()]
     found: dict[str, list[list[float]]] = {}
     with suppress(WorkFailed):  # which the pool has logged

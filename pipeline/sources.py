@@ -51,12 +51,12 @@ def scan(config: RunConfig) -> Dataset:
     named = config.pack.classes
     dataset = generated.dataset(config.seed) if config.data == "generated" else find(_listing(Folder.open(config.data), named))
     check_entries(dataset)
-    dataset = restricted(dataset, named)
-    if "protect" in config.stages:  # now, and not when the surrogate is trained
-        try:
+    try:
+        dataset = restricted(dataset, named)
+        if "protect" in config.stages:  # now, and not when the surrogate is trained
             protected_classes(config, dataset.classes)
-        except ValueError as error:
-            raise SourceError(str(error)) from error
+    except ValueError as error:  # a wrong name is here a fault of what is asked of the source
+        raise SourceError(str(error)) from error
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
     entries = []

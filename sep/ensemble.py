@@ -51,18 +51,22 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
 
 
 class _Compiled(nn.Module):
-    """A trunk run by code that was compiled once for all checkpoints of its architecture, given its own weights."""
+    """A trunk, where it is to stay, run by code that was compiled once for all checkpoints of its architecture, given its own weights."""
 
     def __init__(self, trunk: nn.Module, run: Callable[[dict[str, Tensor], Tensor], Tensor]) -> None:
         super().__init__()
         self.trunk, self.run = trunk, run
+        self.weights = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers())}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run({**dict(self.trunk.named_parameters()), **dict(self.trunk.named_buffers())}, x)
+        return self.run(self.weights, x)
 
 
 def compile_together(networks: Sequence[Network]) -> None:
-    """Run networks from `freeze`, all of one architecture, by torch.compile's kernels, which are made once and not once per network."""
+    """Run networks from `freeze`, all of one architecture, by torch.compile's kernels, which are made once and not once per network.
+
+    To be called when they are on their device.
+    """
     template = copy.deepcopy(networks[0].trunk).to("meta")  # only its structure: with weights, it would be compiled for these alone
 
     def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:

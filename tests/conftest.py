@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster import session
+from pipeline import reproduce
+from tests import small_reproduction
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,22 @@ def sep_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set SEP_DATA to a folder that has cifar10/ and tiny-imagenet-20/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images as data hubs publish them, for the protocol on one device."""
+    folder = tmp_path_factory.mktemp("parquet")
+    small_reproduction.write_parquet(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reproduced(small_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run of that protocol."""
+    out = tmp_path_factory.mktemp("reproduced") / "out"
+    assert reproduce.main(small_reproduction.command(small_parquet, out)) == 0
+    return out
 
 
 @pytest.fixture(autouse=True)

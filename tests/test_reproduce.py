@@ -32,51 +32,35 @@ from tests.small_reproduction import (
     figures,
     pictures,
     protected,
-    write_parquet,
 )
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parquet")
-    write_parquet(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    assert reproduce.main(command(data, out)) == 0
-    return out
-
-
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
+def copy(reproduced: Path, tmp_path: Path) -> Path:
     """The same, to be spoilt."""
-    return Path(shutil.copytree(finished, tmp_path / "out"))
+    return Path(shutil.copytree(reproduced, tmp_path / "out"))
 
 
-def test_protected_images_keep_their_order_and_budget(finished: Path) -> None:
+def test_protected_images_keep_their_order_and_budget(reproduced: Path) -> None:
     clean, _ = pictures(TRAIN)
     for eps_levels in (2, 8):
-        images = protected(finished, eps_levels)
+        images = protected(reproduced, eps_levels)
         assert images.shape == clean.shape
         assert linf_levels(images, clean).tolist() == [2] * TRAIN  # two steps, one level each
-    assert len(list((finished / "craft" / "eps2").iterdir())) == 3  # 16 + 16 + 8
+    assert len(list((reproduced / "craft" / "eps2").iterdir())) == 3  # 16 + 16 + 8
 
 
-def test_chunks_are_what_the_method_makes_of_the_checkpoints(finished: Path) -> None:
+def test_chunks_are_what_the_method_makes_of_the_checkpoints(reproduced: Path) -> None:
     """Equally spaced epochs, each with means of its own network over all training images as they are."""
     images, labels = pictures(TRAIN)[0], torch.tensor(pictures(TRAIN)[1])
-    kept = load(finished / "data.pt")
+    kept = load(reproduced / "data.pt")
     assert kept
-    assert sorted(path.name for path in (finished / "means").iterdir()) == ["epoch_0000.pt", "epoch_0002.pt"]
+    assert sorted(path.name for path in (reproduced / "means").iterdir()) == ["epoch_0000.pt", "epoch_0002.pt"]
     members = []
     for epoch in (0, 2):
-        state, means = load(finished / "surrogate" / f"epoch_{epoch:04d}.pt"), load(finished / "means" / f"epoch_{epoch:04d}.pt")
+        state, means = load(reproduced / "surrogate" / f"epoch_{epoch:04d}.pt"), load(reproduced / "means" / f"epoch_{epoch:04d}.pt")
         assert state
         assert means
         network = build("resnet8", CLASSES, SIZE, kept["mean"], kept["std"])
@@ -90,39 +74,39 @@ def test_chunks_are_what_the_method_makes_of_the_checkpoints(finished: Path) -> 
         rows = slice(CHUNK, 2 * CHUNK)
         targets = (labels[rows] + CLASSES // 2) % CLASSES
         expected = craft(members, images[rows], targets, config, generator(0, "craft", eps_levels, CHUNK))
-        assert torch.equal(protected(finished, eps_levels)[rows], expected)
+        assert torch.equal(protected(reproduced, eps_levels)[rows], expected)
 
 
-def test_any_number_of_stops_gives_the_same(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_any_number_of_stops_gives_the_same(small_parquet: Path, reproduced: Path, tmp_path: Path) -> None:
     """Every start does the data, one epoch, one checkpoint's means or one chunk, and ends with 3 until all is done."""
     out = tmp_path / "out"
     codes: list[int] = []
     while not codes or (codes[-1] == 3 and len(codes) < 100):
-        codes.append(reproduce.main(command(data, out, minutes=0)))
+        codes.append(reproduce.main(command(small_parquet, out, minutes=0)))
     pieces = 1 + EPOCHS + CHECKPOINTS + 2 * 3 + 3 * EPOCHS
     assert codes == [3] * (pieces - 1) + [0]
-    assert figures(out) == figures(finished)
+    assert figures(out) == figures(reproduced)
     for eps_levels in (2, 8):
-        assert torch.equal(protected(out, eps_levels), protected(finished, eps_levels))
+        assert torch.equal(protected(out, eps_levels), protected(reproduced, eps_levels))
     for epoch in range(EPOCHS):
-        mine, other = (load(folder / "surrogate" / f"epoch_{epoch:04d}.pt") for folder in (out, finished))
+        mine, other = (load(folder / "surrogate" / f"epoch_{epoch:04d}.pt") for folder in (out, reproduced))
         assert mine
         assert other
         assert all(torch.equal(value, other["network"][name]) for name, value in mine["network"].items())
 
 
-def test_what_is_finished_is_not_done_again(data: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_finished_is_not_done_again(small_parquet: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file() and path.name != "card.json"}
     was = figures(copy)
-    assert reproduce.main(command(data, copy)) == 0
+    assert reproduce.main(command(small_parquet, copy)) == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert figures(copy) == was
     assert "epoch " not in capsys.readouterr().err
 
 
-def test_every_stop_leaves_a_card_of_what_there_is(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_stop_leaves_a_card_of_what_there_is(small_parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, kept = tmp_path / "out", []
-    asked = command(data, out, minutes=0, eps_levels=[2])
+    asked = command(small_parquet, out, minutes=0, eps_levels=[2])
     while reproduce.main(asked) == 3:
         kept.append(card(out))
         assert f"not there yet: {kept[-1]['missing'][0]}" in capsys.readouterr().out
@@ -139,25 +123,25 @@ def test_every_stop_leaves_a_card_of_what_there_is(data: Path, tmp_path: Path, c
 
 
 def test_no_card_is_written_before_there_is_data_or_where_it_is_not_asked_for(
-    data: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_parquet: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(run: Run) -> None:
         raise TimeIsUp
 
     monkeypatch.setitem(STAGES, "data", stop)
-    assert reproduce.main(command(data, tmp_path / "new", minutes=9)) == 3
+    assert reproduce.main(command(small_parquet, tmp_path / "new", minutes=9)) == 3
     (copy / "card.json").unlink()
-    assert reproduce.main(command(data, copy, minutes=9, stages=["data"])) == 3
+    assert reproduce.main(command(small_parquet, copy, minutes=9, stages=["data"])) == 3
     assert not list(tmp_path.rglob("card.json"))
 
 
 @pytest.mark.parametrize("method", ["sep-fa-vr", "sep"])
 def test_nothing_is_made_from_a_surrogate_that_has_not_finished(
-    method: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    method: str, small_parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Though every epoch it needs is there: it may be trained again, and differ."""
     out = tmp_path / "out"
-    asked = command(data, out, method=method)
+    asked = command(small_parquet, out, method=method)
     assert reproduce.main([*asked, "--stages", "data", "surrogate"]) == 0
     finished = (out / "surrogate.json").rename(tmp_path / "surrogate.json")
     for stage in ("means", "craft") if method == "sep-fa-vr" else ("craft",):
@@ -169,32 +153,32 @@ def test_nothing_is_made_from_a_surrogate_that_has_not_finished(
     assert reproduce.main([*asked, "--stages", "means", "craft"]) == 0
 
 
-def test_kernels_and_pieces_may_change_between_starts(data: Path, copy: Path, finished: Path) -> None:
+def test_kernels_and_pieces_may_change_between_starts(small_parquet: Path, copy: Path, reproduced: Path) -> None:
     """What is there stays as it is, and the gaps are filled; the card names the kernels of both."""
     folder = copy / "craft" / "eps8"
     whole = [path.name for path in sorted(folder.iterdir())]
     assert whole == ["000000-000016.pt", "000016-000032.pt", "000032-000040.pt"]
     (folder / whole[0]).unlink()
     changed = {"kernels": "plain", "chunk_images": 10, "batch_size": 3}
-    assert reproduce.main(command(data, copy, **changed)) == 0
+    assert reproduce.main(command(small_parquet, copy, **changed)) == 0
     assert [path.name for path in sorted(folder.iterdir())] == ["000000-000010.pt", "000010-000016.pt", *whole[1:]]
     assert linf_levels(protected(copy, 8), pictures(TRAIN)[0]).tolist() == [2] * TRAIN
-    assert torch.equal(protected(copy, 8)[CHUNK:], protected(finished, 8)[CHUNK:])
+    assert torch.equal(protected(copy, 8)[CHUNK:], protected(reproduced, 8)[CHUNK:])
     found = card(copy)
     assert {budget: of["kernels"] for budget, of in found["protection"].items()} == {"2/255": ["fused"], "8/255": ["fused", "plain"]}
     assert {name: found["settings"][name] for name in changed} == changed
     first = load(folder / "000000-000010.pt")
     assert first
-    members = ensemble(reproduce.plan(reproduce.parser().parse_args(command(data, copy, kernels="plain")), Clock(None)))
+    members = ensemble(reproduce.plan(reproduce.parser().parse_args(command(small_parquet, copy, kernels="plain")), Clock(None)))
     config = CraftConfig(method="sep-fa-vr", eps_levels=8, steps=STEPS, checkpoints=CHECKPOINTS, inner_steps=INNER, kernels="plain")
     images, labels = pictures(TRAIN)[0][:10], torch.tensor(pictures(TRAIN)[1])[:10]
     expected = craft(members, images, (labels + CLASSES // 2) % CLASSES, config, generator(0, "craft", 8, 0), 3)
     assert torch.equal(first["images"], expected)
 
 
-def test_budgets_and_seeds_can_be_added(data: Path, copy: Path) -> None:
+def test_budgets_and_seeds_can_be_added(small_parquet: Path, copy: Path) -> None:
     was = figures(copy)
-    assert reproduce.main(command(data, copy, eps_levels=[1, 2, 8], victim_seeds=[0, 1])) == 0
+    assert reproduce.main(command(small_parquet, copy, eps_levels=[1, 2, 8], victim_seeds=[0, 1])) == 0
     found = card(copy)
     assert list(found["protection"]) == ["1/255", "2/255", "8/255"]
     assert found["protection"]["1/255"]["linf_levels"] == 1
@@ -204,28 +188,30 @@ def test_budgets_and_seeds_can_be_added(data: Path, copy: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "one byte"])
-def test_a_damaged_chunk_is_made_again(damage: str, data: Path, copy: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_chunk_is_made_again(
+    damage: str, small_parquet: Path, copy: Path, reproduced: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = copy / "craft" / "eps8" / "000016-000032.pt"
     whole = path.read_bytes()
     spoilt = bytearray(whole)
     spoilt[len(whole) // 2] ^= 1
     path.write_bytes({"truncated": whole[: len(whole) // 2], "emptied": b"", "one byte": bytes(spoilt)}[damage])
-    assert reproduce.main(command(data, copy, stages=["victims", "card"])) == 0  # which are finished, and need it no more
+    assert reproduce.main(command(small_parquet, copy, stages=["victims", "card"])) == 0  # which are finished, and need it no more
     assert "8/255" not in card(copy)["protection"]
-    assert reproduce.main(command(data, copy)) == 0
+    assert reproduce.main(command(small_parquet, copy)) == 0
     assert f"{path} is damaged" in capsys.readouterr().err
-    assert torch.equal(protected(copy, 8), protected(finished, 8))
-    assert figures(copy) == figures(finished)
+    assert torch.equal(protected(copy, 8), protected(reproduced, 8))
+    assert figures(copy) == figures(reproduced)
 
 
-def test_a_chunk_beyond_the_budget_is_never_trained_on(data: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chunk_beyond_the_budget_is_never_trained_on(small_parquet: Path, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = copy / "craft" / "eps2" / "000016-000032.pt"
     chunk = load(path)
     assert chunk
     chunk["images"][3, 0, 0, 0] ^= 128
     save(path, chunk)
     (copy / "victims" / "eps2-seed0.json").unlink()
-    assert reproduce.main(command(data, copy, stages=["victims"])) == 1
+    assert reproduce.main(command(small_parquet, copy, stages=["victims"])) == 1
     assert "image 19 of 40 changes by" in capsys.readouterr().err
 
 
@@ -239,28 +225,28 @@ def test_a_chunk_beyond_the_budget_is_never_trained_on(data: Path, copy: Path, c
     ],
 )
 def test_a_stage_names_the_one_it_needs(
-    lacks: str, stages: list[str], says: str, data: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+    lacks: str, stages: list[str], says: str, small_parquet: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (lacks, "craft/eps8/000032-000040.pt", "victims/eps8-seed0.json"):
         (copy / path).unlink(missing_ok=True)
-    assert reproduce.main(command(data, copy, stages=stages)) == 1
+    assert reproduce.main(command(small_parquet, copy, stages=stages)) == 1
     assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["sep", "tap", "noise"])
-def test_every_method_can_be_crafted(method: str, data: Path, copy: Path, tmp_path: Path) -> None:
+def test_every_method_can_be_crafted(method: str, small_parquet: Path, copy: Path, tmp_path: Path) -> None:
     """On the surrogate of the finished run, which none of them decides."""
     settings = json.loads((copy / "settings.json").read_text()) | {"method": method}
     (copy / "settings.json").write_text(json.dumps(settings))
     shutil.rmtree(copy / "means")
     shutil.rmtree(copy / "craft")
-    assert reproduce.main(command(data, copy, method=method, eps_levels=[8], stages=["means", "craft", "card"])) == 0
+    assert reproduce.main(command(small_parquet, copy, method=method, eps_levels=[8], stages=["means", "craft", "card"])) == 0
     members = {"sep": CHECKPOINTS, "tap": 1, "noise": 0}[method]
     assert card(copy)["protection"]["8/255"]["gradients"] == TRAIN * STEPS * members
     assert not (copy / "means").exists()
 
 
-def test_it_runs_with_nothing_but_torch_and_pyarrow(data: Path, tmp_path: Path) -> None:
+def test_it_runs_with_nothing_but_torch_and_pyarrow(small_parquet: Path, tmp_path: Path) -> None:
     """From the repository's root, the project not installed, and everything else it uses out of reach."""
     blocked = ["ray", "mlflow", "webdataset", "pydantic", "tyro", "yaml", "scipy", "matplotlib", "jinja2", "cluster", "tests"]
     program = f"""
@@ -270,7 +256,7 @@ class Blocked:
         if name.partition(".")[0] in {blocked}:
             raise ModuleNotFoundError(name)
 sys.meta_path = [Blocked(), *(finder for finder in sys.meta_path if "editable" not in repr(finder))]
-sys.argv = ["pipeline/reproduce.py", *{command(data, tmp_path / "out", epochs=2)}]
+sys.argv = ["pipeline/reproduce.py", *{command(small_parquet, tmp_path / "out", epochs=2)}]
 sys.path[0] = {str(ROOT / "pipeline")!r}
 try:
     runpy.run_path("pipeline/reproduce.py", run_name="__main__")

@@ -12,26 +12,11 @@ from pipeline.reproduction import resident
 from pipeline.reproduction.card import PUBLISHED, PUBLISHED_FOR, table
 from pipeline.reproduction.pieces import load, save, save_json
 from sep.budget import psnr_db
-from tests.small_reproduction import CHECKPOINTS, EPOCHS, INNER, STEPS, TEST, TRAIN, card, command, pictures, protected, write_parquet
+from tests.small_reproduction import CHECKPOINTS, EPOCHS, INNER, STEPS, TEST, TRAIN, card, command, pictures, protected
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parquet")
-    write_parquet(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run."""
-    out = tmp_path_factory.mktemp("finished") / "out"
-    assert reproduce.main(command(data, out)) == 0
-    return out
-
-
-def test_the_card_says_what_the_files_say(data: Path, finished: Path) -> None:
-    found, clean = card(finished), pictures(TRAIN)[0]
+def test_the_card_says_what_the_files_say(small_parquet: Path, reproduced: Path) -> None:
+    found, clean = card(reproduced), pictures(TRAIN)[0]
     assert found["images"] == {"train": TRAIN, "test": TEST}
     assert [(v["data"], v["budget"], v["trainings"]) for v in found["victims"]] == [
         ("clean", None, 1),
@@ -39,7 +24,7 @@ def test_the_card_says_what_the_files_say(data: Path, finished: Path) -> None:
         ("protected", "8/255", 1),
     ]
     for victim, name in zip(found["victims"], ("clean", "eps2", "eps8"), strict=True):
-        result = json.loads((finished / "victims" / f"{name}-seed0.json").read_text())
+        result = json.loads((reproduced / "victims" / f"{name}-seed0.json").read_text())
         accuracies = [row["test_accuracy"] for row in result["epochs"]]
         assert len(accuracies) == EPOCHS
         assert victim["last_accuracy"] == {"mean": pytest.approx(accuracies[-1], abs=0.01), "std": None}
@@ -48,30 +33,30 @@ def test_the_card_says_what_the_files_say(data: Path, finished: Path) -> None:
     for eps_levels in (2, 8):
         of = found["protection"][f"{eps_levels}/255"]
         assert of["gradients"] == TRAIN * STEPS * (CHECKPOINTS + INNER)
-        assert of["psnr_db"] == pytest.approx(float(psnr_db(protected(finished, eps_levels), clean).mean()), abs=0.01)
+        assert of["psnr_db"] == pytest.approx(float(psnr_db(protected(reproduced, eps_levels), clean).mean()), abs=0.01)
         assert of["gradients_per_second"] > 0
     assert list(found["seconds"]) == list(found["memory_gib"]) == ["data", "surrogate", "means", "craft 2/255", "craft 8/255", "victims"]
     (machine,) = found["machines"]
     assert machine["versions"]["torch"] == torch.__version__
     assert machine["stages"] == list(found["seconds"])
-    assert found["data"] == {"folder": data.name, "sha256": resident.digest(data)}
+    assert found["data"] == {"folder": small_parquet.name, "sha256": resident.digest(small_parquet)}
     assert found["missing"] == []
     assert "published" not in found
     assert found["command"].startswith("python pipeline/reproduce.py --data ")
 
 
-def test_several_trainings_give_a_spread(data: Path, finished: Path) -> None:
-    assert reproduce.main(command(data, finished, victim_seeds=[0, 1])) == 0
-    found = card(finished)
+def test_several_trainings_give_a_spread(small_parquet: Path, reproduced: Path) -> None:
+    assert reproduce.main(command(small_parquet, reproduced, victim_seeds=[0, 1])) == 0
+    found = card(reproduced)
     assert [victim["seeds"] for victim in found["victims"]] == [[0, 1]] * 3
-    last = [json.loads((finished / "victims" / f"eps2-seed{seed}.json").read_text())["epochs"][-1]["test_accuracy"] for seed in (0, 1)]
+    last = [json.loads((reproduced / "victims" / f"eps2-seed{seed}.json").read_text())["epochs"][-1]["test_accuracy"] for seed in (0, 1)]
     expected = {"mean": sum(last) / 2, "std": abs(last[0] - last[1]) / 2**0.5}
     assert found["victims"][1]["last_accuracy"] == pytest.approx(expected, abs=0.01)
     assert f"{expected['mean']:.1f} ± {expected['std']:.1f}" in table(found)
 
 
-def test_the_table_names_published_figures_where_they_compare(finished: Path) -> None:
-    found = card(finished)
+def test_the_table_names_published_figures_where_they_compare(reproduced: Path) -> None:
+    found = card(reproduced)
     assert "published" not in table(found)
     found["published"] = {"clean" if eps is None else f"{eps}/255": accuracy for eps, accuracy in PUBLISHED.items()}
     found["published_for"] = PUBLISHED_FOR
@@ -82,25 +67,37 @@ def test_the_table_names_published_figures_where_they_compare(finished: Path) ->
     assert lines[4].endswith(f"here: {found['data']['folder']}")
 
 
-def test_the_card_tells_machines_apart(data: Path, finished: Path, tmp_path: Path) -> None:
+def test_the_card_tells_machines_apart(small_parquet: Path, reproduced: Path, tmp_path: Path) -> None:
     """Those that computed, whichever writes it: a chunk and the last epochs of a victim come from elsewhere."""
-    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    out = Path(shutil.copytree(reproduced, tmp_path / "out"))
     other = {"hardware": "another", "versions": {"torch": "2.11"}}
     chunk = load(out / "craft" / "eps8" / "000016-000032.pt")
     assert chunk
     save(out / "craft" / "eps8" / "000016-000032.pt", chunk | {"machine": other})
     victim = json.loads((out / "victims" / "clean-seed0.json").read_text())
     save_json(out / "victims" / "clean-seed0.json", victim | {"machines": [*victim["machines"], other]})
-    assert reproduce.main(command(data, out)) == 0
+    assert reproduce.main(command(small_parquet, out)) == 0
     here, elsewhere = card(out)["machines"]
     assert here["stages"] == list(card(out)["seconds"])
     assert elsewhere == {**other, "stages": ["craft 8/255", "victims"]}
 
 
-def test_a_card_for_the_papers_settings_says_what_is_published(data: Path, tmp_path: Path) -> None:
+def test_a_card_for_the_papers_settings_says_what_is_published(small_parquet: Path, tmp_path: Path) -> None:
     found = {}
     for steps in ("30", "6"):
-        flags = ["--data", str(data), "--out", str(tmp_path / steps), "--steps", steps, "--device", "cpu", "--stages", "data", "card"]
+        flags = [
+            "--data",
+            str(small_parquet),
+            "--out",
+            str(tmp_path / steps),
+            "--steps",
+            steps,
+            "--device",
+            "cpu",
+            "--stages",
+            "data",
+            "card",
+        ]
         assert reproduce.main(flags) == 0
         found[steps] = card(tmp_path / steps)
     assert found["30"]["published"] == {"clean": 94.56, "2/255": 14.68, "8/255": 3.85}
@@ -108,8 +105,8 @@ def test_a_card_for_the_papers_settings_says_what_is_published(data: Path, tmp_p
     assert not {"published", "published_for"} & set(found["6"])
 
 
-def test_a_run_without_victims_has_a_card(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert reproduce.main(command(data, tmp_path / "out", stages=["data", "card"])) == 0
+def test_a_run_without_victims_has_a_card(small_parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(command(small_parquet, tmp_path / "out", stages=["data", "card"])) == 0
     assert "no victim is trained yet" in capsys.readouterr().out
     found = card(tmp_path / "out")
     assert (found["surrogate"], found["protection"], found["victims"]) == (None, {}, [])

@@ -12,21 +12,14 @@ from pipeline import reproduce
 from pipeline.reproduction.card import follows_the_paper
 from pipeline.reproduction.pieces import Clock
 from sep.craft import CraftConfig
-from tests.small_reproduction import command, write_parquet
+from tests.small_reproduction import command
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parquet")
-    write_parquet(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begun(small_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that has done its first stage."""
     out = tmp_path_factory.mktemp("begun") / "out"
-    assert reproduce.main(command(data, out, stages=["data"])) == 0
+    assert reproduce.main(command(small_parquet, out, stages=["data"])) == 0
     return out
 
 
@@ -34,31 +27,31 @@ def begun(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "value"), [("steps", 3), ("epochs", 4), ("seed", 1), ("limit_train", 20), ("method", "sep"), ("precision", "bf16")]
 )
 def test_another_configuration_is_refused_by_name(
-    name: str, value: Any, data: Path, begun: Path, capsys: pytest.CaptureFixture[str]
+    name: str, value: Any, small_parquet: Path, begun: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert reproduce.main(command(data, begun, **{name: value})) == 1
+    assert reproduce.main(command(small_parquet, begun, **{name: value})) == 1
     said = capsys.readouterr().err
     assert f"was made with {name} = " in said
     assert f"now it is {value}" in said
 
 
-def test_a_precision_is_what_it_comes_to(data: Path, begun: Path) -> None:
+def test_a_precision_is_what_it_comes_to(small_parquet: Path, begun: Path) -> None:
     assert json.loads((begun / "settings.json").read_text())["precision"] == "float32"
-    assert reproduce.main(command(data, begun, precision="float32", stages=["data"])) == 0
+    assert reproduce.main(command(small_parquet, begun, precision="float32", stages=["data"])) == 0
 
 
-def test_other_data_is_refused(data: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(data, tmp_path / "moved")
+def test_other_data_is_refused(small_parquet: Path, begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(small_parquet, tmp_path / "moved")
     assert reproduce.main(command(tmp_path / "moved", begun, stages=["data"])) == 0  # the same files elsewhere
-    shutil.copy(data / "train-00000-of-00001.parquet", tmp_path / "moved" / "test-00000-of-00001.parquet")
+    shutil.copy(small_parquet / "train-00000-of-00001.parquet", tmp_path / "moved" / "test-00000-of-00001.parquet")
     assert reproduce.main(command(tmp_path / "moved", begun)) == 1
     assert "was made with data = " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_is_not_there_is_refused(small_parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        reproduce.main(command(data, tmp_path / "out", device="cuda"))
+        reproduce.main(command(small_parquet, tmp_path / "out", device="cuda"))
     assert stopped.value.code == 2
     assert "needs a GPU that torch can use" in capsys.readouterr().err
 
@@ -77,22 +70,22 @@ def test_a_gpu_that_is_not_there_is_refused(data: Path, tmp_path: Path, capsys: 
     ],
 )
 def test_wrong_usage_ends_with_2(
-    changed: dict[str, Any], says: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changed: dict[str, Any], says: str, small_parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        reproduce.main(command(**{"data": data, "out": tmp_path / "out", **changed}))
+        reproduce.main(command(**{"data": small_parquet, "out": tmp_path / "out", **changed}))
     assert stopped.value.code == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_defaults_are_the_papers(data: Path) -> None:
+def test_defaults_are_the_papers(small_parquet: Path) -> None:
     """45 million gradients on 50,000 images."""
-    run = reproduce.plan(reproduce.parser().parse_args(["--data", str(data), "--device", "cpu"]), Clock(None))
+    run = reproduce.plan(reproduce.parser().parse_args(["--data", str(small_parquet), "--device", "cpu"]), Clock(None))
     assert follows_the_paper(run.settings)
     assert run.settings.ensemble_epochs() == list(range(7, 120, 8))
     assert run.settings.craft(8) == CraftConfig(method="sep-fa-vr", eps_levels=8, steps=30, checkpoints=15, precision="float32")
     assert 50_000 * run.settings.craft(8).gradients_per_image(15) == 45_000_000
     assert (run.eps_levels, run.victim_seeds, run.batch_size, run.kernels) == ((2, 8), (0,), None, "fused")
-    other = reproduce.parser().parse_args(["--data", str(data), "--device", "cpu", "--steps", "6"])
+    other = reproduce.parser().parse_args(["--data", str(small_parquet), "--device", "cpu", "--steps", "6"])
     assert not follows_the_paper(reproduce.plan(other, Clock(None)).settings)
