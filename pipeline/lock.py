@@ -1,0 +1,119 @@
+"""One driver at a time for a run folder: two would write the same files, and each take the other's half-done work for its own.
+
+A local folder is locked by the operating system, which frees it when the driver ends, however it ends. An object store, and some
+network filesystems, have no such lock: there a small file tells who drives and when they were last alive, and one that was silent for
+long enough counts as dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.stage import to_json
+from pipeline.storage import Folder
+
+LOCK = ".driver.lock"
+BEAT = ".driver.json"
+BEAT_SECONDS = 10.0
+DEAD_SECONDS = 60.0  # without a beat
+SETTLE_SECONDS = 2.0  # for another driver that started in the same moment to be seen
+
+
+class Driven(ValueError):
+    """Another driver works on this run."""
+
+
+class _NoLocks(Exception):
+    """This filesystem has none."""
+
+
+@contextmanager
+def sole_driver(folder: Folder) -> Iterator[None]:
+    """Hold a run folder for the time of the block.
+
+    Raises:
+        Driven: another process drives this run.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder) if folder.is_local else _beating(folder))
+        except _NoLocks:
+            held.enter_context(_beating(folder))
+        yield
+
+
+def _driven(folder: Folder, by: str, advice: str = "") -> Driven:
+    return Driven(f"{folder.uri} is being worked on by {by}: wait for it, or give another --run{advice}")
+
+
+def _who() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@contextmanager
+def _locked(folder: Folder) -> Iterator[None]:
+    path = Path(folder.file(LOCK))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _driven(folder, file.read() or "another process") from None
+        except OSError as error:
+            raise _NoLocks from error
+        file.truncate(0)
+        file.write(_who())
+        file.flush()
+        yield  # the file stays: whoever deletes it could delete a lock that was taken in the meantime
+
+
+@contextmanager
+def _beating(folder: Folder) -> Iterator[None]:
+    mine = {"id": uuid.uuid4().hex, "who": _who()}
+    if before := _read(folder):
+        silent = time.time() - before["alive"]
+        if silent < DEAD_SECONDS:
+            advice = f"; if it is dead, run this again in {DEAD_SECONDS - silent:.0f} s"
+            raise _driven(folder, f"{before['who']}, alive {silent:.0f} s ago", advice)
+    stop = threading.Event()
+
+    def beat() -> None:
+        folder.write(BEAT, to_json({**mine, "alive": time.time()}))
+
+    def keep_beating() -> None:
+        while not stop.wait(BEAT_SECONDS):
+            with suppress(OSError):  # storage may be gone for a while; the stages will say so
+                beat()
+
+    beat()
+    time.sleep(SETTLE_SECONDS)
+    if (other := _read(folder)).get("id") != mine["id"]:  # of two that start together, the later one to write stays
+        raise _driven(folder, f"{other.get('who')}, who started at the same time")
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with suppress(OSError):
+            folder.filesystem.delete_file(folder.file(BEAT))
+
+
+def _read(folder: Folder) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(folder.read(BEAT))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return content

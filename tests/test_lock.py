@@ -1,0 +1,84 @@
+"""Two drivers on one run: the second refuses, on a local folder and on storage that knows no locks; a dead one does not stay in the way."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from pipeline import lock
+from pipeline.lock import BEAT, Driven, sole_driver
+from pipeline.storage import Folder
+
+HOLD = "import sys, time; from pipeline import lock; from pipeline.storage import Folder\n"
+HOLD += "with lock.sole_driver(Folder.open(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """A folder of a filesystem that is treated like an object store, beats counted in hundredths."""
+    for name, seconds in (("BEAT_SECONDS", 0.02), ("DEAD_SECONDS", 0.3), ("SETTLE_SECONDS", 0.02)):
+        monkeypatch.setattr(lock, name, seconds)
+    folder = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run", "s3://bucket/run")
+    folder.filesystem.create_dir("run")
+    return folder
+
+
+def test_a_local_run_has_one_driver_and_a_killed_one_leaves_it_free(tmp_path: Path) -> None:
+    folder = Folder.open(str(tmp_path / "run"))
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, folder.path], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(Driven, match=rf"worked on by process {holder.pid} on .*: wait for it, or give another --run"), sole_driver(folder):
+        pass
+    holder.kill()
+    holder.wait()
+    with sole_driver(folder):
+        assert folder.names() == []  # nothing that a stage could take for its own
+    with sole_driver(folder):
+        pass
+
+
+def test_a_store_has_one_driver_for_as_long_as_it_is_alive(store: Folder) -> None:
+    with sole_driver(store):
+        time.sleep(0.5)  # longer than a silence may be: it has beaten meanwhile
+        with pytest.raises(Driven, match=r"s3://bucket/run .* alive 0 s ago.*run this again in 0 s"), sole_driver(store):
+            pass
+    assert not store.exists(BEAT)
+    with sole_driver(store):
+        pass
+
+
+def test_a_driver_that_is_silent_for_long_is_dead(store: Folder) -> None:
+    store.write(BEAT, json.dumps({"id": "other", "who": "process 1 on gone", "alive": time.time() - 0.1}).encode())
+    with pytest.raises(Driven, match="process 1 on gone"), sole_driver(store):
+        pass
+    time.sleep(0.3)
+    with sole_driver(store):
+        assert json.loads(store.read(BEAT))["id"] != "other"
+
+
+def test_of_two_that_start_together_one_stays(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_writes(seconds: float) -> None:
+        store.write(BEAT, json.dumps({"id": "other", "who": "process 2 on here", "alive": time.time()}).encode())
+
+    monkeypatch.setattr(time, "sleep", other_writes)
+    with pytest.raises(Driven, match="process 2 on here, who started at the same time"), sole_driver(store):
+        pass
+    assert json.loads(store.read(BEAT))["id"] == "other"
+
+
+def test_without_locks_a_local_folder_is_held_like_a_store(tmp_path: Path, store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    folder = Folder.open(str(tmp_path / "local"))
+    with sole_driver(folder), pytest.raises(Driven, match="alive 0 s ago"), sole_driver(folder):
+        pass
