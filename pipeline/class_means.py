@@ -1,4 +1,4 @@
-"""Class means of every checkpoint's features over the whole training set: once per run, shard by shard.
+"""Class means of every checkpoint's features over the whole training set: once per run, shard by shard, combined where they are made.
 
 Legend: N checkpoints, K classes, D feature width.
 """
@@ -6,14 +6,14 @@ Legend: N checkpoints, K classes, D feature width.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial, reduce
 
 import torch
 from torch import Tensor
 
-from cluster.pool import Work, run_all
-from cluster.session import Resources
+from cluster.pool import Room, Work, combine_all
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Ensemble, load_networks
 from pipeline.shards import Shard, read_shard, sha256
@@ -22,12 +22,13 @@ from sep.ensemble import class_sums
 from sep.execution import MicroBatch
 from sep.models import Network
 
+Sums = tuple[list[Tensor], Tensor]  # for each checkpoint `(K, D)` float64 sums of features; `(K,)` counts
 MEANS, DIGEST = "class_means.pt", "class_means.sha256"
 
 
-def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard) -> tuple[list[Tensor], Tensor]:
-    """One clean shard's share: for each checkpoint `(K, D)` float64 sums, and `(K,)` counts. The body of a Ray task."""
-    torch.set_num_threads(1)  # another number, or another algorithm, could round sums differently
+def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard) -> Sums:
+    """One clean shard's share. The body of a Ray task."""
+    torch.set_num_threads(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
     images, labels = to_tensors(read_shard(ensemble.run.child("pack"), shard))
     batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], ensemble.device)
@@ -35,22 +36,29 @@ def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shar
     for network in load_networks(ensemble):
         parts = list(batch.run(partial(_sum, network, images, labels, num_classes), len(images)))
         sums.append(reduce(torch.add, [part for part, _ in parts]))
-    return sums, reduce(torch.add, [counts for _, counts in parts])
+    return sums, torch.bincount(labels, minlength=num_classes)
 
 
 def _sum(network: Network, images: Tensor, labels: Tensor, num_classes: int, part: slice) -> tuple[Tensor, Tensor]:
     return class_sums(network, [(images[part], labels[part])], num_classes)
 
 
+def add(*shares: Sums) -> Sums:
+    """Several shares as one: sums are exact, so in any order."""
+    members = zip(*(sums for sums, _ in shares), strict=True)
+    return [reduce(torch.add, parts) for parts in members], reduce(torch.add, [counts for _, counts in shares])
+
+
 def write_means(
-    folder: Folder, ensemble: Ensemble, num_classes: int, batch_size: int | None, shards: list[Shard], resources: Resources
+    folder: Folder, ensemble: Ensemble, num_classes: int, batch_size: int | None, shards: Sequence[Shard], room: Room, keep_going: bool
 ) -> str:
-    """Combine every shard's share in the order of the shards into `class_means.pt`, and return the digest of that file.
+    """Combine every shard's share into `class_means.pt`, and return the digest of that file.
 
     What an earlier start of the stage has left is used again: a release is crafted towards one set of means.
 
     Raises:
-        WorkFailed: shards failed, after all others were finished.
+        WorkFailed: shards failed, after all others were finished, and we are not to keep going without them.
+        ValueError: without the shards that failed a class has no image.
     """
     if folder.exists(MEANS) and folder.exists(DIGEST):
         kept = folder.read(DIGEST).decode()
@@ -59,10 +67,14 @@ def write_means(
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
     pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard), shard.count) for shard in shards]
-    shares = dict(run_all(sum_shard, pieces, what="class means", at_once=resources.tasks, gpus=resources.gpu))
-    ordered = [shares[shard.name] for shard in shards]
-    counts = reduce(torch.add, [count for _, count in ordered])
-    means = [(reduce(torch.add, parts) / counts[:, None]).float() for parts in zip(*(sums for sums, _ in ordered), strict=True)]
+    total, failed = combine_all(sum_shard, add, pieces, what="class means", room=room)
+    if failed is not None and (total is None or not keep_going):
+        raise failed
+    assert total is not None
+    sums, counts = total
+    if not counts.all():
+        raise ValueError(f"class means: no image of the classes {(counts == 0).nonzero().flatten().tolist()} could be read")
+    means = [(each / counts[:, None]).float() for each in sums]
     stream = io.BytesIO()
     torch.save(means, stream)
     folder.write(MEANS, stream.getvalue())

@@ -85,6 +85,8 @@ class ProtectConfig(CraftConfig):
     """epochs whose checkpoints make the ensemble, counted from 0, in the place of `checkpoints` equally spaced ones"""
     batch_size: int | Literal["auto"] = "auto"
     """images whose gradients are taken at once; auto: what fits memory; halved when memory runs out"""
+    tasks_per_gpu: int = 1
+    """shards crafted on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be crafted.
@@ -100,6 +102,8 @@ class ProtectConfig(CraftConfig):
             raise ValueError(f"protect.epochs = {self.epochs} names more checkpoints than {self.method} reads, which is {self.per_network}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"protect.batch-size must be at least 1, or auto; got {self.batch_size}")
+        if self.tasks_per_gpu < 1:
+            raise ValueError(f"protect.tasks-per-gpu must be at least 1, got {self.tasks_per_gpu}")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -146,6 +150,8 @@ class RunConfig:
     """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
     seed: int = 0
     """everything random derives from it"""
+    keep_going: bool = False
+    """protect: where shards fail again and again, finish without them; the run goes on, ends with exit code 1, and verify names them"""
     overwrite: bool = False
     """redo stages whose configuration changed, instead of stopping"""
     tracking_uri: str | None = None

@@ -44,10 +44,14 @@ def read_index(run: Folder) -> dict[str, list[Checkpoint]]:
     Raises:
         ValueError: the index is not the one the surrogate stage wrote.
     """
-    entries = json.loads(run.child("surrogate").read(INDEX))["checkpoints"]
-    if weights_digest(entries) != Manifest.load(run, "surrogate").counts["weights_sha256"]:
-        where = run.child("surrogate").uri
-        raise ValueError(f"{where}/{INDEX} was altered since it was written: delete {where} and run that stage again")
+    where, recorded = run.child("surrogate"), Manifest.load(run, "surrogate").counts["weights_sha256"]
+    try:
+        entries = json.loads(where.read(INDEX))["checkpoints"]
+        altered = weights_digest(entries) != recorded
+    except (ValueError, KeyError, TypeError):
+        altered = True
+    if altered:
+        raise ValueError(f"{where.uri}/{INDEX} was altered since it was written: delete {where.uri} and run that stage again")
     index: dict[str, list[Checkpoint]] = {}
     for entry in entries:
         index.setdefault(entry["network"], []).append(Checkpoint(entry["network"], entry["epoch"], entry["file"], entry["sha256"]))

@@ -14,7 +14,7 @@ from cluster import pool, session
 from pipeline import images
 from pipeline.config import PackConfig, RunConfig, to_tree
 from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes, shown
-from pipeline.parts import PARTS, Part, read_part, write_part
+from pipeline.parts import PARTS, Part, read_part, write_part, write_rows
 from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, rows_to_table, write_shard, write_table
 from pipeline.sources import scan
 from pipeline.stage import Manifest, Stage, digest
@@ -66,8 +66,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
 
 def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
     """Every planned shard's part, by name."""
-    resources = session.connect(config.workers)
-    at_once = config.workers or resources.cpus  # no GPU is needed, so there may be more tasks than GPUs
+    session.connect(config.workers)
     pieces = [
         pool.Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
         for name, entries in plan(dataset, config.pack.shard_images).items()
@@ -75,7 +74,7 @@ def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
     log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
     parts: dict[str, Part] = {}
     sizes: Counter[str] = Counter()
-    for name, part in pool.run_all(pack_shard, pieces, what="pack", at_once=at_once):
+    for name, part in pool.run_all(pack_shard, pieces, what="pack", room=pool.Room(config.workers)):
         parts[name] = part
         sizes.update(part.extra["sizes"])
         if len(sizes) > 1:  # leaving the loop cancels the other tasks
@@ -136,11 +135,10 @@ def pack_shard(
     order = [entry.key for entry in entries if entry.key in samples]
     extra = {"sizes": dict(sizes), "refused": sorted(refused), "statistics": statistics.as_list()}
     if len(sizes) > 1:
-        return Part(Shard(name, "", 0), rows_to_table([], SAMPLES), extra)
+        return Part(Shard(name, "", 0), "", extra)
+    extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
     shard = write_shard(folder, name, [samples[key] for key in order]) if order else Shard(name, "", 0)
-    part = Part(shard, rows_to_table([rows[key] for key in order], SAMPLES), extra)
-    write_part(folder, part, made_from)
-    return part
+    return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES), extra, made_from)
 
 
 class Statistics:
@@ -174,11 +172,10 @@ class Statistics:
 
 def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
     """Combine the parts into tables, counts and the manifest."""
-    rows = pa.concat_tables([parts[name].rows for name in sorted(parts)])
     refused = sorted((source, reason) for part in parts.values() for source, reason in part.extra["refused"])
     packed: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
-    for split, label in zip(rows["split"].to_pylist(), rows["label"].to_pylist(), strict=True):
-        packed[split][label] += 1
+    for name, part in parts.items():
+        packed[name.split("-")[0]].update(dict(part.extra["labels"]))
     if any(entry.split == "test" for entry in dataset.entries) and not packed["test"]:
         raise SourceError(f"no test image could be used{_why(refused)}")
     check_classes(dataset.classes, packed, _why(refused))
@@ -190,15 +187,16 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
     mean, std = statistics.mean_and_std()
     shards = {split: [p.shard for name, p in sorted(parts.items()) if name.startswith(split) and p.shard.count] for split in SPLITS}
     _drop_unlisted(stage.folder, {shard.name for listed in shards.values() for shard in listed})
-    write_table(stage.folder, "samples.parquet", rows)
+    write_rows(stage.folder, "samples.parquet", [part for _, part in sorted(parts.items())], SAMPLES)
     quarantine = [{"source": source, "reason": reason} for source, reason in refused]
     write_table(stage.folder, "quarantine.parquet", rows_to_table(quarantine, QUARANTINE))
+    height, width = next(size for part in parts.values() for size in part.extra["sizes"]).split("x")
     counts = {
         "train": packed["train"].total(),
         "test": packed["test"].total(),
         "classes": list(dataset.classes),
-        "height": rows["height"][0].as_py(),
-        "width": rows["width"][0].as_py(),
+        "height": int(height),
+        "width": int(width),
         "mean": mean,
         "std": std,
         "quarantined": len(refused),

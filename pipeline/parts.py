@@ -1,58 +1,115 @@
-"""What a task leaves beside its shard, so that a restarted stage does not do it again.
+"""What a task leaves beside its shard, so that a restarted stage does not do it again, and how the parts become one table.
 
-A part is one Parquet file, written after the shard: the rows of its samples, and in the schema's metadata what the shard
-is and what it was made from.
+A part is two files: a Parquet table with the rows of the shard's samples and, written last, a record of what the shard is and
+what it was made from. The records are small: whoever starts a stage again reads them alone.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.shards import Shard, read_table, sha256, write_table
+from cluster.pool import Room, Work, run_all
+from pipeline.shards import Shard, parse_table, sha256, write_table
+from pipeline.stage import to_json
 from pipeline.storage import Folder
 
 PARTS = "parts"  # folder in the stage's folder; deleted when the stage is done
-RECORD = b"part"
+CHECKED_TOGETHER = 100  # shards that one task reads again
+READ_TOGETHER = 8  # files at a time, which costs an object store no more than one
+ROW_GROUP = 2**16  # rows that are in memory at a time when parts become one table
 
 
 @dataclass(frozen=True)
 class Part:
-    """A finished shard: its manifest entry, one row per sample, and whatever else is to be combined at the end."""
+    """A finished shard: its manifest entry, the digest of its table of rows, and whatever else is to be combined at the end."""
 
     shard: Shard
-    rows: pa.Table
+    rows_sha256: str
     extra: dict[str, Any]  # JSON types
 
 
-def write_part(stage_folder: Folder, part: Part, made_from: str) -> None:
+def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[str, Any], made_from: str) -> Part:
     """Say that a shard is finished; to be called after the shard was written.
 
     Args:
         stage_folder: the stage's folder, in which the shard lies.
-        part: what to keep; an empty shard (count 0) has no file.
+        shard: as written; an empty one (count 0) has no file.
+        rows: one per sample.
+        extra: JSON types.
         made_from: digest of everything that decides the shard's content.
     """
-    shard = part.shard
-    record = {"made_from": made_from, "name": shard.name, "sha256": shard.sha256, "count": shard.count, "extra": part.extra}
-    rows = part.rows.replace_schema_metadata({RECORD: json.dumps(record)})
-    write_table(stage_folder.child(PARTS), f"{shard.name}.parquet", rows)
+    parts = stage_folder.child(PARTS)
+    part = Part(shard, write_table(parts, f"{shard.name}.parquet", rows), extra)
+    parts.write(f"{shard.name}.json", to_json({"made_from": made_from, **asdict(part)}))
+    return part
 
 
 def read_part(stage_folder: Folder, name: str, made_from: str) -> Part | None:
     """What an earlier attempt left of the shard `name`; None if it has to be made (again).
 
-    That is so where there is no part, it is damaged or was made from something else, or the shard is not what it says.
+    That is so where there is no part, it is damaged or was made from something else, or shard or rows are not what it says.
     """
+    parts = stage_folder.child(PARTS)
     try:
-        rows = read_table(stage_folder.child(PARTS), f"{name}.parquet")
-        record = json.loads((rows.schema.metadata or {})[RECORD])
-        shard = Shard(record["name"], record["sha256"], record["count"])
-        if record["made_from"] != made_from or (shard.count and sha256(stage_folder.read(name)) != shard.sha256):
+        record = json.loads(parts.read(f"{name}.json"))
+        if record.pop("made_from") != made_from:
             return None
-        return Part(shard, rows.replace_schema_metadata(None), record["extra"])
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError, ValueError):
+        part = Part(**{**record, "shard": Shard(**record["shard"])})
+        if part.shard.count and sha256(stage_folder.read(name)) != part.shard.sha256:
+            return None
+        return part if sha256(parts.read(f"{name}.parquet")) == part.rows_sha256 else None
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
+
+
+def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) -> list[Part]:
+    with ThreadPoolExecutor(READ_TOGETHER) as pool:
+        return [part for part in pool.map(lambda name: read_part(stage_folder, name, made_from), names) if part is not None]
+
+
+def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, room: Room) -> dict[str, Part]:
+    """The parts of those shards that need not be made again, by name; every one of them was read and checked on the cluster.
+
+    Raises:
+        WorkFailed: storage gave up.
+    """
+    there = {name.removesuffix(".json") for name in stage_folder.child(PARTS).names() if name.endswith(".json")}
+    known = [name for name in names if name in there]
+    groups = [known[start : start + CHECKED_TOGETHER] for start in range(0, len(known), CHECKED_TOGETHER)]
+    pieces = [Work(f"{group[0]} ...", (stage_folder, group, made_from), len(group)) for group in groups]
+    found = run_all(_read_several, pieces, what="finished before", unit="shards", room=room)
+    return {part.shard.name: part for _, parts in found for part in parts}
+
+
+def _rows(stage_folder: Folder, part: Part) -> pa.Table:
+    folder, name = stage_folder.child(PARTS), f"{part.shard.name}.parquet"
+    data = folder.read(name)
+    if sha256(data) != part.rows_sha256:
+        raise ValueError(f"{folder.uri}/{name} was altered while it was in use: run the stage again")
+    return parse_table(data)
+
+
+def write_rows(stage_folder: Folder, name: str, parts: Sequence[Part], schema: pa.Schema) -> None:
+    """Write the rows of all parts, in the order given, as one table; only a row group of them is in memory at a time.
+
+    Raises:
+        ValueError: rows are not those the part was written with.
+    """
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer, ThreadPoolExecutor(READ_TOGETHER) as pool:
+        group: list[pa.Table] = []
+        for start in range(0, len(parts), READ_TOGETHER):
+            group += pool.map(lambda part: _rows(stage_folder, part), parts[start : start + READ_TOGETHER])
+            if sum(table.num_rows for table in group) >= ROW_GROUP:
+                writer.write_table(pa.concat_tables(group))
+                group.clear()
+        if group:
+            writer.write_table(pa.concat_tables(group))
+    stage_folder.write(name, sink.getvalue().to_pybytes())

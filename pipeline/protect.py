@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,26 +19,27 @@ import torch
 from torch import Tensor
 
 from cluster import session
-from cluster.pool import Work, run_all
+from cluster.pool import Chain, Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
 from pipeline.class_means import load_means, write_means
 from pipeline.classes import protected_classes
 from pipeline.config import ProtectConfig, RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, read_index
-from pipeline.parts import PARTS, Part, read_part, write_part
+from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
 from pipeline.seeding import derive, generator
-from pipeline.shards import Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard, write_table
+from pipeline.shards import Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard
 from pipeline.similarity import SIMILARITY, write_similarity
 from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep.budget import check, linf_levels, psnr_db
 from sep.craft import craft_in_parts
-from sep.execution import MicroBatch, resolve
+from sep.execution import MicroBatch, resolve, share_memory
 from sep.objective import choose_targets
 
 log = logging.getLogger(__name__)
 
 SAMPLES = "samples.parquet"
+MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -68,41 +70,50 @@ class Task:
         return self.ensemble.run.child("protect")
 
 
-def craft_shard(task: Task, shard: Shard) -> Part:
-    """Craft, write and check one protected shard; its part is written last and makes it finished. The body of a Ray task.
+@dataclass(frozen=True)
+class Clean:
+    """A clean shard, decoded."""
+
+    samples: list[Sample]
+    images: Tensor  # (B, C, H, W) uint8
+    labels: Tensor  # (B,)
+    chosen: Tensor  # which of them are protected, in order
+
+
+def read_clean(task: Task, shard: Shard) -> Clean:
+    """The shard, checked and decoded.
 
     Raises:
-        ValueError: an input was altered, or a protected image as stored breaks the budget.
+        CorruptShard: it was altered.
+    """
+    samples = read_shard(task.ensemble.run.child("pack"), shard)
+    images, labels = to_tensors(samples)
+    return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
+
+
+def craft_chosen(task: Task, shard: Shard, clean: Clean) -> Tensor:
+    """The protected images of those classes that are to be protected, `(b, C, H, W)` uint8 on the CPU.
+
+    Raises:
+        ValueError: a checkpoint or the class means were altered.
     """
     # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
-    samples = read_shard(task.ensemble.run.child("pack"), shard)
-    clean, labels = to_tensors(samples)
-    chosen = torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten()
-    pngs = _craft([samples[i] for i in chosen.tolist()], clean[chosen], labels[chosen], task) if len(chosen) else []
-    released = list(samples)
-    for i, png in zip(chosen.tolist(), pngs, strict=True):
-        released[i] = dataclasses.replace(samples[i], png=png)
-    written = write_shard(task.out, shard.name, released)
-    part = Part(written, _check(task.out, written, samples, clean, task.config.eps_levels), {"protected": len(chosen)})
-    write_part(task.out, part, task.made_from)
-    return part
-
-
-def _craft(samples: list[Sample], clean: Tensor, labels: Tensor, task: Task) -> list[bytes]:
-    """The protected images as PNGs; while one micro-batch is crafted the one before it is encoded."""
+    images, labels = clean.images[clean.chosen], clean.labels[clean.chosen]
+    if not len(labels):
+        return images
     config, ensemble = task.config, task.ensemble
-    means = load_means(task.out, task.means_sha256) if task.means_sha256 else None
-    draws = torch.tensor([derive(task.seed, "target", sample.key) for sample in samples])
+    share_memory(ensemble.device, config.tasks_per_gpu)
+    keys = [clean.samples[i].key for i in clean.chosen.tolist()]
+    draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
     targets = (
         labels if config.method == "noise" else choose_targets(config.targets, labels, task.classes, generator(task.seed, "targets"), draws)
     )
-    seeded = generator(task.seed, "craft", samples[0].key)
-    parts = craft_in_parts(ensemble.members(means), clean, targets, config, seeded, _micro_batch(ensemble, config, tuple(clean.shape[1:])))
-    with ThreadPoolExecutor(1) as encoder:
-        encoded = [encoder.submit(_encode, part) for part in parts]
-    return [png for future in encoded for png in future.result()]
+    means = load_means(task.out, task.means_sha256) if task.means_sha256 else None
+    batch = _micro_batch(ensemble, config, tuple(images.shape[1:]))
+    seeded = generator(task.seed, "craft", keys[0])
+    return torch.cat(list(craft_in_parts(ensemble.members(means), images, targets, config, seeded, batch)))
 
 
 @lru_cache(maxsize=1)  # a size at which memory ran out is not tried again for the next shard
@@ -110,11 +121,27 @@ def _micro_batch(ensemble: Ensemble, config: ProtectConfig, shape: tuple[int, ..
     return MicroBatch.fitting(shape, ensemble.device) if config.batch_size == "auto" else MicroBatch(config.batch_size)
 
 
-def _encode(protected: Tensor) -> list[bytes]:
-    return [encode_png(image) for image in protected.permute(0, 2, 3, 1).contiguous().numpy()]
+def release(task: Task, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
+    """Write the protected shard and check it; its part is written last and makes it finished.
+
+    Raises:
+        ValueError: a protected image as stored breaks the budget.
+    """
+    released = list(clean.samples)
+    for i, image in zip(clean.chosen.tolist(), crafted.permute(0, 2, 3, 1).contiguous().numpy(), strict=True):
+        released[i] = dataclasses.replace(released[i], png=encode_png(image))
+    written = write_shard(task.out, shard.name, released)
+    rows = _check(task.out, written, clean.samples, clean.images, task.config.eps_levels)
+    finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
+    extra = {
+        "protected": len(clean.chosen),
+        "linf_levels": max(row["linf_levels"] for row in rows),
+        "psnr_db": [math.fsum(finite), len(finite)],
+    }
+    return write_part(task.out, written, rows_to_table(rows, SCHEMA), extra, task.made_from)
 
 
-def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, eps_levels: int) -> pa.Table:
+def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, eps_levels: int) -> list[dict[str, Any]]:
     """Hold the shard, as storage gives it back, to its clean one; one row per image."""
     back = read_shard(out, written)
     if [(s.key, s.label, s.info) for s in back] != [(s.key, s.label, s.info) for s in samples]:
@@ -122,7 +149,7 @@ def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, ep
     stored, _ = to_tensors(back)
     check(stored, clean, eps_levels)
     columns = zip(back, samples, linf_levels(stored, clean).tolist(), psnr_db(stored, clean).tolist(), strict=True)
-    rows = [
+    return [
         {
             "key": after.key,
             "label": after.label,
@@ -134,7 +161,9 @@ def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, ep
         }
         for after, before, linf, psnr in columns
     ]
-    return rows_to_table(rows, SCHEMA)
+
+
+PROTECT = Chain(read_clean, craft_chosen, release)
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
@@ -147,47 +176,58 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     pack, protect = Manifest.load(folder, "pack"), config.protect
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
-    section = {name: value for name, value in to_tree(protect).items() if name != "batch_size"}  # which may change between two starts
+    section = {name: value for name, value in to_tree(protect).items() if name not in MAY_CHANGE}
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack", "surrogate"), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
-    shards = pack.shards["train"]
+    shards = {shard.name: shard for shard in pack.shards["train"]}
     resources = session.connect(config.workers)
+    room = Room(config.workers, gpus=resources.gpu / protect.tasks_per_gpu)
     index = read_index(folder)
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu))
     # Resolved here, so that one release is never half of one precision and half of another.
     protect = dataclasses.replace(protect, precision=resolve(protect.precision, ensemble.device))
     made_from = digest([stage.hash, protect.precision])
-    kept = {shard.name: read_part(stage.folder, shard.name, made_from) for shard in shards}
-    parts = {name: part for name, part in kept.items() if part is not None}
-    missing = [shard for shard in shards if shard.name not in parts]
+    parts = finished_parts(stage.folder, shards, made_from, Room(config.workers))
+    missing = [shard for name, shard in shards.items() if name not in parts]
     if not stage.folder.exists(SIMILARITY):
-        write_similarity(stage.folder, folder, index, checkpoints, len(names), shards[0], resources)
+        write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), room)
     means_sha256 = None
     if protect.aligns_features and missing:
         size = None if protect.batch_size == "auto" else protect.batch_size
-        means_sha256 = write_means(stage.folder, ensemble, len(names), size, shards, resources)
+        means_sha256 = write_means(stage.folder, ensemble, len(names), size, pack.shards["train"], room, config.keep_going)
     task = Task(ensemble, protect, config.seed, made_from, classes, means_sha256)
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
-    begun = time.monotonic()
-    pieces = [Work(shard.name, (task, shard), shard.count) for shard in missing]
-    crafted = dict(run_all(craft_shard, pieces, what="protect", at_once=resources.tasks, gpus=resources.gpu))
-    rate = sum(part.extra["protected"] for part in crafted.values()) / (time.monotonic() - begun)
-    parts |= crafted
-    return _finish(stage, [parts[shard.name] for shard in shards], checkpoints, classes, protect, rate)
+    begun, crafted = time.monotonic(), 0
+    try:
+        for name, part in run_all(PROTECT, [Work(s.name, (task, s), s.count) for s in missing], what="protect", room=room):
+            parts[name] = part
+            crafted += part.extra["protected"]
+    except WorkFailed as failed:
+        if not config.keep_going or not parts:
+            raise
+        log.error("protect: kept going without %d of %d shards", len(failed.causes), len(shards))
+    rate = crafted / (time.monotonic() - begun)
+    return _finish(stage, shards, parts, checkpoints, classes, protect, rate)
 
 
 def _finish(
-    stage: Stage, parts: list[Part], checkpoints: tuple[Checkpoint, ...], classes: tuple[int, ...], config: ProtectConfig, rate: float
+    stage: Stage,
+    shards: Mapping[str, Shard],
+    parts: Mapping[str, Part],
+    checkpoints: tuple[Checkpoint, ...],
+    classes: tuple[int, ...],
+    config: ProtectConfig,
+    rate: float,
 ) -> Manifest:
     """Combine the parts into one table, and say what came out."""
-    table = pa.concat_tables([part.rows for part in parts])
-    write_table(stage.folder, SAMPLES, table)
-    finite = [value for value in table["psnr_db"].to_pylist() if value != float("inf")]
-    protected = sum(part.extra["protected"] for part in parts)
+    ordered = [parts[name] for name in shards if name in parts]
+    write_rows(stage.folder, SAMPLES, ordered, SCHEMA)
+    protected = sum(part.extra["protected"] for part in ordered)
+    psnr, changed = (math.fsum(part.extra["psnr_db"][i] for part in ordered) for i in range(2))
     counts: dict[str, Any] = {
-        "images": table.num_rows,
+        "images": sum(part.shard.count for part in ordered),
         "protected": protected,
         "classes": list(classes),
         "method": config.method,
@@ -199,9 +239,11 @@ def _finish(
         "epochs": sorted({checkpoint.epoch for checkpoint in checkpoints}),
         "members": len(checkpoints),
         "gradients": protected * config.gradients_per_image(len(checkpoints)),
-        "linf_levels": max(table["linf_levels"].to_pylist()),
-        "psnr_db": sum(finite) / max(1, len(finite)),
+        "linf_levels": max(part.extra["linf_levels"] for part in ordered),
+        "psnr_db": psnr / max(1, changed),
     }
-    manifest = stage.finish(counts, {"train": [part.shard for part in parts]}, images_per_second=rate)
-    stage.folder.child(PARTS).delete()
+    left_out = [name for name in shards if name not in parts]
+    manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, images_per_second=rate)
+    if not left_out:
+        stage.folder.child(PARTS).delete()
     return manifest

@@ -17,6 +17,7 @@ from cluster.training import TrainingFailed
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.command_line import parse
 from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.lock import sole_driver
 from pipeline.results import configuration, finished
 from pipeline.stage import Manifest, to_json
 from pipeline.storage import Folder
@@ -34,8 +35,8 @@ RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
 CONFIG = "config.json"
 
 
-def run(config: RunConfig) -> str:
-    """Run the stages in order, logging each as it finishes, and return the summary.
+def run(config: RunConfig) -> tuple[str, list[str]]:
+    """Run the stages in order, logging each as it finishes; returns the summary, and the shards the run kept going without.
 
     Raises:
         ValueError: something the user can mend.
@@ -43,20 +44,22 @@ def run(config: RunConfig) -> str:
         OSError: storage gave up.
     """
     folder = Folder.open(config.run)
-    tracker = Tracker(config, folder)
-    status = "FAILED"
-    try:
-        for name in STAGES:
-            if name in config.stages:
-                RUN[name](config, folder)
-                # What the finished stages were made with, whatever this start was asked for besides.
-                folder.write(CONFIG, to_json(configuration(config, finished(folder))))
-                tracker.log_stage(name)
-        status = "FINISHED"
-    finally:
-        tracker.close(status)
-        session.close()
-    return report.summary(config, folder)
+    missing: list[str] = []
+    with sole_driver(folder):
+        tracker = Tracker(config, folder)
+        status = "FAILED"
+        try:
+            for name in STAGES:
+                if name in config.stages:
+                    missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
+                    # What the finished stages were made with, whatever this start was asked for besides.
+                    folder.write(CONFIG, to_json(configuration(config, finished(folder))))
+                    tracker.log_stage(name)
+            status = "FAILED" if missing else "FINISHED"
+        finally:
+            tracker.close(status)
+            session.close()
+    return report.summary(config, folder), missing
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -69,12 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        print(run(config))
+        summary, missing = run(config)
+        print(summary)
     except (ValueError, OSError, WorkFailed, TrainingFailed) as error:
         log.error("failed: %s", error)
         return 1
     except KeyboardInterrupt:
         log.error("stopped: everything finished so far is kept, and the same command goes on from there")
+        return 1
+    if missing:
+        log.error("failed: the release lacks %d shards, and the same command tries them again: %s", len(missing), ", ".join(missing))
         return 1
     return 0
 

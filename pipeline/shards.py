@@ -139,11 +139,13 @@ def write_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> Shard:
     return shard
 
 
-def write_table(folder: Folder, name: str, table: pa.Table) -> None:
-    """Write a Parquet table whole."""
+def write_table(folder: Folder, name: str, table: pa.Table) -> str:
+    """Write a Parquet table whole, and return the digest of the file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    folder.write(name, sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    folder.write(name, data)
+    return sha256(data)
 
 
 def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -153,8 +155,17 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> p
         FileNotFoundError: it is not there.
         pyarrow.ArrowInvalid: it is damaged.
     """
+    return parse_table(folder.read(name), columns)
+
+
+def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is damaged.
+    """
     # Not pq.read_table: a pool thread may release its buffer, which is a Python object, while the interpreter exits, and abort.
-    return pq.ParquetFile(pa.BufferReader(folder.read(name))).read(columns, use_threads=False)
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
 
 
 def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:

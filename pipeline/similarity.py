@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from cluster.pool import Work, WorkFailed, run_all
-from cluster.session import Resources
+from cluster.pool import Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Checkpoint, Ensemble, choose
 from pipeline.shards import Shard, read_shard
@@ -44,7 +43,8 @@ def write_similarity(
     chosen: Sequence[Checkpoint],
     num_classes: int,
     shard: Shard,
-    resources: Resources,
+    gpu: bool,
+    room: Room,
 ) -> None:
     """Write `similarity.json`: a matrix for the checkpoints of each network, and, of several networks, one for their last checkpoints.
 
@@ -58,10 +58,10 @@ def write_similarity(
     between = choose(index, 1)
     # One checkpoint is like itself.
     groups = {name: group for name, group in (*groups.items(), ("", between)) if len(group) > 1}
-    pieces = [Work(name, (Ensemble(run, group, gpu=bool(resources.gpu)), num_classes, shard)) for name, group in groups.items()]
+    pieces = [Work(name, (Ensemble(run, group, gpu=gpu), num_classes, shard)) for name, group in groups.items()]
     found: dict[str, list[list[float]]] = {}
     with suppress(WorkFailed):  # which the pool has logged
-        for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", at_once=resources.tasks, gpus=resources.gpu):
+        for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", room=room):
             found[name] = cosines
     said: dict[str, Any] = {
         "checkpoints": [

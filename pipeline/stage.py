@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -34,12 +35,14 @@ class Manifest:
     counts: dict[str, Any]  # what came out, in numbers
     shards: dict[str, list[Shard]] = field(default_factory=dict)  # per split
     versions: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)  # shards that failed, where the stage was told to keep going without them
     timing: dict[str, float] = field(default_factory=dict)  # seconds, images per second: other the next time
 
     @property
     def digest(self) -> str:
         """Digest of everything but the time it took: what later stages record as their input."""
-        return digest({**self.as_dict(), "timing": None})
+        said = {**self.as_dict(), "timing": None}
+        return digest(said if self.missing else {name: value for name, value in said.items() if name != "missing"})
 
     @property
     def seconds(self) -> float:
@@ -152,6 +155,9 @@ class Stage:
                     raise
                 self.clear(str(error))
             else:
+                if manifest.missing:
+                    log.info("%s: done before, but for %d shards, which are tried again", self.name, len(manifest.missing))
+                    return
                 self.manifest = manifest
                 log.info("%s: done before", self.name)
 
@@ -164,14 +170,20 @@ class Stage:
                 self.folder.filesystem.delete_file(self.folder.file(name))
         self.folder.delete()
 
-    def finish(self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None, **timing: float) -> Manifest:
-        """Write the manifest, which is what makes the stage done; `timing` is what will differ the next time."""
+    def finish(
+        self, counts: dict[str, Any], shards: dict[str, list[Shard]] | None = None, missing: Sequence[str] = (), **timing: float
+    ) -> Manifest:
+        """Write the manifest, which is what makes the stage done, but for the shards that are `missing`.
+
+        `timing` is what will differ the next time.
+        """
         self.manifest = Manifest(
             stage=self.name,
             asked=self.asked,
             hash=self.hash,
             counts=counts,
             shards=shards or {},
+            missing=list(missing),
             versions={package: version(package) for package in PACKAGES},
             timing={"seconds": round(time.monotonic() - self._begun, 1), **timing},
         )

@@ -95,6 +95,9 @@ def verify(run: Folder) -> Audit:
     for shard in pack.shards.get("train", []):
         clean_rows, protected_rows = _rows(clean_table, shard.name), _rows(protected_table, shard.name)
         clean = _inspect(run, "pack", shard, clean_rows, clean_rows)
+        if shard.name in protect.missing:
+            faults += [*clean.conclude(), f"protect/{shard.name}: missing: crafting it failed, and the run kept going without it"]
+            continue
         protected = _inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
         others = {key for key, row in clean_rows.items() if row["label"] not in classes}
         for key in sorted(clean.samples.keys() & protected.samples.keys()):
@@ -129,9 +132,11 @@ def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator
     for split in ("train", "test"):
         if pack.counts.get(split) != sum(shard.count for shard in pack.shards.get(split, [])):
             yield f"pack/manifest.json: {pack.counts.get(split)} {split} images recorded, but its shards hold another number"
-    if protect.counts.get("images") != pack.counts.get("train"):
-        yield f"protect/manifest.json: {protect.counts.get('images')} images recorded, but {pack.counts.get('train')} clean ones"
+    expected = sum(shard.count for shard in pack.shards.get("train", []) if shard.name not in protect.missing)
+    if protect.counts.get("images") != expected:
+        yield f"protect/manifest.json: {protect.counts.get('images')} images recorded, but {expected} clean ones"
     clean, protected = ({shard.name for shard in manifest.shards.get("train", [])} for manifest in (pack, protect))
+    clean -= set(protect.missing)
     for name in sorted(clean ^ protected):
         yield f"protect/{name}: " + ("not in the manifest" if name in clean else "in the manifest, but there is no such clean shard")
     for name, recorded in protect.asked.get("inputs", {}).items():

@@ -19,6 +19,8 @@ from torch.nn.functional import one_hot
 from sep.execution import Kernels, arithmetic
 from sep.models import Network
 
+EXACT = torch.tensor(24)  # binary places of features that are summed
+
 
 def equally_spaced(epochs: int, count: int) -> list[int]:
     """0-based epochs `floor((k+1)*E/N) - 1`, k = 0..N-1 (method, section 2): 120, 30 -> 3, 7, ..., 119.
@@ -101,6 +103,9 @@ class Member:
 def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[Tensor, Tensor]:
     """Sums of features per class, to be added over shards and divided by the counts.
 
+    Features are rounded to multiples of 2^-24, which is what float32 has between 1/2 and 1: their sums are exact in float64, and so
+    the same to the bit whatever the order and the size of the batches.
+
     Args:
         network: from `freeze`.
         batches: un-augmented images `(B, C, H, W)` in levels and labels `(B,)`.
@@ -117,6 +122,7 @@ def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_c
         for images, labels in batches:
             members = one_hot(labels.to(device), num_classes)
             levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
-            sums += members.double().T @ network.features(levels).double()  # a product: index_add_ on a GPU has no fixed order
+            features = network.features(levels).double().ldexp(EXACT).round().ldexp(-EXACT)
+            sums += members.double().T @ features  # a product: index_add_ on a GPU has no fixed order
             counts += members.sum(0)
     return sums.cpu(), counts.cpu()

@@ -94,6 +94,12 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
+def share_memory(device: torch.device, processes: int) -> None:
+    """Let this process have its part of a GPU's memory and no more: beyond it, memory has run out, and micro-batches are halved."""
+    if device.type == "cuda" and processes > 1:
+        torch.cuda.set_per_process_memory_fraction(1 / processes, device)
+
+
 def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:
     """Images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, laid out as the kernels want them."""
     if like.is_cuda and not images.is_cuda:

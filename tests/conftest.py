@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster import session
-from pipeline import reproduce
-from tests import small_reproduction
+from cluster.session import Resources
+from pipeline import pack, reproduce
+from pipeline.config import RunConfig
+from pipeline.presets import preset
+from pipeline.storage import Folder
+from tests import packed_run, small_reproduction
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +27,17 @@ def ray_2_cpus() -> Iterator[session.Resources]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import what tests send them
         yield session.connect(2)
         session.close()
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
+    """A packed run with three checkpoints of networks that really differ."""
+    config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
+    config = replace(config, surrogate=replace(config.surrogate, epochs=3))
+    folder = Folder.open(config.run)
+    pack.run(config, folder)
+    packed_run.write_checkpoints(folder, ("resnet8",))
+    return config, folder
 
 
 @pytest.fixture(scope="session")

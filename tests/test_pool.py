@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from cluster import pool
-from cluster.pool import Work, WorkFailed, describe, run_all
+from cluster.pool import Chain, Room, Work, WorkFailed, combine_all, describe, run_all
 from cluster.session import Resources
 
 
@@ -43,6 +43,28 @@ def wait(seconds: float, folder: Path) -> None:
     time.sleep(seconds)
 
 
+def read(number: int) -> tuple[int, int]:
+    return number, os.getpid()
+
+
+def compute(number: int, found: tuple[int, int]) -> tuple[int, int]:
+    return number + found[0], os.getpid()
+
+
+def keep(number: int, found: tuple[int, int], made: tuple[int, int]) -> tuple[int, set[int]]:
+    return number + made[0], {found[1], made[1], os.getpid()}
+
+
+def share(number: int) -> list[int]:
+    if number < 0:
+        raise ValueError("no number")
+    return [number]
+
+
+def add(*shares: list[int]) -> list[int]:
+    return sorted(number for each in shares for number in each)
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -53,7 +75,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
 @pytest.mark.ray
 def test_every_piece_is_yielded_once_and_no_more_than_at_once_run(ray_2_cpus: Resources) -> None:
     pieces = [Work(f"piece-{n}", (n,)) for n in range(10)]
-    outcomes = list(run_all(timed, pieces, what="time", at_once=2, cpus=0.25))  # there would be CPUs for eight
+    outcomes = list(run_all(timed, pieces, what="time", room=Room(2, cpus=0.25)))  # there would be CPUs for eight
     assert sorted((name, number) for name, (number, _, _) in outcomes) == sorted((f"piece-{n}", n) for n in range(10))
     spans = [(begun, ended) for _, (_, begun, ended) in outcomes]
     in_flight = [sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans]
@@ -67,7 +89,7 @@ def test_dead_processes_and_storage_errors_are_retried_and_other_errors_are_not(
     pieces = [Work(name, (name, tmp_path), units=10) for name in ("broken", "killed", "storage", "well")]
     outcomes: dict[str, int] = {}
     with pytest.raises(WorkFailed) as raised:  # noqa: PT012  # what came before the error counts as well
-        for name, attempts in run_all(troubled, pieces, what="protect", at_once=2):
+        for name, attempts in run_all(troubled, pieces, what="protect", room=Room(2)):
             outcomes[name] = attempts
     assert outcomes == {"killed": 2, "storage": 2, "well": 1}
     assert raised.value.causes == {"broken": "ValueError: label 7 is out of range"}
@@ -82,7 +104,7 @@ def test_progress_is_told_with_rate_and_time_left(
 ) -> None:
     monkeypatch.setattr(pool, "REPORT_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, logger="cluster.pool"):
-        list(run_all(timed, [Work(str(n), (n,), units=50) for n in range(2)], what="protect", at_once=1))
+        list(run_all(timed, [Work(str(n), (n,), units=50) for n in range(2)], what="protect", room=Room(1)))
     first, last = caplog.messages
     done, rate, left = first.removeprefix("protect: ").split(", ")
     images_per_second, seconds = float(rate.removesuffix(" images/s")), float(left.removesuffix(" s left"))
@@ -99,12 +121,38 @@ def test_running_tasks_are_cancelled_when_the_caller_stops_listening(ray_2_cpus:
     for folder in (quick, running, waiting):
         folder.mkdir()
     pieces = [Work("quick", (0, quick)), Work("running", (600, running)), Work("waiting", (600, waiting))]
-    with closing(cast(Generator[tuple[str, None]], run_all(wait, pieces, what="wait", at_once=2))) as results:
+    with closing(cast(Generator[tuple[str, None]], run_all(wait, pieces, what="wait", room=Room(2)))) as results:
         assert next(results) == ("quick", None)
         assert eventually(lambda: any(running.iterdir()))
     process = Path("/proc") / next(running.iterdir()).name
     assert eventually(lambda: not process.exists())
     assert not any(waiting.iterdir())
+
+
+@pytest.mark.ray
+def test_a_chain_without_gpus_is_one_task(ray_2_cpus: Resources) -> None:
+    results = dict(run_all(Chain(read, compute, keep), [Work(str(n), (n,)) for n in range(5)], what="chain"))
+    assert {name: total for name, (total, _) in results.items()} == {str(n): 3 * n for n in range(5)}
+    assert all(len(processes) == 1 for _, processes in results.values())
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("count", [1, 2, 8, 9, 75])
+def test_all_outcomes_are_combined_once_whatever_their_number(ray_2_cpus: Resources, count: int) -> None:
+    total, failed = combine_all(share, add, [Work(str(n), (n,)) for n in range(count)], what="sum", room=Room())
+    assert total == list(range(count))
+    assert failed is None
+
+
+@pytest.mark.ray
+def test_what_failed_is_named_beside_what_the_others_gave(ray_2_cpus: Resources) -> None:
+    total, failed = combine_all(share, add, [Work(str(n), (n,)) for n in (3, -1, 2)], what="sum", room=Room())
+    assert total == [2, 3]
+    assert failed is not None
+    assert failed.causes == {"-1": "ValueError: no number"}
+    total, failed = combine_all(share, add, [Work("-1", (-1,))], what="sum", room=Room())
+    assert total is None
+    assert failed is not None
 
 
 def test_failures_survive_pickling() -> None:

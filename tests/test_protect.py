@@ -5,70 +5,31 @@ What is protected, towards which targets and with which checkpoints, is as asked
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Sequence
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from cluster.pool import WorkFailed
-from cluster.session import Resources
-from pipeline import pack, protect
+from cluster.pool import Chain, WorkFailed
+from pipeline import protect
 from pipeline.batches import to_tensors
 from pipeline.config import RunConfig
-from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_digest
-from pipeline.networks import build_network
-from pipeline.presets import preset
-from pipeline.shards import Sample, read_shard, read_table, sha256
-from pipeline.stage import Manifest, Stage, to_json
+from pipeline.ensemble import Ensemble, choose, read_index
+from pipeline.shards import Sample, Shard, read_shard, read_table
+from pipeline.stage import Manifest
 from pipeline.storage import Folder
+from pipeline.verify import verify
 from sep.craft import Method, craft
-from sep.models import NetworkName
+from tests.packed_run import copy, digests, write_checkpoints
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
-    """A packed run with three checkpoints of networks that really differ."""
-    config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
-    config = replace(config, surrogate=replace(config.surrogate, epochs=3))
-    folder = Folder.open(config.run)
-    pack.run(config, folder)
-    write_checkpoints(folder, ("resnet8",))
-    return config, folder
-
-
-def write_checkpoints(folder: Folder, networks: Sequence[NetworkName]) -> None:
-    """A finished surrogate stage: three epochs of each network."""
-    manifest = Manifest.load(folder, "pack")
-    stage = Stage(folder, "surrogate", {"networks": list(networks)}, seed=0, inputs=("pack",), overwrite=True)
-    index: list[dict[str, Any]] = []
-    for network in networks:
-        for epoch in range(3):
-            torch.manual_seed(epoch)
-            stream = io.BytesIO()
-            torch.save(build_network(network, manifest).state_dict(), stream)
-            file = f"{network}/epoch_{epoch:04d}/weights.pt"
-            stage.folder.write(file, stream.getvalue())
-            index.append({"network": network, "epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
-    stage.folder.write(INDEX, to_json({"checkpoints": index}))
-    stage.finish({"networks": list(networks), "weights_sha256": weights_digest(index)})
-
-
-def copy(packed: tuple[RunConfig, Folder], target: Path, **changes: object) -> tuple[RunConfig, Folder]:
-    """The same inputs in a folder of its own, with another protect configuration."""
-    config, source = packed
-    folder = Folder.open(str(target))
-    for name in source.names(recursive=True):
-        if not name.startswith("protect/"):
-            folder.write(name, source.read(name))
-    return replace(config, run=str(target), protect=replace(config.protect, **changes)), folder  # type: ignore[arg-type]
+POISON = "train-000001.tar"
 
 
 def both(folder: Folder) -> list[tuple[Sample, Sample]]:
@@ -78,10 +39,6 @@ def both(folder: Folder) -> list[tuple[Sample, Sample]]:
         clean, released = read_shard(folder.child("pack"), shard), read_shard(folder.child("protect"), other)
         pairs += zip(clean, released, strict=True)
     return pairs
-
-
-def digests(manifest: Manifest) -> list[str]:
-    return [shard.sha256 for shard in manifest.shards["train"]]
 
 
 @pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr", "tap", "noise"])
@@ -148,6 +105,68 @@ def test_finished_shards_are_not_crafted_again(packed: tuple[RunConfig, Folder],
     assert len(manifest.shards["train"]) == len(shards)
     for name, stamp in written.items():
         assert Path(folder.child("protect").file(name)).stat().st_mtime_ns == stamp, f"{name} was crafted twice"
+
+
+def poisoned(task: protect.Task, shard: Shard, clean: protect.Clean) -> Tensor:
+    """Crafting that fails on one shard as often as it is tried."""
+    if shard.name == POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return protect.craft_chosen(task, shard, clean)
+
+
+def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = copy(packed, tmp_path / "whole", method="sep-fa")
+    whole = protect.run(config, folder)
+    config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
+    with monkeypatch.context() as patch:
+        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, poisoned, protect.release))
+        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
+            protect.run(config, folder)
+        assert not folder.exists("protect/manifest.json")
+        config = replace(config, keep_going=True)
+        partial = protect.run(config, folder)
+        assert protect.run(config, folder).digest == partial.digest  # tried again, and failed again
+    assert partial.missing == [POISON]
+    assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
+    assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
+    assert read_table(folder.child("protect"), protect.SAMPLES).num_rows == 60
+    audit = verify(folder)
+    assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
+
+    mended = protect.run(replace(config, keep_going=False), folder)
+    assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)
+    assert verify(folder).faults == ()
+
+
+def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path, method="sep-fa")
+    folder.child("pack").write(POISON, b"lost")
+    with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
+        protect.run(config, folder)
+    partial = protect.run(replace(config, keep_going=True), folder)
+    assert partial.missing == [POISON]
+    assert len(partial.shards["train"]) == 3
+
+
+def test_a_finished_shard_that_was_altered_is_crafted_again(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path, method="sep")
+    clean, names = folder.child("pack"), [shard.name for shard in Manifest.load(folder, "pack").shards["train"]]
+    lost = clean.read(names[3])
+    clean.write(names[3], b"lost")
+    with pytest.raises(WorkFailed, match=names[3]):
+        protect.run(config, folder)
+    clean.write(names[3], lost)
+    out = folder.child("protect")
+    data = bytearray(out.read(names[0]))
+    data[len(data) // 2] ^= 1
+    out.write(names[0], bytes(data))
+    out.write(f"parts/{names[1]}.parquet", out.read(f"parts/{names[1]}.parquet")[:-1])
+    stamp = Path(out.file(names[2])).stat().st_mtime_ns
+    protect.run(config, folder)
+    assert verify(folder).faults == ()
+    assert Path(out.file(names[2])).stat().st_mtime_ns == stamp
 
 
 def test_one_release_is_crafted_towards_one_set_of_means(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:

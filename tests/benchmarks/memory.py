@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from pipeline.protect import Task, craft_shard
+from pipeline.protect import PROTECT, Task
 from pipeline.shards import Shard
 from tests.benchmarks.trained import Trained, device
 
@@ -66,7 +66,7 @@ def crafting(trained: Trained, images: int, batch_size: int) -> dict[str, dict[s
 def _worker(task: Task, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
     held = {}
     for number in range(1, max(after) + 1):
-        craft_shard(task, shards[(number - 1) % len(shards)])
+        PROTECT(task, shards[(number - 1) % len(shards)])
         if number in after:
             held[str(number)] = resident("VmRSS")
     return held

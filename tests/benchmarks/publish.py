@@ -25,7 +25,8 @@ CARDS = Path(__file__).parent / "cards"
 README = Path(__file__).parents[2] / "README.md"
 Card = dict[str, Any]
 KINDS = ("targets", "transfer")  # cards whose names begin so have a table of their own
-WHERE = ("run", "data", "seed", "stages", "workers", "overwrite", "config", "preset")  # settings that decide no figure, or are told apart
+# Settings that decide no figure, or are told apart.
+WHERE = ("run", "data", "seed", "stages", "workers", "keep_going", "overwrite", "config", "preset")
 
 
 def spread(values: list[float]) -> dict[str, float | None]:

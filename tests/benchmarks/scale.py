@@ -1,0 +1,114 @@
+"""How the protect stage's machinery scales, without crafting: `python -m tests.benchmarks.scale`.
+
+10,000 shards on eight local machines of one CPU each, crafted by a function that sleeps and leaves a part as the protect stage does.
+Measured: shards per second, memory of the driver on the way, and how long a start takes to find 9,000 of them finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.pool import Room, Work, run_all
+from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
+from pipeline.protect import SAMPLES, SCHEMA
+from pipeline.reproduction.machine import hardware
+from pipeline.shards import Sample, encode_png, rows_to_table, write_shard
+from pipeline.stage import to_json
+from pipeline.storage import Folder
+from tests.benchmarks.memory import resident
+
+MADE_FROM = "a simulation"
+SLEEP_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is simulated."""
+
+    shards: int
+    images: int  # per shard
+    nodes: int
+
+
+def sleep_shard(folder: Folder, name: str, images: int) -> Part:
+    """A shard and its part, as crafting would leave them."""
+    import numpy as np
+
+    time.sleep(SLEEP_SECONDS)
+    png = encode_png(np.zeros((2, 2, 3), np.uint8))
+    keys = [f"{name.removesuffix('.tar')}-{i}" for i in range(images)]
+    shard = write_shard(folder, name, [Sample(key, png, 0, b"{}") for key in keys])
+    row = {"label": 0, "shard": name, "sha256": "0" * 64, "clean_sha256": "0" * 64, "linf_levels": 8, "psnr_db": 30.0}
+    return write_part(folder, shard, rows_to_table([{"key": key, **row} for key in keys], SCHEMA), {"protected": images}, MADE_FROM)
+
+
+def crafted(folder: Folder, names: list[str], images: int) -> Iterator[tuple[int, float]]:
+    """Number of finished shards and this process's memory in MiB, after each shard."""
+    pieces = [Work(name, (folder, name, images), images) for name in names]
+    for done, _ in enumerate(run_all(sleep_shard, pieces, what="simulated"), 1):
+        yield done, resident("VmRSS")
+
+
+def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
+    """The figures of one simulation in an empty folder."""
+    names = [f"train-{number:06d}.tar" for number in range(sizes.shards)]
+    list(crafted(folder.child("first"), names[: 4 * sizes.nodes], sizes.images))  # every worker has imported what it needs
+    memory: dict[str, float] = {"before": resident("VmRSS")}
+    begun = time.perf_counter()
+    for done, mib in crafted(folder, names, sizes.images):
+        if done in (sizes.shards // 10, sizes.shards // 2, sizes.shards):
+            memory[str(done)] = mib
+    crafting = time.perf_counter() - begun
+
+    for name in names[-sizes.shards // 10 :]:
+        folder.filesystem.delete_file(folder.file(f"{PARTS}/{name}.json"))
+    begun = time.perf_counter()
+    parts = finished_parts(folder, names, MADE_FROM, Room())
+    resume = time.perf_counter() - begun
+    assert len(parts) == sizes.shards - sizes.shards // 10
+    begun = time.perf_counter()
+    write_rows(folder, SAMPLES, list(parts.values()), SCHEMA)
+    return {
+        "shards_per_second": round(sizes.shards / crafting, 1),
+        "driver_mib": memory,
+        "finished_shards": len(parts),
+        "resume_seconds": round(resume, 2),
+        "table_seconds": round(time.perf_counter() - begun, 2),
+    }
+
+
+def main() -> None:
+    """Simulate and write the card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--images", type=int, default=10, help="per shard")
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--card", type=Path, default=Path(__file__).parent / "scale.json")
+    given = parser.parse_args()
+    sizes = Sizes(given.shards, given.images, given.nodes)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(sizes.nodes):
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    ray.init(address=cluster.address, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = measure(Folder.open(f"{scratch}/protect"), sizes)
+    ray.shutdown()
+    cluster.shutdown()
+    command = f"python -m tests.benchmarks.scale --shards {sizes.shards} --images {sizes.images} --nodes {sizes.nodes}"
+    card = {"command": command, "sleep_seconds": SLEEP_SECONDS, **figures, "hardware": hardware(), "ray": ray.__version__}
+    given.card.write_bytes(to_json(card))
+    print(json.dumps(card, indent=2))
+
+
+if __name__ == "__main__":
+    main()
