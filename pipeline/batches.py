@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.seeding import generator
-from pipeline.shards import Sample, Shard, read_shard
+from pipeline.shards import Pixels, Sample, Shard, read_shard
 from pipeline.storage import Folder
 
 Batch = tuple[Tensor, Tensor]
@@ -25,8 +25,12 @@ MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes s
 
 def to_tensors(samples: Sequence[Sample]) -> Batch:
     """Decoded images and labels of samples of one size."""
-    images = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-    return images.permute(0, 3, 1, 2).contiguous(), torch.tensor([sample.label for sample in samples])
+    return stack([sample.pixels for sample in samples]), torch.tensor([sample.label for sample in samples])
+
+
+def stack(images: Sequence[Pixels]) -> Tensor:
+    """Images of one size, `(H, W, C)` each, as `(B, C, H, W)`."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def load(folder: Folder, shards: Sequence[Shard]) -> Batch:

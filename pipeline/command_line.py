@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 import yaml
@@ -17,6 +17,8 @@ from pipeline.classes import from_files
 from pipeline.config import RunConfig, to_tree
 from pipeline.presets import preset
 from pipeline.storage import absolute
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def from_tree(tree: dict[str, Any]) -> RunConfig:
@@ -41,7 +43,17 @@ def _read_yaml(path: str) -> Any:
 
 
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+    """The configuration of `run.py`: see `parse_as`."""
+    return parse_as(arguments, RunConfig, "run.py")
+
+
+def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) -> Config:
     """The configuration of a command line: preset, then the YAML file, then the flags.
+
+    Args:
+        arguments: those of this process if not given.
+        kind: what the program is configured by: `RunConfig`, or what it adds to it.
+        program: its name, for messages.
 
     Exits with status 2 and a message where the command line is wrong.
     """
@@ -54,7 +66,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         if not isinstance(tree, dict):
             raise ValueError(f"{known.config}: expected a mapping of settings, found {type(tree).__name__}")
         base = from_tree({**tree, **({"preset": known.preset} if known.preset else {})})
-        config = tyro.cli(RunConfig, prog="run.py", default=base, args=arguments)
+        config = tyro.cli(kind, prog=program, default=kind(**vars(base)), args=arguments)
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
         return dataclasses.replace(
@@ -66,5 +78,5 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
         )
     except (ValueError, OSError, yaml.YAMLError) as error:
-        print(f"run.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from error

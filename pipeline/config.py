@@ -105,6 +105,10 @@ class ProtectConfig(CraftConfig):
         if self.tasks_per_gpu < 1:
             raise ValueError(f"protect.tasks-per-gpu must be at least 1, got {self.tasks_per_gpu}")
 
+    def members(self, networks: int) -> int:
+        """How many checkpoints make the ensemble, of so many surrogate networks."""
+        return networks * (len(self.epochs) or self.per_network)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VictimConfig(TrainConfig):

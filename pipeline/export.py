@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
@@ -72,8 +73,9 @@ def export(run: Folder, to: Folder) -> int:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} is there already and is not an empty folder: give --to a new one")
     protect = Manifest.load(run, "protect")
-    clean = read_table(run.child("pack"), SAMPLES, ["key", "split", "class_name", "source"])
-    paths = names(clean.filter(pc.equal(clean["split"], "train")).to_pylist())
+    clean = read_table(run.child("pack"), SAMPLES, ["key", "split", "class_name", "source", "shard"])
+    released = pc.and_(pc.equal(clean["split"], "train"), pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))
+    paths = names(clean.filter(released).to_pylist())
     recorded = read_table(run.child("protect"), SAMPLES, ["key", "sha256"])
     hashes = dict(zip(recorded["key"].to_pylist(), recorded["sha256"].to_pylist(), strict=True))
     written = 0
@@ -103,11 +105,14 @@ def _export_run(run: str, to: str) -> int:
         folder, target = Folder.open(run), Folder.open(to)
         written = export(folder, target)
         quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
-        protected = Manifest.load(folder, "protect").counts.get("protected", written)
+        manifest = Manifest.load(folder, "protect")
+        protected = manifest.counts.get("protected", written)
     except (ValueError, OSError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 1
     images = f"{written} protected images" if protected == written else f"{written} images, {protected} of them protected,"
+    if manifest.missing:
+        print(f"the images of {len(manifest.missing)} shards are missing: crafting them failed, and the run kept going without them")
     print(f"{images} in {target.path}; {quarantined} quarantined inputs are not among them (pack/quarantine.parquet)")
     return 0
 

@@ -103,8 +103,8 @@ class Member:
 def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[Tensor, Tensor]:
     """Sums of features per class, to be added over shards and divided by the counts.
 
-    Features are rounded to multiples of 2^-24, which is what float32 has between 1/2 and 1: their sums are exact in float64, and so
-    the same to the bit whatever the order and the size of the batches.
+    Features are rounded to multiples of 2^-24, the step of float32 between 1/2 and 1: sums of them are exact in float64, and so the same
+    to the bit in whatever order they are added.
 
     Args:
         network: from `freeze`.

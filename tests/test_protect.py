@@ -21,6 +21,7 @@ from pipeline import protect
 from pipeline.batches import to_tensors
 from pipeline.config import RunConfig
 from pipeline.ensemble import Ensemble, choose, read_index
+from pipeline.export import export
 from pipeline.shards import Sample, Shard, read_shard, read_table
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
@@ -134,6 +135,8 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     assert read_table(folder.child("protect"), protect.SAMPLES).num_rows == 60
     audit = verify(folder)
     assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
+
+    assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
 
     mended = protect.run(replace(config, keep_going=False), folder)
     assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)

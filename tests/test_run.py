@@ -158,6 +158,21 @@ def test_killed_driver_goes_on_to_the_same_bytes(smoke_run: tuple[Path, str], tm
 
 
 @pytest.mark.slow
+def test_a_second_driver_refuses_and_the_first_goes_on(smoke_run: tuple[Path, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    first = start("--run", str(run))
+    assert first.stderr is not None
+    next(line for line in first.stderr if "surrogate: started" in line)
+    code, _, err = finish("--run", str(run))
+    assert code == 1
+    assert f"worked on by process {first.pid} on" in err
+    assert "Traceback" not in err
+    _, rest = first.communicate(timeout=500)
+    assert first.returncode == 0, rest
+    assert protected(run) == protected(smoke_run[0])
+
+
+@pytest.mark.slow
 def test_folder_of_photographs(sep_data: Path, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     source = ["--data", str(sep_data / "tiny-imagenet-20"), "--run", run, "--pack.size", "64", "--pack.max-train-images", "400"]

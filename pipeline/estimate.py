@@ -1,0 +1,113 @@
+"""From what there is to do, and how fast a worker does it, to hours, machine hours and storage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.config import RunConfig
+from pipeline.probe import Images, Speed
+
+# Measured on a machine with two CPU cores, Ray 2.60; see the README.
+STAGE_SECONDS = 8.0  # to start workers that import torch
+EPOCH_SECONDS = 1.0  # to write a checkpoint and have it acknowledged
+REPORT_SECONDS = 10.0
+SHARD_PASSES = 2.0  # encoding and checking an image on its way out, in units of packing it
+MOST_CPU_RANKS = 8
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run consists of, counted.
+
+    Attributes:
+        train: training images.
+        test: test images.
+        protected: training images that are protected.
+        classes: K.
+        parameters: weights of each surrogate network.
+    """
+
+    train: int
+    test: int
+    protected: int
+    classes: int
+    parameters: tuple[int, ...]
+
+    def gradients(self, config: RunConfig) -> int:
+        """Forward and backward passes to the pixels."""
+        return self.protected * config.protect.gradients_per_image(config.protect.members(len(config.surrogate.networks)))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many, each a GPU with its CPUs or a single CPU core."""
+
+    count: int
+    gpu: bool
+    cpus_each: float
+
+
+def stage_seconds(config: RunConfig, work: Work, images: Images, speed: Speed, workers: Workers) -> dict[str, float]:
+    """Seconds of each stage."""
+    packed, cpus = work.train + work.test, workers.count * workers.cpus_each
+    return {
+        "pack": STAGE_SECONDS + packed / (images.per_second * cpus),
+        "surrogate": STAGE_SECONDS + sum(_training(name, config, work, speed, workers) for name in config.surrogate.networks),
+        "protect": STAGE_SECONDS + _crafting(config, work, images, speed, workers),
+        "victim": STAGE_SECONDS + _victims(config, work, speed, workers),
+        "report": REPORT_SECONDS,
+    }
+
+
+def _training(name: str, config: RunConfig, work: Work, speed: Speed, workers: Workers) -> float:
+    ranks = workers.count if workers.gpu else min(workers.count, MOST_CPU_RANKS)
+    each = max(1, config.surrogate.batch_size // ranks)
+    steps = work.train // (each * ranks)
+    return config.surrogate.epochs * (EPOCH_SECONDS + steps * speed.training[name].seconds(each))
+
+
+def _crafting(config: RunConfig, work: Work, images: Images, speed: Speed, workers: Workers) -> float:
+    networks = config.surrogate.networks
+    rate = len(networks) / sum(1 / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
+    members = config.protect.members(len(networks))
+    passes = work.train * members / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
+    coding = SHARD_PASSES * work.train / (images.per_second * workers.cpus_each)
+    computing = (work.gradients(config) + passes) / rate
+    # On a GPU's machine decoding and encoding are done beside the GPU's work.
+    return (max(computing, coding) if workers.gpu else computing + coding) / workers.count
+
+
+def _victims(config: RunConfig, work: Work, speed: Speed, workers: Workers) -> float:
+    victim = config.victim
+    trials = 2 * len(victim.countermeasures) * len(victim.seeds)  # clean and protected
+    each = []
+    for name in victim.networks:
+        steps = work.train // victim.batch_size
+        epoch = steps * speed.training[name].seconds(victim.batch_size) + work.test / speed.evaluation[name]
+        each += trials * [victim.epochs * epoch]
+    # Longest first is no worse than as they come, and never better than an even share.
+    return max(max(each), sum(each) / workers.count) if len(each) > workers.count else max(each)
+
+
+def storage_bytes(config: RunConfig, work: Work, images: Images) -> dict[str, float]:
+    """Bytes that each stage leaves: shards, and the weights and the optimiser's state of every epoch."""
+    others = work.train - work.protected
+    return {
+        "pack": (work.train + work.test) * images.clean_bytes,
+        "surrogate": 8.0 * config.surrogate.epochs * sum(work.parameters),
+        "protect": work.protected * images.protected_bytes + others * images.clean_bytes,
+    }
+
+
+def human_time(seconds: float) -> str:
+    """Two significant parts at most: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def human_bytes(size: float) -> str:
+    """`12 MB`, `3.4 GB`."""
+    power = min(4, int(math.log(max(size, 1), 1000)))
+    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,0 +1,131 @@
+"""What a run will take, before it is started: `python pipeline/plan.py --preset imagenet-subset --data SOURCE`.
+
+Takes every setting of run.py. Images are counted, some of them decoded, and this cluster is made to compute for ten seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from pydantic.dataclasses import dataclass
+
+from cluster import session
+from cluster.pool import Room, WorkFailed, run_all
+from cluster.pool import Work as Piece
+from pipeline.classes import protected_classes
+from pipeline.command_line import parse_as
+from pipeline.config import STRICT, RunConfig
+from pipeline.dataset import Dataset
+from pipeline.estimate import Work, Workers, human_bytes, human_time, stage_seconds, storage_bytes
+from pipeline.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
+from pipeline.sources import scan
+
+PROBE_SECONDS = 10.0
+SIZES = (8, 64)  # clusters of so many workers stand beside the present one
+GPU_CPUS = 8  # of a machine with one GPU, where this cluster has none to look at
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PlanConfig(RunConfig):
+    """Estimate time, machines, storage and money of a run, without starting it."""
+
+    gradients_per_second: float | None = None
+    """of one GPU and the (first) surrogate network, instead of measuring this cluster"""
+    price_per_gpu_hour: float | None = None
+    """in any currency; of a worker, where this cluster has no GPU and none is described"""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rate or price.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        super().__post_init__()
+        for name in ("gradients_per_second", "price_per_gpu_hour"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}")
+
+
+def plan(config: PlanConfig) -> str:
+    """The plan as a text.
+
+    Raises:
+        ValueError: the source cannot be packed as it is, or a setting does not fit it.
+        WorkFailed: the probe failed.
+    """
+    dataset = scan(config)
+    resources = session.connect(config.workers)
+    try:
+        images = look(dataset.split("train")[:LOOKED_AT], dataset.reader, config)
+        if config.gradients_per_second:
+            speed, gpu = scaled(config.gradients_per_second, images.pixels, config, len(dataset.classes)), True
+        else:
+            speed, gpu = _probe(config, images, len(dataset.classes), resources), bool(resources.gpu)
+    finally:
+        session.close()
+    cpus_each = resources.cpus / resources.tasks if resources.gpu else GPU_CPUS if gpu else 1
+    present = [] if gpu and not resources.gpu else [Workers(resources.tasks, gpu, cpus_each)]
+    return _text(config, dataset, images, speed, [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)])
+
+
+def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
+    """The slowest of all workers, which compute at the same time."""
+    arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
+    pieces = [Piece(f"worker {n}", arguments) for n in range(resources.tasks)]
+    speeds = [speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", room=Room(resources.tasks, gpus=resources.gpu))]
+    return min(speeds, key=lambda speed: sum(speed.gradients.values()))
+
+
+def _text(config: PlanConfig, dataset: Dataset, images: Images, speed: Speed, clusters: Sequence[Workers]) -> str:
+    work = _count(config, dataset, images)
+    unit = "GPU" if clusters[0].gpu else "CPU core"
+    seconds = [stage_seconds(config, work, images, speed, workers) for workers in clusters]
+    stored = storage_bytes(config, work, images)
+    heads = [f"{workers.count} {unit}{'s' if workers.count > 1 else ''}" for workers in clusters]
+    rates = ", ".join(f"{rate:,.0f} gradients/s with {name}" for name, rate in speed.gradients.items())
+    side = "x".join(map(str, images.pixels.shape[2:]))
+    lines = [
+        f"{work.train:,} training and {work.test:,} test images of {work.classes} classes, {side}; {work.protected:,} to protect",
+        f"{work.gradients(config):,} gradients; one {unit}: {rates}",
+        "",
+        f"{'stage':<12}" + "".join(f"{head:>14}" for head in heads) + f"{'storage':>12}",
+    ]
+    for stage in config.stages:
+        size = human_bytes(stored[stage]) if stage in stored else ""
+        lines.append(f"{stage:<12}" + "".join(f"{human_time(each[stage]):>14}" for each in seconds) + f"{size:>12}")
+    whole = [sum(each[stage] for stage in config.stages) for each in seconds]
+    hours = [total / 3600 * workers.count for total, workers in zip(whole, clusters, strict=True)]
+    total_bytes = sum(size for stage, size in stored.items() if stage in config.stages)
+    lines.append(f"{'all':<12}" + "".join(f"{human_time(total):>14}" for total in whole) + f"{human_bytes(total_bytes):>12}")
+    lines.append(f"{f'{unit}-hours':<12}" + "".join(f"{each:>14.3g}" for each in hours))
+    if config.price_per_gpu_hour:
+        lines.append(f"{'price':<12}" + "".join(f"{each * config.price_per_gpu_hour:>14,.2f}" for each in hours))
+    return "\n".join(lines)
+
+
+def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Work:
+    labels = Counter(entry.label for entry in dataset.split("train"))
+    chosen = protected_classes(config, dataset.classes)
+    sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
+    protected = sum(labels[label] for label in chosen)
+    return Work(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 and the plan, 1 and what went wrong, or 2 for wrong usage."""
+    config = parse_as(arguments, PlanConfig, "plan.py")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        print(plan(config))
+    except (ValueError, OSError, WorkFailed) as error:
+        print(f"plan.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

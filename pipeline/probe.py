@@ -1,0 +1,205 @@
+"""How fast one worker is while all of them work: what a plan is computed from.
+
+Legend: B images, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline import images
+from pipeline.batches import stack
+from pipeline.config import RunConfig
+from pipeline.dataset import Entry, Reader, SourceError
+from pipeline.shards import Pixels, encode_png
+from sep.budget import project
+from sep.craft import gradient
+from sep.ensemble import Member, freeze
+from sep.execution import MicroBatch, arithmetic, resolve, to_device
+from sep.fitting import confusion, optimiser, train_epoch
+from sep.models import Network, build
+
+LOOKED_AT = 64  # images of the source, as they come
+LONGEST_SHARE = 0.5  # of the time for one figure, that a single step may take
+
+
+@dataclass(frozen=True)
+class Images:
+    """What some images of a source are like, and what packing them takes.
+
+    Attributes:
+        pixels: `(B, C, H, W)` uint8, as they would be packed.
+        per_second: images read, decoded and encoded by one CPU.
+        clean_bytes: of an image as a PNG.
+        protected_bytes: of one that is changed by the whole budget, which compresses worse.
+    """
+
+    pixels: Tensor
+    per_second: float
+    clean_bytes: float
+    protected_bytes: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step of some kind: `fixed`, and `each` image."""
+
+    fixed: float
+    each: float
+
+    def seconds(self, count: float) -> float:
+        """Of a step of so many images."""
+        return self.fixed + self.each * count
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One worker's speed, by network."""
+
+    gradients: dict[str, float]  # per second
+    training: dict[str, Step]
+    evaluation: dict[str, float]  # images per second
+
+
+def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
+    """Read, decode and encode a few images as the pack stage does.
+
+    Raises:
+        SourceError: none of them is an image, or they differ in size.
+    """
+    begun, decoded, clean = time.perf_counter(), [], 0
+    for _, content in reader.read(entries):
+        try:
+            found = images.decode(content, config.pack.max_pixels) if isinstance(content, bytes) else content
+        except images.Refused:
+            continue
+        decoded.append(images.fit(found, config.pack.size) if config.pack.size else found)
+        clean += len(encode_png(decoded[-1]))
+    seconds = time.perf_counter() - begun
+    sizes = {pixels.shape for pixels in decoded}
+    if len(sizes) != 1:
+        raise SourceError(f"images must have one size, found {len(sizes)} among {len(entries)}: give --pack.size")
+    changed = [len(encode_png(_changed(pixels, config.protect.eps_levels))) for pixels in decoded]
+    return Images(stack(decoded), len(decoded) / seconds, clean / len(decoded), sum(changed) / len(changed))
+
+
+def _changed(pixels: Pixels, eps_levels: int) -> Pixels:
+    clean = torch.from_numpy(pixels).float()
+    signs = torch.randint(2, clean.shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    changed: Pixels = project(clean + eps_levels * signs, clean, eps_levels).to(torch.uint8).numpy()
+    return changed
+
+
+def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seconds: float) -> Speed:
+    """Compute for about so many seconds; the body of a Ray task, of which there are as many as there are workers.
+
+    Args:
+        pixels: `(B, C, H, W)` uint8.
+        config: of the run.
+        num_classes: K.
+        gpu: whether to compute on one.
+        seconds: for all figures together.
+    """
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if gpu else "cpu")
+    names: dict[str, None] = dict.fromkeys((*config.surrogate.networks, *config.victim.networks))
+    share = seconds / (2 * len(names) + len(config.surrogate.networks))
+    gradients: dict[str, float] = {}
+    training: dict[str, Step] = {}
+    evaluation: dict[str, float] = {}
+    for name in names:
+        network = fresh(name, pixels, num_classes).to(device)
+        labels = torch.arange(len(pixels)) % num_classes
+        if name in config.surrogate.networks:
+            member = Member(freeze(network, config.protect.kernels), _means(network, num_classes, config))
+            most = min(len(pixels), MicroBatch.fitting(pixels.shape[1:], device).size)
+            batch = to_device(pixels[:most], member.network.mean, config.protect.kernels)
+            with arithmetic(device, resolve(config.protect.precision, device)):
+                gradients[name] = 1 / ramp(partial(_gradient, member, batch, labels.to(device)), most, share).each
+        section = config.surrogate if name in config.surrogate.networks else config.victim
+        training_config = replace(section, schedule="step", warmup_epochs=0)
+        step = partial(_train, network.to(memory_format=torch.channels_last), training_config, pixels, labels)
+        training[name] = ramp(step, len(pixels), share)
+        evaluation[name] = 1 / ramp(partial(_evaluate, network, pixels, labels, num_classes), len(pixels), share).each
+    return Speed(gradients, training, evaluation)
+
+
+def scaled(gradients_per_second: float, pixels: Tensor, config: RunConfig, num_classes: int) -> Speed:
+    """The speed of a worker that is known by its gradients alone: the rest follows from the arithmetic in each network.
+
+    A training step takes a half more than a gradient with respect to the pixels, an evaluation half of it.
+    """
+    names: dict[str, None] = dict.fromkeys((*config.surrogate.networks, *config.victim.networks))
+    work = {name: flops(fresh(name, pixels, num_classes), pixels[:1]) for name in names}
+    rates = {name: gradients_per_second * work[config.surrogate.networks[0]] / work[name] for name in names}
+    training = {name: Step(0, 1.5 / rate) for name, rate in rates.items()}
+    return Speed({name: rates[name] for name in config.surrogate.networks}, training, {name: 2 * rate for name, rate in rates.items()})
+
+
+def flops(network: Network, pixels: Tensor) -> float:
+    """Of a forward pass of these images."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.eval()(pixels.float())
+    return float(counter.get_total_flops())
+
+
+def fresh(name: str, pixels: Tensor, num_classes: int) -> Network:
+    """A network of the kind for images like these."""
+    return build(name, num_classes, min(pixels.shape[2:]), [127.0] * 3, [64.0] * 3)
+
+
+def ramp(step: Callable[[int], Any], most: int, seconds: float) -> Step:
+    """Time `step(count)` for counts that double up to `most`, or as far as time allows, and fit a line through the last two."""
+    count, points = min(most, 1), []
+    while True:
+        points.append((count, best(partial(step, count), seconds / 8)))
+        if count == most or points[-1][1] > LONGEST_SHARE * seconds:
+            break
+        count = min(most, 2 * count)
+    if len(points) == 1:
+        return Step(0, points[0][1] / points[0][0])
+    (fewer, less), (more, longer) = points[-2:]
+    each = max((longer - less) / (more - fewer), longer / more / 2)  # noise must not make images free
+    return Step(max(0.0, longer - each * more), each)
+
+
+def best(call: Callable[[], Any], seconds: float) -> float:
+    """The shortest of several calls, which take so many seconds together, or more if it takes longer; the first does not count."""
+    call()
+    taken: list[float] = []
+    while not taken or sum(taken) < seconds:
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
+
+
+def _means(network: Network, num_classes: int, config: RunConfig) -> Tensor | None:
+    return torch.zeros(num_classes, network.head.in_features, device=network.mean.device) if config.protect.aligns_features else None
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _gradient(member: Member, batch: Tensor, labels: Tensor, count: int) -> None:
+    gradient(member, batch[:count], labels[:count])
+    _wait(batch.device)
+
+
+def _train(network: Network, config: Any, pixels: Tensor, labels: Tensor, count: int) -> None:
+    sgd, scheduler = optimiser(network, config, 1)
+    train_epoch(network, sgd, scheduler, [(pixels[:count], labels[:count])], config.augmentation, torch.Generator())
+
+
+def _evaluate(network: Network, pixels: Tensor, labels: Tensor, num_classes: int, count: int) -> None:
+    confusion(network, [(pixels[:count], labels[:count])], num_classes)
