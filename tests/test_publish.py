@@ -126,7 +126,14 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     put("transfer-mixed")
     before, table = TABLES["transfer"]().split("\n\n")
     assert before == "Surrogate resnet8, vit-small, preset `smoke`, 2 of 3 classes, random-class targets, sep-fa at 8/255."
-    assert f"\n| vit-small | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in table
+    assert f"\n| vit-small | 2, 12 | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in table
+
+    put("transfer-more")
+    assert TABLES["transfer"]().count("\n\n") == 1  # one table for what was made alike
+    assert TABLES["transfer"]().count("| vit-small |") == 2
+
+    put("kernels-fused")
+    assert f"\n| fused | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in TABLES["kernels"]()
 
     one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
     for kind in ("untargeted", "random-class", "shift"):

@@ -4,6 +4,7 @@ python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs
 python tests/benchmarks/publish.py table                      write the table into README.md
 python tests/benchmarks/publish.py targets                    the same for cards named targets-...: kinds of targets
 python tests/benchmarks/publish.py transfer                   the same for cards named transfer-...: victim networks
+python tests/benchmarks/publish.py kernels                    the same for cards named kernels-...: arithmetic of crafting
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sep.objective import Targets
 CARDS = Path(__file__).parent / "cards"
 README = Path(__file__).parents[2] / "README.md"
 Card = dict[str, Any]
-KINDS = ("targets", "transfer")  # cards whose names begin so have a table of their own
+KINDS = ("targets", "transfer", "kernels")  # cards whose names begin so have a table of their own
 # Settings that decide no figure, or are told apart.
 WHERE = ("run", "data", "seed", "stages", "workers", "keep_going", "overwrite", "config", "preset")
 
@@ -183,20 +184,39 @@ def targets() -> str:
 
 
 def transfer() -> str:
-    """For each release the victim networks, under what it was made with."""
-    header = "victim | n | clean | protected | relabelled"
-    parts = []
+    """For each kind of release the victim networks, under what it was made with."""
+    lines: dict[str, list[str]] = {}
     for card in cards("transfer"):
-        lines = [
-            f"{clean['network']}{'' if clean['countermeasure'] == 'none' else ', ' + clean['countermeasure']} | {ours['trainings']} "
-            f"| {measured(clean)} | {measured(ours, bold=True)} | {shown(ours['relabelled_accuracy'])}"
+        lines.setdefault(origin(card), []).extend(
+            f"{clean['network']}{'' if clean['countermeasure'] == 'none' else ', ' + clean['countermeasure']} | {schedule(card, clean)} "
+            f"| {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} | {shown(ours['relabelled_accuracy'])}"
             for clean, ours in pairs(card)
-        ]
-        parts += [f"{origin(card)}.", rows(header, lines)]
-    return "\n\n".join(parts or [rows(header, [])])
+        )
+    header = "victim | epochs, batch | n | clean | protected | relabelled"
+    return "\n\n".join([part for line, found in lines.items() for part in (f"{line}.", rows(header, found))] or [rows(header, [])])
 
 
-TABLES: dict[str, Callable[[], str]] = {"table": results, "targets": targets, "transfer": transfer}
+def schedule(card: Card, victim: Card) -> str:
+    """How long and in what batches a victim was trained."""
+    sections = card["settings"]["victim"]
+    section = next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
+    return f"{section['epochs']}, {section['batch_size']}"
+
+
+def kernels() -> str:
+    """One line per way to compute the same gradients."""
+    return rows(
+        "kernels | n | clean | protected | peak | relabelled",
+        [
+            f"{card['settings']['protect']['kernels']} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
+            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
+            for card in cards("kernels")
+            for clean, ours in pairs(card)
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"table": results, "targets": targets, "transfer": transfer, "kernels": kernels}
 
 
 def with_table(text: str, name: str = "table") -> str:
