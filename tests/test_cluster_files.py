@@ -207,6 +207,14 @@ def test_the_ray_job_runs_the_code_of_the_image(rayjob: dict[str, Any], instruct
     assert all(f"--tag {image} " in (ROOT / name).read_text() for image in images for name in (RAYJOB, DOCKERFILE))
 
 
+def test_the_command_in_the_ray_jobs_head_fills_in_all_that_is_left_open() -> None:
+    text = (ROOT / RAYJOB).read_text()
+    (command,) = re.findall(r"# +(sed .*) \| kubectl apply", text)
+    filled = subprocess.run(shlex.split(command), cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"REGISTRY|BUCKET|ACCOUNT", text)
+    assert not re.findall(r"REGISTRY|BUCKET|ACCOUNT", str(list(yaml.safe_load_all(filled))))
+
+
 # The image.
 
 

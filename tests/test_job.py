@@ -71,9 +71,11 @@ class LocalCluster:
     @contextmanager
     def node(self, name: str, *options: str) -> Iterator[None]:
         """A node that has joined the cluster, and leaves it at the end."""
-        ports = [f"--{what}-port={free_port()}" for what in ("dashboard-agent-listen", "metrics-export")]  # others have the default ones
+        # Ports because others on this machine have the default ones; a folder because nodes that share one delete each other's package.
+        own = [f"--{what}-port={free_port()}" for what in ("dashboard-agent-listen", "metrics-export")]
+        own.append(f"--temp-dir={self.folder}/{name}")
         log = self.folder / f"{name}.log"
-        command = ["ray", "start", "--block", "--object-store-memory=100000000", *ports, *options]
+        command = ["ray", "start", "--block", "--object-store-memory=100000000", *own, *options]
         with subprocess.Popen(command, env=self.environment, stdout=log.open("w"), stderr=subprocess.STDOUT) as process:
             try:
                 while "Ray runtime started" not in log.read_text():
@@ -98,7 +100,7 @@ def cluster(head_cpus: int, *machines_cpus: int) -> Iterator[LocalCluster]:
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp", ignore_cleanup_errors=True) as folder, ExitStack() as nodes:
         local = LocalCluster(Path(folder))
         ports = (f"--port={local.port}", f"--dashboard-port={local.dashboard}", f"--ray-client-server-port={free_port()}")
-        nodes.enter_context(local.node("head", "--head", f"--num-cpus={head_cpus}", f"--temp-dir={folder}/ray", *ports))
+        nodes.enter_context(local.node("head", "--head", f"--num-cpus={head_cpus}", *ports))
         for number, cpus in enumerate(machines_cpus):
             nodes.enter_context(local.node(f"machine{number}", f"--address=127.0.0.1:{local.port}", f"--num-cpus={cpus}"))
         yield local
@@ -115,6 +117,7 @@ def test_a_run_ends_with_the_jobs_success(head_2_cpus: LocalCluster, tmp_path: P
     job = head_2_cpus.submit(*RUN, "--preset", "smoke", "--run", str(tmp_path / "run"))
     assert job.code == 0, job.said
     assert "victim: finished" in job.log
+    assert "not logged" not in job.log
     audit = subprocess.run([sys.executable, "pipeline/verify.py", "--run", str(tmp_path / "run")], cwd=ROOT, check=False)
     assert audit.returncode == 0
 
@@ -159,5 +162,6 @@ def test_a_run_on_several_machines_and_a_head_without_work(tmp_path: Path) -> No
     with cluster(0, 1, 1) as local:
         job = local.submit(*RUN, "--preset", "smoke", "--run", str(tmp_path / "run"), "--workers", "2")  # so many only both have
         assert job.code == 0, job.said
+        assert "not logged" not in job.log
     audit = subprocess.run([sys.executable, "pipeline/verify.py", "--run", str(tmp_path / "run")], cwd=ROOT, check=False)
     assert audit.returncode == 0
