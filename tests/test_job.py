@@ -125,17 +125,17 @@ def test_a_run_ends_with_the_jobs_success(head_2_cpus: LocalCluster, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
-        (["--preset", "smoke"], 1, "'runs/smoke' is a relative path, and a Ray job's working directory is deleted with the job"),
-        (["--preset", "smoke", "--run", "here"], 1, "'here' is a relative path"),
-        (["--preset", "smok", "--run", "/tmp/never"], 2, "smok"),
+        (["--preset", "smoke", "--run", "here"], 2, "'here' is a relative path, and a Ray job's working directory is deleted with the job"),
+        (["--preset", "smok"], 2, "unknown preset 'smok'"),
+        (["--preset", "smoke", "--data", "/no/such/folder"], 1, "/no/such/folder"),
     ],
 )
 def test_a_failed_run_ends_with_the_jobs_failure_and_its_reason(
-    head_2_cpus: LocalCluster, arguments: list[str], code: int, reason: str
+    head_2_cpus: LocalCluster, tmp_path: Path, arguments: list[str], code: int, reason: str
 ) -> None:
-    job = head_2_cpus.submit(*RUN, *arguments)
+    job = head_2_cpus.submit(*RUN, "--run", str(tmp_path / "run"), *arguments)
     assert job.code == 1  # of Ray's command, whatever the job's own is
-    assert f"exit code {code}" in " ".join(job.said.split())  # Ray wraps its lines
+    assert f"exit code {code}" in job.said
     assert reason in job.log
     assert "Traceback" not in job.log
 
