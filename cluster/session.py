@@ -19,8 +19,15 @@ log = logging.getLogger(__name__)
 MOST_CPU_WORKERS = 8  # by default; more DDP ranks on one machine's CPUs cost more in synchronisation than they bring
 MACHINES_SECONDS = 900.0  # for an autoscaler to bring machines: a boot, an image of many gigabytes, an installation
 
-# Of glibc, for workers on a CPU: memory that one step frees is kept for the next, instead of being given back and faulted in anew.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+# What every process of a job is given, wherever it runs; whoever sets one of these has the last word. Nothing of it is repeated in
+# a recipe or a file that describes a cluster.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    # Of glibc, for workers on a CPU: memory that one step frees is kept for the next, instead of being given back and faulted in anew.
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
 
 _embedded = ExitStack()  # what goes with the embedded cluster: its temporary folder
 
@@ -72,11 +79,12 @@ def connect(workers: int | None = None) -> Resources:
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+        missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+        os.environ.update(missing)
         handler = signal.getsignal(signal.SIGTERM)
         if joining:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            # Workers do not inherit it from this process; and Ray refuses to be told twice what `ray job submit` was told already.
+            ray.init(runtime_env={"env_vars": missing}, log_to_driver=False, logging_level=logging.WARNING)
         else:
             _start()
         if threading.current_thread() is threading.main_thread():
@@ -90,8 +98,6 @@ def connect(workers: int | None = None) -> Resources:
 def _start() -> None:
     # Ray warns at every start that it turns on token authentication, which is what we want of it.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)
     # A folder of our own, because Ray's /tmp/ray belongs to whoever came first; a short one, because paths of Unix
     # sockets end at 107 characters.
     base = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108  # the folder in it gets an unpredictable name

@@ -22,6 +22,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.storage import Folder
 
+wds.utils.enforce_security = True  # a second lock, in every process: no shell commands as names of shards, no unpickling
+
 Pixels = NDArray[np.uint8]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -179,52 +177,3 @@ def test_folder_of_photographs(sep_data: Path, tmp_path: Path) -> None:
     code, _, err = finish(*source, "--protect.steps", "1", "--stages", "pack", "surrogate", "protect")
     assert code == 0, err
     assert tool("verify", "--run", run).returncode == 0
-
-
-@pytest.mark.slow
-def test_submitted_as_a_ray_job(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8299",
-    }
-    (tmp_path / "token").write_text("a-token-for-this-test-that-is-long-enough")
-    head = subprocess.Popen(
-        [
-            "ray",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=2",
-            "--port=6399",
-            "--dashboard-port=8299",
-            "--object-store-memory=200000000",
-            f"--temp-dir=/tmp/sep-job-{os.getpid()}",
-        ],
-        env=environment,
-        stdout=(tmp_path / "head.log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        for _ in range(600):
-            if "Ray runtime started" in (tmp_path / "head.log").read_text():
-                break
-            time.sleep(0.1)
-
-        def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
-            command = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "pipeline/run.py", "--preset", "smoke", *arguments]
-            return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
-
-        refused = submit()
-        assert refused.returncode == 1
-        assert "relative path" in refused.stdout + refused.stderr
-        whole = submit("--run", str(tmp_path / "run"))
-        assert whole.returncode == 0, whole.stdout + whole.stderr
-        assert "victim: finished" in whole.stdout + whole.stderr
-        assert tool("verify", "--run", str(tmp_path / "run")).returncode == 0
-    finally:
-        head.terminate()
-        head.wait(timeout=120)
