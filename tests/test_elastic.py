@@ -5,9 +5,11 @@ The GPUs are only counted, not used.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ def start(**head: int) -> Any:
     """A cluster of one machine, connected to."""
     from ray.cluster_utils import Cluster
 
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import what tests send them
     cluster = Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
     ray.init(address=cluster.address, log_to_driver=False)
     return cluster
