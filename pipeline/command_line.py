@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.classes import from_files
 from pipeline.config import RunConfig, to_tree
+from pipeline.filesystems import refuse_password
 from pipeline.presets import preset
 from pipeline.storage import absolute
 
@@ -57,6 +58,8 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         config = tyro.cli(RunConfig, prog="run.py", default=base, args=arguments)
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
+        if config.tracking_uri:
+            refuse_password(config.tracking_uri)
         return dataclasses.replace(
             config,
             run=absolute(config.run),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -16,6 +17,7 @@ SCHEMES = ("file", "s3", "gs", "abfs")
 OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_override", "scheme"), "abfs": ("enable_tls",), "file": ()}
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the standard variables, the first that is set counts
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+SECRET = re.compile("pass|pwd|secret|token|key|cred|auth", re.IGNORECASE)  # in the name of a parameter
 ATTEMPTS = 9  # of one request; the waits between them double up to 20 s and come to 30 s on average, to 90 s at most
 CONNECT_SECONDS = 10.0
 STALLED_SECONDS = 60.0  # without a byte, after which a request has failed
@@ -38,6 +40,20 @@ def split(uri: str) -> SplitResult:
         raise ValueError(f"a {parts.scheme}:// URI {known}, and no credentials: set those in the environment or an instance role")
     _refuse_credentials(urlsplit("//" + options.get("endpoint_override", "").rpartition("//")[2]))
     return parts
+
+
+def refuse_password(uri: str) -> None:
+    """For URIs of a tracker, which may have a user's name, and are written down in the run's configuration.
+
+    Raises:
+        ValueError: it has a password or the like; which is not repeated.
+    """
+    parts = urlsplit(uri)
+    if parts.password or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+        raise ValueError(
+            "a tracking URI must not carry a password, because it is written down in the run: for a server set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment; put a server before a database that needs one"
+        )
 
 
 def _refuse_credentials(parts: SplitResult) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from cluster import session
 from pipeline import reproduce
-from tests import small_reproduction
+from tests import s3_servers, small_reproduction
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +26,30 @@ def ray_2_cpus() -> Iterator[session.Resources]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import what tests send them
         yield session.connect(2)
         session.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3_servers.Server]:
+    """An S3-speaking server, a process of its own on this machine."""
+    with s3_servers.moto() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that has the key of that server, and nothing of the developer's own."""
+    for name in s3_servers.FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_servers.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: s3_servers.Server, s3_credentials: None) -> str:
+    """The name of an empty bucket on that server."""
+    name = f"bucket-{next(_numbers)}"
+    fs.S3FileSystem(region="us-east-1", endpoint_override=s3_server.url, request_timeout=60, allow_bucket_creation=True).create_dir(name)
+    return name
 
 
 @pytest.fixture(scope="session")
