@@ -20,7 +20,7 @@ from tests import s3_servers
 from tests.s3_servers import SECRET, Server
 from tests.source_kinds import KINDS, contents, expected
 
-LARGE = 10_600_000  # bytes, more than one part
+PART = 10 * 2**20  # bytes; what a large file is cut into
 PART_2, BEGIN, COMPLETE = r"PUT .*partNumber=2", r"POST .*\?uploads", r"POST .*\?uploadId="
 
 
@@ -121,14 +121,14 @@ def test_a_server_that_stays_away_is_said_in_one_line(impatient: None, s3_server
     assert SECRET not in str(failed.value)
 
 
-@pytest.mark.parametrize(("request_", "kind"), [(PART_2, "503"), (BEGIN, "503"), (COMPLETE, "refused")])
-def test_a_large_write_that_fails_leaves_the_old_content(
-    impatient: None, s3_server: Server, s3_bucket: str, request_: str, kind: str
+@pytest.mark.parametrize(("request_", "kind", "size"), [(PART_2, "503", 2 * PART + 9), (BEGIN, "503", PART + 9), (COMPLETE, "refused", 9)])
+def test_a_write_that_fails_leaves_the_old_content(
+    impatient: None, s3_server: Server, s3_bucket: str, request_: str, kind: str, size: int
 ) -> None:
     open_at(s3_server, s3_bucket).write("a.bin", b"old")
     with s3_servers.proxy(s3_server, share=1, only=request_, kinds=[kind]) as failing:
         with pytest.raises(OSError, match=r"a\.bin: "):
-            open_at(failing, s3_bucket).write("a.bin", bytes(LARGE))
+            open_at(failing, s3_bucket).write("a.bin", bytes(size))
         assert s3_servers.failures(failing)
     assert open_at(s3_server, s3_bucket).read("a.bin") == b"old"
 
