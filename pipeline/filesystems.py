@@ -64,8 +64,9 @@ def _refuse_credentials(parts: SplitResult) -> None:
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow ships no types
     """An S3 filesystem that keeps its endpoint, timeouts and retries, and takes no credentials along, when it is sent to a worker.
 
-    One of pyarrow's own would forget the retries. An object appears when its upload is completed, also a small one: the put in one request
-    (allow_delayed_open) leaves an empty object in the place of the earlier one where a large upload cannot begin.
+    One of pyarrow's own would forget the retries. What is there stays there until the upload of the new object is complete, which takes
+    both settings below: with allow_delayed_open a large upload that cannot begin leaves an empty object, and without background_writes
+    one that fails in its middle is completed without the parts that failed.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
