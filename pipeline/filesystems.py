@@ -18,7 +18,7 @@ OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_ove
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the standard variables, the first that is set counts
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 SECRET = re.compile("pass|pwd|secret|token|key|cred|auth", re.IGNORECASE)  # in the name of a parameter
-ATTEMPTS = 9  # of one request; the waits between them double up to 20 s and come to 30 s on average, to 90 s at most
+ATTEMPTS = 11  # of one request; the waits between them, random and doubling up to 20 s, come to a minute on average
 CONNECT_SECONDS = 10.0
 STALLED_SECONDS = 60.0  # without a byte, after which a request has failed
 
