@@ -53,6 +53,7 @@ def whole_run(bucket: str, tmp_path: Path) -> None:
     assert f"{run}/protect/samples.parquet is missing or damaged" in audit.stderr
 
 
+@pytest.mark.slow
 def test_whole_run(s3_server: Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     whole_run(s3_bucket, tmp_path)
