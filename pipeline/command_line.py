@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.classes import from_files
 from pipeline.config import RunConfig, to_tree
+from pipeline.filesystems import refuse_password
 from pipeline.presets import preset
 from pipeline.storage import absolute
 
@@ -69,6 +70,8 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) 
         config = tyro.cli(kind, prog=program, default=kind(**vars(base)), args=arguments)
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
+        if config.tracking_uri:
+            refuse_password(config.tracking_uri)
         return dataclasses.replace(
             config,
             run=absolute(config.run),

@@ -80,7 +80,8 @@ class Listing:
 
 
 def _inside(folder: Folder, path: str, *, recursive: bool = True) -> list[fs.FileInfo]:
-    return list(folder.filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)))
+    with folder.errors():
+        return list(folder.filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)))
 
 
 def _inside_classes(folder: Folder, classes: Collection[str]) -> list[fs.FileInfo]:
@@ -96,4 +97,5 @@ def _inside_classes(folder: Folder, classes: Collection[str]) -> list[fs.FileInf
 
 
 def _is_folder(folder: Folder) -> bool:
-    return bool(folder.filesystem.get_file_info(folder.path).type == fs.FileType.Directory)
+    with folder.errors():
+        return bool(folder.filesystem.get_file_info(folder.path).type == fs.FileType.Directory)

@@ -108,7 +108,7 @@ def _beating(folder: Folder) -> Iterator[None]:
         stop.set()
         thread.join()
         with suppress(OSError):
-            folder.filesystem.delete_file(folder.file(BEAT))
+            folder.remove(BEAT)
 
 
 def _read(folder: Folder) -> dict[str, Any]:

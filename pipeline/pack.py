@@ -219,4 +219,4 @@ def _drop_unlisted(folder: Folder, listed: set[str]) -> None:
     """Remove shards that an interrupted start left of a source that has since shrunk."""
     for name in folder.names():
         if name.endswith(".tar") and name not in listed:
-            folder.filesystem.delete_file(folder.file(name))
+            folder.remove(name)

@@ -30,7 +30,7 @@ class ParquetReader:
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
         """Each entry with its encoded bytes."""
         for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
-            with self.folder.filesystem.open_input_file(self.folder.file(file)) as stream, pq.ParquetFile(stream) as parquet:
+            with self.folder.stream(file) as stream, pq.ParquetFile(stream) as parquet:
                 image = columns(parquet.schema_arrow, file)[0]
                 starts = [0, *accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))]
                 for group, rows in groupby(inside, key=lambda e: bisect_right(starts, e.start) - 1):
@@ -89,7 +89,7 @@ def columns(schema: pa.Schema, file: str) -> tuple[str, str]:
 def _rows(folder: Folder, file: str) -> tuple[list[int], list[str | None], tuple[str, ...]]:
     """Labels and original names of one file's rows, and the class names its schema carries."""
     try:
-        with folder.filesystem.open_input_file(folder.file(file)) as stream, pq.ParquetFile(stream) as parquet:
+        with folder.stream(file) as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
             image, label = columns(schema, file)
             has_path = schema.field(image).type.get_field_index("path") >= 0

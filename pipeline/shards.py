@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,10 @@ import pyarrow.parquet as pq
 import webdataset as wds
 from numpy.typing import NDArray
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from pipeline.storage import Folder
+from pipeline.tar_members import content, files, open_tar
 
 wds.utils.enforce_security = True  # a second lock, in every process: no shell commands as names of shards, no unpickling
 
@@ -95,16 +97,30 @@ def decode_shard(data: bytes, name: str = "shard") -> list[Sample]:
     """The samples of a tar, in order. Does not know how many there should be: see `read_shard`.
 
     Raises:
-        CorruptShard: a sample lacks a member or its label is no integer.
-        tarfile.ReadError: the tar is cut in the middle of a member.
+        CorruptShard: the tar is damaged, or a sample lacks a member, has one twice, is there twice, or its label is no integer.
     """
-    samples = []
-    for group in group_by_keys(tar_file_expander([{"url": name, "stream": io.BytesIO(data)}])):
-        try:
-            samples.append(Sample(group["__key__"], group["png"], int(group["cls"]), group["json"]))
-        except (KeyError, ValueError) as error:
-            raise CorruptShard(f"{name}: sample {group['__key__']} lacks a member or has a broken label ({error!r})") from error
-    return samples
+    samples: dict[str, Sample] = {}
+    try:
+        for group in group_by_keys(_members(data, name)):
+            key = group["__key__"]
+            try:
+                sample = Sample(key, group["png"], int(group["cls"]), group["json"])
+            except (KeyError, ValueError) as error:
+                raise CorruptShard(f"{name}: sample {key} lacks a member or has a broken label ({error!r})") from error
+            if samples.setdefault(key, sample) is not sample:
+                raise CorruptShard(f"{name}: sample {key} is there twice")
+    except CorruptShard:
+        raise
+    except (tarfile.TarError, ValueError) as error:
+        raise CorruptShard(f"{name}: damaged ({error.args[0]})") from error
+    return list(samples.values())
+
+
+def _members(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+    """What WebDataset groups into samples. It is given bytes only: its own way of opening may unpack, unpickle or run a shell."""
+    with open_tar(io.BytesIO(data)) as tar:
+        for member in files(tar):
+            yield {"fname": member.name, "data": content(tar, member), "__url__": name}
 
 
 def read_shard(folder: Folder, shard: Shard) -> list[Sample]:

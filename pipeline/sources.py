@@ -30,6 +30,7 @@ from pipeline.dataset import (
 )
 from pipeline.listing import TEST_NAMES, Listing
 from pipeline.storage import Folder
+from pipeline.tar_members import content, files, open_tar
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ UNDERSTOOD = (
 )
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 BLOCK = 512  # bytes; what a tar is made of
+LABEL_BYTES = 32  # at most, for an integer and the space around it
 
 
 def scan(config: RunConfig) -> Dataset:
@@ -127,7 +129,7 @@ class FileReader:
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
         """Each entry with its encoded bytes; every file is opened once."""
         for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
-            with self.folder.filesystem.open_input_file(self.folder.file(file)) as stream:
+            with self.folder.stream(file) as stream:
                 for entry in inside:
                     stream.seek(entry.start)
                     yield entry, bytes(stream.read(entry.size))
@@ -187,18 +189,19 @@ def _index(folder: Folder, split: str, file: str) -> list[Entry]:
     where = f"{folder.uri}/{file}"
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
-    with folder.filesystem.open_input_file(folder.file(file)) as stream:
+    with folder.stream(file) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in filter(tarfile.TarInfo.isreg, tar):
+            with open_tar(stream) as tar:
+                for member in files(tar):
                     stem, extension = _split_name(member.name)
                     if extension in IMAGE_MEMBERS:
                         if stem in images:
                             raise SourceError(f"{where}: sample {stem!r} has two images, expected one")
                         images[stem] = member
                     elif extension == "cls":
-                        content = tar.extractfile(member)
-                        labels[stem] = int(content.read() if content else b"")
+                        if stem in labels:
+                            raise SourceError(f"{where}: sample {stem!r} has two labels, expected one")
+                        labels[stem] = int(content(tar, member, LABEL_BYTES))
                 _check_end(stream, tar.getmembers())
         except SourceError:
             raise

@@ -141,8 +141,7 @@ class Stage:
             )
         if changed and self._pieces_know and before.keys() != {STARTED}:
             log.info("%s: done again where this matters: %s", self.name, "; ".join(changed))
-            if self.folder.exists(MANIFEST):
-                self.folder.filesystem.delete_file(self.folder.file(MANIFEST))
+            self.folder.remove(MANIFEST)
         elif changed:
             self.clear("; ".join(changed))
         elif self.folder.exists(MANIFEST):
@@ -167,7 +166,7 @@ class Stage:
         self.folder.write(STARTED, to_json(CLEARING))
         for name in self.folder.names(recursive=True):
             if name != STARTED:
-                self.folder.filesystem.delete_file(self.folder.file(name))
+                self.folder.remove(name)
         self.folder.delete()
 
     def finish(

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
-SCHEMES = ("file", "s3", "gs", "abfs")
+from pipeline.filesystems import connect, split
+
 TEMPORARY = ".partial-"  # prefix of files that are still being built; never read, never listed
+PUTS = 3  # of one object, where the answer to the first was lost or something else has arrived
+FORGOTTEN = "NO_SUCH_UPLOAD"  # what a store says of an upload that it has finished, when it is asked to finish it again
+ADVICE = {
+    "NO_SUCH_BUCKET": "there is no such bucket: create it, or correct the URI",
+    "ACCESS_DENIED": "access is refused: {credentials}",
+    "INVALID_ACCESS_KEY_ID": "the access key is not known there: {credentials}",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key is not the access key's: {credentials}",
+    "NETWORK_CONNECTION": "storage is out of reach, also after waiting: correct the endpoint (AWS_ENDPOINT_URL), or start again later",
+}
+CREDENTIALS = "give ones that may read and write there, by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or an instance role"
 
 
 def absolute(uri: str) -> str:
@@ -24,11 +34,7 @@ def absolute(uri: str) -> str:
             whose working directory vanishes with the job.
     """
     if "://" in uri:
-        parts = urlsplit(uri)
-        if parts.scheme not in SCHEMES:
-            raise ValueError(f"storage must be a local path or one of {', '.join(s + '://' for s in SCHEMES)}; got {parts.scheme}://")
-        if parts.password or (parts.username and parts.scheme != "abfs"):
-            raise ValueError("storage URIs must not carry credentials: set them in the environment or an instance role")
+        parts = split(uri)
         return parts.path if parts.scheme == "file" else uri
     if not os.path.isabs(uri) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise ValueError(
@@ -43,7 +49,9 @@ class Folder:
     """A folder on any filesystem pyarrow knows. Cheap to copy and to send to a worker.
 
     Files appear whole or not at all: locally through a temporary file that is synced and renamed, on an object store
-    through one put of the complete object.
+    through one put of the complete object, whose size is then asked for.
+
+    Every method raises an OSError that names the URI and says what to do, if storage refuses or cannot be reached.
     """
 
     filesystem: fs.FileSystem = field(compare=False)
@@ -55,13 +63,15 @@ class Folder:
         """The folder at a local path or URI; nothing is created.
 
         Raises:
-            ValueError: see `absolute`.
+            ValueError: see `absolute`; or the URI makes no sense.
+            OSError: the region of a bucket cannot be found out.
         """
         uri = absolute(uri)
         if "://" not in uri:
             return cls(fs.LocalFileSystem(), uri, uri)
-        filesystem, path = fs.FileSystem.from_uri(uri)
-        return cls(filesystem, path, uri.split("?")[0].rstrip("/"))
+        shown = uri.split("?")[0].rstrip("/")
+        with _named(shown):
+            return cls(*connect(uri), shown)
 
     @property
     def is_local(self) -> bool:
@@ -78,8 +88,7 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether a file (or, without a name, this folder) is there."""
-        path = self.file(name) if name else self.path
-        return bool(self.filesystem.get_file_info(path).type != fs.FileType.NotFound)
+        return self._info(name).type is not fs.FileType.NotFound
 
     def read(self, name: str) -> bytes:
         """The whole of one file.
@@ -87,8 +96,18 @@ class Folder:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        with self.filesystem.open_input_stream(self.file(name)) as stream:
+        with self.stream(name) as stream:
             return bytes(stream.read())
+
+    @contextmanager
+    def stream(self, name: str) -> Iterator[NativeFile]:
+        """A file to read from anywhere in it, of which only that is fetched.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self.errors(name), self.filesystem.open_input_file(self.file(name)) as stream:
+            yield stream
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file in place whole, over whatever was there.
@@ -97,21 +116,42 @@ class Folder:
             OSError: storage refused; what was there before is still there.
         """
         if self.is_local:
-            target = Path(self.file(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=TEMPORARY, delete=False) as stream:
-                try:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                    os.chmod(stream.name, 0o644)
-                    os.replace(stream.name, target)
-                except BaseException:
-                    os.unlink(stream.name)
-                    raise
+            self._replace(Path(self.file(name)), data)
         else:
-            with self.filesystem.open_output_stream(self.file(name)) as stream:
+            with self.errors(name):
+                self._put(name, data)
+
+    @staticmethod
+    def _replace(target: Path, data: bytes) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=TEMPORARY, delete=False) as stream:
+            try:
                 stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+                os.chmod(stream.name, 0o644)
+                os.replace(stream.name, target)
+            except BaseException:
+                os.unlink(stream.name)
+                raise
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Put an object and see that it is there; again, if the store has forgotten the upload because its answer was lost."""
+        for left in reversed(range(PUTS)):
+            try:
+                with self.filesystem.open_output_stream(self.file(name)) as stream:
+                    stream.write(data)
+            except OSError as error:
+                if left and FORGOTTEN in str(error):
+                    continue
+                raise
+            if (size := self._info(name).size) == len(data):
+                return
+        raise OSError(f"{len(data)} bytes were written, but {size or 'none'} are there")
+
+    def _info(self, name: str = "") -> fs.FileInfo:
+        with self.errors(name):
+            return self.filesystem.get_file_info(self.file(name) if name else self.path)
 
     def names(self, recursive: bool = False) -> list[str]:
         """Sorted names of the files in this folder, relative to it; none if it does not exist.
@@ -120,13 +160,28 @@ class Folder:
         """
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = len(self.path.rstrip("/")) + 1
-        found = (info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File)
+        with self.errors():
+            found = (info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File)
         return sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens if it is not there."""
+        with suppress(FileNotFoundError), self.errors(name):
+            self.filesystem.delete_file(self.file(name))
 
     def delete(self) -> None:
         """Remove the folder and everything in it; nothing happens if it is not there."""
-        if self.exists():
+        with suppress(FileNotFoundError), self.errors():
             self.filesystem.delete_dir(self.path)
+
+    @contextmanager
+    def errors(self, name: str = "") -> Iterator[None]:
+        """What an object store says in the block is said with the URI, and what to do about it."""
+        if self.is_local:
+            yield
+        else:
+            with _named(f"{self.uri}/{name}" if name else self.uri):
+                yield
 
     def sweep(self) -> None:
         """Remove what a killed writer left half-built."""
@@ -147,3 +202,17 @@ class Folder:
             os.replace(building.path, self.path)
         finally:
             building.delete()
+
+
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{uri} is not there") from error
+    except OSError as error:
+        said = str(error)
+        if said.startswith(uri):
+            raise
+        advice = next((text for code, text in ADVICE.items() if code in said), "storage failed")
+        raise OSError(f"{uri}: {advice.format(credentials=CREDENTIALS)} ({said})") from error

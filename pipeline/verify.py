@@ -23,6 +23,7 @@ from pipeline.classes import choose_classes
 from pipeline.shards import Pixels, Shard, decode_png, pixels_sha256, read_table, sha256
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
+from pipeline.tar_members import content, open_tar
 
 SAMPLES = "samples.parquet"
 MEMBERS = ("cls", "json", "png")
@@ -207,14 +208,13 @@ def read_members(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[str]]:
     contents: dict[str, dict[str, bytes]] = {}
     repeated: dict[str, None] = {}  # an ordered set
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", ignore_zeros=True) as tar:
+        with open_tar(io.BytesIO(data), damaged=True) as tar:
             for member in tar:
                 key, _, extension = member.name.partition(".")
-                stream = tar.extractfile(member) if member.isreg() else None
-                content = stream.read() if stream else b""
+                readable = member.isreg() and not member.issparse()
                 if extension in contents.setdefault(key, {}):
                     repeated[key] = None
-                contents[key][extension] = content
+                contents[key][extension] = content(tar, member) if readable else b""
     except tarfile.TarError:
         pass  # empty, or cut in the middle of a member: what was not reached counts as missing
     return contents, list(repeated)

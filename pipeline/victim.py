@@ -178,7 +178,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     assert len(rows) == len(cells)
     for name in stage.folder.names():
         if name.endswith(".json") and name.removesuffix(".json") not in (*tasks, "started"):
-            stage.folder.filesystem.delete_file(stage.folder.file(name))  # of an earlier configuration
+            stage.folder.remove(name)  # of an earlier configuration
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     return stage.finish({"trials": len(rows)})
 

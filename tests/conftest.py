@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from cluster import session
 from cluster.session import Resources
@@ -16,7 +18,9 @@ from pipeline import pack, reproduce
 from pipeline.config import RunConfig
 from pipeline.presets import preset
 from pipeline.storage import Folder
-from tests import packed_run, small_reproduction
+from tests import packed_run, s3_servers, small_reproduction
+
+_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +42,30 @@ def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> t
     pack.run(config, folder)
     packed_run.write_checkpoints(folder, ("resnet8",))
     return config, folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3_servers.Server]:
+    """An S3-speaking server, a process of its own on this machine."""
+    with s3_servers.moto() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that has the key of that server, and nothing of the developer's own."""
+    for name in s3_servers.FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_servers.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: s3_servers.Server, s3_credentials: None) -> str:
+    """The name of an empty bucket on that server."""
+    name = f"bucket-{next(_numbers)}"
+    fs.S3FileSystem(region="us-east-1", endpoint_override=s3_server.url, request_timeout=60, allow_bucket_creation=True).create_dir(name)
+    return name
 
 
 @pytest.fixture(scope="session")

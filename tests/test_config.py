@@ -151,6 +151,10 @@ def test_every_field_is_a_flag_with_its_unit_or_meaning(capsys: pytest.CaptureFi
         (["--pack.shard-images", "0"], "shard-images must be at least 1, got 0"),
         (["--run", "ftp://host/a"], "got ftp://"),
         (["--run", "s3://key:secret@bucket/a"], "must not carry credentials"),
+        (["--data", "s3://bucket/a?access_key=key&secret_key=secret"], "and no credentials"),
+        (["--tracking-uri", "postgresql://user:secret@host/db"], "must not carry a password"),
+        (["--tracking-uri", "http://user:secret@host:5000"], "MLFLOW_TRACKING_PASSWORD"),
+        (["--tracking-uri", "postgresql://host/db?user=me&password=secret"], "must not carry a password"),
         (["--stages", "train"], "protect"),
     ],
 )

@@ -150,3 +150,49 @@ def test_an_object_store_is_written_in_one_put(tmp_path: Path) -> None:
     assert folder.read("a.bin") == b"again"
     assert folder.child("x").uri == "s3://bucket/x"
     folder.sweep()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/a?access_key=AKIA&secret_key=hidden",
+        "s3://bucket/a?region=us-east-1&secret_key=hidden",
+        "s3://bucket/a?session_token=hidden",
+        "s3://bucket/a?endpoint_override=http://AKIA:hidden@host:9000",
+        "s3://bucket/a?endpoint_override=AKIA:hidden@host:9000",
+        "s3://bucket/a?hidden",
+        "s3://bucket/a#hidden",
+        "gs://bucket/a?access_token=hidden",
+        "abfs://container/a?account_key=hidden",
+        "abfs://:hidden@account/a",
+        "file:///a?hidden=hidden",
+    ],
+)
+def test_credentials_in_a_query_are_refused_and_not_repeated(uri: str) -> None:
+    for look in (absolute, Folder.open):
+        with pytest.raises(ValueError, match="credentials: set th") as refused:
+            look(uri)
+        assert "hidden" not in str(refused.value)
+        assert "AKIA" not in str(refused.value)
+
+
+def test_credentials_in_the_endpoint_of_the_environment_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://AKIA:hidden@host:9000")
+    with pytest.raises(ValueError, match="must not carry credentials") as refused:
+        Folder.open("s3://bucket/a")
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_query_names_the_server_and_is_not_part_of_any_name() -> None:
+    folder = Folder.open("s3://bucket/a%20b/?endpoint_override=127.0.0.1:9&scheme=http&region=x")
+    assert (folder.path, folder.uri) == ("bucket/a b", "s3://bucket/a%20b")
+    assert folder.filesystem.region == "x"
+    assert folder.child("c").file("d") == "bucket/a b/c/d"
+
+
+def test_google_storage_is_opened_without_asking_anybody() -> None:
+    folder = Folder.open("gs://bucket/a/")
+    assert isinstance(folder.filesystem, fs.GcsFileSystem)
+    assert (folder.path, folder.uri) == ("bucket/a", "gs://bucket/a")
+    with pytest.raises(ValueError, match="names no bucket"):
+        Folder.open("gs:///a")
