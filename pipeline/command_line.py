@@ -75,6 +75,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) 
         return dataclasses.replace(
             config,
             run=absolute(config.run),
+            add=absolute(config.add) if config.add else None,
             data=config.data if config.data == "generated" else absolute(config.data),
             # By content: a file that changes is another configuration, and a cluster's machines need not have it.
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),

@@ -148,6 +148,9 @@ class RunConfig:
     tars, a published CIFAR folder, or `generated`"""
     run: str = "runs/quickstart"
     """folder or URI (s3://...) that holds everything about this run"""
+    add: str | None = None
+    """more images for a run that is protected: what `data` may be, but `generated`; those that the run does not have yet are packed and
+    protected into `added/0001`, ..., a run folder of its own, with the checkpoints and class means that are there"""
     stages: tuple[StageName, ...] = STAGES
     """any subset; always run in this order"""
     workers: int | None = None

@@ -29,11 +29,12 @@ class Entry:
     file: str = ""  # the file that holds it, relative to the data root
     start: int = 0  # where in the file: byte, row or record; the number of a generated image
     size: int = 0  # bytes to read; 0 where the file's format knows
+    origin: str = ""  # of images added to a run from another place than the run's own, whose names may be the same
 
     @property
     def key(self) -> str:
         """The sample's name for good: does not depend on which other images there are, and mixes the classes when sorted."""
-        return hashlib.blake2b(f"{self.split}/{self.source}".encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(f"{self.origin}{self.split}/{self.source}".encode(), digest_size=8).hexdigest()
 
 
 class Reader(Protocol):

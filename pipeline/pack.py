@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -58,6 +59,37 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     try:
         dataset = scan(config)
         parts = _pack(stage, dataset, config)
+        _check(dataset, parts)
+        return _finish(stage, dataset, parts)
+    except SourceError as error:
+        stage.clear(str(error))
+        raise
+
+
+def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset) -> Manifest:
+    """Pack images that are added to a run into the `pack` folder of the addition, unless that is done already.
+
+    Args:
+        config: of the run.
+        run: the run.
+        folder: of the addition.
+        dataset: from `sources.scan_more`.
+
+    Raises:
+        SourceError: none of the images can be used, or their size is another than the run's; nothing is left.
+        WorkFailed: a task failed for good; what is finished is kept.
+    """
+    base = Manifest.load(run, "pack").counts
+    stage = Stage(folder, "pack", section={"data": config.add, **to_tree(config.pack)}, seed=config.seed, overwrite=config.overwrite)
+    if stage.manifest is not None:
+        return stage.manifest
+    try:
+        parts = _pack(stage, dataset, config)
+        sizes = {size for part in parts.values() for size in part.extra["sizes"]}
+        if sizes and sizes != {f"{base['height']}x{base['width']}"}:
+            raise SourceError(f"--add: images are {', '.join(sizes)} (height x width), those of the run {base['height']}x{base['width']}")
+        if not any(part.shard.count for part in parts.values()):
+            raise SourceError(f"--add: no image could be used{_why(_refused(parts))}")
         return _finish(stage, dataset, parts)
     except SourceError as error:
         stage.clear(str(error))
@@ -170,16 +202,28 @@ class Statistics:
         return [total / n for total in self.sums], [math.sqrt(variance) / n or 1.0 for variance in variances]
 
 
-def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
-    """Combine the parts into tables, counts and the manifest."""
-    refused = sorted((source, reason) for part in parts.values() for source, reason in part.extra["refused"])
+def _refused(parts: Mapping[str, Part]) -> list[tuple[str, str]]:
+    return sorted((source, reason) for part in parts.values() for source, reason in part.extra["refused"])
+
+
+def _packed(parts: Mapping[str, Part]) -> dict[str, Counter[int]]:
+    """Images per split and label."""
     packed: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     for name, part in parts.items():
         packed[name.split("-")[0]].update(dict(part.extra["labels"]))
+    return packed
+
+
+def _check(dataset: Dataset, parts: Mapping[str, Part]) -> None:
+    packed, refused = _packed(parts), _refused(parts)
     if any(entry.split == "test" for entry in dataset.entries) and not packed["test"]:
         raise SourceError(f"no test image could be used{_why(refused)}")
     check_classes(dataset.classes, packed, _why(refused))
 
+
+def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
+    """Combine the parts into tables, counts and the manifest."""
+    packed, refused = _packed(parts), _refused(parts)
     statistics = Statistics()
     for name, part in parts.items():
         if name.startswith("train"):

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,10 +21,11 @@ from torch import Tensor
 from cluster import session
 from cluster.pool import Chain, Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
+from pipeline.class_means import DIGEST as MEANS_DIGEST
 from pipeline.class_means import load_means, write_means
 from pipeline.classes import protected_classes
 from pipeline.config import ProtectConfig, RunConfig, to_tree
-from pipeline.ensemble import Checkpoint, Ensemble, choose, read_index
+from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
 from pipeline.seeding import derive, generator
 from pipeline.shards import Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard
@@ -62,12 +63,10 @@ class Task:
     seed: int
     made_from: str
     classes: tuple[int, ...]  # labels that are protected
+    clean: Folder  # where the clean shards are
+    out: Folder  # where the protected ones go
+    means: Folder  # where the class means are
     means_sha256: str | None
-
-    @property
-    def out(self) -> Folder:
-        """Where the protected shards go."""
-        return self.ensemble.run.child("protect")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def read_clean(task: Task, shard: Shard) -> Clean:
     Raises:
         CorruptShard: it was altered.
     """
-    samples = read_shard(task.ensemble.run.child("pack"), shard)
+    samples = read_shard(task.clean, shard)
     images, labels = to_tensors(samples)
     return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
 
@@ -110,7 +109,7 @@ def craft_chosen(task: Task, shard: Shard, clean: Clean) -> Tensor:
     targets = (
         labels if config.method == "noise" else choose_targets(config.targets, labels, task.classes, generator(task.seed, "targets"), draws)
     )
-    means = load_means(task.out, task.means_sha256) if task.means_sha256 else None
+    means = load_means(task.means, task.means_sha256) if task.means_sha256 else None
     batch = _micro_batch(ensemble, config, tuple(images.shape[1:]))
     seeded = generator(task.seed, "craft", keys[0])
     return torch.cat(list(craft_in_parts(ensemble.members(means), images, targets, config, seeded, batch)))
@@ -180,24 +179,61 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack", "surrogate"), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
-    shards = {shard.name: shard for shard in pack.shards["train"]}
     resources = session.connect(config.workers)
-    room = Room(config.workers, gpus=resources.gpu / protect.tasks_per_gpu)
+    room = _room(config, resources)
     index = read_index(folder)
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu))
     # Resolved here, so that one release is never half of one precision and half of another.
     protect = dataclasses.replace(protect, precision=resolve(protect.precision, ensemble.device))
-    made_from = digest([stage.hash, protect.precision])
-    parts = finished_parts(stage.folder, shards, made_from, Room(config.workers))
-    missing = [shard for name, shard in shards.items() if name not in parts]
     if not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), room)
     means_sha256 = None
-    if protect.aligns_features and missing:
+    if protect.aligns_features:
         size = None if protect.batch_size == "auto" else protect.batch_size
         means_sha256 = write_means(stage.folder, ensemble, len(names), size, pack.shards["train"], room, config.keep_going)
-    task = Task(ensemble, protect, config.seed, made_from, classes, means_sha256)
+    made_from = digest([stage.hash, protect.precision])
+    out = stage.folder
+    task = Task(ensemble, protect, config.seed, made_from, classes, folder.child("pack"), out, means=out, means_sha256=means_sha256)
+    return _craft_all(task, stage, pack.shards["train"], config, room)
+
+
+def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
+    """Protect images that were added to a finished run, as those of the run were: by its checkpoints, towards its class means.
+
+    Args:
+        config: of the run.
+        run: the run.
+        folder: of the addition, which is packed.
+
+    Raises:
+        ValueError: the run is not finished, or the addition was begun with another configuration.
+        WorkFailed: shards failed, after all others were finished.
+    """
+    base, pack = Manifest.load(run, "protect"), Manifest.load(folder, "pack")
+    section = {**base.asked["protect"], "added_to": base.digest}
+    stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
+    if stage.manifest:
+        return stage.manifest
+    resources = session.connect(config.workers)
+    protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
+    checkpoints = choose(read_index(run), protect.per_network, protect.epochs)
+    ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu))
+    means = run.child("protect")
+    sha256 = means.read(MEANS_DIGEST).decode() if protect.aligns_features else None
+    classes = tuple(base.counts["classes"])
+    task = Task(ensemble, protect, config.seed, stage.hash, classes, folder.child("pack"), stage.folder, means=means, means_sha256=sha256)
+    return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources))
+
+
+def _room(config: RunConfig, resources: session.Resources) -> Room:
+    return Room(config.workers, gpus=resources.gpu / config.protect.tasks_per_gpu)
+
+
+def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room) -> Manifest:
+    """Craft the shards that are not finished, and finish the stage."""
+    parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, Room(config.workers))
+    missing = [shard for shard in shards if shard.name not in parts]
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
     begun, crafted = time.monotonic(), 0
     try:
@@ -208,28 +244,20 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         if not config.keep_going or not parts:
             raise
         log.error("protect: kept going without %d of %d shards", len(failed.causes), len(shards))
-    rate = crafted / (time.monotonic() - begun)
-    return _finish(stage, shards, parts, checkpoints, classes, protect, rate)
+    return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun))
 
 
-def _finish(
-    stage: Stage,
-    shards: Mapping[str, Shard],
-    parts: Mapping[str, Part],
-    checkpoints: tuple[Checkpoint, ...],
-    classes: tuple[int, ...],
-    config: ProtectConfig,
-    rate: float,
-) -> Manifest:
+def _finish(task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float) -> Manifest:
     """Combine the parts into one table, and say what came out."""
-    ordered = [parts[name] for name in shards if name in parts]
+    config, checkpoints = task.config, task.ensemble.checkpoints
+    ordered = [parts[shard.name] for shard in shards if shard.name in parts]
     write_rows(stage.folder, SAMPLES, ordered, SCHEMA)
     protected = sum(part.extra["protected"] for part in ordered)
     psnr, changed = (math.fsum(part.extra["psnr_db"][i] for part in ordered) for i in range(2))
     counts: dict[str, Any] = {
         "images": sum(part.shard.count for part in ordered),
         "protected": protected,
-        "classes": list(classes),
+        "classes": list(task.classes),
         "method": config.method,
         "targets": config.targets,
         "eps_levels": config.eps_levels,
@@ -242,7 +270,7 @@ def _finish(
         "linf_levels": max(part.extra["linf_levels"] for part in ordered),
         "psnr_db": psnr / max(1, changed),
     }
-    left_out = [name for name in shards if name not in parts]
+    left_out = [shard.name for shard in shards if shard.name not in parts]
     manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, images_per_second=rate)
     if not left_out:
         stage.folder.child(PARTS).delete()

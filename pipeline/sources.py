@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -71,6 +71,32 @@ def scan(config: RunConfig) -> Dataset:
             log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
         entries += kept
     return replace(dataset, entries=entries)
+
+
+def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str]) -> Dataset:
+    """The training images of `config.add` that a run does not have yet, labelled as the run labels their classes.
+
+    An image is known by its place and name: one that was changed under its old name is not packed again.
+
+    Args:
+        config: of the run.
+        classes: the run's, in label order.
+        known: keys of the images that the run has.
+
+    Raises:
+        SourceError: nothing is found, the layout is not understood, or there is a class that the run does not have.
+    """
+    assert config.add is not None
+    dataset = find(_listing(Folder.open(config.add), ()))
+    check_entries(dataset)
+    if strange := [name for name in dataset.classes if name not in classes]:
+        raise SourceError(f"--add: the run has no class {shown(strange)}; its classes are {shown(classes)}: pack a run of its own")
+    labels = [classes.index(name) for name in dataset.classes]
+    origin = "" if config.add == config.data else f"{config.add}\n"
+    found = [replace(entry, label=labels[entry.label], origin=origin) for entry in dataset.split("train")]
+    if others := len(dataset.entries) - len(found):
+        log.info("add: %d images are not training images, and are left out", others)
+    return Dataset(tuple(classes), [entry for entry in found if entry.key not in known], dataset.reader)
 
 
 def _listing(folder: Folder, named: Sequence[str]) -> Listing:

@@ -17,17 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
-from PIL import Image
 
+from pipeline.added import ADDED, additions
 from pipeline.classes import choose_classes
-from pipeline.shards import Pixels, Shard, decode_png, pixels_sha256, read_table, sha256
+from pipeline.shards import Pixels, Shard, decode_whole_png, pixels_sha256, read_table, sha256
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from pipeline.tar_members import content, open_tar
 
 SAMPLES = "samples.parquet"
 MEMBERS = ("cls", "json", "png")
-LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
 Row = dict[str, Any]
 
 
@@ -78,8 +77,12 @@ class Inspection:
         yield from self.faults
 
 
-def verify(run: Folder) -> Audit:
+def verify(run: Folder, base: Manifest | None = None) -> Audit:
     """Recompute everything the manifests and tables of the pack and protect stages say of the images.
+
+    Args:
+        run: a run, or an addition to one.
+        base: of the protect stage of the run, if `run` is an addition.
 
     Raises:
         ValueError: there is nothing to audit: a stage has not finished, or a manifest or table is missing or damaged.
@@ -89,9 +92,11 @@ def verify(run: Folder) -> Audit:
     if not isinstance(eps_levels, int):
         raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
     classes = choose_classes(protect.asked["protect"].get("classes", ()), pack.counts["classes"], "protect.classes")
+    old = base is not None and protect.asked["protect"].get("added_to") != base.digest
     clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
     protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
-    faults = [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
+    faults = ["protect/manifest.json: made with another release of the run than the present one"] if old else []
+    faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
     images = unprotected = largest = 0
     for shard in pack.shards.get("train", []):
         clean_rows, protected_rows = _rows(clean_table, shard.name), _rows(protected_table, shard.name)
@@ -235,21 +240,12 @@ def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> t
     if "png" not in members:
         return None, faults
     try:
-        pixels = _decode_whole_png(members["png"])
+        pixels = decode_whole_png(members["png"])
     except Exception as error:  # whatever damaged bytes make the decoder raise
         return None, [*faults, f"damaged PNG ({str(error).split(' <')[0]})"]  # without the address of a stream
     if own and pixels_sha256(pixels) != own["sha256"]:
         faults.append("pixels are not those recorded")
     return Readable(pixels, members.get("json", b"")), faults
-
-
-def _decode_whole_png(png: bytes) -> Pixels:
-    """Decode after checking every chunk's checksum, which decoding alone skips."""
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.verify()
-    if not png.endswith(LAST_CHUNK):
-        raise ValueError("broken end")
-    return decode_png(png)
 
 
 def _compare(clean: Readable, protected: Readable, row: Row, budget: int) -> tuple[int, list[str]]:
@@ -274,12 +270,16 @@ def _check_run(run: str) -> int:
         run: folder or URI (s3://...) of a finished run
     """
     try:
-        audit = verify(Folder.open(run))
+        folder = Folder.open(run)
+        audits = {"": verify(folder)}
+        for addition in additions(folder):
+            audits[f"{ADDED}/{addition.path.rsplit('/', 1)[1]}: "] = verify(addition, Manifest.load(folder, "protect"))
     except (ValueError, OSError) as error:
         print(f"verify.py: {error}", file=sys.stderr)
         return 1
-    print(audit)
-    return 1 if audit.faults else 0
+    for name, audit in audits.items():
+        print("\n".join(f"{name}{line}" for line in str(audit).splitlines()))
+    return 1 if any(audit.faults for audit in audits.values()) else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,23 +6,19 @@ What is protected, towards which targets and with which checkpoints, is as asked
 from __future__ import annotations
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from cluster.pool import Chain, WorkFailed
+from cluster.pool import WorkFailed
 from pipeline import protect
 from pipeline.batches import to_tensors
 from pipeline.config import RunConfig
 from pipeline.ensemble import Ensemble, choose, read_index
-from pipeline.export import export
-from pipeline.shards import Sample, Shard, read_shard, read_table
+from pipeline.shards import Sample, read_shard, read_table
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
 from pipeline.verify import verify
@@ -30,7 +26,6 @@ from sep.craft import Method, craft
 from tests.packed_run import copy, digests, write_checkpoints
 
 pytestmark = pytest.mark.ray
-POISON = "train-000001.tar"
 
 
 def both(folder: Folder) -> list[tuple[Sample, Sample]]:
@@ -106,51 +101,6 @@ def test_finished_shards_are_not_crafted_again(packed: tuple[RunConfig, Folder],
     assert len(manifest.shards["train"]) == len(shards)
     for name, stamp in written.items():
         assert Path(folder.child("protect").file(name)).stat().st_mtime_ns == stamp, f"{name} was crafted twice"
-
-
-def poisoned(task: protect.Task, shard: Shard, clean: protect.Clean) -> Tensor:
-    """Crafting that fails on one shard as often as it is tried."""
-    if shard.name == POISON:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return protect.craft_chosen(task, shard, clean)
-
-
-def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, folder = copy(packed, tmp_path / "whole", method="sep-fa")
-    whole = protect.run(config, folder)
-    config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
-    with monkeypatch.context() as patch:
-        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, poisoned, protect.release))
-        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
-            protect.run(config, folder)
-        assert not folder.exists("protect/manifest.json")
-        config = replace(config, keep_going=True)
-        partial = protect.run(config, folder)
-        assert protect.run(config, folder).digest == partial.digest  # tried again, and failed again
-    assert partial.missing == [POISON]
-    assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
-    assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
-    assert read_table(folder.child("protect"), protect.SAMPLES).num_rows == 60
-    audit = verify(folder)
-    assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
-
-    assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
-
-    mended = protect.run(replace(config, keep_going=False), folder)
-    assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)
-    assert verify(folder).faults == ()
-
-
-def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    config, folder = copy(packed, tmp_path, method="sep-fa")
-    folder.child("pack").write(POISON, b"lost")
-    with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
-        protect.run(config, folder)
-    partial = protect.run(replace(config, keep_going=True), folder)
-    assert partial.missing == [POISON]
-    assert len(partial.shards["train"]) == 3
 
 
 def test_a_finished_shard_that_was_altered_is_crafted_again(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ README = Path(__file__).parents[2] / "README.md"
 Card = dict[str, Any]
 KINDS = ("targets", "transfer", "kernels")  # cards whose names begin so have a table of their own
 # Settings that decide no figure, or are told apart.
-WHERE = ("run", "data", "seed", "stages", "workers", "keep_going", "overwrite", "config", "preset")
+WHERE = ("run", "data", "add", "seed", "stages", "workers", "keep_going", "overwrite", "config", "preset")
 
 
 def spread(values: list[float]) -> dict[str, float | None]:

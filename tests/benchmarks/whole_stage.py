@@ -128,7 +128,9 @@ def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float
     """Of one worker after so many shards; the stage has run, and its shards are made anew."""
     config, folder = prepared.config.protect, prepared.folder
     ensemble = Ensemble(folder, choose(read_index(folder), config.per_network), config.kernels, device().type == "cuda")
-    means = sha256(folder.child("protect").read(MEANS))
+    out = folder.child("protect")
+    means = sha256(out.read(MEANS))
     names = Manifest.load(folder, "pack").counts["classes"]
-    task = protect.Task(ensemble, config, prepared.config.seed, "memory", tuple(range(len(names))), means)
+    classes = tuple(range(len(names)))
+    task = protect.Task(ensemble, config, prepared.config.seed, "memory", classes, folder.child("pack"), out, means=out, means_sha256=means)
     return memory.of_a_worker(task, Manifest.load(folder, "pack").shards["train"], after)
