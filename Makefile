@@ -23,8 +23,8 @@ test: .venv/installed  ## lint, types, tests
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-faults: .venv/installed  ## the slow proofs: processes killed at chosen points, job submission
-	$(BIN)/pytest -m slow
+faults: .venv/installed  ## everything that kills, cuts short or refuses something, and the other slow proofs: half an hour
+	$(BIN)/pytest -m "faults or slow"
 
 bench: .venv/installed  ## gradients and images per second, memory: minutes, on a machine that does nothing else
 	$(BIN)/python -m tests.benchmarks.bench

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
 
+from cluster.progress import Progress
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 RETRIES = 3  # after a dead worker or a storage error; other errors are final
-REPORT_SECONDS = 10.0  # at most one progress line in this time
 LOOK_SECONDS = 2.0  # between two looks at the size of the cluster
 AHEAD = 2  # pieces submitted for each that there is room for
 FAN_IN = 8  # outcomes that one task combines
@@ -77,22 +81,25 @@ class Room:
     """How much is worked on at a time.
 
     Attributes:
-        at_once: pieces in flight; None: whatever the cluster has room for, also when it grows or shrinks meanwhile.
+        at_once: pieces that are computed at a time; None: whatever the cluster has room for, also when it grows or shrinks meanwhile.
         cpus: CPUs a task holds, which is also its number of threads.
-        gpus: GPUs a task holds; may be a fraction.
+        gpus: GPUs that a computing task holds; may be a fraction.
     """
 
     at_once: int | None = None
     cpus: float = 1
     gpus: float = 0
 
-    def pieces(self) -> int:
-        """How many to have submitted, by what the cluster has now."""
+    def submitted(self, ahead: int) -> int:
+        """How many pieces to have submitted, `ahead` for each that is computed; by what the cluster has now."""
         if self.at_once is not None:
-            return self.at_once
+            return ahead * self.at_once
+        return AHEAD * max(1, self.now())
+
+    def now(self) -> int:
+        """How many tasks the cluster has room for at this moment."""
         have = ray.cluster_resources()
-        room = have.get("GPU", 0) / self.gpus if self.gpus else have.get("CPU", 0) / self.cpus
-        return AHEAD * max(1, int(room))
+        return int(have.get("GPU", 0) / self.gpus if self.gpus else have.get("CPU", 0) / self.cpus)
 
 
 def run_all(
@@ -110,7 +117,7 @@ def run_all(
     Raises:
         WorkFailed: after all other pieces are through.
     """
-    for name, result, _ in _run(_called, function, pieces, what, unit, room):
+    for name, result, _ in _run(function, pieces, what, unit, room, keep=False):
         yield name, result
 
 
@@ -131,12 +138,15 @@ def combine_all(
 
     Returns:
         What came out of all pieces that did not fail, None if there are none, and the failure of those that did.
+
+    Raises:
+        WorkFailed: results could not be combined.
     """
     task = ray.remote(combine).options(name=f"{what}: combine", num_cpus=room.cpus, max_retries=RETRIES)
     levels: list[list[Any]] = [[]]
     failure = None
     try:
-        for _, _, kept in _run(_kept, function, pieces, what, unit, room):
+        for _, _, kept in _run(function, pieces, what, unit, room, keep=True):
             levels[0].append(kept)
             for height, level in enumerate(levels):
                 if len(level) == FAN_IN:
@@ -149,101 +159,128 @@ def combine_all(
     rest = [kept for level in levels for kept in level]
     if not rest:
         return None, failure
-    return ray.get(rest[0] if len(rest) == 1 else task.remote(*rest)), failure
+    try:
+        return ray.get(rest[0] if len(rest) == 1 else task.remote(*rest)), failure
+    except ray.exceptions.RayError as error:
+        raise WorkFailed(what, {"combining": describe(error)}) from error
 
 
-def _called(function: Callable[..., Any], *arguments: Any) -> tuple[Any, None]:
-    return function(*arguments), None
+def own_gpu() -> int:
+    """The GPU that Ray gives the task that asks, as torch counts the machine's.
+
+    A process serves many tasks, and Ray may give each another GPU, while CUDA reads only once which ones it may see: a task of the pool
+    sees them all, and has to keep to its own.
+    """
+    given = ray.get_gpu_ids()
+    return int(given[0]) if given and str(given[0]).isdecimal() else 0
 
 
-def _kept(function: Callable[..., Any], *arguments: Any) -> tuple[None, Any]:
-    return None, function(*arguments)
-
-
-def _value(function: Callable[..., Any], *arguments: Any) -> Any:
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    if all(str(gpu).isdecimal() for gpu in ray.get_gpu_ids()):
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # see own_gpu
     return function(*arguments)
 
 
+def _kept(function: Callable[..., Any], *arguments: Any) -> tuple[None, Any]:
+    return None, _called(function, *arguments)
+
+
 @dataclass(frozen=True)
-class _Running:
-    piece: Work
+class _Piece:
+    """A piece that was submitted."""
+
+    work: Work
     tasks: tuple[Any, ...]  # all of its tasks
     kept: Any  # reference to what stays on the cluster
 
 
-def _submit(step: Any, last: Any, function: Callable[..., Any], piece: Work, what: str, room: Room) -> _Running:
-    """Start a piece: one task (`last`), or for a chain on GPUs three that hand on what they made."""
-    options = {"name": f"{what}: {piece.name}", "num_cpus": room.cpus, "max_retries": RETRIES, "retry_exceptions": [OSError]}
-    made: list[Any] = []
-    gpus = room.gpus
-    if isinstance(function, Chain) and gpus:
-        made.append(step.options(**options).remote(function.before, *piece.arguments))
-        made.append(step.options(**options, num_gpus=gpus).remote(function.function, *piece.arguments, *made))
-        function, gpus = function.after, 0
-    done, kept = last.options(**options, num_gpus=gpus, num_returns=2).remote(function, *piece.arguments, *made)
-    return _Running(piece, (*made, done), kept)
+class _Submitter:
+    """Starts pieces: each as one task, or for a chain on GPUs as three, of which the first need not wait for a GPU."""
+
+    def __init__(self, function: Callable[..., Any], what: str, room: Room, keep: bool) -> None:
+        self.function, self.what, self.room, self.keep = function, what, room, keep
+        self.chain = function if isinstance(function, Chain) and room.gpus else None
+        # Resources by .options only: a GPU in the decorator would start a new process, and load torch again, for every task.
+        self._task, self._keeping = ray.remote(_called), ray.remote(_kept)
+
+    def _start(self, work: Work, function: Callable[..., Any], *more: Any, cpus: float, gpus: float, keep: bool = False) -> Any:
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [OSError]}
+        options["name"] = f"{self.what}: {work.name}"
+        task = self._keeping.options(**options, num_returns=2) if keep else self._task.options(**options)
+        return task.remote(function, *work.arguments, *more)
+
+    def read(self, work: Work) -> tuple[Any, ...]:
+        """Begin with a piece, where that can be done before it is computed."""
+        return (self._start(work, self.chain.before, cpus=self.room.cpus, gpus=0),) if self.chain else ()
+
+    def compute(self, work: Work, begun: tuple[Any, ...]) -> tuple[Any, _Piece]:
+        """Go on with a piece: the task that computes, and the piece, whose last task is its outcome."""
+        cpus, gpus = self.room.cpus, self.room.gpus
+        if self.chain:
+            computing = self._start(work, self.chain.function, *begun, cpus=0, gpus=gpus)  # the CPUs are for those that read and keep
+            done = self._start(work, self.chain.after, *begun, computing, cpus=cpus, gpus=0, keep=self.keep)
+            begun = (*begun, computing)
+        else:
+            done = self._start(work, self.function, cpus=cpus, gpus=gpus, keep=self.keep)
+        done, kept = done if self.keep else (done, None)
+        return (computing if self.chain else done), _Piece(work, (*begun, done), kept)
 
 
 def _run(
-    last: Callable[..., tuple[Any, Any]], function: Callable[..., Any], pieces: Sequence[Work], what: str, unit: str, room: Room
+    function: Callable[..., Any], pieces: Sequence[Work], what: str, unit: str, room: Room, *, keep: bool
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, what came back, reference to what stayed) of each piece, as they finish."""
-    # Resources by .options only: a GPU in the decorator would start a new process, and load torch again, for every task.
-    step, end = ray.remote(_value), ray.remote(last)
+    submitter = _Submitter(function, what, room, keep)
     waiting = list(reversed(pieces))
-    running: dict[Any, _Running] = {}
+    begun: deque[tuple[Work, tuple[Any, ...]]] = deque()
+    computing: set[Any] = set()
+    running: dict[Any, _Piece] = {}
     causes: dict[str, str] = {}
-    progress = _Progress(what, unit, sum(piece.units for piece in pieces))
+    progress = Progress(what, unit, sum(piece.units for piece in pieces))
     most, looked = 0, -math.inf
     try:
-        while waiting or running:
+        while waiting or begun or running:
             if waiting and time.monotonic() - looked > LOOK_SECONDS:
-                most, looked = room.pieces(), time.monotonic()
-            while waiting and len(running) < most:
-                started = _submit(step, end, function, waiting.pop(), what, room)
-                running[started.tasks[-1]] = started
-            finished, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS if waiting else None)
-            for reference in finished:
-                ended = running.pop(reference)
-                progress.add(ended.piece.units)
+                most, looked = room.submitted(AHEAD if submitter.chain else 1), time.monotonic()
+            while waiting and len(begun) + len(running) < most:
+                work = waiting.pop()
+                begun.append((work, submitter.read(work)))
+            while begun and (room.at_once is None or len(computing) < room.at_once):
+                computes, piece = submitter.compute(*begun.popleft())
+                computing.add(computes)
+                running[piece.tasks[-1]] = piece
+            ended, _ = ray.wait(list({*running, *computing}), num_returns=1, timeout=LOOK_SECONDS, fetch_local=False)
+            if progress.stalled(bool(ended)) and not room.now():
+                log.warning("%s: waiting for a machine with %s", what, "a GPU" if room.gpus else "a CPU")
+            for reference in ended:
+                computing.discard(reference)
+                if reference not in running:
+                    continue
+                piece = running.pop(reference)
+                progress.add(piece.work.units)
                 try:
                     result = ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    causes[ended.piece.name] = describe(error)
-                    log.error("%s: %s failed: %s", what, ended.piece.name, causes[ended.piece.name])
-                    log.debug("%s: %s", ended.piece.name, error)  # with the traceback of the task
+                    computing.difference_update(piece.tasks)
+                    causes[piece.work.name] = describe(error)
+                    log.error("%s: %s failed: %s", what, piece.work.name, causes[piece.work.name])
+                    log.debug("%s: %s", piece.work.name, error)  # with the traceback of the task
+                    if keep:
+                        with suppress(ray.exceptions.RayError):
+                            ray.get(piece.kept)  # or Ray prints that nobody looked
                     continue
                 progress.tell()
-                yield ended.piece.name, result, ended.kept
+                yield piece.work.name, result, piece.kept
     finally:  # also when the caller stops listening
-        left = [task for each in running.values() for task in each.tasks]
+        left = [task for _, tasks in begun for task in tasks] + [task for piece in running.values() for task in piece.tasks]
         for task in left:
             ray.cancel(task, force=True)
         if left:  # a cancelled task must not write any more when this returns
-            ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
+            _, still = ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
+            if still:
+                log.warning("%s: %d tasks did not end within %.0f s", what, len(still), CANCEL_SECONDS)
     if causes:
         raise WorkFailed(what, causes)
-
-
-class _Progress:
-    """One line every now and then: how much is through, how fast, how long the rest will take."""
-
-    def __init__(self, what: str, unit: str, total: int) -> None:
-        self.what, self.unit, self.total, self.done = what, unit, total, 0
-        self.begun = self.told = time.monotonic()
-
-    def add(self, units: int) -> None:
-        """Some are through, well or not."""
-        self.done += units
-
-    def tell(self) -> None:
-        """Say so, if it is time to, or all is through."""
-        now = time.monotonic()
-        if now - self.told > REPORT_SECONDS or self.done == self.total:
-            rate = self.done / (now - self.begun)
-            left = (self.total - self.done) / rate
-            log.info("%s: %d of %d %s, %.3g %s/s, %.0f s left", self.what, self.done, self.total, self.unit, rate, self.unit, left)
-            self.told = now
 
 
 def describe(error: BaseException) -> str:

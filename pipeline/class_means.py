@@ -6,9 +6,11 @@ Legend: N checkpoints, K classes, D feature width.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +19,14 @@ from cluster.pool import Room, Work, combine_all
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Ensemble, load_networks
 from pipeline.shards import Shard, read_shard, sha256
+from pipeline.stage import to_json
 from pipeline.storage import Folder
 from sep.ensemble import class_sums
 from sep.execution import MicroBatch
 from sep.models import Network
 
 Sums = tuple[list[Tensor], Tensor]  # for each checkpoint `(K, D)` float64 sums of features; `(K,)` counts
-MEANS, DIGEST = "class_means.pt", "class_means.sha256"
+MEANS, DIGEST = "class_means.pt", "class_means.json"
 
 
 def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard) -> Sums:
@@ -54,16 +57,14 @@ def write_means(
 ) -> str:
     """Combine every shard's share into `class_means.pt`, and return the digest of that file.
 
-    What an earlier start of the stage has left is used again: a release is crafted towards one set of means.
+    What an earlier start of the stage has left is used again, if no shard was left out: a release is crafted towards one set of means.
 
     Raises:
         WorkFailed: shards failed, after all others were finished, and we are not to keep going without them.
         ValueError: without the shards that failed a class has no image.
     """
-    if folder.exists(MEANS) and folder.exists(DIGEST):
-        kept = folder.read(DIGEST).decode()
-        if sha256(folder.read(MEANS)) == kept:
-            return kept
+    if (kept := read_digest(folder)) and kept["without"] == [] and sha256(folder.read(MEANS)) == kept["sha256"]:
+        return str(kept["sha256"])
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
     pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard), shard.count) for shard in shards]
@@ -78,8 +79,18 @@ def write_means(
     stream = io.BytesIO()
     torch.save(means, stream)
     folder.write(MEANS, stream.getvalue())
-    folder.write(DIGEST, sha256(stream.getvalue()).encode())
-    return sha256(stream.getvalue())
+    digest = sha256(stream.getvalue())
+    folder.write(DIGEST, to_json({"sha256": digest, "without": sorted(failed.causes) if failed else []}))
+    return digest
+
+
+def read_digest(folder: Folder) -> dict[str, Any]:
+    """The digest of `class_means.pt`, and which shards were left out of it; nothing if there is no such file, or none that can be read."""
+    try:
+        said: dict[str, Any] = json.loads(folder.read(DIGEST))
+        return said if folder.exists(MEANS) and said.keys() == {"sha256", "without"} else {}
+    except (FileNotFoundError, ValueError, AttributeError):
+        return {}
 
 
 @lru_cache(maxsize=1)

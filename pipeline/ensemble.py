@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.pool import own_gpu
 from pipeline.networks import build_network
 from pipeline.shards import sha256
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
-from sep.execution import Kernels
+from sep.execution import Kernels, share_memory
 from sep.models import Network
 
 INDEX = "checkpoints.json"
@@ -75,11 +76,12 @@ class Ensemble:
     checkpoints: tuple[Checkpoint, ...]
     kernels: Kernels = "fused"
     gpu: bool = False
+    tasks_per_gpu: int = 1
 
     @property
     def device(self) -> torch.device:
-        """Where gradients are taken."""
-        return torch.device("cuda" if self.gpu else "cpu")
+        """Where the task that asks computes."""
+        return torch.device("cuda", own_gpu()) if self.gpu else torch.device("cpu")
 
     def members(self, means: Sequence[Tensor] | None = None) -> list[Member]:
         """The frozen networks, each with its own class means `(K, D)` where means are given.
@@ -93,13 +95,18 @@ class Ensemble:
         return [Member(network, mean.to(self.device)) for network, mean in zip(networks, means, strict=True)]
 
 
-@lru_cache(maxsize=1)  # a worker process reads and freezes the ensemble once, not once per shard
 def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
-    """The frozen networks of the checkpoints.
+    """The frozen networks of the checkpoints, on the device of the task that asks.
 
     Raises:
         ValueError: a checkpoint is missing or was altered since it was written.
     """
+    return _load(ensemble, ensemble.device)
+
+
+@lru_cache(maxsize=1)  # a worker process reads and freezes the ensemble once, and not once per shard; again where its GPU is another
+def _load(ensemble: Ensemble, device: torch.device) -> tuple[Network, ...]:
+    share_memory(device, ensemble.tasks_per_gpu)
     run, frozen = ensemble.run, []
     for checkpoint in ensemble.checkpoints:
         where = f"{run.uri}/surrogate/{checkpoint.file}"
@@ -111,7 +118,7 @@ def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
             raise ValueError(f"{where} was altered or truncated since it was written: delete {run.uri}/surrogate and run that stage again")
         network = build_network(checkpoint.network, Manifest.load(run, "pack"))
         network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-        frozen.append(freeze(network, ensemble.kernels).to(ensemble.device))
+        frozen.append(freeze(network, ensemble.kernels).to(device))
     if ensemble.kernels == "compiled":
         for name in {checkpoint.network for checkpoint in ensemble.checkpoints}:
             compile_together([n for n, checkpoint in zip(frozen, ensemble.checkpoints, strict=True) if checkpoint.network == name])

@@ -7,8 +7,10 @@ long enough counts as dead.
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,6 +23,8 @@ from typing import Any
 
 from pipeline.stage import to_json
 from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
 
 LOCK = ".driver.lock"
 BEAT = ".driver.json"
@@ -82,7 +86,7 @@ def _locked(folder: Folder) -> Iterator[None]:
 def _beating(folder: Folder) -> Iterator[None]:
     mine = {"id": uuid.uuid4().hex, "who": _who()}
     if before := _read(folder):
-        silent = time.time() - before["alive"]
+        silent = time.time() - before.get("alive", 0)
         if silent < DEAD_SECONDS:
             advice = f"; if it is dead, run this again in {DEAD_SECONDS - silent:.0f} s"
             raise _driven(folder, f"{before['who']}, alive {silent:.0f} s ago", advice)
@@ -94,6 +98,11 @@ def _beating(folder: Folder) -> Iterator[None]:
     def keep_beating() -> None:
         while not stop.wait(BEAT_SECONDS):
             with suppress(OSError):  # storage may be gone for a while; the stages will say so
+                other = _read(folder)
+                if other and other.get("id") != mine["id"]:
+                    log.error("%s was taken over by %s while storage was out of reach", folder.uri, other.get("who"))
+                    _thread.interrupt_main()
+                    return
                 beat()
 
     beat()
@@ -108,7 +117,8 @@ def _beating(folder: Folder) -> Iterator[None]:
         stop.set()
         thread.join()
         with suppress(OSError):
-            folder.remove(BEAT)
+            if _read(folder).get("id") == mine["id"]:
+                folder.remove(BEAT)
 
 
 def _read(folder: Folder) -> dict[str, Any]:

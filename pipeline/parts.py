@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cluster.pool import Room, Work, run_all
 from pipeline.shards import Shard, parse_table, sha256, write_table
-from pipeline.stage import to_json
+from pipeline.stage import digest, to_json
 from pipeline.storage import Folder
 
 PARTS = "parts"  # folder in the stage's folder; deleted when the stage is done
@@ -47,7 +47,8 @@ def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[s
     """
     parts = stage_folder.child(PARTS)
     part = Part(shard, write_table(parts, f"{shard.name}.parquet", rows), extra)
-    parts.write(f"{shard.name}.json", to_json({"made_from": made_from, **asdict(part)}))
+    record = {"made_from": made_from, **asdict(part)}
+    parts.write(f"{shard.name}.json", to_json({"record": record, "sha256": digest(record)}))
     return part
 
 
@@ -58,13 +59,14 @@ def read_part(stage_folder: Folder, name: str, made_from: str) -> Part | None:
     """
     parts = stage_folder.child(PARTS)
     try:
-        record = json.loads(parts.read(f"{name}.json"))
-        if record.pop("made_from") != made_from:
+        said = json.loads(parts.read(f"{name}.json"))
+        record = said["record"]
+        if digest(record) != said["sha256"] or record.pop("made_from") != made_from:
             return None
         part = Part(**{**record, "shard": Shard(**record["shard"])})
-        if part.shard.count and sha256(stage_folder.read(name)) != part.shard.sha256:
+        if part.shard.count and stage_folder.sha256(name) != part.shard.sha256:
             return None
-        return part if sha256(parts.read(f"{name}.parquet")) == part.rows_sha256 else None
+        return part if parts.sha256(f"{name}.parquet") == part.rows_sha256 else None
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return None
 
@@ -97,7 +99,7 @@ def _rows(stage_folder: Folder, part: Part) -> pa.Table:
 
 
 def write_rows(stage_folder: Folder, name: str, parts: Sequence[Part], schema: pa.Schema) -> None:
-    """Write the rows of all parts, in the order given, as one table; only a row group of them is in memory at a time.
+    """Write the rows of all parts, in the order given, as one table; in memory are one row group, and the compressed file that grows.
 
     Raises:
         ValueError: rows are not those the part was written with.

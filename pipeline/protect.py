@@ -21,8 +21,7 @@ from torch import Tensor
 from cluster import session
 from cluster.pool import Chain, Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
-from pipeline.class_means import DIGEST as MEANS_DIGEST
-from pipeline.class_means import load_means, write_means
+from pipeline.class_means import load_means, read_digest, write_means
 from pipeline.classes import protected_classes
 from pipeline.config import ProtectConfig, RunConfig, to_tree
 from pipeline.ensemble import Ensemble, choose, read_index
@@ -34,7 +33,7 @@ from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep.budget import check, linf_levels, psnr_db
 from sep.craft import craft_in_parts
-from sep.execution import MicroBatch, resolve, share_memory
+from sep.execution import MicroBatch, Precision, resolve
 from sep.objective import choose_targets
 
 log = logging.getLogger(__name__)
@@ -103,7 +102,6 @@ def craft_chosen(task: Task, shard: Shard, clean: Clean) -> Tensor:
     if not len(labels):
         return images
     config, ensemble = task.config, task.ensemble
-    share_memory(ensemble.device, config.tasks_per_gpu)
     keys = [clean.samples[i].key for i in clean.chosen.tolist()]
     draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
     targets = (
@@ -183,16 +181,17 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     room = _room(config, resources)
     index = read_index(folder)
     checkpoints = choose(index, protect.per_network, protect.epochs)
-    ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu))
-    # Resolved here, so that one release is never half of one precision and half of another.
-    protect = dataclasses.replace(protect, precision=resolve(protect.precision, ensemble.device))
+    ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
+    # Once, and where it is computed, so that one release is never half of one precision and half of another.
+    precision = dict(run_all(_resolve, [Work("precision", (protect, ensemble))], what="precision", unit="answers", room=room))["precision"]
+    protect = dataclasses.replace(protect, precision=precision)
     if not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), room)
     means_sha256 = None
     if protect.aligns_features:
         size = None if protect.batch_size == "auto" else protect.batch_size
         means_sha256 = write_means(stage.folder, ensemble, len(names), size, pack.shards["train"], room, config.keep_going)
-    made_from = digest([stage.hash, protect.precision])
+    made_from = digest([stage.hash, precision, means_sha256])
     out = stage.folder
     task = Task(ensemble, protect, config.seed, made_from, classes, folder.child("pack"), out, means=out, means_sha256=means_sha256)
     return _craft_all(task, stage, pack.shards["train"], config, room)
@@ -218,16 +217,25 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     resources = session.connect(config.workers)
     protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
     checkpoints = choose(read_index(run), protect.per_network, protect.epochs)
-    ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu))
+    ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
     means = run.child("protect")
-    sha256 = means.read(MEANS_DIGEST).decode() if protect.aligns_features else None
+    sha256 = None
+    if protect.aligns_features:
+        if not (kept := read_digest(means)):
+            raise ValueError(f"{means.uri} has no class means that can be read: run that stage again")
+        sha256 = kept["sha256"]
     classes = tuple(base.counts["classes"])
     task = Task(ensemble, protect, config.seed, stage.hash, classes, folder.child("pack"), stage.folder, means=means, means_sha256=sha256)
     return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources))
 
 
+def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
+    return resolve(config.precision, ensemble.device)
+
+
 def _room(config: RunConfig, resources: session.Resources) -> Room:
-    return Room(config.workers, gpus=resources.gpu / config.protect.tasks_per_gpu)
+    each = config.protect.tasks_per_gpu if resources.gpu else 1
+    return Room(config.workers and config.workers * each, gpus=resources.gpu / each)
 
 
 def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room) -> Manifest:

@@ -185,6 +185,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; {known.get('eps_levels')} are allowed", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
+        *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),
         *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),
     ]
     where = shlex.quote(folder.uri)

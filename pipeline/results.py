@@ -205,6 +205,7 @@ def headline(run: Folder) -> dict[str, float | str]:
         counts, quality = found["protect"].counts, psnr_values(run)
         figures |= {name: counts[name] for name in ("method", "targets", "eps_levels", "linf_levels")}
         figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
+        figures |= {"missing_shards": len(missing)} if (missing := found["protect"].missing) else {}
         figures |= {"psnr_db": statistics.fmean(quality)} if quality else {}
         alike = similarities(run)
         within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))

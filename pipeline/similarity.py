@@ -63,6 +63,8 @@ def write_similarity(
     with suppress(WorkFailed):  # which the pool has logged
         for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", room=room):
             found[name] = cosines
+    if groups and not found:
+        return  # another start may have more luck
     said: dict[str, Any] = {
         "checkpoints": [
             {"network": name, "epochs": [checkpoint.epoch for checkpoint in group], "cosines": found[name]}

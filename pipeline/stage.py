@@ -103,7 +103,8 @@ class Stage:
             seed: the run's seed.
             inputs: the stages this one reads.
             overwrite: whether a different configuration clears the folder instead of stopping.
-            pieces_know: whether each piece records what it was made from, so that clearing may leave it to the stage which still hold.
+            pieces_know: whether each piece records what it was made from, so that clearing may leave it to the stage which still hold;
+                such a stage does not stop where only its inputs were made anew.
 
         Raises:
             ValueError: an input has not finished, the folder was made with another configuration, or it is not ours.
@@ -134,7 +135,8 @@ class Stage:
             self.clear("that was begun and cut short")
             return
         changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-        if changed and not overwrite:
+        of_inputs = all(name.split(":")[0].startswith("inputs.") for name in changed)
+        if changed and not (overwrite or (self._pieces_know and of_inputs)):
             raise ValueError(
                 f"stage {self.name!r} in {self.run.uri} was made with another configuration ({'; '.join(changed)}): "
                 "use the earlier values, another --run, or --overwrite to redo it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pyarrow import NativeFile, fs
 from pipeline.filesystems import connect, split
 
 TEMPORARY = ".partial-"  # prefix of files that are still being built; never read, never listed
+BLOCK = 2**24  # bytes; each costs an object store one request
 PUTS = 3  # of one object, where the answer to the first was lost or something else has arrived
 FORGOTTEN = "NO_SUCH_UPLOAD"  # what a store says of an upload that it has finished, when it is asked to finish it again
 ADVICE = {
@@ -99,6 +101,18 @@ class Folder:
         with self.stream(name) as stream:
             return bytes(stream.read())
 
+    def sha256(self, name: str) -> str:
+        """Digest of a file's bytes, of which only a block is in memory at a time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        hashed = hashlib.sha256()
+        with self.stream(name) as stream:
+            while block := stream.read(BLOCK):
+                hashed.update(block)
+        return hashed.hexdigest()
+
     @contextmanager
     def stream(self, name: str) -> Iterator[NativeFile]:
         """A file to read from anywhere in it, of which only that is fetched.
@@ -131,6 +145,9 @@ class Folder:
                 os.fsync(stream.fileno())
                 os.chmod(stream.name, 0o644)
                 os.replace(stream.name, target)
+            except OSError as error:
+                os.unlink(stream.name)
+                raise OSError(error.errno, error.strerror, str(target)) from error
             except BaseException:
                 os.unlink(stream.name)
                 raise

@@ -118,6 +118,8 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     for shard in pack.shards.get("test", []):
         rows = _rows(clean_table, shard.name)
         faults += _inspect(run, "pack", shard, rows, rows).conclude()
+    if protect.counts.get("protected", images - unprotected) != images - unprotected:
+        faults.append(f"protect/manifest.json: {protect.counts['protected']} protected images recorded, there are {images - unprotected}")
     if protect.counts.get("linf_levels") != largest:
         faults.append(f"protect/manifest.json: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
     if protect.counts.get("classes", list(classes)) != list(classes):

@@ -18,6 +18,7 @@ from torch import Tensor
 Precision = Literal["auto", "float32", "tf32", "bf16"]
 Kernels = Literal["plain", "fused", "compiled"]
 Result = TypeVar("Result")
+SHARED = 0.9  # of a GPU's memory, between processes; the rest is what CUDA itself takes in each
 CPU_PIXELS = 2**16  # of a micro-batch: 64 images of 32 x 32; larger ones are no faster and take more memory
 
 
@@ -97,7 +98,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def share_memory(device: torch.device, processes: int) -> None:
     """Let this process have its part of a GPU's memory and no more: beyond it, memory has run out, and micro-batches are halved."""
     if device.type == "cuda" and processes > 1:
-        torch.cuda.set_per_process_memory_fraction(1 / processes, device)
+        torch.cuda.set_per_process_memory_fraction(SHARED / processes, device)
 
 
 def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:

@@ -12,6 +12,7 @@ import subprocess
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,7 +29,7 @@ from pipeline.storage import Folder
 from pipeline.verify import verify
 from tests.packed_run import copy, digests
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 UNLUCKY = "train-000002.tar"  # where it happens
 Packed = tuple[RunConfig, Folder]
@@ -75,12 +76,12 @@ def killed_while_crafting(task: protect.Task, shard: Shard, clean: protect.Clean
 
 
 def killed_before_it_is_marked(task: protect.Task, shard: Shard, clean: protect.Clean, crafted: Tensor) -> Part:
-    with patch("pipeline.protect.write_part", die) if first_time(task, shard) else patch("pipeline.protect.log"):
+    with patch("pipeline.protect.write_part", die) if first_time(task, shard) else nullcontext():
         return protect.release(task, shard, clean, crafted)
 
 
 def storage_refuses_once(task: protect.Task, shard: Shard, clean: protect.Clean, crafted: Tensor) -> Part:
-    with patch("pipeline.storage.Folder.write", refuse) if first_time(task, shard) else patch("pipeline.protect.log"):
+    with patch("pipeline.storage.Folder.write", refuse) if first_time(task, shard) else nullcontext():
         return protect.release(task, shard, clean, crafted)
 
 

@@ -19,7 +19,7 @@ from pipeline.storage import Folder
 from pipeline.verify import verify
 from tests.packed_run import copy
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 POISON = "train-000001.tar"
 
 
@@ -59,10 +59,16 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
 
 
 def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    config, folder = copy(packed, tmp_path, method="sep-fa")
+    config, folder = copy(packed, tmp_path / "undisturbed", method="sep-fa")
+    undisturbed = protect.run(config, folder)
+    config, folder = copy(packed, tmp_path / "run", method="sep-fa")
+    whole = folder.read(f"pack/{POISON}")
     folder.child("pack").write(POISON, b"lost")
     with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
         protect.run(config, folder)
     partial = protect.run(replace(config, keep_going=True), folder)
     assert partial.missing == [POISON]
     assert len(partial.shards["train"]) == 3
+    folder.child("pack").write(POISON, whole)
+    mended = protect.run(config, folder)
+    assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # the others are crafted anew, towards the whole means

@@ -16,6 +16,8 @@ from pipeline import lock
 from pipeline.lock import BEAT, Driven, sole_driver
 from pipeline.storage import Folder
 
+pytestmark = pytest.mark.faults
+
 HOLD = "import sys, time; from pipeline import lock; from pipeline.storage import Folder\n"
 HOLD += "with lock.sole_driver(Folder.open(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 

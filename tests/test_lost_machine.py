@@ -17,7 +17,7 @@ from pipeline.verify import verify
 from tests.benchmarks.memory import in_a_fresh_process
 from tests.packed_run import digests
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.faults]
 
 COMMAND = ["--preset", "smoke", "--stages", "pack", "surrogate", "protect", "--surrogate.epochs", "4", "--workers", "2"]
 LOST_AFTER = {"surrogate": "surrogate/epoch_0001", "protect": "protect/parts/*.json", "nothing": "never"}

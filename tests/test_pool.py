@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 import ray
 
-from cluster import pool
+from cluster import progress
 from cluster.pool import Chain, Room, Work, WorkFailed, combine_all, describe, run_all
 from cluster.session import Resources
 
@@ -102,8 +102,8 @@ def test_dead_processes_and_storage_errors_are_retried_and_other_errors_are_not(
 def test_progress_is_told_with_rate_and_time_left(
     ray_2_cpus: Resources, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "REPORT_SECONDS", 0.0)
-    with caplog.at_level(logging.INFO, logger="cluster.pool"):
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, logger="cluster.progress"):
         list(run_all(timed, [Work(str(n), (n,), units=50) for n in range(2)], what="protect", room=Room(1)))
     first, last = caplog.messages
     done, rate, left = first.removeprefix("protect: ").split(", ")

@@ -75,6 +75,6 @@ def test_a_bucket_that_is_not_there_ends_in_one_line(
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     code, _, err = finish("--run", "s3://no-such-bucket/run", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
     assert code == 1
-    assert "s3://no-such-bucket/run/pack/started.json: there is no such bucket: create it" in err
+    assert "s3://no-such-bucket/run/.driver.json: there is no such bucket: create it" in err
     assert "Traceback" not in err
     assert "s3fs.cc" not in err

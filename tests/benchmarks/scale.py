@@ -70,12 +70,13 @@ def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
             memory[str(done)] = mib
     crafting = time.perf_counter() - begun
 
-    for name in names[-sizes.shards // 10 :]:
+    lost = sizes.shards // 10
+    for name in names[sizes.shards - lost :]:
         folder.filesystem.delete_file(folder.file(f"{PARTS}/{name}.json"))
     begun = time.perf_counter()
     parts = finished_parts(folder, names, MADE_FROM, Room())
     resume = time.perf_counter() - begun
-    assert len(parts) == sizes.shards - sizes.shards // 10
+    assert len(parts) == sizes.shards - lost
     begun = time.perf_counter()
     write_rows(folder, SAMPLES, list(parts.values()), SCHEMA)
     return {

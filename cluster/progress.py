@@ -1,0 +1,41 @@
+"""How far a piece of work has come, said now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 10.0  # at most one line in this time
+PATIENCE_SECONDS = 60.0  # without anything finished
+
+
+class Progress:
+    """One line every now and then: how much is through, how fast, how long the rest will take."""
+
+    def __init__(self, what: str, unit: str, total: int) -> None:
+        """Begin now, with `total` units before us."""
+        self.what, self.unit, self.total, self.done = what, unit, total, 0
+        self.begun = self.told = self.moved = time.monotonic()
+
+    def stalled(self, moves: bool) -> bool:
+        """Whether it is time to ask why nothing moves; `moves` says that something has."""
+        now = time.monotonic()
+        if moves or now - self.moved > PATIENCE_SECONDS:
+            stalled, self.moved = not moves, now
+            return stalled
+        return False
+
+    def add(self, units: int) -> None:
+        """Some are through, well or not."""
+        self.done += units
+
+    def tell(self) -> None:
+        """Say so, if it is time to, or all is through."""
+        now = time.monotonic()
+        if now - self.told > REPORT_SECONDS or self.done == self.total:
+            rate = self.done / (now - self.begun)
+            left = (self.total - self.done) / rate
+            log.info("%s: %d of %d %s, %.3g %s/s, %.0f s left", self.what, self.done, self.total, self.unit, rate, self.unit, left)
+            self.told = now
