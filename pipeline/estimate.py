@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.config import RunConfig
@@ -55,7 +56,7 @@ def stage_seconds(config: RunConfig, work: Work, images: Images, speed: Speed, w
         "pack": STAGE_SECONDS + packed / (images.per_second * cpus),
         "surrogate": STAGE_SECONDS + sum(_training(name, config, work, speed, workers) for name in config.surrogate.networks),
         "protect": STAGE_SECONDS + _crafting(config, work, images, speed, workers),
-        "victim": STAGE_SECONDS + _victims(config, work, speed, workers),
+        "victim": STAGE_SECONDS + _victims(config, work, speed, workers) if "victim" in config.stages else 0.0,
         "report": REPORT_SECONDS,
     }
 
@@ -111,3 +112,30 @@ def human_bytes(size: float) -> str:
     """`12 MB`, `3.4 GB`."""
     power = min(4, int(math.log(max(size, 1), 1000)))
     return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def text(
+    config: RunConfig, work: Work, images: Images, speed: Speed, clusters: Sequence[Workers], price_per_worker_hour: float | None
+) -> str:
+    """The plan for people: what there is to do, what it leaves, and for each cluster the time, machine hours and price of each stage."""
+    unit = "GPU" if clusters[0].gpu else "CPU core"
+    stored = storage_bytes(config, work, images)
+    side = "x".join(map(str, images.pixels.shape[2:]))
+    rates = ", ".join(f"{rate:,.0f} gradients/s with {name}" for name, rate in speed.gradients.items())
+    lines = [
+        f"{work.train:,} training and {work.test:,} test images of {work.classes} classes, {side}; {work.protected:,} to protect",
+        f"{work.gradients(config):,} gradients; one {unit}: {rates}",
+        f"storage: {human_bytes(sum(stored[stage] for stage in config.stages if stage in stored))}"
+        f" ({', '.join(f'{stage} {human_bytes(size)}' for stage, size in stored.items() if stage in config.stages)})",
+    ]
+    for workers in clusters:
+        seconds = stage_seconds(config, work, images, speed, workers)
+        rows: dict[str, float] = {stage: seconds[stage] for stage in config.stages}
+        rows["all"] = sum(rows.values())
+        head = f"{workers.count} {unit}{'s' if workers.count > 1 else ''}"
+        lines += ["", f"{head:<14}{'time':>10}{f'{unit}-hours':>16}" + (f"{'price':>12}" if price_per_worker_hour else "")]
+        for stage, each in rows.items():
+            hours = each / 3600 * workers.count
+            price = f"{hours * price_per_worker_hour:>12,.2f}" if price_per_worker_hour else ""
+            lines.append(f"  {stage:<12}{human_time(each):>10}{hours:>16.3g}{price}")
+    return "\n".join(lines)

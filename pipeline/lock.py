@@ -106,7 +106,7 @@ def _beating(folder: Folder) -> Iterator[None]:
                 beat()
 
     beat()
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(SETTLE_SECONDS + (BEAT_SECONDS if before else 0))  # the one that was silent, if it lives after all, sees that it lost
     if (other := _read(folder)).get("id") != mine["id"]:  # of two that start together, the later one to write stays
         raise _driven(folder, f"{other.get('who')}, who started at the same time")
     thread = threading.Thread(target=keep_beating, daemon=True)

@@ -19,7 +19,7 @@ from pipeline.classes import protected_classes
 from pipeline.command_line import parse_as
 from pipeline.config import STRICT, RunConfig
 from pipeline.dataset import Dataset
-from pipeline.estimate import Work, Workers, human_bytes, human_time, stage_seconds, storage_bytes
+from pipeline.estimate import Work, Workers, text
 from pipeline.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
 from pipeline.sources import scan
 
@@ -69,42 +69,8 @@ def plan(config: PlanConfig) -> str:
         session.close()
     cpus_each = resources.cpus / resources.tasks if resources.gpu else GPU_CPUS if gpu else 1
     present = [] if gpu and not resources.gpu else [Workers(resources.tasks, gpu, cpus_each)]
-    return _text(config, dataset, images, speed, [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)])
-
-
-def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
-    """The slowest of all workers, which compute at the same time."""
-    arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
-    pieces = [Piece(f"worker {n}", arguments) for n in range(resources.tasks)]
-    speeds = [speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", room=Room(resources.tasks, gpus=resources.gpu))]
-    return min(speeds, key=lambda speed: sum(speed.gradients.values()))
-
-
-def _text(config: PlanConfig, dataset: Dataset, images: Images, speed: Speed, clusters: Sequence[Workers]) -> str:
-    work = _count(config, dataset, images)
-    unit = "GPU" if clusters[0].gpu else "CPU core"
-    seconds = [stage_seconds(config, work, images, speed, workers) for workers in clusters]
-    stored = storage_bytes(config, work, images)
-    heads = [f"{workers.count} {unit}{'s' if workers.count > 1 else ''}" for workers in clusters]
-    rates = ", ".join(f"{rate:,.0f} gradients/s with {name}" for name, rate in speed.gradients.items())
-    side = "x".join(map(str, images.pixels.shape[2:]))
-    lines = [
-        f"{work.train:,} training and {work.test:,} test images of {work.classes} classes, {side}; {work.protected:,} to protect",
-        f"{work.gradients(config):,} gradients; one {unit}: {rates}",
-        "",
-        f"{'stage':<12}" + "".join(f"{head:>14}" for head in heads) + f"{'storage':>12}",
-    ]
-    for stage in config.stages:
-        size = human_bytes(stored[stage]) if stage in stored else ""
-        lines.append(f"{stage:<12}" + "".join(f"{human_time(each[stage]):>14}" for each in seconds) + f"{size:>12}")
-    whole = [sum(each[stage] for stage in config.stages) for each in seconds]
-    hours = [total / 3600 * workers.count for total, workers in zip(whole, clusters, strict=True)]
-    total_bytes = sum(size for stage, size in stored.items() if stage in config.stages)
-    lines.append(f"{'all':<12}" + "".join(f"{human_time(total):>14}" for total in whole) + f"{human_bytes(total_bytes):>12}")
-    lines.append(f"{f'{unit}-hours':<12}" + "".join(f"{each:>14.3g}" for each in hours))
-    if config.price_per_gpu_hour:
-        lines.append(f"{'price':<12}" + "".join(f"{each * config.price_per_gpu_hour:>14,.2f}" for each in hours))
-    return "\n".join(lines)
+    clusters = [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)]
+    return text(config, _count(config, dataset, images), images, speed, clusters, config.price_per_gpu_hour)
 
 
 def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Work:
@@ -113,6 +79,14 @@ def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Work:
     sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
     protected = sum(labels[label] for label in chosen)
     return Work(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
+
+
+def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
+    """The slowest of all workers, which compute at the same time."""
+    arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
+    pieces = [Piece(f"worker {n}", arguments) for n in range(resources.tasks)]
+    speeds = [speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", room=Room(resources.tasks, gpus=resources.gpu))]
+    return min(speeds, key=lambda speed: sum(speed.gradients.values()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

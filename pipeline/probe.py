@@ -5,6 +5,7 @@ Legend: B images, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -110,7 +111,10 @@ def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seco
     """
     torch.set_num_threads(1)
     device = torch.device("cuda" if gpu else "cpu")
-    names: dict[str, None] = dict.fromkeys((*config.surrogate.networks, *config.victim.networks))
+    victims = config.victim.networks if "victim" in config.stages else ()
+    names: dict[str, None] = dict.fromkeys((*config.surrogate.networks, *victims))
+    if gpu:  # which is as fast as it can be only when it has a whole shard at a time
+        pixels = pixels.repeat(math.ceil(config.pack.shard_images / len(pixels)), 1, 1, 1)[: config.pack.shard_images]
     share = seconds / (2 * len(names) + len(config.surrogate.networks))
     gradients: dict[str, float] = {}
     training: dict[str, Step] = {}

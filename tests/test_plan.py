@@ -110,10 +110,17 @@ def test_a_described_gpu_is_planned_for_without_measuring(
     assert plan.main(command) == 0
     out = capsys.readouterr().out
     assert "100,000 gradients; one GPU: 90,000 gradients/s with resnet8" in out
-    assert re.search(r"stage +8 GPUs +64 GPUs +storage", out)
-    hours = [float(value) for value in re.findall(r"GPU-hours +([\d.]+) +([\d.]+)", out)[0]]
-    prices = [float(value) for value in re.findall(r"price +([\d.]+) +([\d.]+)", out)[0]]
-    assert prices == pytest.approx([2 * value for value in hours], rel=0.1)
+    for count in (8, 64):
+        block = out.split(f"\n{count} GPUs ")[1].split("\n\n")[0]
+        assert "time" in block
+        rows = {
+            name: (float(hours), float(price))
+            for name, hours, price in re.findall(r"  (\w+) +.* ([\d.e-]+) +([\d.]+)$", block, re.MULTILINE)
+        }
+        assert list(rows) == ["pack", "surrogate", "protect", "victim", "report", "all"]
+        assert rows["all"][1] == pytest.approx(2 * rows["all"][0], rel=0.02)
+        assert rows["all"][0] == pytest.approx(sum(hours for name, (hours, _) in rows.items() if name != "all"), rel=0.02)
+    assert re.search(r"storage: [\d.]+ MB \(pack [\d.]+ MB, surrogate [\d.]+ MB, protect [\d.]+ MB\)", out)
 
 
 def test_what_is_no_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
