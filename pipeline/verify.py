@@ -97,7 +97,7 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
     faults = ["protect/manifest.json: made with another release of the run than the present one"] if old else []
     faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
-    images = unprotected = largest = 0
+    images = unprotected = chosen = largest = 0
     for shard in pack.shards.get("train", []):
         clean_rows, protected_rows = _rows(clean_table, shard.name), _rows(protected_table, shard.name)
         clean = _inspect(run, "pack", shard, clean_rows, clean_rows)
@@ -112,14 +112,17 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
             largest = max(largest, change)
             for text in found:
                 protected.fault(key, text)
+        chosen += len(clean_rows) - len(others)
         images += len(protected.samples)
         unprotected += len(others & protected.samples.keys())
         faults += [*clean.conclude(), *protected.conclude()]
     for shard in pack.shards.get("test", []):
         rows = _rows(clean_table, shard.name)
         faults += _inspect(run, "pack", shard, rows, rows).conclude()
-    if protect.counts.get("protected", images - unprotected) != images - unprotected:
-        faults.append(f"protect/manifest.json: {protect.counts['protected']} protected images recorded, there are {images - unprotected}")
+    if protect.counts.get("protected", chosen) != chosen:
+        faults.append(
+            f"protect/manifest.json: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
+        )
     if protect.counts.get("linf_levels") != largest:
         faults.append(f"protect/manifest.json: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
     if protect.counts.get("classes", list(classes)) != list(classes):

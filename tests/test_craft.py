@@ -144,7 +144,8 @@ def test_reference_and_library_agree_with_central_differences(case: Case) -> Non
         for member, point in zip(case.members(method), case.points(method), strict=True):
             image, target = case.images[1].double(), int(case.targets[1])
             ours = gradient(member, image[None], torch.tensor([target]))[0].flatten()
-            assert torch.allclose(ours, reference.gradient_of(point, image, target, fa).flatten(), rtol=1e-8, atol=1e-12)
+            theirs = reference.gradient_of(point, image, target, fa).flatten()
+            assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-10)  # class means are rounded to 2^-24
             for pixel in range(0, 3 * SIDE * SIDE, 17):
                 nudge = torch.zeros_like(image).flatten()
                 nudge[pixel] = width

@@ -51,6 +51,10 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     audit = verify(folder)
     assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
 
+    manifest = folder.read("protect/manifest.json")
+    folder.write("protect/manifest.json", manifest.replace(b'"protected": 60', b'"protected": 61'))
+    assert verify(folder).faults[-1] == "protect/manifest.json: 61 protected images recorded, but 60 clean ones of their classes"
+    folder.write("protect/manifest.json", manifest)
     assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
 
     mended = protect.run(replace(config, keep_going=False), folder)

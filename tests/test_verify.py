@@ -82,6 +82,7 @@ def unprotect(run: Path, label: int, levels: Literal[0, 1] = 0) -> None:
     path, kept = run / "protect/manifest.json", [k for k in range(3) if k != label]
     manifest = json.loads(path.read_text())
     manifest["asked"]["protect"]["classes"], manifest["counts"]["classes"] = [str(k) for k in kept], kept
+    manifest["counts"]["protected"] = 36 - len(clean)
     path.write_text(json.dumps({**manifest, "hash": digest(manifest["asked"])}))
 
 
