@@ -79,10 +79,9 @@ def unprotect(run: Path, label: int, levels: Literal[0, 1] = 0) -> None:
     for name in names:
         rewrite(run, lambda samples: [clean.get(sample.key, sample) for sample in samples], f"protect/{name}")
     record(run, {k: {"sha256": pixels_sha256(s.pixels), "linf_levels": levels if k == first else 0} for k, s in clean.items()})
-    path, kept = run / "protect/manifest.json", [k for k in range(3) if k != label]
-    manifest = json.loads(path.read_text())
-    manifest["asked"]["protect"]["classes"], manifest["counts"]["classes"] = [str(k) for k in kept], kept
-    manifest["counts"]["protected"] = 36 - len(clean)
+    kept, manifest = [k for k in range(3) if k != label], json.loads((path := run / "protect/manifest.json").read_text())
+    manifest["asked"]["protect"]["classes"] = [str(k) for k in kept]
+    manifest["counts"] |= {"classes": kept, "protected": 36 - len(clean)}
     path.write_text(json.dumps({**manifest, "hash": digest(manifest["asked"])}))
 
 
