@@ -27,7 +27,8 @@ def drive(folder: str, lost_after: str) -> tuple[int, bool]:
     """Exit code of a run on three machines, the head without work, and whether one of the others was lost and replaced."""
     from ray.cluster_utils import Cluster
 
-    cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    # It is ended below: what it would set up to be ended at exit can only be set up in the main thread.
+    cluster: Any = Cluster(initialize_head=True, shutdown_at_exit=False, head_node_args={"num_cpus": 0, "include_dashboard": False})
     machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     over, lost = threading.Event(), threading.Event()
@@ -41,11 +42,15 @@ def drive(folder: str, lost_after: str) -> tuple[int, bool]:
                 return
             time.sleep(0.05)
 
-    threading.Thread(target=lose_one, daemon=True).start()
+    thread = threading.Thread(target=lose_one)
+    thread.start()
     os.environ["RAY_ADDRESS"] = cluster.address
-    code = run.main([*COMMAND, "--run", folder])
-    over.set()
-    return code, lost.is_set()
+    try:
+        return run.main([*COMMAND, "--run", folder]), lost.is_set()
+    finally:
+        over.set()
+        thread.join()
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
