@@ -17,6 +17,7 @@ import ray.train
 import ray.train.torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.pool import describe
 
@@ -113,7 +114,9 @@ def train(
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     resources = {"CPU": cpus, **({"GPU": gpu} if gpu else {})}
-    progress = Queue(actor_options={"num_cpus": 0})
+    # With this process, and not on a machine that may be lost while this process lives.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainer = ray.train.torch.TorchTrainer(
         _start,
         train_loop_config={"loop": loop, "task": task, "progress": progress},
