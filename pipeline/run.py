@@ -14,7 +14,7 @@ from typing import Any
 from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
-from pipeline import additions, pack, protect, report, surrogate, victim
+from pipeline import grow, pack, protect, report, surrogate, victim
 from pipeline.command_line import parse
 from pipeline.config import STAGES, RunConfig, StageName
 from pipeline.lock import sole_driver
@@ -55,7 +55,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
                     # What the finished stages were made with, whatever this start was asked for besides.
                     folder.write(CONFIG, to_json(configuration(config, finished(folder))))
                     tracker.log_stage(name)
-            if config.add and (added := additions.run(config, folder)):
+            if config.add and (added := grow.run(config, folder)):
                 missing += [f"added/{shard}" for shard in added.missing]
             status = "FAILED" if missing else "FINISHED"
         finally:

@@ -81,7 +81,7 @@ def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str])
     Args:
         config: of the run.
         classes: the run's, in label order.
-        known: keys of the images that the run has.
+        known: names of the images of this place that the run has, whether it trains on them or measures with them.
 
     Raises:
         SourceError: nothing is found, the layout is not understood, or there is a class that the run does not have.
@@ -96,7 +96,7 @@ def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str])
     found = [replace(entry, label=labels[entry.label], origin=origin) for entry in dataset.split("train")]
     if others := len(dataset.entries) - len(found):
         log.info("add: %d images are not training images, and are left out", others)
-    return Dataset(tuple(classes), [entry for entry in found if entry.key not in known], dataset.reader)
+    return Dataset(tuple(classes), [entry for entry in found if entry.source not in known], dataset.reader)
 
 
 def _listing(folder: Folder, named: Sequence[str]) -> Listing:

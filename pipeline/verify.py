@@ -1,33 +1,24 @@
 """Audit a run from its files alone: `python pipeline/verify.py --run URI`.
 
-Shards are read one pair at a time and member by member, so a damaged one costs the samples it hits and nothing else.
-Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
+Shards are read one pair at a time; see `inspection` for what is looked at in each.
 """
 
 from __future__ import annotations
 
-import io
 import sys
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from pipeline.added import ADDED, additions
+from pipeline.additions import additions
 from pipeline.classes import choose_classes
-from pipeline.shards import Pixels, Shard, decode_whole_png, pixels_sha256, read_table, sha256
+from pipeline.inspection import SAMPLES, Row, compare, inspect
+from pipeline.shards import read_table
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
-from pipeline.tar_members import content, open_tar
-
-SAMPLES = "samples.parquet"
-MEMBERS = ("cls", "json", "png")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,34 +38,6 @@ class Audit:
         images = f"{self.images - self.unprotected} protected images{others}"
         seen = f"{images} in {self.shards} shards, largest change {self.largest_change} of {self.eps_levels} levels"
         return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
-
-
-@dataclass(frozen=True)
-class Readable:
-    """A sample that could be read: its decoded levels and its JSON member."""
-
-    pixels: Pixels
-    info: bytes
-
-
-@dataclass
-class Inspection:
-    """One shard against what is recorded of it: what could be read, and what was wrong."""
-
-    name: str  # with its stage, as in "protect/train-000000.tar"
-    altered: bool = False
-    samples: dict[str, Readable] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
-
-    def fault(self, key: str, text: str) -> None:
-        """Note what is wrong with one sample."""
-        self.faults.append(f"{self.name}: {key}: {text}")
-
-    def conclude(self) -> Iterator[str]:
-        """The shard's own fault, if its bytes are others, then its samples'."""
-        if self.altered:
-            yield f"{self.name}: its bytes are not those recorded" + ("" if self.faults else ", no sample affected")
-        yield from self.faults
 
 
 def verify(run: Folder, base: Manifest | None = None) -> Audit:
@@ -97,18 +60,19 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
     faults = ["protect/manifest.json: made with another release of the run than the present one"] if old else []
     faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
+    clean_by_shard, protected_by_shard = _by_shard(clean_table), _by_shard(protected_table)
     images = unprotected = chosen = largest = 0
     for shard in pack.shards.get("train", []):
-        clean_rows, protected_rows = _rows(clean_table, shard.name), _rows(protected_table, shard.name)
-        clean = _inspect(run, "pack", shard, clean_rows, clean_rows)
+        clean_rows, protected_rows = _rows(clean_by_shard, shard.name), _rows(protected_by_shard, shard.name)
+        clean = inspect(run, "pack", shard, clean_rows, clean_rows)
         if shard.name in protect.missing:
             faults += [*clean.conclude(), f"protect/{shard.name}: missing: crafting it failed, and the run kept going without it"]
             continue
-        protected = _inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
+        protected = inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
         others = {key for key, row in clean_rows.items() if row["label"] not in classes}
         for key in sorted(clean.samples.keys() & protected.samples.keys()):
             budget = 0 if key in others else eps_levels
-            change, found = _compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), budget)
+            change, found = compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), budget)
             largest = max(largest, change)
             for text in found:
                 protected.fault(key, text)
@@ -117,8 +81,8 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
         unprotected += len(others & protected.samples.keys())
         faults += [*clean.conclude(), *protected.conclude()]
     for shard in pack.shards.get("test", []):
-        rows = _rows(clean_table, shard.name)
-        faults += _inspect(run, "pack", shard, rows, rows).conclude()
+        rows = _rows(clean_by_shard, shard.name)
+        faults += inspect(run, "pack", shard, rows, rows).conclude()
     if protect.counts.get("protected", chosen) != chosen:
         faults.append(
             f"protect/manifest.json: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
@@ -178,94 +142,17 @@ def _table(run: Folder, stage: str) -> pa.Table:
         ) from error
 
 
-def _rows(table: pa.Table, shard: str) -> dict[str, Row]:
-    return {row["key"]: row for row in table.filter(pc.equal(table["shard"], shard)).to_pylist()}
+def _by_shard(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each shard, without copies; one pass, however many shards there are."""
+    ordered, begun, slices = table.sort_by("shard"), 0, {}
+    for count in ordered["shard"].value_counts().to_pylist():
+        slices[count["values"]] = ordered.slice(begun, count["counts"])
+        begun += count["counts"]
+    return slices
 
 
-def _inspect(run: Folder, stage: str, shard: Shard, clean_rows: dict[str, Row], own_rows: dict[str, Row]) -> Inspection:
-    """Read one shard; keys and labels must be those of the clean rows, pixels those of the stage's own rows."""
-    found = Inspection(f"{stage}/{shard.name}")
-    try:
-        data = run.child(stage).read(shard.name)
-    except FileNotFoundError:
-        found.faults.append(f"{found.name}: missing")
-        data = b""
-    found.altered = bool(data) and sha256(data) != shard.sha256
-    contents, repeated = read_members(data)
-    for key in repeated:
-        found.fault(key, "there more than once")
-    if shard.count != len(clean_rows):
-        found.faults.append(f"{found.name}: {shard.count} images in the manifest, {len(clean_rows)} in pack/{SAMPLES}")
-    for key in sorted(clean_rows.keys() | own_rows.keys() | contents.keys()):
-        if key not in clean_rows:
-            found.fault(key, f"not a clean image of this shard in pack/{SAMPLES}")
-        elif key not in contents:
-            found.fault(key, "missing")
-        else:
-            sample, faults = _inspect_sample(contents[key], clean_rows[key], own_rows.get(key))
-            for text in faults:
-                found.fault(key, text)
-            if sample:
-                found.samples[key] = sample
-    return found
-
-
-def read_members(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[str]]:
-    """What can still be read of a tar: `{key: {extension: bytes}}`, and the keys that are there more than once.
-
-    A header that was hit costs its member: reading goes on at the next one that is whole.
-    """
-    contents: dict[str, dict[str, bytes]] = {}
-    repeated: dict[str, None] = {}  # an ordered set
-    try:
-        with open_tar(io.BytesIO(data), damaged=True) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                readable = member.isreg() and not member.issparse()
-                if extension in contents.setdefault(key, {}):
-                    repeated[key] = None
-                contents[key][extension] = content(tar, member) if readable else b""
-    except tarfile.TarError:
-        pass  # empty, or cut in the middle of a member: what was not reached counts as missing
-    return contents, list(repeated)
-
-
-def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> tuple[Readable | None, list[str]]:
-    faults = []
-    for extension in sorted(members.keys() ^ set(MEMBERS)):
-        faults.append(f"its {extension} is " + ("missing or unreadable" if extension in MEMBERS else "not part of a sample"))
-    if members.get("cls", b"%d" % clean["label"]) != b"%d" % clean["label"]:
-        faults.append(f"label {members['cls'].decode(errors='replace')!r}, recorded {clean['label']}")
-    if own is None:
-        faults.append(f"not in protect/{SAMPLES}")
-    elif own["label"] != clean["label"]:
-        faults.append(f"label {own['label']} in protect/{SAMPLES}, {clean['label']} in pack/{SAMPLES}")
-    if own and own.get("clean_sha256", clean["sha256"]) != clean["sha256"]:
-        faults.append(f"clean pixels of another hash in protect/{SAMPLES} than in pack/{SAMPLES}")
-    if "png" not in members:
-        return None, faults
-    try:
-        pixels = decode_whole_png(members["png"])
-    except Exception as error:  # whatever damaged bytes make the decoder raise
-        return None, [*faults, f"damaged PNG ({str(error).split(' <')[0]})"]  # without the address of a stream
-    if own and pixels_sha256(pixels) != own["sha256"]:
-        faults.append("pixels are not those recorded")
-    return Readable(pixels, members.get("json", b"")), faults
-
-
-def _compare(clean: Readable, protected: Readable, row: Row, budget: int) -> tuple[int, list[str]]:
-    """Largest change in levels, and what is wrong with the protected sample beside its clean one; no budget: it must be the same."""
-    if clean.pixels.shape != protected.pixels.shape:
-        return 0, [f"size {protected.pixels.shape}, clean image {clean.pixels.shape}"]
-    change = int(np.abs(protected.pixels.astype(np.int16) - clean.pixels.astype(np.int16)).max())
-    faults = []
-    if change > budget:
-        faults.append(f"changed by {change} levels, " + (f"budget {budget}" if budget else "though its class is not protected"))
-    if row and change != row["linf_levels"]:
-        faults.append(f"changed by {change} levels, recorded {row['linf_levels']}")
-    if clean.info != protected.info:
-        faults.append("json differs from the clean sample's")
-    return change, faults
+def _rows(tables: Mapping[str, pa.Table], shard: str) -> dict[str, Row]:
+    return {row["key"]: row for row in tables[shard].to_pylist()} if shard in tables else {}
 
 
 def _check_run(run: str) -> int:
@@ -276,15 +163,26 @@ def _check_run(run: str) -> int:
     """
     try:
         folder = Folder.open(run)
-        audits = {"": verify(folder)}
-        for addition in additions(folder):
-            audits[f"{ADDED}/{addition.path.rsplit('/', 1)[1]}: "] = verify(addition, Manifest.load(folder, "protect"))
+        audit = verify(folder)
+        lines, sound = [str(audit)], not audit.faults
+        for name, addition in additions(folder).items():
+            found, whole = _check_addition(addition, Manifest.load(folder, "protect"))
+            lines += [f"{name}: {line}" for line in found.splitlines()]
+            sound = sound and whole
     except (ValueError, OSError) as error:
         print(f"verify.py: {error}", file=sys.stderr)
         return 1
-    for name, audit in audits.items():
-        print("\n".join(f"{name}{line}" for line in str(audit).splitlines()))
-    return 1 if any(audit.faults for audit in audits.values()) else 0
+    print("\n".join(lines))
+    return 0 if sound else 1
+
+
+def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
+    """What is to be said of an addition, and whether it is whole and without fault."""
+    try:
+        audit = verify(addition, base)
+    except ValueError as error:  # not finished, which is no reason to keep silent about the rest
+        return str(error), False
+    return str(audit), not audit.faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

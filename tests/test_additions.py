@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.pool import Chain, WorkFailed
-from pipeline import additions, pack, protect, verify
-from pipeline.added import additions as listed
+from pipeline import grow, pack, protect, verify
+from pipeline.additions import additions
 from pipeline.config import RunConfig
 from pipeline.dataset import SourceError
 from pipeline.export import export
 from pipeline.presets import preset
-from pipeline.shards import read_shard, read_table
+from pipeline.shards import Shard, read_shard, read_table
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
 from tests.packed_run import digests, write_checkpoints
@@ -61,15 +62,15 @@ def test_images_that_came_later_are_protected_and_nothing_else_is_touched(releas
     for name in ("bee/late.png", "cat/later.png"):
         write(tmp_path / "data" / name, encoded(picture(7, 8, 8)))
     grown = replace(config, add=config.data)
-    manifest = additions.run(grown, folder)
+    manifest = grow.run(grown, folder)
     assert manifest is not None
-    (added,) = listed(folder)
+    (added,) = additions(folder).values()
     assert labels(added) == {"bee/late.png": 1, "cat/later.png": 2}
     assert manifest.counts["images"] == 2
     assert 1 <= manifest.counts["linf_levels"] <= 8
     assert contents(folder) == before
-    assert additions.run(grown, folder) is None  # the same again has nothing to do
-    assert len(listed(folder)) == 1
+    assert grow.run(grown, folder) is None  # the same again has nothing to do
+    assert len(additions(folder)) == 1
     assert verify.main(["--run", config.run]) == 0
     assert export(added, Folder.open(str(tmp_path / "release"))) == 2
     assert sorted(path.name for path in (tmp_path / "release").rglob("*.png")) == ["late.png", "later.png"]
@@ -79,9 +80,9 @@ def test_an_added_image_is_crafted_as_the_run_would_have(released: tuple[RunConf
     """The same pixels from another place, in a shard of their own: same checkpoints, same means, same release."""
     config, folder = released
     means = folder.read("protect/class_means.pt")
-    manifest = additions.run(replace(config, add=f"{tmp_path}/run/../data"), folder)
+    manifest = grow.run(replace(config, add=f"{tmp_path}/run/../data"), folder)
     assert manifest is not None
-    (added,) = listed(folder)
+    (added,) = additions(folder).values()
     assert manifest.counts["images"] == 12  # another place: other images, whatever their names
     assert not added.exists("protect/class_means.pt")
     assert folder.read("protect/class_means.pt") == means
@@ -100,7 +101,7 @@ def broken(task: protect.Task, shard: object, clean: object) -> None:
 
 
 def test_an_addition_cut_short_is_finished_before_another_begins(
-    released: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    released: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = released
     class_folders(tmp_path / "more", {"ant": 3})
@@ -108,27 +109,84 @@ def test_an_addition_cut_short_is_finished_before_another_begins(
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(protect.read_clean, broken, protect.release))
         with pytest.raises(WorkFailed, match="no luck"):
-            additions.run(replace(config, add=str(tmp_path / "more")), folder)
+            grow.run(replace(config, add=str(tmp_path / "more")), folder)
     with pytest.raises(ValueError, match=r"added/0001 was begun with --add .*more and is not finished"):
-        additions.run(replace(config, add=str(tmp_path / "other")), folder)
-    first = additions.run(replace(config, add=str(tmp_path / "more")), folder)
-    second = additions.run(replace(config, add=str(tmp_path / "other")), folder)
+        grow.run(replace(config, add=str(tmp_path / "other")), folder)
+    assert verify.main(["--run", config.run]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("12 protected images in 3 shards")
+    assert said[1].startswith("added/0001: stage 'protect' has not finished")
+    first = grow.run(replace(config, add=str(tmp_path / "more")), folder)
+    second = grow.run(replace(config, add=str(tmp_path / "other")), folder)
     assert first is not None
     assert second is not None
-    assert [addition.path[-4:] for addition in listed(folder)] == ["0001", "0002"]
-    assert [len(labels(addition)) for addition in listed(folder)] == [3, 2]
+    assert list(additions(folder)) == ["added/0001", "added/0002"]
+    assert [len(labels(addition)) for addition in additions(folder).values()] == [3, 2]
     assert digests(first) != digests(second)
+
+
+def unlucky(task: protect.Task, shard: Shard, clean: protect.Clean) -> torch.Tensor:
+    if shard.name == "train-000000.tar":
+        raise ValueError("no luck")
+    return protect.craft_chosen(task, shard, clean)
+
+
+def test_shards_that_an_addition_lacks_are_tried_again(
+    released: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = released
+    class_folders(tmp_path / "more", {"ant": 3, "bee": 4})
+    class_folders(tmp_path / "other", {"bee": 2})
+    more = replace(config, add=str(tmp_path / "more"), keep_going=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, unlucky, protect.release))
+        first = grow.run(more, folder)
+    assert first is not None
+    assert first.missing == ["train-000000.tar"]
+    other = grow.run(replace(config, add=str(tmp_path / "other")), folder)  # which need not wait for it
+    again = grow.run(more, folder)
+    assert other is not None
+    assert again is not None
+    assert again.missing == []
+    assert [Manifest.load(addition, "protect").counts["images"] for addition in additions(folder).values()] == [7, 2]
+    assert verify.main(["--run", config.run]) == 0
+    assert grow.run(more, folder) is None
+
+
+def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: Path, ray_2_cpus: object) -> None:
+    base = preset("smoke")
+    class_folders(tmp_path / "data", {"ant": 6, "bee": 6})
+    write(tmp_path / "data/ant/broken.png", b"no image")
+    config = replace(
+        base,
+        data=str(tmp_path / "data"),
+        run=str(tmp_path / "run"),
+        surrogate=replace(base.surrogate, epochs=3),
+        pack=replace(base.pack, test_fraction=0.3),
+    )
+    folder = Folder.open(config.run)
+    packed = pack.run(config, folder).counts
+    assert packed["test"] > 0
+    assert packed["quarantined"] == 1
+    write_checkpoints(folder, ("resnet8",))
+    protect.run(config, folder)
+    grown = replace(config, add=config.data)
+    assert grow.run(grown, folder) is None
+    write(tmp_path / "data/bee/late.png", encoded(picture(7, 8, 8)))
+    assert grow.run(grown, folder) is not None
+    (added,) = additions(folder).values()
+    assert labels(added) == {"bee/late.png": 1}
 
 
 def test_what_does_not_fit_the_run_is_refused_and_leaves_nothing(released: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = released
     class_folders(tmp_path / "strange", {"ant": 1, "dog": 1})
     with pytest.raises(SourceError, match="the run has no class dog; its classes are ant, bee, cat"):
-        additions.run(replace(config, add=str(tmp_path / "strange")), folder)
+        grow.run(replace(config, add=str(tmp_path / "strange")), folder)
     class_folders(tmp_path / "large", {"ant": 1, "bee": 1}, size=9)
     with pytest.raises(SourceError, match=r"images are 9x9 .*those of the run 8x8"):
-        additions.run(replace(config, add=str(tmp_path / "large")), folder)
-    assert listed(folder) == []
+        grow.run(replace(config, add=str(tmp_path / "large")), folder)
+    assert additions(folder) == {}
 
 
 def test_an_addition_to_another_release_is_a_fault(
@@ -136,7 +194,7 @@ def test_an_addition_to_another_release_is_a_fault(
 ) -> None:
     config, folder = released
     class_folders(tmp_path / "more", {"ant": 3})
-    additions.run(replace(config, add=str(tmp_path / "more")), folder)
+    grow.run(replace(config, add=str(tmp_path / "more")), folder)
     protect.run(replace(config, overwrite=True, protect=replace(config.protect, eps_levels=4)), folder)
     assert verify.main(["--run", config.run]) == 1
     assert "added/0001: protect/manifest.json: made with another release of the run" in capsys.readouterr().out

@@ -15,10 +15,10 @@ import pytest
 
 from pipeline import tar_members
 from pipeline.dataset import SourceError
+from pipeline.inspection import read_members
 from pipeline.shards import CorruptShard, decode_shard
 from pipeline.sources import scan
 from pipeline.tar_members import content, files, open_tar
-from pipeline.verify import read_members
 from tests.source_kinds import add, config
 
 

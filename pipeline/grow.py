@@ -1,0 +1,73 @@
+"""Data that grows: images added to a finished run are protected like the others, and what is released is not touched.
+
+See `additions` for where they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+
+from pipeline import pack, protect
+from pipeline.additions import ADDED, additions
+from pipeline.config import RunConfig
+from pipeline.shards import read_table
+from pipeline.sources import scan_more
+from pipeline.stage import MANIFEST, STARTED, Manifest
+from pipeline.storage import Folder
+
+log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, folder: Folder) -> Manifest | None:
+    """Pack and protect what `config.add` has and the run has not; None if there is nothing.
+
+    An addition that was cut short, or that lacks shards whose crafting failed, is finished first.
+
+    Raises:
+        ValueError: the run is not protected yet, another addition was begun and not finished, or the images do not fit the run.
+        WorkFailed: work failed for good; what is finished is kept.
+    """
+    base, _ = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    there = additions(folder)
+    begun = [name for name, addition in there.items() if not addition.exists(f"protect/{MANIFEST}")]
+    for name in begun:
+        if (source := _source(there[name])) not in (config.add, None):  # None: it was being cleared
+            raise ValueError(f"{there[name].uri} was begun with --add {source} and is not finished: do that first")
+    lacking = [name for name in there if name not in begun and _source(there[name]) == config.add and _lacks_shards(there[name])]
+    last = int(max(there, default=f"{ADDED}/0").rpartition("/")[2])
+    name = next(iter((*begun, *lacking)), f"{ADDED}/{last + 1:04d}")
+    known = _known(config, (folder, *(addition for other, addition in there.items() if other != name)))
+    dataset = scan_more(config, base.counts["classes"], known)
+    if not dataset.entries and name not in there:
+        log.info("add: the run has all images of %s", config.add)
+        return None
+    log.info("add: %d images, in %s", len(dataset.entries), name)
+    target = folder.child(name)
+    pack.add(config, folder, target, dataset)
+    return protect.add(config, folder, target)
+
+
+def _source(addition: Folder) -> str | None:
+    """The place that the images came from."""
+    source: str | None = json.loads(addition.read(f"pack/{STARTED}")).get("pack", {}).get("data")
+    return source
+
+
+def _lacks_shards(addition: Folder) -> bool:
+    return bool(Manifest.load(addition, "protect").missing)
+
+
+def _known(config: RunConfig, runs: Iterable[Folder]) -> set[str]:
+    """Names of the images of `config.add` that the run has in either split, or has refused."""
+    known: set[str] = set()
+    refused = 0
+    for run in runs:
+        if _source(run) == config.add:
+            known |= set(read_table(run.child("pack"), "samples.parquet", ["source"])["source"].to_pylist())
+            names = set(read_table(run.child("pack"), "quarantine.parquet", ["source"])["source"].to_pylist())
+            known, refused = known | names, refused + len(names)
+    if refused:
+        log.warning("add: %d images were refused before, and are not tried again: give what was mended another name", refused)
+    return known
