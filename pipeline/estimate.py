@@ -18,7 +18,7 @@ MOST_CPU_RANKS = 8
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a run consists of, counted.
 
     Attributes:
@@ -49,7 +49,7 @@ class Workers:
     cpus_each: float
 
 
-def stage_seconds(config: RunConfig, work: Work, images: Images, speed: Speed, workers: Workers) -> dict[str, float]:
+def stage_seconds(config: RunConfig, work: Workload, images: Images, speed: Speed, workers: Workers) -> dict[str, float]:
     """Seconds of each stage."""
     packed, cpus = work.train + work.test, workers.count * workers.cpus_each
     return {
@@ -61,14 +61,14 @@ def stage_seconds(config: RunConfig, work: Work, images: Images, speed: Speed, w
     }
 
 
-def _training(name: str, config: RunConfig, work: Work, speed: Speed, workers: Workers) -> float:
+def _training(name: str, config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
     ranks = workers.count if workers.gpu else min(workers.count, MOST_CPU_RANKS)
     each = max(1, config.surrogate.batch_size // ranks)
     steps = work.train // (each * ranks)
     return config.surrogate.epochs * (EPOCH_SECONDS + steps * speed.training[name].seconds(each))
 
 
-def _crafting(config: RunConfig, work: Work, images: Images, speed: Speed, workers: Workers) -> float:
+def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, workers: Workers) -> float:
     networks = config.surrogate.networks
     rate = len(networks) / sum(1 / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
     members = config.protect.members(len(networks))
@@ -79,7 +79,7 @@ def _crafting(config: RunConfig, work: Work, images: Images, speed: Speed, worke
     return (max(computing, coding) if workers.gpu else computing + coding) / workers.count
 
 
-def _victims(config: RunConfig, work: Work, speed: Speed, workers: Workers) -> float:
+def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
     victim = config.victim
     trials = 2 * len(victim.countermeasures) * len(victim.seeds)  # clean and protected
     each = []
@@ -87,11 +87,10 @@ def _victims(config: RunConfig, work: Work, speed: Speed, workers: Workers) -> f
         steps = work.train // victim.batch_size
         epoch = steps * speed.training[name].seconds(victim.batch_size) + work.test / speed.evaluation[name]
         each += trials * [victim.epochs * epoch]
-    # Longest first is no worse than as they come, and never better than an even share.
-    return max(max(each), sum(each) / workers.count) if len(each) > workers.count else max(each)
+    return max(max(each), sum(each) / workers.count)  # which is what no order of them can beat
 
 
-def storage_bytes(config: RunConfig, work: Work, images: Images) -> dict[str, float]:
+def storage_bytes(config: RunConfig, work: Workload, images: Images) -> dict[str, float]:
     """Bytes that each stage leaves: shards, and the weights and the optimiser's state of every epoch."""
     others = work.train - work.protected
     return {
@@ -115,7 +114,7 @@ def human_bytes(size: float) -> str:
 
 
 def text(
-    config: RunConfig, work: Work, images: Images, speed: Speed, clusters: Sequence[Workers], price_per_worker_hour: float | None
+    config: RunConfig, work: Workload, images: Images, speed: Speed, clusters: Sequence[Workers], price_per_worker_hour: float | None
 ) -> str:
     """The plan for people: what there is to do, what it leaves, and for each cluster the time, machine hours and price of each stage."""
     unit = "GPU" if clusters[0].gpu else "CPU core"

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pydantic.dataclasses import dataclass
 
 from cluster import session
-from cluster.pool import Room, WorkFailed, run_all
-from cluster.pool import Work as Piece
+from cluster.pool import Room, Work, WorkFailed, run_all
 from pipeline.classes import protected_classes
 from pipeline.command_line import parse_as
 from pipeline.config import STRICT, RunConfig
 from pipeline.dataset import Dataset
-from pipeline.estimate import Work, Workers, text
+from pipeline.estimate import Workers, Workload, text
 from pipeline.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
 from pipeline.sources import scan
 
@@ -73,18 +72,18 @@ def plan(config: PlanConfig) -> str:
     return text(config, _count(config, dataset, images), images, speed, clusters, config.price_per_gpu_hour)
 
 
-def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Work:
+def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
     labels = Counter(entry.label for entry in dataset.split("train"))
     chosen = protected_classes(config, dataset.classes)
     sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
     protected = sum(labels[label] for label in chosen)
-    return Work(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
+    return Workload(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
 
 
 def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
     """The slowest of all workers, which compute at the same time."""
     arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
-    pieces = [Piece(f"worker {n}", arguments) for n in range(resources.tasks)]
+    pieces = [Work(f"worker {n}", arguments) for n in range(resources.tasks)]
     speeds = [speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", room=Room(resources.tasks, gpus=resources.gpu))]
     return min(speeds, key=lambda speed: sum(speed.gradients.values()))
 

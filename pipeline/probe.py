@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cluster.pool import own_gpu
 from pipeline import images
 from pipeline.batches import stack
 from pipeline.config import RunConfig
@@ -110,9 +111,8 @@ def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seco
         seconds: for all figures together.
     """
     torch.set_num_threads(1)
-    device = torch.device("cuda" if gpu else "cpu")
-    victims = config.victim.networks if "victim" in config.stages else ()
-    names: dict[str, None] = dict.fromkeys((*config.surrogate.networks, *victims))
+    device = torch.device("cuda", own_gpu()) if gpu else torch.device("cpu")
+    names = trained(config)
     if gpu:  # which is as fast as it can be only when it has a whole shard at a time
         pixels = pixels.repeat(math.ceil(config.pack.shard_images / len(pixels)), 1, 1, 1)[: config.pack.shard_images]
     share = seconds / (2 * len(names) + len(config.surrogate.networks))
@@ -141,11 +141,16 @@ def scaled(gradients_per_second: float, pixels: Tensor, config: RunConfig, num_c
 
     A training step takes a half more than a gradient with respect to the pixels, an evaluation half of it.
     """
-    names: dict[str, None] = dict.fromkeys((*config.surrogate.networks, *config.victim.networks))
-    work = {name: flops(fresh(name, pixels, num_classes), pixels[:1]) for name in names}
-    rates = {name: gradients_per_second * work[config.surrogate.networks[0]] / work[name] for name in names}
+    work = {name: flops(fresh(name, pixels, num_classes), pixels[:1]) for name in trained(config)}
+    rates = {name: gradients_per_second * work[config.surrogate.networks[0]] / work[name] for name in work}
     training = {name: Step(0, 1.5 / rate) for name, rate in rates.items()}
     return Speed({name: rates[name] for name in config.surrogate.networks}, training, {name: 2 * rate for name, rate in rates.items()})
+
+
+def trained(config: RunConfig) -> list[str]:
+    """The networks that a run trains, each once."""
+    victims = config.victim.networks if "victim" in config.stages else ()
+    return list(dict.fromkeys((*config.surrogate.networks, *victims)))
 
 
 def flops(network: Network, pixels: Tensor) -> float:
@@ -192,7 +197,7 @@ def _means(network: Network, num_classes: int, config: RunConfig) -> Tensor | No
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def _gradient(member: Member, batch: Tensor, labels: Tensor, count: int) -> None:

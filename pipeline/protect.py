@@ -182,8 +182,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     index = read_index(folder)
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
-    # Once, and where it is computed, so that one release is never half of one precision and half of another.
-    precision = dict(run_all(_resolve, [Work("precision", (protect, ensemble))], what="precision", unit="answers", room=room))["precision"]
+    precision = _precision(protect, ensemble, room)
     protect = dataclasses.replace(protect, precision=precision)
     if not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), room)
@@ -229,7 +228,16 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources))
 
 
+def _precision(config: ProtectConfig, ensemble: Ensemble, room: Room) -> Precision:
+    """Decided once for all shards, so that one release is never half of one precision and half of another."""
+    if config.precision != "auto" or not ensemble.gpu:
+        return resolve(config.precision, torch.device("cpu"))
+    answers = run_all(_resolve, [Work("precision", (config, ensemble))], what="precision", unit="GPUs", room=room)
+    return dict(answers)["precision"]
+
+
 def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
+    """What the GPU that computes can do; the body of a Ray task."""
     return resolve(config.precision, ensemble.device)
 
 

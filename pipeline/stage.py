@@ -42,7 +42,9 @@ class Manifest:
     def digest(self) -> str:
         """Digest of everything but the time it took: what later stages record as their input."""
         said = {**self.as_dict(), "timing": None}
-        return digest(said if self.missing else {name: value for name, value in said.items() if name != "missing"})
+        if not self.missing:  # manifests of earlier versions have no such field, and must keep the digest that was recorded of them
+            del said["missing"]
+        return digest(said)
 
     @property
     def seconds(self) -> float:
@@ -134,18 +136,19 @@ class Stage:
         if before == CLEARING:
             self.clear("that was begun and cut short")
             return
-        changed = [f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-        of_inputs = all(name.split(":")[0].startswith("inputs.") for name in changed)
+        changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+        reason = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed)
+        of_inputs = all(name.startswith("inputs.") for name in changed)
         if changed and not (overwrite or (self._pieces_know and of_inputs)):
             raise ValueError(
-                f"stage {self.name!r} in {self.run.uri} was made with another configuration ({'; '.join(changed)}): "
+                f"stage {self.name!r} in {self.run.uri} was made with another configuration ({reason}): "
                 "use the earlier values, another --run, or --overwrite to redo it"
             )
         if changed and self._pieces_know and before.keys() != {STARTED}:
-            log.info("%s: done again where this matters: %s", self.name, "; ".join(changed))
+            log.info("%s: done again where this matters: %s", self.name, reason)
             self.folder.remove(MANIFEST)
         elif changed:
-            self.clear("; ".join(changed))
+            self.clear(reason)
         elif self.folder.exists(MANIFEST):
             try:
                 manifest = Manifest.load(self.run, self.name)

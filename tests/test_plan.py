@@ -12,14 +12,14 @@ import torch
 from cluster import session
 from pipeline import plan
 from pipeline.config import RunConfig
-from pipeline.estimate import EPOCH_SECONDS, STAGE_SECONDS, Work, Workers, human_bytes, human_time, stage_seconds, storage_bytes
+from pipeline.estimate import EPOCH_SECONDS, STAGE_SECONDS, Workers, Workload, human_bytes, human_time, stage_seconds, storage_bytes
 from pipeline.presets import preset
 from pipeline.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
 from pipeline.sources import scan
 from tests.pictures import class_folders
 
 CONFIG = replace(preset("cifar10-small"), data="somewhere")
-WORK = Work(train=5000, test=1000, protected=2000, classes=10, parameters=(80_000,))
+WORK = Workload(train=5000, test=1000, protected=2000, classes=10, parameters=(80_000,))
 IMAGES = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), per_second=500, clean_bytes=2000, protected_bytes=2500)
 SPEED = Speed({"resnet8": 1000}, {"resnet8": Step(0.002, 0.001)}, {"resnet8": 4000})
 
