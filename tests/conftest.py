@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +91,29 @@ def reproduced(small_parquet: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("reproduced") / "out"
     assert reproduce.main(small_reproduction.command(small_parquet, out)) == 0
     return out
+
+
+SECONDS_LOST = "seconds lost"
+
+
+@pytest.fixture
+def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[float], None]:
+    """Notes how much longer it took than without the fault, for the table at the end: a measurement, never a condition."""
+    return lambda seconds: record_property(SECONDS_LOST, round(seconds, 1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the faults have cost, a line for each."""
+    lost = [
+        (test.nodeid, cost)
+        for test in terminalreporter.stats.get("passed", [])
+        for name, cost in test.user_properties
+        if name == SECONDS_LOST
+    ]
+    if lost:
+        terminalreporter.section("seconds lost to faults, against a run without them")
+        for name, cost in lost:
+            terminalreporter.write_line(f"{cost:7.1f}  {name}")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
@@ -94,7 +94,12 @@ ACCIDENTS = {
 
 @pytest.mark.parametrize("accident", ACCIDENTS)
 def test_an_accident_costs_one_shard_its_time(
-    packed: Packed, undisturbed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accident: str
+    packed: Packed,
+    undisturbed: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_lost: Callable[[float], None],
+    accident: str,
 ) -> None:
     config, folder = copy(packed, tmp_path / "run", method="sep-fa")
     notebook = tmp_path / "run" / "notes"
@@ -105,6 +110,7 @@ def test_an_accident_costs_one_shard_its_time(
     crafts = Counter(path.name.rsplit("-", 1)[0] for path in notebook.iterdir() if path.name != "happened")
     assert crafts == {shard.name: 2 if shard.name == UNLUCKY else 1 for shard in undisturbed.shards["train"]}
     assert verify(folder).faults == ()
+    seconds_lost(manifest.seconds - undisturbed.seconds)
 
 
 @pytest.fixture

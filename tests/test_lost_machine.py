@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,21 @@ def drive(folder: str, lost_after: str) -> tuple[int, bool]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Digests of the protected shards of a run in which nothing happened."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A run in which nothing happened."""
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
     assert in_a_fresh_process(drive, str(folder), LOST_AFTER["nothing"]) == (0, False)
-    return digests(Manifest.load(Folder.open(str(folder)), "protect"))
+    return Folder.open(str(folder))
 
 
 @pytest.mark.parametrize("stage", ["surrogate", "protect"])
-def test_a_machine_lost_in_mid_stage_changes_no_byte(undisturbed: list[str], tmp_path: Path, stage: str) -> None:
+def test_a_machine_lost_in_mid_stage_changes_no_byte(
+    undisturbed: Folder, tmp_path: Path, seconds_lost: Callable[[float], None], stage: str
+) -> None:
     run_folder = tmp_path / "run"
     assert in_a_fresh_process(drive, str(run_folder), LOST_AFTER[stage]) == (0, True)
     folder = Folder.open(str(run_folder))
-    assert digests(Manifest.load(folder, "protect")) == undisturbed
+    assert digests(Manifest.load(folder, "protect")) == digests(Manifest.load(undisturbed, "protect"))
     assert len(list((run_folder / "surrogate").glob("epoch_*"))) == 4
     assert verify(folder).faults == ()
+    seconds_lost(Manifest.load(folder, stage).seconds - Manifest.load(undisturbed, stage).seconds)

@@ -7,7 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,6 +19,14 @@ from pipeline.storage import Folder
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.ray
+
+
+class Smoke(NamedTuple):
+    """A whole run of the smoke preset: its folder, what it printed, and how long it took with starting and ending."""
+
+    folder: Path
+    out: str
+    seconds: float
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -56,16 +67,16 @@ def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole run of the smoke preset, and what it printed."""
-    folder = tmp_path_factory.mktemp("runs") / "smoke"
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    """The run that others are held to."""
+    folder, begun = tmp_path_factory.mktemp("runs") / "smoke", time.monotonic()
     code, out, err = finish("--run", str(folder))
     assert code == 0, err
-    return folder, out
+    return Smoke(folder, out, time.monotonic() - begun)
 
 
-def test_leaves_a_whole_run_and_a_short_table(smoke_run: tuple[Path, str]) -> None:
-    folder, out = smoke_run
+def test_leaves_a_whole_run_and_a_short_table(smoke_run: Smoke) -> None:
+    folder, out, _ = smoke_run
     for name in (
         "config.json",
         "mlflow.db",
@@ -85,8 +96,8 @@ def test_leaves_a_whole_run_and_a_short_table(smoke_run: tuple[Path, str]) -> No
         assert word in out
 
 
-def test_second_start_does_nothing_and_says_the_same(smoke_run: tuple[Path, str]) -> None:
-    folder, out = smoke_run
+def test_second_start_does_nothing_and_says_the_same(smoke_run: Smoke) -> None:
+    folder, out, _ = smoke_run
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
     code, again, err = finish("--run", str(folder))
     assert (code, again) == (0, out), err
@@ -94,8 +105,8 @@ def test_second_start_does_nothing_and_says_the_same(smoke_run: tuple[Path, str]
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")} == stamps
 
 
-def test_verifies_and_exports(smoke_run: tuple[Path, str], tmp_path: Path) -> None:
-    folder, _ = smoke_run
+def test_verifies_and_exports(smoke_run: Smoke, tmp_path: Path) -> None:
+    folder = smoke_run.folder
     audit = tool("verify", "--run", str(folder))
     assert audit.returncode == 0, audit.stdout + audit.stderr
     exported = tool("export", "--run", str(folder), "--to", str(tmp_path / "release"))
@@ -103,8 +114,8 @@ def test_verifies_and_exports(smoke_run: tuple[Path, str], tmp_path: Path) -> No
     assert len(list((tmp_path / "release").glob("*/*.png"))) == 80
 
 
-def test_changed_setting_stops_with_its_name(smoke_run: tuple[Path, str]) -> None:
-    code, _, err = finish("--run", str(smoke_run[0]), "--protect.eps-levels", "4")
+def test_changed_setting_stops_with_its_name(smoke_run: Smoke) -> None:
+    code, _, err = finish("--run", str(smoke_run.folder), "--protect.eps-levels", "4")
     assert code == 1
     assert "protect.eps_levels: 8 -> 4" in err
     assert "--overwrite" in err
@@ -144,19 +155,22 @@ def test_interrupted_run_ends_orderly(tmp_path: Path, sign: int, moment: str) ->
         pytest.param("victim: .* epoch 1", marks=pytest.mark.slow),
     ],
 )
-def test_killed_driver_goes_on_to_the_same_bytes(smoke_run: tuple[Path, str], tmp_path: Path, moment: str) -> None:
-    run = tmp_path / "run"
+def test_killed_driver_goes_on_to_the_same_bytes(
+    smoke_run: Smoke, tmp_path: Path, seconds_lost: Callable[[float], None], moment: str
+) -> None:
+    run, begun = tmp_path / "run", time.monotonic()
     code, _ = kill_at(moment, signal.SIGKILL, "--run", str(run))
     assert code == -signal.SIGKILL
     code, _, err = finish("--run", str(run))
+    seconds_lost(time.monotonic() - begun - smoke_run.seconds)
     assert code == 0, err
     if "surrogate" in moment:
         assert "epoch 1 of" not in err, "a finished epoch was trained again"
-    assert protected(run) == protected(smoke_run[0])
+    assert protected(run) == protected(smoke_run.folder)
 
 
 @pytest.mark.slow
-def test_a_second_driver_refuses_and_the_first_goes_on(smoke_run: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_second_driver_refuses_and_the_first_goes_on(smoke_run: Smoke, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = start("--run", str(run))
     assert first.stderr is not None
@@ -167,7 +181,7 @@ def test_a_second_driver_refuses_and_the_first_goes_on(smoke_run: tuple[Path, st
     assert "Traceback" not in err
     _, rest = first.communicate(timeout=500)
     assert first.returncode == 0, rest
-    assert protected(run) == protected(smoke_run[0])
+    assert protected(run) == protected(smoke_run.folder)
 
 
 @pytest.mark.slow

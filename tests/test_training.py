@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import signal
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,15 +124,18 @@ def test_training_that_failed_names_the_cause_and_goes_on_from_the_last_kept_epo
 @pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["killed", "reported"])
 def test_a_killed_rank_costs_no_epoch_and_changes_nothing(
-    ray_2_cpus: Resources, tmp_path: Path, caplog: pytest.LogCaptureFixture, trouble: str
+    ray_2_cpus: Resources, tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds_lost: Callable[[float], None], trouble: str
 ) -> None:
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    begun = time.monotonic()
     rows, told = run(Task(5, tmp_path / "killed", trouble), disturbed)
     assert (tmp_path / "killed").exists()
     assert "surrogate: starting again from the last kept epoch" in caplog.text
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in told] == [0, 1, 2, 3, 4]
     assert rows[4]["first"] in (1, 2, 3)  # an epoch reported right before the kill may not have been noted yet
+    killed = time.monotonic()
     run(Task(5), undisturbed)
+    seconds_lost((killed - begun) - (time.monotonic() - killed))
     assert all(torch.equal(weights(disturbed, epoch), weights(undisturbed, epoch)) for epoch in range(5))
     assert len(list((disturbed / "surrogate").glob("epoch_*"))) == 5
 
