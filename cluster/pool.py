@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 RETRIES = 3  # after a dead worker or a storage error; other errors are final
 LOOK_SECONDS = 2.0  # between two looks at the size of the cluster
-AHEAD = 2  # pieces submitted for each that there is room for
+AHEAD = 2  # pieces submitted for each that is computed in parts, so that the next is read already
+QUEUED = 8  # and for each that is not: with 2 Ray gives machines back and asks for them again, which is half as fast
 FAN_IN = 8  # outcomes that one task combines
 CANCEL_SECONDS = 10.0
 MOST_CHARACTERS = 300  # of one cause
@@ -89,12 +90,6 @@ class Room:
     at_once: int | None = None
     cpus: float = 1
     gpus: float = 0
-
-    def submitted(self, ahead: int) -> int:
-        """How many pieces to have submitted, `ahead` for each that is computed; by what the cluster has now."""
-        if self.at_once is not None:
-            return ahead * self.at_once
-        return AHEAD * max(1, self.now())
 
     def now(self) -> int:
         """How many tasks the cluster has room for at this moment."""
@@ -198,32 +193,36 @@ class _Submitter:
     """Starts pieces: each as one task, or for a chain on GPUs as three, of which the first need not wait for a GPU."""
 
     def __init__(self, function: Callable[..., Any], what: str, room: Room, keep: bool) -> None:
-        self.function, self.what, self.room, self.keep = function, what, room, keep
+        self.function, self.room, self.keep = function, room, keep
         self.chain = function if isinstance(function, Chain) and room.gpus else None
-        # Resources by .options only: a GPU in the decorator would start a new process, and load torch again, for every task.
-        self._task, self._keeping = ray.remote(_called), ray.remote(_kept)
+        # Prepared once, as Ray makes a class of each `.options`; and only there, as a GPU in the decorator would start a new process,
+        # and load torch again, for every task.
+        task, last = ray.remote(_called), ray.remote(_kept if keep else _called)
+        always = {"name": what, "max_retries": RETRIES, "retry_exceptions": [OSError]}
+        self._before = task.options(**always, num_cpus=room.cpus)
+        self._computing = task.options(**always, num_cpus=0, num_gpus=room.gpus)  # the CPUs are for those that read and keep
+        gpus = 0 if self.chain else room.gpus
+        self._last = last.options(**always, num_cpus=room.cpus, num_gpus=gpus, num_returns=2 if keep else 1)
 
-    def _start(self, work: Work, function: Callable[..., Any], *more: Any, cpus: float, gpus: float, keep: bool = False) -> Any:
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [OSError]}
-        options["name"] = f"{self.what}: {work.name}"
-        task = self._keeping.options(**options, num_returns=2) if keep else self._task.options(**options)
-        return task.remote(function, *work.arguments, *more)
+    def most(self) -> int:
+        """How many pieces to have submitted, by what the cluster has now."""
+        if self.room.at_once is not None:
+            return self.room.at_once * (AHEAD if self.chain else 1)
+        return max(1, self.room.now()) * (AHEAD if self.chain else QUEUED)
 
     def read(self, work: Work) -> tuple[Any, ...]:
         """Begin with a piece, where that can be done before it is computed."""
-        return (self._start(work, self.chain.before, cpus=self.room.cpus, gpus=0),) if self.chain else ()
+        return (self._before.remote(self.chain.before, *work.arguments),) if self.chain else ()
 
     def compute(self, work: Work, begun: tuple[Any, ...]) -> tuple[Any, _Piece]:
         """Go on with a piece: the task that computes, and the piece, whose last task is its outcome."""
-        cpus, gpus = self.room.cpus, self.room.gpus
+        function = self.function
         if self.chain:
-            computing = self._start(work, self.chain.function, *begun, cpus=0, gpus=gpus)  # the CPUs are for those that read and keep
-            done = self._start(work, self.chain.after, *begun, computing, cpus=cpus, gpus=0, keep=self.keep)
-            begun = (*begun, computing)
-        else:
-            done = self._start(work, self.function, cpus=cpus, gpus=gpus, keep=self.keep)
+            function = self.chain.after
+            begun = (*begun, self._computing.remote(self.chain.function, *work.arguments, *begun))
+        done = self._last.remote(function, *work.arguments, *begun)
         done, kept = done if self.keep else (done, None)
-        return (computing if self.chain else done), _Piece(work, (*begun, done), kept)
+        return (begun[-1] if self.chain else done), _Piece(work, (*begun, done), kept)
 
 
 def _run(
@@ -241,7 +240,7 @@ def _run(
     try:
         while waiting or begun or running:
             if waiting and time.monotonic() - looked > LOOK_SECONDS:
-                most, looked = room.submitted(AHEAD if submitter.chain else 1), time.monotonic()
+                most, looked = submitter.most(), time.monotonic()
             while waiting and len(begun) + len(running) < most:
                 work = waiting.pop()
                 begun.append((work, submitter.read(work)))

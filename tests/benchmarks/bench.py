@@ -130,7 +130,11 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
     log.info("%s: the protect stage, %d steps", trained.name, steps)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         prepared = whole_stage.prepare(Path(folder), trained, steps)
-        return {"stage": whole_stage.measure(prepared), "worker_mib_after_shards": whole_stage.worker_memory(prepared, shards)}
+        return {
+            "stage": whole_stage.measure(prepared),
+            "stage_images_per_second_by_workers": whole_stage.by_workers(prepared),
+            "worker_mib_after_shards": whole_stage.worker_memory(prepared, shards),
+        }
 
 
 def table(card: dict[str, Any]) -> str:
@@ -142,19 +146,27 @@ def table(card: dict[str, Any]) -> str:
         for row in found["against_plain"]
     ]
     whole, held = card["stage"], card["worker_mib_after_shards"]
+    rates = card["stage_images_per_second_by_workers"]
     besides = whole["ray_start_seconds"] + whole["other_seconds"]
     lines += [
         "",
         f"Measured on {card['hardware']}; torch {card['versions']['torch']}. The whole protect stage ({whole['workers']} workers, "
         f"{whole['network']}) crafts {whole['stage_images_per_second']:,.1f} images/s, {whole['ratio']:.2f} of what as many bare "
-        f"processes do; starting Ray, the class means and the tables take {besides:.0f} s besides. Memory that crafting takes on top of "
-        "libraries and ensemble: "
+        f"processes do{_scaling(rates)}; starting Ray, the class means and the tables take {besides:.0f} s besides. "
+        "Memory that crafting takes on top of libraries and ensemble: "
         + "; ".join(f"{name} {_memory(found['memory'])}" for name, found in card["networks"].items())
         + ". A worker of the stage holds "
         + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in sorted(held.items(), key=lambda item: int(item[0])))
         + ".",
     ]
     return "\n".join(lines)
+
+
+def _scaling(rates: dict[str, float]) -> str:
+    if len(rates) < 2:
+        return ""
+    many = str(max(int(count) for count in rates))
+    return f", and {rates[many] / rates['1']:.2f} times what it does with one worker"
 
 
 def _memory(found: dict[str, dict[str, float]]) -> str:

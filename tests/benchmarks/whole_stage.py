@@ -124,6 +124,16 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def by_workers(prepared: Prepared) -> dict[str, float]:
+    """Images per second of the same stage with one worker of one thread and with one for each core, by number of workers."""
+    rates: dict[str, float] = {}
+    for count in dict.fromkeys((1, prepared.workers)):
+        prepared.folder.child("protect").delete()
+        manifest = protect.run(replace(prepared.config, workers=count), prepared.folder)
+        rates[str(count)] = round(manifest.timing["images_per_second"], 1)
+    return rates
+
+
 def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float]:
     """Of one worker after so many shards; the stage has run, and its shards are made anew."""
     config, folder = prepared.config.protect, prepared.folder
