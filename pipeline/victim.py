@@ -115,7 +115,8 @@ def _training_images(task: Task, seed: int, device: torch.device) -> Batches:
         keys = clean_keys(clean, shards, task.protected, plan.clean_percent, derive(task.run_seed, "dilution", cell.seed))
         read = Diluted(clean, task.pack.shards["train"], keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
-    image_bytes = 3 * counts["height"] * counts["width"]
+    bytes_each = 4 if any(part.fitted for part in plan.on_images) else 1  # of a level; what is projected is float32
+    image_bytes = 3 * counts["height"] * counts["width"] * bytes_each
     opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read)
     transform: Transform = unchanged
     for part in plan.on_images:

@@ -43,7 +43,7 @@ class Countermeasure:
         hardened: the same, against the network as it is at that step.
         trained: of how training is done.
         clean_percent: of the protected images, how many a stranger has from elsewhere as they were before.
-        cost: of a training epoch, in ordinary ones, on a CPU with a small network.
+        cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images.
     """
 
     stored: Transform | None = None
@@ -104,10 +104,10 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "jpeg-90": Countermeasure(stored=partial(preprocessing.jpeg, quality=90)),
     "bit-depth-2": Countermeasure(stored=partial(preprocessing.bit_depth, bits=2)),
     "gaussian-blur": Countermeasure(stored=preprocessing.gaussian_blur),
-    "trivial-augment": Countermeasure(distorted=distortion.trivial_augment, cost=1.3),
-    "ueraser": Countermeasure(hardened=adversary.ueraser, cost=4),
-    "adversarial-4": Countermeasure(hardened=partial(adversary.adversarial, eps_levels=4), cost=6),
-    "adversarial-8": Countermeasure(hardened=partial(adversary.adversarial, eps_levels=8), cost=6),
+    "trivial-augment": Countermeasure(distorted=distortion.trivial_augment, cost=1.2),
+    "ueraser": Countermeasure(hardened=adversary.ueraser, cost=3.6),
+    "adversarial-4": Countermeasure(hardened=partial(adversary.adversarial, eps_levels=4), cost=6.3),
+    "adversarial-8": Countermeasure(hardened=partial(adversary.adversarial, eps_levels=8), cost=6.3),
     "random-warp": Countermeasure(distorted=distortion.random_warp),
     "orthogonal-projection": Countermeasure(fitted=orthogonal_projection),
     "early-stop": Countermeasure(trained=stopped_early),
