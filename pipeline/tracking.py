@@ -255,7 +255,7 @@ class Tracker:
             self._client.set_terminated(run)
         table = read_table(self._folder.child("victim"), "results.parquet")
         stream = io.BytesIO()
-        csv.write_csv(table.drop_columns([name for name in table.column_names if name.endswith("_per_epoch")]), stream)
+        csv.write_csv(table.drop_columns([name for name in table.column_names if "_per_" in name]), stream)
         self._log_files(self._state["parent"], {"victims.csv": stream.getvalue()})
 
     def _report(self, found: Finished) -> None:
