@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 SHOWN_SAMPLES = 5
 SHOWN_QUARANTINED = 50
-FLAGS_OF_A_CALL = ("preset", "add", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
+FLAGS_OF_A_CALL = ("preset", "add", "sweep", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
 __all__ = ["headline", "pictures", "run", "summary"]
 

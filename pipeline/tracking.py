@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 STATE = "tracking.json"
 DATABASE = "mlflow.db"
 SHARED_EXPERIMENT = "sep"  # with a tracking URI of one's own; the run folder's own database has one named after the run
-OF_A_CALL = ("config", "stages", "workers", "overwrite", "memory_limit_mb")  # may differ between starts of one and the same run
+OF_A_CALL = ("config", "sweep", "stages", "workers", "overwrite", "memory_limit_mb")  # may differ between starts of one and the same run
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import product
@@ -24,6 +25,7 @@ from cluster import session, sweep
 from pipeline.batches import Split, open_batches, open_tests
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.networks import build_network
+from pipeline.points import relatives
 from pipeline.seeding import derive, generator
 from pipeline.shards import rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest, to_json
@@ -149,6 +151,15 @@ def _outcome(folder: Folder, cell: Cell, made_from: str) -> dict[str, Any] | Non
     return outcome if outcome.get("made_from") == made_from else None
 
 
+def _trained_elsewhere(tasks: Collection[Task], folder: Folder) -> None:
+    """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
+    for other in relatives(folder):
+        for task in tasks:
+            outcome = _outcome(other.child("victim"), task.cell, task.made_from)
+            if outcome is not None and _outcome(folder.child("victim"), task.cell, task.made_from) is None:
+                folder.child("victim").write(f"{task.cell.name}.json", to_json(outcome))
+
+
 def run(config: RunConfig, folder: Folder) -> Manifest:
     """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
@@ -169,6 +180,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     cells = [Cell(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
     at_once = min(len(cells), resources.tasks)  # not of those missing: a trial that is done again gets as many threads as before
     tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
+    _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task.cell, task.made_from) is None}
     if missing:
         cpus = resources.cpus_for(at_once)

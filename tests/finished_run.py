@@ -21,6 +21,7 @@ from pipeline.classes import choose_classes
 from pipeline.config import RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
 from pipeline.networks import build_network
+from pipeline.points import open_run
 from pipeline.presets import preset
 from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, sha256, write_shard, write_table
 from pipeline.stage import Manifest, Stage, to_json
@@ -82,7 +83,7 @@ def mixed_configuration(run: Path) -> RunConfig:
 def write(run: Path, stages: tuple[str, ...] = STAGES, config: RunConfig | None = None) -> tuple[RunConfig, Folder]:
     """Write the run and return its configuration and folder; stages that are there already stay as they are."""
     config = config or configuration(run)
-    folder = Folder.open(str(run))
+    folder = open_run(str(run))
     folder.write("config.json", to_json(to_tree(config)))
     writers = {"pack": _pack, "surrogate": _surrogate, "protect": _protect, "victim": _victim}
     threads = torch.get_num_threads()
