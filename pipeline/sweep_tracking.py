@@ -12,6 +12,8 @@ from typing import Any
 
 from pipeline.comparison import crafting_seconds
 from pipeline.config import RunConfig
+from pipeline.description import LONGEST
+from pipeline.mlflow_store import NOTE
 from pipeline.points import settings
 from pipeline.results import Finished, finished
 from pipeline.stage import digest
@@ -21,26 +23,30 @@ from pipeline.tracking import Tracker
 log = logging.getLogger(__name__)
 
 PARENT = "mlflow.parentRunId"
+PUBLISHED = (".html", ".png", ".csv")
 
 
 class SweepTracker(Tracker):
-    """The tracker of a run whose points are swept."""
+    """The tracker of a run that may have points."""
 
     @property
     def uri(self) -> str:
         """Of the MLflow server or database."""
-        return self._uri
+        return self._store.uri
 
     @property
     def run_id(self) -> str | None:
-        """Of the sweep's own run; None where nothing could be logged yet."""
+        """Of the run's own MLflow run; None where nothing could be logged yet."""
         known: str | None = self._state.get("parent")
         return known
 
-    @property
-    def experiment_id(self) -> str:
-        """Where the points go as well."""
-        return self._experiment()
+    def create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
+        """A run in the experiment of this one."""
+        return super()._create(name, tags, start)
+
+    def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
+        kind = {"stage": "sweep"} if self._config.sweep and PARENT not in tags else {}
+        return self.create(name, {**tags, **kind}, start)
 
     def log_outcome(self, folder: Folder, text: str) -> None:
         """Log what all points together show: pictures and tables as artifacts, and the table as the description.
@@ -49,16 +55,16 @@ class SweepTracker(Tracker):
             folder: of the comparison.
             text: plain, in columns.
         """
-        logged = digest([self.run_id, text])
-        if not self.run_id or self._state.get("outcome") == logged:
+        if not self.run_id or self._state.get("outcome") == digest([self.run_id, text]):
             return
         try:
             self._open(finished(self._folder))
-            shown = [name for name in folder.names() if name.endswith((".html", ".png", ".csv"))]
-            self._log_files(self.run_id, {f"comparison/{name}": folder.read(name) for name in shown})
-            self._client.set_tag(self.run_id, "mlflow.note.content", f"```\n{text.strip()}\n```")
+            shown = [name for name in folder.names() if name.endswith(PUBLISHED)]
+            self._store.log_files(self.run_id, {f"comparison/{name}": folder.read(name) for name in shown})
+            note = text.strip() if len(text) <= LONGEST else text.strip()[:LONGEST] + "…"
+            self._store.client.set_tag(self.run_id, NOTE, f"```\n{note}\n```\n\nPictures: artifacts, under `comparison`.")
             self._remember(outcome=digest([self.run_id, text]))
-        except self._mlflow_error() as error:
+        except self._store.errors() as error:
             log.error("tracking: the outcome of the sweep was not logged, the next start will try again (%s)", error)
 
 
@@ -84,12 +90,9 @@ class PointTracker(Tracker):
         super()._open(found)
         self._remember(under=self._sweep.run_id)
 
-    def _experiment(self) -> str:
-        return self._sweep.experiment_id
-
     def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
         own = {} if PARENT in tags else {PARENT: self._sweep.run_id, **settings(self._folder)}
-        return super()._create(name, {**tags, **own}, start)
+        return self._sweep.create(name, {**tags, **own}, start)
 
     def _surrogate(self, found: Finished) -> None:
         """Logged once, under the sweep's own run."""
@@ -98,4 +101,4 @@ class PointTracker(Tracker):
         super()._protect(found)
         protect = found["protect"]
         cost = {"gradients": protect.counts["gradients"], "crafting_seconds": crafting_seconds(protect)}
-        self._log_metrics(self._state["parent"], cost)  # where they chart against the accuracies of the point
+        self._store.log_metrics(self._state["parent"], cost)  # where they chart against the accuracies of the point
