@@ -20,6 +20,7 @@ from pipeline.storage import Folder
 
 Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
+Read = Callable[[Folder, Shard], list[Sample]]
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
 
 
@@ -33,14 +34,14 @@ def stack(images: Sequence[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def load(folder: Folder, shards: Sequence[Shard]) -> Batch:
-    """All images and labels of some shards, in order.
+def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard) -> Batch:
+    """All images and labels of some shards, in order; `read` gives the samples of one.
 
     Raises:
         CorruptShard: a shard is not as recorded.
     """
     with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(lambda shard: to_tensors(read_shard(folder, shard)), shards))
+        parts = list(pool.map(lambda shard: to_tensors(read(folder, shard)), shards))
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -94,7 +95,7 @@ class InMemory:
 class Streaming:
     """Shards read as they are needed: dealt to the ranks anew each epoch, several mixed, the next ones read ahead."""
 
-    def __init__(self, folder: Folder, shards: Sequence[Shard], split: Split, transform: Transform) -> None:
+    def __init__(self, folder: Folder, shards: Sequence[Shard], split: Split, transform: Transform, read: Read = read_shard) -> None:
         """Plan the epochs; reads nothing yet.
 
         Raises:
@@ -102,7 +103,7 @@ class Streaming:
         """
         if len(shards) < split.size:
             raise ValueError(f"{len(shards)} shards cannot be dealt to {split.size} ranks: pack with a smaller --pack.shard-images")
-        self.folder, self.shards, self.split, self.transform = folder, list(shards), split, transform
+        self.folder, self.shards, self.split, self.transform, self.read = folder, list(shards), split, transform, read
         # Shards differ in size and every epoch deals them anew: take the steps that any dealing allows.
         smallest = sum(sorted(shard.count for shard in shards)[: len(shards) // split.size])
         self.steps = _steps(smallest, split.batch_size)
@@ -116,11 +117,11 @@ class Streaming:
         rest: Batch | None = None
         left = self.steps
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(load, self.folder, groups[0])
+            ahead = reader.submit(load, self.folder, groups[0], self.read)
             for position in range(len(groups)):
                 images, labels = ahead.result()
                 if position + 1 < len(groups):
-                    ahead = reader.submit(load, self.folder, groups[position + 1])
+                    ahead = reader.submit(load, self.folder, groups[position + 1], self.read)
                 images = self.transform(images)
                 if rest is not None:
                     images, labels = torch.cat([rest[0], images]), torch.cat([rest[1], labels])
@@ -141,7 +142,8 @@ def _steps(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def _unchanged(images: Tensor) -> Tensor:
+def unchanged(images: Tensor) -> Tensor:
+    """The images as they are."""
     return images
 
 
@@ -164,7 +166,8 @@ def open_batches(
     memory_limit_mb: int,
     split: Split,
     device: torch.device,
-    transform: Transform = _unchanged,
+    transform: Transform = unchanged,
+    read: Read = read_shard,
 ) -> Batches:
     """Batches from memory where the decoded images fit, streamed otherwise.
 
@@ -176,11 +179,12 @@ def open_batches(
         split: this rank's part.
         device: where images in memory are held.
         transform: applied once to uint8 images `(B, C, H, W)` before they are used.
+        read: the samples of a shard.
 
     Raises:
         ValueError: the images do not fill one batch on every rank.
     """
     if not _fits(shards, image_bytes, memory_limit_mb):
-        return Streaming(folder, shards, split, transform)
-    images, labels = load(folder, shards)
+        return Streaming(folder, shards, split, transform, read)
+    images, labels = load(folder, shards, read)
     return InMemory(transform(images).to(device), labels.to(device), split)

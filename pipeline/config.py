@@ -7,7 +7,7 @@ from typing import Any, Literal, cast, get_args
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from sep.countermeasures import COUNTERMEASURES
+from sep import countermeasures
 from sep.craft import CraftConfig
 from sep.fitting import TrainConfig
 from sep.models import NetworkName
@@ -117,7 +117,9 @@ class VictimConfig(TrainConfig):
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures trained on the clean and on the protected images"""
     countermeasures: tuple[str, ...] = ("none",)
-    """what is done to the training images first: none, grayscale, jpeg-10, jpeg-50, jpeg-90"""
+    """what is done against the protection: none, no-augmentation, cutout, cutmix, mixup, grayscale, jpeg-10, jpeg-50, jpeg-90,
+    bit-depth-2, gaussian-blur, trivial-augment, ueraser, adversarial-4, adversarial-8, random-warp, orthogonal-projection, early-stop,
+    dilution-1, dilution-10, dilution-20, dilution-50, or several at once, in order, as in grayscale+jpeg-10"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
 
@@ -125,12 +127,14 @@ class VictimConfig(TrainConfig):
         """Refuse unknown or missing names.
 
         Raises:
-            ValueError: a countermeasure is unknown, or a list is empty.
+            ValueError: a countermeasure is unknown or does not go with another, or a list is empty.
         """
         super().__post_init__()
         for name in self.countermeasures:
-            if name not in COUNTERMEASURES:
-                raise ValueError(f"victim.countermeasures: unknown {name!r}; known are {', '.join(COUNTERMEASURES)}")
+            try:
+                countermeasures.plan(name)
+            except ValueError as error:
+                raise ValueError(f"victim.countermeasures: {error}") from error
         _each_once("victim", networks=self.networks, countermeasures=self.countermeasures, seeds=self.seeds)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from pipeline.config import RunConfig
 from pipeline.probe import Images, Speed
+from sep import countermeasures
 
 # Measured on a machine with two CPU cores, Ray 2.60; see the README.
 STAGE_SECONDS = 8.0  # to start workers that import torch
@@ -81,12 +83,12 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
 
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
     victim = config.victim
-    trials = 2 * len(victim.countermeasures) * len(victim.seeds)  # clean and protected
+    trials = 2 * len(victim.seeds)  # clean and protected
     each = []
-    for name in victim.networks:
-        steps = work.train // victim.batch_size
-        epoch = steps * speed.training[name].seconds(victim.batch_size) + work.test / speed.evaluation[name]
-        each += trials * [victim.epochs * epoch]
+    for name, countermeasure in product(victim.networks, victim.countermeasures):
+        plan = countermeasures.plan(countermeasure)
+        training = plan.cost * (work.train // victim.batch_size) * speed.training[name].seconds(victim.batch_size)
+        each += trials * [plan.training(victim).epochs * (training + work.test / speed.evaluation[name])]
     return max(max(each), sum(each) / workers.count)  # which is what no order of them can beat
 
 

@@ -10,27 +10,29 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from cluster import session, sweep
-from pipeline.batches import Split, open_batches, open_tests
+from pipeline.batches import Batches, Read, Split, Transform, open_batches, open_tests, unchanged
 from pipeline.config import RunConfig, VictimConfig, to_tree
+from pipeline.dilution import Diluted, clean_keys
 from pipeline.networks import build_network
 from pipeline.points import relatives
 from pipeline.seeding import derive, generator
-from pipeline.shards import rows_to_table, write_table
+from pipeline.shards import read_shard, rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest, to_json
 from pipeline.storage import Folder
-from sep.countermeasures import apply
+from sep import countermeasures
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ SCHEMA = pa.schema(
         ("peak_accuracy", pa.float64()),
         ("relabelled_accuracy", pa.float64()),
         ("other_accuracy", pa.float64()),
+        ("accuracy_per_class", pa.list_(pa.float64())),
         ("accuracy_per_epoch", pa.list_(pa.float64())),
         ("loss_per_epoch", pa.list_(pa.float64())),
     ]
@@ -64,8 +67,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File and trial name."""
-        return f"{self.network}-{self.data}-{self.countermeasure}-seed{self.seed}"
+        """File and trial name; without the `+` of several countermeasures, which some object stores take for a blank."""
+        return f"{self.network}-{self.data}-{self.countermeasure.replace('+', '_')}-seed{self.seed}"
+
+    @property
+    def trained(self) -> Cell:
+        """The cell that says how this one is trained: clean images are not diluted."""
+        return replace(self, countermeasure=countermeasures.without_protection(self.countermeasure)) if self.data == "clean" else self
 
 
 @dataclass(frozen=True)
@@ -95,33 +103,56 @@ def relabelled_accuracy(table: NDArray[np.int64]) -> float:
     return 100 * float(table[truth, predicted].sum()) / float(table.sum())
 
 
+def accuracy_per_class(table: Tensor) -> list[float | None]:
+    """Percent correct of each true class of a confusion table `(K, K)`; None where there are no test images of it."""
+    return [accuracy(table, [label]) if int(count) else None for label, count in enumerate(table.sum(1))]
+
+
+def _training_images(task: Task, seed: int, device: torch.device) -> Batches:
+    """Batches of what the countermeasure leaves of the images; those that it learns from first are read as often as it needs."""
+    cell, counts, plan = task.cell, task.pack.counts, countermeasures.plan(task.cell.countermeasure)
+    shards, read = task.train.shards["train"], cast(Read, read_shard)
+    if plan.clean_percent and cell.data == "protected":
+        clean = task.run.child("pack")
+        keys = clean_keys(clean, shards, task.protected, plan.clean_percent, derive(task.run_seed, "dilution", cell.seed))
+        read = Diluted(clean, task.pack.shards["train"], keys)
+    folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
+    bytes_each = 4 if any(part.fitted for part in plan.on_images) else 1  # of a level; what is projected is float32
+    image_bytes = 3 * counts["height"] * counts["width"] * bytes_each
+    opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read)
+    transform: Transform = unchanged
+    for part in plan.on_images:
+        step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else part.on_stored
+        transform = partial(_one_after_the_other, transform, step)
+    return opened(transform)
+
+
+def _one_after_the_other(first: Transform, second: Transform, images: Tensor) -> Tensor:
+    return second(first(images))
+
+
 def trial(task: Task, report: sweep.Report) -> None:
     """Train one victim and keep its result as `victim/<cell>.json`."""
     torch.set_num_threads(task.threads)
-    cell, config, counts = task.cell, task.config, task.pack.counts
+    cell, counts = task.cell, task.pack.counts
+    plan, classes = countermeasures.plan(cell.countermeasure), len(counts["classes"])
+    config, change = plan.training(task.config), plan.change(classes)
     device = torch.device("cuda" if task.gpu else "cpu")
     # Clean and protected victims of one seed start from the same weights and see their images in the same order.
     seed = derive(task.run_seed, "victim", cell.network, cell.seed)
     torch.manual_seed(seed)
     network = build_network(cell.network, task.pack).to(device).to(memory_format=torch.channels_last)
+    batches = _training_images(task, seed, device)
     image_bytes = 3 * counts["height"] * counts["width"]
-    batches = open_batches(
-        task.run.child(task.train.stage),
-        task.train.shards["train"],
-        image_bytes,
-        task.memory_limit_mb,
-        Split(config.batch_size, seed),
-        device,
-        partial(apply, cell.countermeasure),
-    )
     tests = open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb)
     sgd, scheduler = optimiser(network, config, batches.steps)
     protected = list(task.protected)
-    others = sorted(set(range(len(counts["classes"]))) - set(protected))
+    others = sorted(set(range(classes)) - set(protected))
     accuracies, losses = [], []
     for epoch in range(config.epochs):
-        result = train_epoch(network, sgd, scheduler, batches.epoch(epoch), config.augmentation, generator(seed, "augment", epoch))
-        table = confusion(network, tests(), len(counts["classes"]))
+        draws = generator(seed, "augment", epoch)
+        result = train_epoch(network, sgd, scheduler, batches.epoch(epoch), config.augmentation, draws, change=change)
+        table = confusion(network, tests(), classes)
         accuracies.append(accuracy(table, protected))
         losses.append(result.loss)
         report({"epoch": epoch, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
@@ -134,6 +165,7 @@ def trial(task: Task, report: sweep.Report) -> None:
         "peak_accuracy": max(accuracies),
         "relabelled_accuracy": relabelled_accuracy(table[protected].numpy()),
         "other_accuracy": accuracy(table, others) if others else None,
+        "accuracy_per_class": accuracy_per_class(table),
         "accuracy_per_epoch": accuracies,
         "loss_per_epoch": losses,
         "confusion": table.tolist(),
@@ -142,21 +174,28 @@ def trial(task: Task, report: sweep.Report) -> None:
     task.run.child("victim").write(f"{cell.name}.json", to_json(outcome))
 
 
-def _outcome(folder: Folder, cell: Cell, made_from: str) -> dict[str, Any] | None:
+def _outcome(folder: Folder, task: Task) -> dict[str, Any] | None:
     """The result of a finished trial that was made from the same."""
     try:
-        outcome: dict[str, Any] = json.loads(folder.read(f"{cell.name}.json"))
+        outcome: dict[str, Any] = json.loads(folder.read(f"{task.cell.name}.json"))
     except (FileNotFoundError, ValueError):
         return None
-    return outcome if outcome.get("made_from") == made_from else None
+    return outcome if outcome.get("made_from") == task.made_from else None
+
+
+def _finished(folder: Folder, task: Task) -> dict[str, Any]:
+    outcome = _outcome(folder, task)
+    assert outcome is not None
+    # What earlier versions left has the table and not this.
+    return {**outcome, "accuracy_per_class": accuracy_per_class(torch.tensor(outcome["confusion"]))}
 
 
 def _trained_elsewhere(tasks: Collection[Task], folder: Folder) -> None:
     """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
     for other in relatives(folder):
         for task in tasks:
-            outcome = _outcome(other.child("victim"), task.cell, task.made_from)
-            if outcome is not None and _outcome(folder.child("victim"), task.cell, task.made_from) is None:
+            outcome = _outcome(other.child("victim"), task)
+            if outcome is not None and _outcome(folder.child("victim"), task) is None:
                 folder.child("victim").write(f"{task.cell.name}.json", to_json(outcome))
 
 
@@ -181,13 +220,19 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     at_once = min(len(cells), resources.tasks)  # not of those missing: a trial that is done again gets as many threads as before
     tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
     _trained_elsewhere(tasks.values(), folder)
-    missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task.cell, task.made_from) is None}
-    if missing:
+    missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
+    twins = {cell.trained: tasks[cell.name] for cell in reversed(cells)}  # the first of those that are trained alike
+    trained = {name: task for name, task in missing.items() if twins[task.cell.trained] is task}
+    if missing and len(missing) < len(tasks):
+        log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), ", ".join(missing))
+    if trained:
         cpus = resources.cpus_for(at_once)
-        sweep.sweep(trial, missing, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
-    outcomes = [_outcome(stage.folder, task.cell, task.made_from) for task in tasks.values()]
-    rows = [{name: outcome[name] for name in SCHEMA.names} for outcome in outcomes if outcome is not None]
-    assert len(rows) == len(cells)
+        sweep.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
+    for name, task in missing.items():
+        if name not in trained:
+            same = {"countermeasure": task.cell.countermeasure, "made_from": task.made_from}
+            stage.folder.write(f"{name}.json", to_json({**_finished(stage.folder, twins[task.cell.trained]), **same}))
+    rows = [{name: outcome[name] for name in SCHEMA.names} for outcome in (_finished(stage.folder, task) for task in tasks.values())]
     for name in stage.folder.names():
         if name.endswith(".json") and name.removesuffix(".json") not in (*tasks, "started"):
             stage.folder.remove(name)  # of an earlier configuration

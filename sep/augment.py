@@ -6,7 +6,8 @@ Legend: B images, C channels, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -16,9 +17,18 @@ from torch.nn import functional
 Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 
 
-def _beside(images: Tensor, draws: Tensor) -> Tensor:
+def beside(images: Tensor, draws: Tensor) -> Tensor:
     """Draws, made on the CPU, on the images' device; from pinned memory, because the host waits for any other copy to a GPU."""
     return draws.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else draws.to(images.device)
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Torch's own random state replaced by one drawn from `generator`, for library code that takes none; restored afterwards."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):  # all that is drawn so is drawn on the CPU
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -26,7 +36,7 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
     pad = height // 8
     padded = functional.pad(images, (pad, pad, pad, pad))
-    top, left = _beside(images, torch.randint(2 * pad + 1, (2, count, 1), generator=generator))
+    top, left = beside(images, torch.randint(2 * pad + 1, (2, count, 1), generator=generator))
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     index = torch.arange(count, device=images.device)[:, None, None]
@@ -36,7 +46,7 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image mirrored left to right with probability one half."""
-    coins = _beside(images, torch.rand(len(images), generator=generator)) < 0.5
+    coins = beside(images, torch.rand(len(images), generator=generator)) < 0.5
     return torch.where(coins[:, None, None, None], images.flip(3), images)
 
 
@@ -54,7 +64,7 @@ def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     theta[:, 0, 0], theta[:, 1, 1] = width, height
     theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
     levels = images.float()
-    grid = functional.affine_grid(_beside(images, theta), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(beside(images, theta), list(images.shape), align_corners=False)
     return functional.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -6,7 +6,7 @@ Legend: B images, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from sep.augment import Augmentation, augment
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+# Of a training batch, for the network as it is: levels and labels `(B,)` to other levels and class probabilities `(B, K)`.
+Change = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 WARMUP_START = 0.01  # of the full rate: 0.001 -> 0.1 in the paper's warm-up epoch
 
 
@@ -60,7 +62,10 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over the images of one training epoch: cross-entropy, and accuracy in percent on the augmented batches."""
+    """Means over the images of one training epoch: cross-entropy, and accuracy in percent on the batches as they were trained on.
+
+    Where an image is of several classes, the right answer is its heaviest.
+    """
 
     loss: float
     accuracy: float
@@ -92,8 +97,9 @@ def train_epoch(
     augmentation: Augmentation,
     generator: torch.Generator,
     autocast: torch.dtype | None = None,
+    change: Change | None = None,
 ) -> EpochResult:
-    """One pass of SGD on the cross-entropy of the true labels.
+    """One pass of SGD on the cross-entropy of the true labels, or of what a change makes of them.
 
     Only its end waits for the device, so that on a GPU the host stays ahead.
 
@@ -105,6 +111,7 @@ def train_epoch(
         augmentation: applied to each batch on the device.
         generator: on the CPU; source of the augmentation's draws.
         autocast: type that products and convolutions round to, weights and their sums staying float32; nothing is rounded if not given.
+        change: made of each augmented batch, drawing from the same generator.
     """
     network.train()
     device = next(network.parameters()).device
@@ -112,9 +119,13 @@ def train_epoch(
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
+        targets = labels
+        if change is not None:
+            levels, targets = change(network, levels, labels, generator)
+            levels, labels = levels.contiguous(memory_format=torch.channels_last), targets.argmax(1)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             logits = network(levels)[1]
-            loss = functional.cross_entropy(logits, labels)
+            loss = functional.cross_entropy(logits, targets)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()

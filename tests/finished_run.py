@@ -50,7 +50,7 @@ PROTECTED = pa.schema(
 RESULTS = pa.schema(
     {"network": pa.string(), "data": pa.string(), "countermeasure": pa.string(), "seed": pa.int64()}
     | {"last_accuracy": pa.float64(), "peak_accuracy": pa.float64(), "relabelled_accuracy": pa.float64()}
-    | {"other_accuracy": pa.float64()}
+    | {"other_accuracy": pa.float64(), "accuracy_per_class": pa.list_(pa.float64())}
     | {"accuracy_per_epoch": pa.list_(pa.float64()), "loss_per_epoch": pa.list_(pa.float64())}
 )
 
@@ -267,9 +267,10 @@ def _victim(config: RunConfig, folder: Folder) -> None:
             {"network": name, "data": data, "countermeasure": "none", "seed": seed, "relabelled_accuracy": relabelled}
             | {"last_accuracy": accuracies[-1], "peak_accuracy": max(accuracies)}
             | {"other_accuracy": fitting.accuracy(tables[-1], others) if others else None}
-            | {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses}
+            | {"accuracy_per_class": [fitting.accuracy(tables[-1], [label]) for label in range(len(CLASSES))]}
+            | {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "confusion": tables[-1].tolist()}
         )
     for row in rows:
         stage.folder.write(f"{row['network']}-{row['data']}-none-seed{row['seed']}.json", to_json({**row, "hash": stage.hash}))
-    write_table(stage.folder, "results.parquet", rows_to_table(rows, RESULTS))
+    write_table(stage.folder, "results.parquet", rows_to_table([{name: row[name] for name in RESULTS.names} for row in rows], RESULTS))
     stage.finish({"trials": len(rows)})

@@ -1,6 +1,9 @@
+"""The table: what each countermeasure does to stored levels, to the settings of a training and to its cost, and how they combine."""
+
 from __future__ import annotations
 
 import io
+from pathlib import PurePath
 
 import numpy as np
 import pytest
@@ -8,7 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sep.countermeasures import COUNTERMEASURES, apply
+from pipeline.config import VictimConfig
+from sep.countermeasures import COUNTERMEASURES, plan, without_protection
+from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.models import build
+
+STORED = [name for name, countermeasure in COUNTERMEASURES.items() if countermeasure.stored]
 
 
 @pytest.fixture
@@ -20,6 +28,13 @@ def images() -> Tensor:
     return (smooth + noise).round().to(torch.uint8)
 
 
+def apply(name: str, images: Tensor) -> Tensor:
+    """Stored images after a countermeasure."""
+    for part in plan(name).on_images:
+        images = part.on_stored(images)
+    return images
+
+
 def luma(images: Tensor) -> Tensor:
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
     return (images.double() * weights.view(1, 3, 1, 1)).sum(1)
@@ -29,10 +44,6 @@ def high_frequencies(images: Tensor) -> float:
     """Energy of the luma's spectrum in its outer half."""
     spectrum = torch.fft.fft2(luma(images)).abs().square()
     return float(spectrum[:, 8:25, 8:25].sum())
-
-
-def test_none_changes_nothing(images: Tensor) -> None:
-    assert torch.equal(apply("none", images), images)
 
 
 def test_grayscale_is_luma_in_all_channels(images: Tensor) -> None:
@@ -59,8 +70,26 @@ def test_jpeg_takes_more_fine_detail_the_lower_its_quality(images: Tensor) -> No
     assert left[0] < left[1] < left[2]
 
 
-@pytest.mark.parametrize("name", list(COUNTERMEASURES))
-def test_every_countermeasure_gives_stored_levels_and_leaves_its_input(images: Tensor, name: str) -> None:
+def test_two_bits_are_four_levels_and_the_nearest_of_them(images: Tensor) -> None:
+    after = apply("bit-depth-2", torch.arange(256, dtype=torch.uint8).expand(1, 3, 2, 256))
+    assert sorted(set(after.flatten().tolist())) == [0, 85, 170, 255]
+    assert int((after.int() - torch.arange(256)).abs().max()) == 42
+    assert abs(float(apply("bit-depth-2", images).float().mean() - images.float().mean())) < 2  # no darker, no brighter
+
+
+def test_blur_is_a_gaussian_of_one_pixel() -> None:
+    point = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)
+    point[:, :, 4, 4] = 255
+    spread = apply("gaussian-blur", point)[0, 0].double() / 255
+    side = np.exp(-0.5) / (1 + 2 * np.exp(-0.5))
+    centre = 1 / (1 + 2 * np.exp(-0.5))
+    expected = torch.zeros(9, 9, dtype=torch.float64)
+    expected[3:6, 3:6] = torch.outer(torch.tensor([side, centre, side]), torch.tensor([side, centre, side]))
+    assert torch.allclose(spread, expected, atol=1 / 255)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_stored_levels_stay_stored_levels_and_the_input_stays(images: Tensor, name: str) -> None:
     before = images.clone()
     after = apply(name, images)
     assert after.dtype == torch.uint8
@@ -69,6 +98,132 @@ def test_every_countermeasure_gives_stored_levels_and_leaves_its_input(images: T
     assert torch.equal(after, apply(name, images))
 
 
-def test_an_unknown_countermeasure_lists_the_known_ones(images: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"'jpeg'.*none, grayscale, jpeg-10"):
-        apply("jpeg", images)
+def test_several_are_done_in_the_order_given(images: Tensor) -> None:
+    assert torch.equal(apply("grayscale+jpeg-10", images), apply("jpeg-10", apply("grayscale", images)))
+    assert torch.equal(apply("jpeg-10+grayscale", images), apply("grayscale", apply("jpeg-10", images)))
+    assert not torch.equal(apply("grayscale+jpeg-10", images), apply("jpeg-10+grayscale", images))
+    both = plan("cutmix+cutout").change(3)
+    assert both is not None
+    grey = torch.full((3, 3, 8, 8), 10.0)
+    levels, targets = both(torch.nn.Identity(), grey, torch.arange(3), torch.Generator().manual_seed(1))
+    assert 127.5 in levels.flatten().tolist()
+    assert torch.allclose(targets.sum(1), torch.ones(3))
+
+
+def test_none_is_an_ordinary_training() -> None:
+    nothing = plan("none")
+    assert nothing.on_images == []
+    assert nothing.change(10) is None
+    assert nothing.training(TrainConfig()) == TrainConfig()
+    assert (nothing.cost, nothing.clean_percent) == (1, 0)
+
+
+def test_settings_of_the_training() -> None:
+    config = VictimConfig(epochs=30, warmup_epochs=1, augmentation="crop-flip")
+    plain = plan("no-augmentation").training(config)
+    assert (plain.augmentation, plain.epochs) == ("none", 30)
+    short = plan("early-stop").training(config)
+    assert (short.epochs, short.augmentation, type(short)) == (6, "crop-flip", VictimConfig)
+    both = plan("early-stop+no-augmentation").training(config)
+    assert (both.epochs, both.augmentation) == (6, "none")
+    assert plan("early-stop").training(TrainConfig(epochs=1)).epochs == 1
+
+
+def test_an_early_stop_ends_at_a_low_rate() -> None:
+    """The schedule is compressed, not cut off."""
+    for schedule in ("step", "one-cycle"):
+        config = TrainConfig(epochs=40, schedule=schedule)
+        rates = []
+        for settings in (config, plan("early-stop").training(config)):
+            sgd, scheduler = optimiser(torch.nn.Linear(1, 1), settings, 5)
+            for _ in range(5 * settings.epochs - 1):
+                sgd.step()
+                scheduler.step()
+            rates.append(sgd.param_groups[0]["lr"])
+        assert rates[1] <= max(0.0011, 3 * rates[0])
+
+
+def test_dilution_is_any_whole_percentage() -> None:
+    assert [plan(f"dilution-{percent}").clean_percent for percent in (1, 7, 10, 50, 99)] == [1, 7, 10, 50, 99]
+    assert plan("dilution-10+cutmix").clean_percent == 10
+    for wrong in ("dilution-0", "dilution-100", "dilution-05", "dilution-", "dilution-x"):
+        with pytest.raises(ValueError, match="unknown countermeasure"):
+            plan(wrong)
+
+
+def test_clean_images_cannot_be_diluted() -> None:
+    assert without_protection("dilution-10") == "none"
+    assert without_protection("dilution-10+cutmix") == "cutmix"
+    assert without_protection("jpeg-10+grayscale") == "jpeg-10+grayscale"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("jpeg", "unknown countermeasure 'jpeg'"),
+        ("", "unknown countermeasure ''"),
+        ("cutout+", "unknown countermeasure ''"),
+        ("none+cutout", "none is nothing"),
+        ("cutout+jpeg-10+cutout", "one is named twice"),
+        ("dilution-1+dilution-10", "diluted once"),
+        ("ueraser+adversarial-4", "only one can look"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_known_names(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"{reason}.*known are none, no-augmentation, .*jpeg-10.*dilution-50"):
+        plan(name)
+
+
+def test_costs_multiply() -> None:
+    assert plan("adversarial-8").cost > plan("ueraser").cost > plan("trivial-augment").cost > plan("cutout").cost == 1
+    assert plan("trivial-augment+adversarial-8").cost == plan("trivial-augment").cost * plan("adversarial-8").cost
+
+
+def test_names_are_safe_as_file_names() -> None:
+    for name in COUNTERMEASURES:
+        assert PurePath(name).name == name
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+ON_BATCHES = ["cutout", "cutmix", "mixup", "trivial-augment", "ueraser", "adversarial-4", "adversarial-8", "random-warp"]
+
+
+def test_the_list_of_those_that_change_batches_is_whole() -> None:
+    assert [name for name in COUNTERMEASURES if plan(name).change(10)] == ON_BATCHES
+
+
+@pytest.mark.parametrize("name", ON_BATCHES)
+def test_the_same_seed_gives_the_same_training_whatever_was_drawn_before(images: Tensor, name: str) -> None:
+    """And leaves torch's own random state, from which others draw."""
+
+    def trained(seed: int, before: int) -> Tensor:
+        torch.manual_seed(5)
+        network = build("resnet8", 4, 32, (127.0,) * 3, (64.0,) * 3)
+        optimizer, scheduler = optimiser(network, TrainConfig(epochs=1, lr=0.01, warmup_epochs=0), 2)
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        batches = [(images, torch.arange(4))] * 2
+        generator = torch.Generator().manual_seed(seed)
+        result = train_epoch(network, optimizer, scheduler, batches, "crop-flip", generator, change=plan(name).change(4))
+        assert np.isfinite(result.loss)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert network.training
+        return torch.nn.utils.parameters_to_vector(network.parameters()).detach()
+
+    assert torch.equal(trained(0, before=1), trained(0, before=2))
+    assert not torch.equal(trained(0, before=1), trained(1, before=1))
+
+
+@pytest.mark.parametrize("name", ON_BATCHES)
+def test_what_is_drawn_does_not_depend_on_the_images(name: str) -> None:
+    """So that a clean and a protected victim of one seed differ by their images alone."""
+    torch.manual_seed(5)
+    network = build("resnet8", 4, 32, (127.0,) * 3, (64.0,) * 3)
+    change, states = plan(name).change(4), []
+    assert change is not None
+    for level in (20.0, 200.0):
+        generator = torch.Generator().manual_seed(3)
+        levels = level + torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(int(level)))
+        change(network, levels, torch.arange(4), generator)
+        states.append(generator.get_state())
+    assert torch.equal(*states)

@@ -16,6 +16,7 @@ from pipeline.estimate import EPOCH_SECONDS, STAGE_SECONDS, Workers, Workload, h
 from pipeline.presets import preset
 from pipeline.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
 from pipeline.sources import scan
+from sep.countermeasures import plan as plan_of
 from tests.pictures import class_folders
 
 CONFIG = replace(preset("cifar10-small"), data="somewhere")
@@ -57,6 +58,18 @@ def test_more_workers_share_what_can_be_shared() -> None:
     assert three["victim"] - STAGE_SECONDS == pytest.approx(3 * (two["victim"] - STAGE_SECONDS))
     gpu = seconds(CONFIG, 1, gpu=True)
     assert gpu["protect"] == pytest.approx(STAGE_SECONDS + 325)  # coding is done beside
+
+
+def test_a_countermeasure_costs_what_its_epochs_take() -> None:
+    def victims(*names: str) -> float:
+        return seconds(replace(CONFIG, victim=replace(CONFIG.victim, countermeasures=names)), 1)["victim"] - STAGE_SECONDS
+
+    training, testing = 39 * (0.002 + 128 * 0.001), 1000 / 4000
+    assert victims("none", "grayscale") == pytest.approx(2 * victims("none"))
+    cost = plan_of("adversarial-8").cost
+    assert cost > 3
+    assert victims("adversarial-8") == pytest.approx(2 * 30 * (cost * training + testing))
+    assert victims("early-stop") == pytest.approx(2 * 6 * (training + testing))
 
 
 def test_storage_is_that_of_images_and_of_every_epoch() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.pool import WorkFailed
 from cluster.session import Resources
@@ -17,6 +18,9 @@ from pipeline.presets import preset
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage
 from pipeline.storage import Folder
+from sep.countermeasures import COUNTERMEASURES
+from sep.projection import directions, fit
+from tests import finished_run
 
 
 def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
@@ -41,6 +45,15 @@ def released(tmp_path: Path, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
         stage.folder.write(shard.name, folder.child("pack").read(shard.name))
     stage.finish({"classes": list(range(10))}, {"train": packed.shards["train"]})
     return config, folder
+
+
+@pytest.fixture(scope="module")
+def striped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
+    """A tiny run up to its protected images, in this process."""
+    run = tmp_path_factory.mktemp("striped")
+    config = finished_run.configuration(run)
+    config = replace(config, victim=replace(config.victim, epochs=2, augmentation="crop-flip"))
+    return finished_run.write(run, ("pack", "surrogate", "protect"), config)
 
 
 @pytest.mark.ray
@@ -113,14 +126,98 @@ def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfi
 
 
 @pytest.mark.ray
-def test_failed_trial_is_named_after_the_others_finished(released: tuple[RunConfig, Folder]) -> None:
+def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
+    released: tuple[RunConfig, Folder], caplog: pytest.LogCaptureFixture
+) -> None:
     config, folder = released
     first = Manifest.load(folder, "protect").shards["train"][0].name
+    whole = folder.child("protect").read(first)
     folder.child("protect").write(first, b"not what was written")
     with pytest.raises(WorkFailed, match=r"resnet8-protected-none-seed0.*train-000000\.tar was altered"):
         victim.run(config, folder)
-    assert folder.exists("victim/resnet8-clean-none-seed0.json")
+    kept = "victim/resnet8-clean-none-seed0.json"
+    folder.write(kept, json.dumps(json.loads(folder.read(kept)) | {"last_accuracy": -1.0}).encode())
     assert not folder.exists("victim/manifest.json")
+
+    folder.child("protect").write(first, whole)
+    with caplog.at_level("INFO", logger="pipeline"):
+        victim.run(config, folder)
+    assert "1 of 2 trials are there already; left: resnet8-protected-none-seed0" in caplog.text
+    clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    assert clean["last_accuracy"] == -1.0, "the finished trial was trained again"
+    assert protected["last_accuracy"] >= 0
+
+
+@pytest.mark.ray
+def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasures(released: tuple[RunConfig, Folder]) -> None:
+    """On equal images they come out alike; clean images are not diluted, and no training is done twice for it."""
+    config, folder = released
+    names = ("dilution-50+mixup", "grayscale+jpeg-10", "mixup")
+    victim.run(replace(config, victim=replace(config.victim, countermeasures=names)), folder)
+    rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    assert list(rows) == [(name, data) for name in names for data in ("clean", "protected")]
+    for name in names:
+        outcomes = [
+            json.loads(folder.read(f"victim/resnet8-{data}-{name.replace('+', '_')}-seed0.json")) for data in ("clean", "protected")
+        ]
+        assert {outcome["countermeasure"] for outcome in outcomes} == {name}
+        assert outcomes[0]["loss_per_epoch"] == outcomes[1]["loss_per_epoch"]
+        table = np.array(outcomes[1]["confusion"])
+        assert table.sum() == 40
+        assert (
+            outcomes[1]["accuracy_per_class"]
+            == (100 * table.diagonal() / table.sum(1)).tolist()
+            == rows[name, "clean"]["accuracy_per_class"]
+        )
+    assert rows["mixup", "clean"]["loss_per_epoch"] == rows["dilution-50+mixup", "clean"]["loss_per_epoch"]
+    assert rows["mixup", "clean"]["loss_per_epoch"] != rows["grayscale+jpeg-10", "clean"]["loss_per_epoch"]
+
+
+def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(striped: tuple[RunConfig, Folder]) -> None:
+    """A tiny victim under each: what is trained on, how long, and a result that is whole."""
+    config, folder = striped
+    pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    alone = Resources(nodes=((2, 0),), workers=1, tasks=1)
+    threads = torch.get_num_threads()
+    for name in COUNTERMEASURES:
+        reports: list[dict[str, float]] = []
+        for data in ("clean", "protected"):
+            cell = victim.Cell("resnet8", data, name, 0)
+            victim.trial(victim._task(cell, config, folder, pack, protect, alone, 1), reports.append)
+            outcome = json.loads(folder.read(f"victim/{cell.name}.json"))
+            assert len(outcome["accuracy_per_epoch"]) == (1 if name == "early-stop" else config.victim.epochs), name
+            assert np.isfinite(outcome["loss_per_epoch"]).all(), name
+            assert np.array(outcome["confusion"]).sum() == sum(shard.count for shard in pack.shards["test"])
+        assert [report["epoch"] for report in reports] == 2 * list(range(len(reports) // 2))
+    torch.set_num_threads(threads)
+    losses = {
+        name: [json.loads(folder.read(f"victim/resnet8-{data}-{name}-seed0.json"))["loss_per_epoch"] for data in ("clean", "protected")]
+        for name in COUNTERMEASURES
+    }
+    for name in COUNTERMEASURES:
+        assert losses[name][0] != losses[name][1], f"{name}: the protected images were not read"
+        diluted = name.startswith("dilution")
+        assert (losses[name][0] == losses["none"][0]) == (diluted or name == "none"), name
+        assert (losses[name][1] == losses["none"][1]) == (name in ("none", "dilution-1")), name  # one percent of 36 images is none
+
+
+@pytest.mark.parametrize("memory_limit_mb", [0, 100])
+def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: tuple[RunConfig, Folder], memory_limit_mb: int) -> None:
+    """In memory and streamed: the batches are orthogonal to what a linear model saw in the grey images."""
+    config, folder = striped
+    config = replace(config, memory_limit_mb=memory_limit_mb)
+    pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    cell = victim.Cell("resnet8", "protected", "grayscale+orthogonal-projection", 0)
+    task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((2, 0),), workers=1, tasks=1), 1)
+    batches = victim._training_images(task, 7, torch.device("cpu"))
+    images = torch.cat([images for images, _ in batches.epoch(0)])
+    plain = replace(task, cell=replace(cell, countermeasure="grayscale"))
+    grey = victim._training_images(plain, 7, torch.device("cpu"))
+    assert torch.allclose(images[:, 0], images[:, 1], atol=0.01), "grey stays grey: what is taken out is grey as well"
+    basis = directions(fit(grey.epoch, len(pack.counts["classes"])))
+    before = torch.cat([images for images, _ in grey.epoch(0)]).float()
+    assert float((images.flatten(1) @ basis).abs().max()) < 0.1
+    assert float((before.flatten(1) @ basis).abs().max()) > 10
 
 
 def test_no_test_images_is_said(tmp_path: Path) -> None:

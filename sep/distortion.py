@@ -1,0 +1,66 @@
+"""Strong distortions of training batches.
+
+Legend: B images, C channels, H W pixels. Everything maps float levels `(B, C, H, W)` to the same; `generator` is on the CPU, and what is
+drawn does not depend on the images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from sep.augment import beside, drawing_from
+from sep.preprocessing import as_stored
+
+WARP_PIXELS = 2.0
+ROUGHNESS = (0.1, 0.7)  # of plasma: how much weaker each halving of the scale is
+
+
+def trivial_augment(levels: Tensor, generator: torch.Generator) -> Tensor:
+    """One random operation of random strength on each image (Mueller & Hutter 2021, "TrivialAugment", the wide space)."""
+    operation = v2.TrivialAugmentWide()
+    with drawing_from(generator):
+        return torch.stack([operation(image) for image in as_stored(levels)]).float()
+
+
+def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:
+    """Every pixel taken from up to two pixels away, its own distance each, bilinearly (Li et al. 2024, "COIN").
+
+    The paper does it to each image once; here it is drawn anew in every epoch, which leaves less to learn by heart.
+    """
+    count, _, height, width = levels.shape
+    shifts = WARP_PIXELS * (2 * torch.rand(count, height, width, 2, generator=generator) - 1)
+    itself = torch.eye(2, 3).expand(count, 2, 3)
+    grid = functional.affine_grid(itself, list(levels.shape), align_corners=False) + shifts * torch.tensor([2 / width, 2 / height])
+    return functional.grid_sample(levels, beside(levels, grid), mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def strong(levels: Tensor, generator: torch.Generator) -> Tensor:
+    """The distortions of Qin et al. 2023 ("Learning the Unlearnable").
+
+    Brightness by a plasma, contrast by another, half the images with their channels shuffled, and TrivialAugment.
+    """
+    count, channels, height, width = levels.shape
+    brightness, contrast = (plasma(count, height, width, generator) for _ in range(2))
+    order = torch.rand(count, channels, generator=generator).argsort(1)
+    shuffled = torch.rand(count, generator=generator) < 0.5
+    order = torch.where(shuffled[:, None], order, torch.arange(channels))
+    lit = (levels + 255 * (2 * beside(levels, brightness) - 1)).clamp(0, 255)
+    contrasted = ((lit - 127.5) * 4 * beside(levels, contrast) + 127.5).clamp(0, 255)
+    mixed = contrasted.gather(1, beside(levels, order)[:, :, None, None].expand_as(contrasted))
+    return trivial_augment(mixed, generator)
+
+
+def plasma(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Smooth random fields `(count, 1, H, W)` from 0 to 1: noise at every scale, the finer the weaker."""
+    low, high = ROUGHNESS
+    roughness = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+    field, size, weight = torch.zeros(count, 1, height, width), 2, torch.ones(count, 1, 1, 1)
+    while size <= max(height, width):
+        noise = torch.rand(count, 1, size, size, generator=generator)
+        field = field + weight * functional.interpolate(noise, (height, width), mode="bilinear", align_corners=True)
+        size, weight = 2 * size, weight * roughness
+    least, most = field.amin((2, 3), keepdim=True), field.amax((2, 3), keepdim=True)
+    return (field - least) / (most - least)

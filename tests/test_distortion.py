@@ -1,0 +1,64 @@
+"""TrivialAugment, the warp and the plasma, by what they do to pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sep.distortion import WARP_PIXELS, plasma, random_warp, strong, trivial_augment
+
+
+def draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ramps(count: int) -> Tensor:
+    """Images whose channels are the column, the row and a constant: levels say where a pixel comes from."""
+    column = torch.arange(32).float().expand(32, 32)
+    return torch.stack([column, column.T, torch.full((32, 32), 100.0)]).expand(count, -1, -1, -1).contiguous()
+
+
+def test_trivial_augment_does_one_operation_to_each_image() -> None:
+    levels = (ramps(300) * torch.tensor([6.0, 6.0, 1.0]).view(3, 1, 1)).clamp(max=250)
+    after = trivial_augment(levels, draws(0))
+    assert after.dtype == torch.float32
+    assert torch.equal(after, after.round().clamp(0, 255))
+    assert not torch.equal(after, trivial_augment(levels, draws(1)))
+    unchanged = (after == levels).flatten(1).all(1).float().mean()
+    assert 0.03 < unchanged < 0.5  # identity is one of 14; some others do nothing at their weakest
+    assert len({image.numpy().tobytes() for image in after}) > 100, "images of a batch are drawn for one by one"
+
+
+def test_a_warped_pixel_comes_from_near_by() -> None:
+    before = ramps(8)
+    after = random_warp(before, draws(0))
+    moved = (after - before)[:, :2]
+    assert float(moved.abs().max()) <= WARP_PIXELS + 1e-3
+    inner = moved[:, :, 3:-3, 3:-3]
+    assert float(inner.abs().mean()) > 0.9  # of a uniform draw from -2 to 2: 1
+    assert abs(float(inner.mean())) < 0.1
+    assert float(inner.std(0).min()) > 0.1, "every image has shifts of its own"
+    neighbours = torch.corrcoef(torch.stack([inner[:, :, :, :-1].flatten(), inner[:, :, :, 1:].flatten()]))[0, 1]
+    assert abs(float(neighbours)) < 0.05, "and every pixel"
+    assert torch.allclose(after[:, 2], before[:, 2], atol=1e-3)
+
+
+def test_plasma_is_smooth_and_spans_the_range() -> None:
+    fields = plasma(50, 32, 24, draws(0))
+    assert fields.shape == (50, 1, 32, 24)
+    assert torch.equal(fields.amin((1, 2, 3)), torch.zeros(50))
+    assert torch.equal(fields.amax((1, 2, 3)), torch.ones(50))
+    steps = (fields[..., 1:] - fields[..., :-1]).abs().mean()
+    apart = (fields - fields.flip(0)).abs().mean()
+    assert float(steps) < 0.5 * float(apart)
+    assert float(fields.std(0).min()) > 0.05
+
+
+def test_strong_distortion_leaves_levels_in_range_and_differs_from_image_to_image() -> None:
+    levels = ramps(64) * 5
+    after = strong(levels, draws(0))
+    assert float(after.min()) >= 0
+    assert float(after.max()) <= 255
+    assert float((after - levels).abs().mean()) > 30
+    assert torch.equal(after, strong(levels, draws(0)))
+    assert float((after[0] - after[1]).abs().mean()) > 5
