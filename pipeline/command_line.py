@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.classes import from_files
 from pipeline.config import RunConfig, to_tree
 from pipeline.filesystems import refuse_password
+from pipeline.grid import grid
 from pipeline.presets import preset
 from pipeline.storage import absolute
 
@@ -72,7 +73,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) 
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
         if config.tracking_uri:
             refuse_password(config.tracking_uri)
-        return dataclasses.replace(
+        config = dataclasses.replace(
             config,
             run=absolute(config.run),
             add=absolute(config.add) if config.add else None,
@@ -81,6 +82,8 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) 
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
         )
+        grid(config)  # what cannot be swept is refused before anything starts
+        return config
     except (ValueError, OSError, yaml.YAMLError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -155,6 +155,9 @@ class RunConfig:
     add: str | None = None
     """more images for a run that is protected: what `data` may be, but `generated`; those that the run does not have yet are packed and
     protected into `added/0001`, ..., a run folder of its own, with the checkpoints and class means that are there"""
+    sweep: tuple[str, ...] = ()
+    """values of protect.* fields, as in protect.steps=5,10 protect.checkpoints=1,5: every combination is protected and measured, in
+    `sweep/`, with the pack and surrogate of the run; several values at once of a field that takes them are joined by +"""
     stages: tuple[StageName, ...] = STAGES
     """any subset; always run in this order"""
     workers: int | None = None

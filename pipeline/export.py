@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
+from pipeline.points import open_run
 from pipeline.shards import CorruptShard, pixels_sha256, read_shard, read_table
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
@@ -98,11 +99,11 @@ def _export_run(run: str, to: str) -> int:
     """Give the protected images back as <to>/<class name>/<original name>.png.
 
     Args:
-        run: folder or URI (s3://...) of a run with protected images
+        run: folder or URI (s3://...) of a run with protected images, of an addition to one, or of a point of a sweep
         to: local folder to create; refused if there is anything in it
     """
     try:
-        folder, target = Folder.open(run), Folder.open(to)
+        folder, target = open_run(run), Folder.open(to)
         written = export(folder, target)
         quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
         manifest = Manifest.load(folder, "protect")

@@ -8,6 +8,12 @@ from pipeline.results import Finished, Pair, chance
 
 FAR = 10.0  # points; a relabelled accuracy this far above chance is no accident of the best assignment
 NEAR = 5.0  # points; accuracies no further apart are called alike
+ON_COUNTERMEASURES = (
+    "The protection holds against",
+    "It is weakened, but not undone, by",
+    "It is undone by",
+    "Nothing can be said of those under which even clean images teach the victim hardly more than guessing:",
+)
 MAPS = {"shift": "fixed shift of labels", "random-class": "fixed map of labels"}  # targets that one renaming of the classes undoes
 
 
@@ -40,7 +46,37 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
             f"The protection is weakest against {worst.name}: {worst.protected.last.mean:.1f} % on protected images, "
             f"{worst.clean.last.mean:.1f} % on clean ones."
         )
-    return said
+    return said + _on_countermeasures(measured, chance(found))
+
+
+def _on_countermeasures(measured: list[Pair], guess: float) -> list[str]:
+    """Against which countermeasures the protection holds and against which it does not, by the network of each that it fails most.
+
+    Looked at are networks that it works against at all; `guess` is what guessing gets right, in percent.
+    """
+    plain = {pair.clean.network: pair for pair in measured if pair.clean.countermeasure == "none" and _lost(pair) >= FAR}
+    worst: dict[str, Pair] = {}
+    for pair in sorted(measured, key=_lost, reverse=True):
+        if pair.clean.network in plain and pair.clean.countermeasure != "none":
+            worst[pair.clean.countermeasure] = pair
+    groups: dict[str, list[str]] = {start: [] for start in ON_COUNTERMEASURES}
+    holds, weakened, undone, unknown = groups.values()
+    for name, pair in worst.items():
+        clean, left = pair.clean.last.mean, pair.protected.last.mean
+        named = f"{name} with {pair.clean.network}" if len(plain) > 1 else name
+        if clean < guess + FAR:
+            unknown.append(f"{named} ({clean:.1f} %)")
+        elif _lost(pair) < FAR:
+            undone.append(f"{named} ({left:.1f} %, where clean images treated alike give {clean:.1f} %)")
+        else:
+            before = plain[pair.clean.network].protected.last.mean
+            (holds if left <= before + FAR else weakened).append(f"{named} ({left:.1f} % of {clean:.1f} %)")
+    return [f"{start} {'; '.join(names)}." for start, names in groups.items() if names]
+
+
+def _lost(pair: Pair) -> float:
+    """Points that the victim has less from protected images than from clean ones treated alike."""
+    return pair.clean.last.mean - pair.protected.last.mean
 
 
 def _apart(before: float, after: float) -> str:

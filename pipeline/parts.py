@@ -90,12 +90,13 @@ def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, r
     return {part.shard.name: part for _, parts in found for part in parts}
 
 
-def _rows(stage_folder: Folder, part: Part) -> pa.Table:
+def _rows(stage_folder: Folder, part: Part, schema: pa.Schema) -> pa.Table:
     folder, name = stage_folder.child(PARTS), f"{part.shard.name}.parquet"
     data = folder.read(name)
     if sha256(data) != part.rows_sha256:
         raise ValueError(f"{folder.uri}/{name} was altered while it was in use: run the stage again")
-    return parse_table(data)
+    # What an earlier version left of an interrupted stage may lack columns that came since: there they are null.
+    return pa.concat_tables([schema.empty_table(), parse_table(data)], promote_options="default")
 
 
 def write_rows(stage_folder: Folder, name: str, parts: Sequence[Part], schema: pa.Schema) -> None:
@@ -108,7 +109,7 @@ def write_rows(stage_folder: Folder, name: str, parts: Sequence[Part], schema: p
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer, ThreadPoolExecutor(READ_TOGETHER) as pool:
         group: list[pa.Table] = []
         for start in range(0, len(parts), READ_TOGETHER):
-            group += pool.map(lambda part: _rows(stage_folder, part), parts[start : start + READ_TOGETHER])
+            group += pool.map(lambda part: _rows(stage_folder, part, schema), parts[start : start + READ_TOGETHER])
             if sum(table.num_rows for table in group) >= ROW_GROUP:
                 writer.write_table(pa.concat_tables(group))
                 group.clear()

@@ -37,12 +37,14 @@ class PlanConfig(RunConfig):
     """in any currency; of a worker, where this cluster has no GPU and none is described"""
 
     def __post_init__(self) -> None:
-        """Refuse what is no rate or price.
+        """Refuse what is no rate or price, and more than one run.
 
         Raises:
-            ValueError: a number is out of range.
+            ValueError: a number is out of range, or a sweep is asked for.
         """
         super().__post_init__()
+        if self.sweep:
+            raise ValueError("a plan is of one run: give the values of a point in the place of --sweep")
         for name in ("gradients_per_second", "price_per_gpu_hour"):
             value = getattr(self, name)
             if value is not None and value <= 0:

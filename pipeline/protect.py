@@ -35,6 +35,7 @@ from sep.budget import check, linf_levels, psnr_db
 from sep.craft import craft_in_parts
 from sep.execution import MicroBatch, Precision, resolve
 from sep.objective import choose_targets
+from sep.quality import changed_percent, ssim
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,11 @@ SCHEMA = pa.schema(
         ("clean_sha256", pa.string()),
         ("linf_levels", pa.int32()),
         ("psnr_db", pa.float64()),
+        ("ssim", pa.float64()),
+        ("changed_percent", pa.float64()),
     ]
 )
+MEASURES = {"linf_levels": linf_levels, "psnr_db": psnr_db, "ssim": ssim, "changed_percent": changed_percent}
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, ep
         raise ValueError(f"{out.uri}/{written.name}: keys or labels differ from the clean shard")
     stored, _ = to_tensors(back)
     check(stored, clean, eps_levels)
-    columns = zip(back, samples, linf_levels(stored, clean).tolist(), psnr_db(stored, clean).tolist(), strict=True)
+    measured = {name: measure(stored, clean).tolist() for name, measure in MEASURES.items()}
     return [
         {
             "key": after.key,
@@ -153,10 +157,9 @@ def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, ep
             "shard": written.name,
             "sha256": pixels_sha256(after.pixels),
             "clean_sha256": pixels_sha256(before.pixels),
-            "linf_levels": linf,
-            "psnr_db": psnr,
+            **{name: values[i] for name, values in measured.items()},
         }
-        for after, before, linf, psnr in columns
+        for i, (after, before) in enumerate(zip(back, samples, strict=True))
     ]
 
 

@@ -15,32 +15,28 @@ import yaml
 
 from pipeline.config import RunConfig, to_tree
 from pipeline.findings import findings, scope, surrogates
+from pipeline.pictures import COUNTERED, draw
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
-    chance,
-    checkpoints,
     configuration,
     finished,
     headline,
     measured_images,
     pairs,
-    psnr_values,
-    similarities,
     trials,
 )
-from pipeline.shards import read_shard, read_table
+from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage, flatten
 from pipeline.storage import Folder
 
 log = logging.getLogger(__name__)
 
 PAGE = "index.html"
-SHOWN_SAMPLES = 5
 SHOWN_QUARANTINED = 50
-FLAGS_OF_A_CALL = ("preset", "add", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
+FLAGS_OF_A_CALL = ("preset", "add", "sweep", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
-__all__ = ["headline", "pictures", "run", "summary"]
+__all__ = ["headline", "run", "summary"]
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
@@ -56,56 +52,12 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     stage = Stage(folder, "report", {}, seed=config.seed, inputs=tuple(found), overwrite=True)
     if stage.manifest:
         return stage.manifest
-    drawn = {"light": pictures(folder, found), "dark": pictures(folder, found, dark=True)}
+    drawn = {"light": draw(folder, found), "dark": draw(folder, found, dark=True)}
     for name, png in drawn["light"].items():
         stage.folder.write(f"{name}.png", png)
     page = render(config, folder, found, drawn)
     stage.folder.write(PAGE, page.encode())
     return stage.finish({"pictures": sorted(drawn["light"]), "bytes": len(page.encode())})
-
-
-def pictures(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, bytes]:
-    """The PNGs that can be drawn of the stages given, by name: samples, psnr, similarity, accuracy, surrogate."""
-    from pipeline import figures  # matplotlib takes seconds to load, which a summary should not wait for
-
-    theme = figures.DARK if dark else figures.LIGHT
-    drawn = {}
-    if "protect" in found:
-        drawn["samples"] = figures.samples(_triplets(folder, found), found["protect"].counts["eps_levels"], theme)
-        values = psnr_values(folder)
-        if values:
-            drawn["psnr"] = figures.psnr(values, theme)
-        alike = similarities(folder)
-        if alike:
-            drawn["similarity"] = figures.similarity(alike, theme)
-    measured = pairs(trials(folder, found))
-    if measured:
-        drawn["accuracy"] = figures.accuracy(measured, chance(found), theme)
-    if "surrogate" in found:
-        chosen = found["protect"].counts["epochs"] if "protect" in found else []
-        drawn["surrogate"] = figures.surrogate(checkpoints(folder), chosen, theme)
-    return drawn
-
-
-def _triplets(folder: Folder, found: Finished) -> list[Any]:
-    """The first image of a few classes spread over the protected ones, before and after; reads only the shards these are in."""
-    from pipeline.figures import Triplet
-
-    classes = found["pack"].counts["classes"]
-    table = read_table(folder.child("protect"), "samples.parquet", ["key", "label", "shard"])
-    first: dict[int, tuple[str, str]] = {}
-    for key, label, shard in zip(*(table[name].to_pylist() for name in ("key", "label", "shard")), strict=True):
-        first.setdefault(label, (key, shard))
-    labels = sorted(first.keys() & set(found["protect"].counts["classes"]))
-    count = min(SHOWN_SAMPLES, len(labels))
-    wanted = [first[labels[i * len(labels) // count]] for i in range(count)]
-    images: dict[str, dict[str, Any]] = {"pack": {}, "protect": {}}
-    for stage, samples in images.items():
-        for shard in found[stage].shards["train"]:
-            keys = {key for key, name in wanted if name == shard.name}
-            if keys:
-                samples |= {sample.key: sample for sample in read_shard(folder.child(stage), shard) if sample.key in keys}
-    return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]
 
 
 def command(tree: dict[str, Any]) -> str:
@@ -146,6 +98,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         refused=refused[:SHOWN_QUARANTINED],
         reasons=Counter(row["reason"] for row in refused).most_common(10),
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
+        countered_prefix=COUNTERED,
         command=command(tree),
         settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
         versions={"python": platform.python_version()} | next(reversed(found.values())).versions,
@@ -185,6 +138,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; {known.get('eps_levels')} are allowed", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
+        *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),
         *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),
         *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),
     ]

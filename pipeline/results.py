@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from pipeline.storage import Folder
 log = logging.getLogger(__name__)
 
 MEASURED = ("pack", "surrogate", "protect", "victim")
+IMPERCEPTIBILITY = ("psnr_db", "ssim", "linf_levels", "changed_percent")
 Finished = dict[str, Manifest]
 
 
@@ -164,8 +164,15 @@ def measured_images(run: Folder, found: Finished) -> int:
 
 def psnr_values(run: Folder) -> list[float]:
     """PSNR of every protected image that changed at all, in dB."""
-    column = read_table(run.child("protect"), "samples.parquet", ["psnr_db"])["psnr_db"]
-    return [value for value in column.to_pylist() if value is not None and math.isfinite(value)]
+    return imperceptibility(run)["psnr_db"]
+
+
+def imperceptibility(run: Folder) -> dict[str, list[float]]:
+    """How visible the change is of every protected image that changed at all, by measure: none of one that was not taken yet then."""
+    table = read_table(run.child("protect"), "samples.parquet")
+    changed = table.filter(pc.greater(table["linf_levels"], 0))
+    taken = [name for name in IMPERCEPTIBILITY if name in table.column_names]
+    return {name: changed[name].drop_null().to_pylist() if name in taken else [] for name in IMPERCEPTIBILITY}
 
 
 def checkpoints(run: Folder) -> dict[str, list[dict[str, Any]]]:
@@ -202,11 +209,11 @@ def headline(run: Folder) -> dict[str, float | str]:
         figures |= {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
         figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
     if "protect" in found:
-        counts, quality = found["protect"].counts, psnr_values(run)
+        counts, visible = found["protect"].counts, imperceptibility(run)
         figures |= {name: counts[name] for name in ("method", "targets", "eps_levels", "linf_levels")}
         figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
         figures |= {"missing_shards": len(missing)} if (missing := found["protect"].missing) else {}
-        figures |= {"psnr_db": statistics.fmean(quality)} if quality else {}
+        figures |= {name: statistics.fmean(visible[name]) for name in ("psnr_db", "ssim", "changed_percent") if visible[name]}
         alike = similarities(run)
         within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))
         figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}

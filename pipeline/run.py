@@ -8,60 +8,54 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
-from pipeline import grow, pack, protect, report, surrogate, victim
+from pipeline import grow, report, sweep
 from pipeline.command_line import parse
-from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.config import STAGES, RunConfig
 from pipeline.lock import sole_driver
-from pipeline.results import configuration, finished
-from pipeline.stage import Manifest, to_json
-from pipeline.storage import Folder
-from pipeline.tracking import Tracker
+from pipeline.points import SHARED, Point, open_run
+from pipeline.sequence import run_stages
+from pipeline.sweep_tracking import SweepTracker
 
 log = logging.getLogger(__name__)
 
-RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
-    "pack": pack.run,
-    "surrogate": surrogate.run,
-    "protect": protect.run,
-    "victim": victim.run,
-    "report": report.run,
-}
-CONFIG = "config.json"
-
 
 def run(config: RunConfig) -> tuple[str, list[str]]:
-    """Run the stages in order, logging each as it finishes; returns the summary, and the shards the run kept going without.
+    """Run the stages in order, logging each as it finishes; returns the summary, and what failed while the rest went on.
 
     Raises:
         ValueError: something the user can mend.
         WorkFailed, TrainingFailed: some work failed for good; the rest is kept.
         OSError: storage gave up.
     """
-    folder = Folder.open(config.run)
-    missing: list[str] = []
+    folder = open_run(config.run)
+    if isinstance(folder, Point):
+        raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
+    faults: list[str] = []
+    swept = None
     with sole_driver(folder):
-        tracker = Tracker(config, folder)
+        tracker = SweepTracker(config, folder)
         status = "FAILED"
         try:
-            for name in STAGES:
-                if name in config.stages:
-                    missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
-                    # What the finished stages were made with, whatever this start was asked for besides.
-                    folder.write(CONFIG, to_json(configuration(config, finished(folder))))
-                    tracker.log_stage(name)
+            missing = run_stages(config, folder, tracker, SHARED if config.sweep else STAGES)
+            if config.sweep:
+                swept = sweep.run(config, folder, tracker)
+                missing += swept.missing
+                faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]
             if config.add and (added := grow.run(config, folder)):
                 missing += [f"added/{shard}" for shard in added.missing]
-            status = "FAILED" if missing else "FINISHED"
+            if missing:
+                faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")
+            status = "FAILED" if faults else "FINISHED"
         finally:
             tracker.close(status)
             session.close()
-    return report.summary(config, folder), missing
+    return swept.text if swept else report.summary(config, folder), faults
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -74,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        summary, missing = run(config)
+        summary, faults = run(config)
         print(summary)
     except (ValueError, OSError, WorkFailed, TrainingFailed) as error:
         log.error("failed: %s", error)
@@ -82,10 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("stopped: everything finished so far is kept, and the same command goes on from there")
         return 1
-    if missing:
-        log.error("failed: the release lacks %d shards, and the same command tries them again: %s", len(missing), ", ".join(missing))
-        return 1
-    return 0
+    for fault in faults:
+        log.error("failed: %s", fault)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

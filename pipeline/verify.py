@@ -16,6 +16,7 @@ import tyro
 from pipeline.additions import additions
 from pipeline.classes import choose_classes
 from pipeline.inspection import SAMPLES, Row, compare, inspect
+from pipeline.points import open_run
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
@@ -159,10 +160,10 @@ def _check_run(run: str) -> int:
     """Audit a run from its files alone: keys, labels, hashes, counts, and the budget of every pixel.
 
     Args:
-        run: folder or URI (s3://...) of a finished run
+        run: folder or URI (s3://...) of a finished run, of an addition to one, or of a point of a sweep
     """
     try:
-        folder = Folder.open(run)
+        folder = open_run(run)
         audit = verify(folder)
         lines, sound = [str(audit)], not audit.faults
         for name, addition in additions(folder).items():

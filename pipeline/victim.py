@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
@@ -26,6 +27,7 @@ from pipeline.batches import Batches, Read, Split, Transform, open_batches, open
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.dilution import Diluted, clean_keys
 from pipeline.networks import build_network
+from pipeline.points import relatives
 from pipeline.seeding import derive, generator
 from pipeline.shards import read_shard, rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest, to_json
@@ -188,6 +190,15 @@ def _finished(folder: Folder, task: Task) -> dict[str, Any]:
     return {**outcome, "accuracy_per_class": accuracy_per_class(torch.tensor(outcome["confusion"]))}
 
 
+def _trained_elsewhere(tasks: Collection[Task], folder: Folder) -> None:
+    """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
+    for other in relatives(folder):
+        for task in tasks:
+            outcome = _outcome(other.child("victim"), task)
+            if outcome is not None and _outcome(folder.child("victim"), task) is None:
+                folder.child("victim").write(f"{task.cell.name}.json", to_json(outcome))
+
+
 def run(config: RunConfig, folder: Folder) -> Manifest:
     """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
@@ -208,6 +219,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     cells = [Cell(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
     at_once = min(len(cells), resources.tasks)  # not of those missing: a trial that is done again gets as many threads as before
     tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
+    _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {cell.trained: tasks[cell.name] for cell in reversed(cells)}  # the first of those that are trained alike
     trained = {name: task for name, task in missing.items() if twins[task.cell.trained] is task}

@@ -21,6 +21,7 @@ from pipeline.classes import choose_classes
 from pipeline.config import RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
 from pipeline.networks import build_network
+from pipeline.points import open_run
 from pipeline.presets import preset
 from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, sha256, write_shard, write_table
 from pipeline.stage import Manifest, Stage, to_json
@@ -31,6 +32,7 @@ from sep.craft import craft
 from sep.ensemble import Member, class_sums
 from sep.models import Network, NetworkName
 from sep.objective import choose_targets, shifted
+from sep.quality import changed_percent, ssim
 from sep.similarity import gradient_cosines
 
 CLASSES = ("diagonal", "horizontal", "vertical")
@@ -43,7 +45,7 @@ CLEAN = pa.schema(
 QUARANTINE = pa.schema({"source": pa.string(), "reason": pa.string()})
 PROTECTED = pa.schema(
     {"key": pa.string(), "label": pa.int64(), "shard": pa.string(), "sha256": pa.string(), "clean_sha256": pa.string()}
-    | {"linf_levels": pa.int32(), "psnr_db": pa.float64()}
+    | {"linf_levels": pa.int32(), "psnr_db": pa.float64(), "ssim": pa.float64(), "changed_percent": pa.float64()}
 )
 RESULTS = pa.schema(
     {"network": pa.string(), "data": pa.string(), "countermeasure": pa.string(), "seed": pa.int64()}
@@ -82,7 +84,7 @@ def mixed_configuration(run: Path) -> RunConfig:
 def write(run: Path, stages: tuple[str, ...] = STAGES, config: RunConfig | None = None) -> tuple[RunConfig, Folder]:
     """Write the run and return its configuration and folder; stages that are there already stay as they are."""
     config = config or configuration(run)
-    folder = Folder.open(str(run))
+    folder = open_run(str(run))
     folder.write("config.json", to_json(to_tree(config)))
     writers = {"pack": _pack, "surrogate": _surrogate, "protect": _protect, "victim": _victim}
     threads = torch.get_num_threads()
@@ -219,6 +221,7 @@ def _protect(config: RunConfig, folder: Folder) -> None:
     protected = clean.clone()
     protected[chosen] = craft(members, clean[chosen], targets, protect, torch.Generator().manual_seed(config.seed))
     largest, quality = linf_levels(protected, clean), psnr_db(protected, clean)
+    alike, touched = ssim(protected, clean), changed_percent(protected, clean)
     rows, shards, start = [], [], 0
     for shard in Manifest.load(folder, "pack").shards["train"]:
         written = []
@@ -228,6 +231,7 @@ def _protect(config: RunConfig, folder: Folder) -> None:
             rows.append(
                 {"key": samples[i].key, "label": samples[i].label, "shard": shard.name, "sha256": pixels_sha256(pixels)}
                 | {"clean_sha256": pixels_sha256(samples[i].pixels), "linf_levels": int(largest[i]), "psnr_db": float(quality[i])}
+                | {"ssim": float(alike[i]), "changed_percent": float(touched[i])}
             )
         shards.append(write_shard(stage.folder, shard.name, written))
         start += shard.count

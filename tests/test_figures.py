@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
-from PIL import Image
 
-from pipeline import figures
-from pipeline.figures import DARK, LIGHT, Theme, Triplet
+from pipeline import canvas, figures
+from pipeline.canvas import DARK, LIGHT, Theme
 from pipeline.results import Similarity, pairs
-from pipeline.shards import Pixels
 from sep.models import NetworkName
-
-
-def decoded(png: bytes) -> Pixels:
-    with Image.open(io.BytesIO(png)) as image:
-        return np.array(image.convert("RGB"))
-
-
-def share(pixels: Pixels, colour: str, tolerance: int = 12) -> float:
-    """Share of the pixels that have a colour."""
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    return float((np.abs(pixels.astype(int) - wanted).max(2) <= tolerance).mean())
+from tests.drawn import decoded, share
 
 
 def rows(accuracy: float, data: str, seeds: int = 2, network: str = "resnet8", countermeasure: str = "none") -> list[dict[str, object]]:
@@ -50,48 +38,89 @@ def test_accuracy_shows_both_kinds_of_victim_in_the_colours_of_the_page(theme: T
 
 
 def test_every_network_and_countermeasure_has_its_panel() -> None:
-    one = rows(90.0, "clean") + rows(15.0, "protected")
-    more = [
+    def height(countermeasures: int) -> int:
+        return decoded(figures.accuracy(pairs(matrix_of(1, countermeasures)), 10.0)).shape[0]
+
+    assert height(6) == height(5)
+    assert height(9) - height(6) == pytest.approx(height(12) - height(9), abs=2)
+    assert height(9) > 1.2 * height(6)
+
+
+def matrix_of(networks: int, countermeasures: int) -> list[Any]:
+    """Rows of as many networks and countermeasures: all of them learn 90 % from clean and 10 % from protected images."""
+    return [
         row
-        for network in ("resnet8", "resnet18")
-        for name in ("none", "jpeg-10", "grayscale")
-        for data, value in (("clean", 80.0), ("protected", 40.0))
-        for row in rows(value, data, 1, network, name)
+        for network in range(networks)
+        for name in ["none", *(f"countermeasure-{i}" for i in range(1, countermeasures))]
+        for data, value in (("clean", 90.0), ("protected", 10.0))
+        for row in rows(value, data, 3, f"network-{network}", name)
     ]
-    assert len(pairs(more)) == 6
-    assert decoded(figures.accuracy(pairs(more), 10.0)).shape[0] > 2 * decoded(figures.accuracy(pairs(one), 10.0)).shape[0]
+
+
+def test_seeds_are_a_band_from_the_lowest_to_the_highest() -> None:
+    def painted(*accuracies: float) -> float:
+        """Share of the picture in the colour of the protected one's band, which is mixed with that of the paper."""
+        seeds = [{**rows(value, "protected", 1)[0], "seed": seed} for seed, value in enumerate(accuracies)]
+        clean = [{**row, "accuracy_per_epoch": [99.0] * 3} for row in rows(99.0, "clean", len(accuracies))]
+        picture = decoded(figures.accuracy(pairs(clean + seeds), 1.0))
+        shades = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (LIGHT.protected, LIGHT.paper)])
+        return share(picture, to_hex(tuple((0.22 * shades[0] + 0.78 * shades[1]) / 255)), 6)
+
+    assert painted(40.0) < 0.002
+    assert painted(30.0, 40.0, 50.0) > 0.02
+    assert painted(20.0, 40.0, 60.0) > 1.5 * painted(30.0, 40.0, 50.0)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_matrix_is_dark_where_much_was_learned_with_clean_beside_protected(theme: Theme) -> None:
+    picture = decoded(figures.matrix(pairs(matrix_of(1, 4)), theme))
+    much, little = (to_hex(canvas.shades(theme)(value / 100)) for value in (90.0, 10.0))
+    assert share(picture, much, 4) == pytest.approx(share(picture, little, 4), rel=0.25)
+    assert share(picture, much, 4) > 0.15
+    columns = [np.flatnonzero(close(picture, colour).mean(0) > 0.2).mean() for colour in (much, little)]
+    assert columns[0] < columns[1]
+
+
+def close(picture: Any, colour: str) -> Any:
+    """Which pixels have a colour."""
+    return np.abs(picture.astype(int) - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).max(2) <= 4
+
+
+def test_a_cell_that_was_not_measured_stays_empty() -> None:
+    some = [row for row in matrix_of(2, 2) if (row["network"], row["countermeasure"]) != ("network-1", "countermeasure-1")]
+    much = to_hex(canvas.shades(LIGHT)(0.9))
+    whole, part = (share(decoded(figures.matrix(pairs(measured))), much, 4) for measured in (matrix_of(2, 2), some))
+    assert part == pytest.approx(0.75 * whole, rel=0.1)
+
+
+def test_twenty_countermeasures_and_five_networks_fit() -> None:
+    measured = pairs(matrix_of(5, 20))
+    assert len(measured) == 100
+    picture = decoded(figures.matrix(measured))
+    assert picture.shape[1] == round(canvas.WIDTH * canvas.DPI)
+    assert picture.shape[0] < 1.8 * picture.shape[1]
+    for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]):  # nothing is cut off
+        assert share(edge, LIGHT.paper) == 1
+    curves = decoded(figures.accuracy(measured[:20], 10.0))
+    assert curves.shape[0] < 3 * curves.shape[1]
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_numbers_are_readable_on_every_shade(theme: Theme) -> None:
+    inks = [canvas.ink_on(canvas.shades(theme)(value / 100), theme) for value in range(101)]
+    assert inks[0] == theme.ink
+    assert inks[100] == theme.paper
+    assert inks == sorted(inks, key=(theme.ink, theme.paper).index)  # changes once
 
 
 @pytest.mark.parametrize("ends", [(100.0, 100.0, 100.0), (0.0, 0.5, 1.0), (10.0, 10.4, 98.0), (96.0, 99.0, 100.0)])
 def test_labels_at_the_end_of_curves_never_overlap_or_leave_the_axes(ends: tuple[float, ...]) -> None:
-    _, (axis,) = figures._figure(3, LIGHT)
-    figures._label_ends(axis, 3, [(value, str(i), "black") for i, value in enumerate(ends)])
+    _, (axis,) = canvas.drawing(3, LIGHT)
+    canvas.label_ends(axis, 3, [(value, str(i), "black") for i, value in enumerate(ends)])
     heights = sorted(text.xy[1] for text in axis.texts if isinstance(text, Annotation))
     assert len(heights) == len(ends)
-    assert min(np.diff(heights)) >= figures.APART - 1e-9
+    assert min(np.diff(heights)) >= canvas.APART - 1e-9
     assert heights[-1] <= 100
-
-
-def test_samples_shows_the_images_themselves_and_the_difference_amplified_to_the_full_range() -> None:
-    clean = np.full((16, 16, 3), (200, 40, 120), np.uint8)
-    protected = clean + np.array([8, -8, 0]).astype(np.uint8)  # the whole budget up, down, and nothing
-    picture = decoded(figures.samples([Triplet("one", clean, protected), Triplet("a class with a very long name", clean, protected)], 8))
-    assert figures.amplification(8) == 15
-    for levels in ((200, 40, 120), (208, 32, 120), (248, 8, 128)):
-        assert share(picture, "#{:02x}{:02x}{:02x}".format(*levels), 1) > 0.15, levels
-
-
-def test_enlarging_keeps_every_pixel_and_leaves_large_images_alone() -> None:
-    small = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    large = figures._enlarged(small)
-    assert large.shape == (192, 192, 3)
-    assert (large[::96, ::96] == small).all()
-    assert figures._enlarged(np.zeros((224, 200, 3), np.uint8)).shape == (224, 200, 3)
-
-
-@pytest.mark.parametrize("values", [[33.0], [33.0] * 10, [30.0, 31.0, 40.0]])
-def test_psnr_is_drawn_for_any_spread(values: list[float]) -> None:
-    assert share(decoded(figures.psnr(values)), "#de643a", 40) > 0.02
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])

@@ -110,3 +110,41 @@ def test_without_victims_nothing_is_claimed() -> None:
     assert findings(found_of(10), [], 0) == [
         "No victim has been trained yet, so this run says nothing about how well the images are protected."
     ]
+
+
+def test_countermeasures_are_sorted_by_what_they_leave_of_the_protection() -> None:
+    measured = [
+        pair(67.0, 11.0, 12.0),
+        pair(64.0, 13.0, 14.0, "grayscale"),
+        pair(66.0, 40.0, 41.0, "cutmix"),
+        pair(60.0, 55.0, 55.0, "jpeg-10"),
+        pair(15.0, 14.0, 15.0, "adversarial-8"),
+    ]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    for sentence in (
+        "The protection holds against grayscale (13.0 % of 64.0 %).",
+        "It is weakened, but not undone, by cutmix (40.0 % of 66.0 %).",
+        "It is undone by jpeg-10 (55.0 %, where clean images treated alike give 60.0 %).",
+        "hardly more than guessing: adversarial-8 (15.0 %).",
+    ):
+        assert sentence in text
+
+
+def test_a_countermeasure_is_judged_by_the_network_it_helps_most_and_by_what_that_network_had_before() -> None:
+    measured = [
+        pair(67.0, 11.0, 12.0),
+        pair(70.0, 35.0, 36.0, network="vgg16-bn"),
+        pair(66.0, 15.0, 16.0, "cutout"),
+        pair(70.0, 38.0, 39.0, "cutout", network="vgg16-bn"),
+        pair(70.0, 65.0, 66.0, network="vit-small"),
+        pair(60.0, 59.0, 59.0, "cutout", network="vit-small"),
+    ]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "The protection holds against cutout with vgg16-bn (38.0 % of 70.0 %)." in text
+    assert "undone by" not in text  # the network that learns from protected images anyway says nothing about a countermeasure
+
+
+def test_of_a_protection_that_fails_no_countermeasure_is_said_to_undo_it() -> None:
+    text = " ".join(findings(found_of(10), [pair(67.0, 65.0, 66.0), pair(60.0, 59.0, 59.0, "jpeg-10")], 10_000))
+    assert "no protection to speak of" in text
+    assert "jpeg-10" not in text

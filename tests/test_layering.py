@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sep", "cluster", "pipeline")
 STAGES = {f"pipeline.{name}" for name in ("pack", "surrogate", "protect", "victim", "report")}
-ENTRY_POINTS = {"pipeline.run", "pipeline.verify", "pipeline.export", "pipeline.reproduce"}
+ENTRY_POINTS = {"pipeline.run", "pipeline.verify", "pipeline.export", "pipeline.compare", "pipeline.reproduce"}
 # What a package may import besides the standard library; None where the rule is the one about single modules below.
 MAY_IMPORT: dict[str, set[str] | None] = {
     "sep": {"sep", "torch", "torchvision"},
     "cluster": {"cluster", "ray"},
     "pipeline": None,
 }
-ONLY_IN = {"webdataset": {"pipeline.shards"}, "mlflow": {"pipeline.tracking"}}
+ONLY_IN = {"webdataset": {"pipeline.shards"}, "mlflow": {"pipeline.mlflow_store"}}
 NEVER = {"pipeline": {"ray", "pickle", "tests"}}
 
 

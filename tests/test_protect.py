@@ -23,6 +23,7 @@ from pipeline.stage import Manifest
 from pipeline.storage import Folder
 from pipeline.verify import verify
 from sep.craft import Method, craft
+from sep.quality import ssim
 from tests.packed_run import copy, digests, write_checkpoints
 
 pytestmark = pytest.mark.ray
@@ -270,3 +271,13 @@ def test_an_unknown_class_leaves_nothing(packed: tuple[RunConfig, Folder], tmp_p
     with pytest.raises(ValueError, match=r"protect\.classes: 'striped' is no class"):
         protect.run(config, folder)
     assert not folder.exists("protect/started.json")
+
+
+def test_how_visible_each_change_is_is_told_of_the_images_as_stored(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path, method="noise")
+    protect.run(config, folder)
+    rows = {row["key"]: row for row in read_table(folder.child("protect"), protect.SAMPLES).to_pylist()}
+    for before, after in both(folder):
+        clean, released = (torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)[None] for sample in (before, after))
+        assert rows[after.key]["ssim"] == pytest.approx(float(ssim(released, clean)))
+        assert rows[after.key]["changed_percent"] == pytest.approx(100 * (before.pixels != after.pixels).any(2).mean())

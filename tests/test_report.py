@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import report, results
+from pipeline import pictures, report, results
 from pipeline.command_line import from_tree, parse
 from pipeline.config import RunConfig, to_tree
 from pipeline.findings import findings
-from pipeline.shards import read_table
+from pipeline.shards import read_table, write_table
 from pipeline.storage import Folder
+from pipeline.verify import verify
 from tests import finished_run
 
 
@@ -49,6 +50,7 @@ def copied_run(whole_run: tuple[RunConfig, Folder], tmp_path: Path) -> tuple[Run
     return replace(config, run=str(tmp_path / "copy")), Folder.open(str(tmp_path / "copy"))
 
 
+OF_IMAGES = {"samples", "imperceptibility", "spectrum", "similarity"}
 FIGURES = ("last", "peak", "relabelled")
 
 
@@ -75,7 +77,8 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
     assert known["protected_relabelled_accuracy"] == pytest.approx(sum(relabelled) / 2)
     assert known["linf_levels"] == max(protected["linf_levels"])
     assert 0 < known["linf_levels"] <= 8  # type: ignore[operator]
-    assert known["psnr_db"] == pytest.approx(statistics.fmean(protected["psnr_db"]))
+    for name in ("psnr_db", "ssim", "changed_percent"):
+        assert known[name] == pytest.approx(statistics.fmean(protected[name]))
 
     text = words(folder)
     shown = (f"{known['clean_accuracy']:.1f} %", f"{known['protected_accuracy']:.1f} %", f"{known['psnr_db']:.1f} dB")
@@ -96,9 +99,9 @@ def test_page_makes_no_request_and_holds_its_pictures(whole_run: tuple[RunConfig
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "default-src 'none'" in html
-    for name in ("samples", "accuracy", "surrogate", "psnr", "similarity"):
+    for name in ("samples", "imperceptibility", "spectrum", "accuracy", "surrogate", "similarity"):
         assert folder.read(f"report/{name}.png").startswith(b"\x89PNG")
-    assert html.count("<picture>") == 5
+    assert html.count("<picture>") == 6
 
 
 def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConfig, Folder]) -> None:
@@ -130,9 +133,13 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     assert {row["linf_levels"] for row in table if row["label"] == 0} == {0}
     assert len(changed) == 24
     assert results.headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
-    shown = report._triplets(folder, results.finished(folder))
+    found = results.finished(folder)
+    shown = pictures.triplets(folder, found, pictures.chosen_samples(folder, found))
     assert [triplet.class_name for triplet in shown] == ["horizontal", "vertical"]
-    assert results.measured_images(folder, results.finished(folder)) == 12
+    assert results.measured_images(folder, found) == 12
+    for triplet in pictures.triplets(folder, found, pictures.changed_samples(folder, found)):
+        assert triplet.class_name != "diagonal"
+        assert (triplet.clean != triplet.protected).any()
 
 
 def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunConfig, Folder], whole_run: tuple[RunConfig, Folder]) -> None:
@@ -171,7 +178,7 @@ def test_settings_shown_are_those_a_stage_was_made_with(whole_run: tuple[RunConf
 def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "part", stages)
     manifest = report.run(config, folder)
-    drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", "samples", "psnr", "similarity"}}[stages[-1]]
+    drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", *OF_IMAGES}}[stages[-1]]
     assert set(manifest.counts["pictures"]) == drawn
     assert "No victim has been trained yet" in words(folder)
     assert "clean victim" not in report.summary(config, folder)
@@ -196,6 +203,20 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
     assert "protected_accuracy" not in results.headline(folder)
     report.run(redone, folder)
     assert "No victim has been trained yet" in words(folder)
+
+
+def test_a_run_of_before_these_were_measured_is_reported_without_them(copied_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = copied_run
+    table = read_table(folder, "protect/samples.parquet")
+    write_table(folder.child("protect"), "samples.parquet", table.drop_columns(["ssim", "changed_percent"]))
+    assert not verify(folder).faults
+    folder.child("report").delete()
+    report.run(config, folder)
+    known = results.headline(folder)
+    assert known["psnr_db"] == pytest.approx(statistics.fmean(table["psnr_db"].to_pylist()))
+    assert not {"ssim", "changed_percent"} & known.keys()
+    assert "SSIM 0." not in words(folder)
+    assert folder.exists("report/imperceptibility.png")
 
 
 def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -106,18 +106,38 @@ def test_one_parent_holds_a_child_per_stage_and_victim(tracked_run: tuple[RunCon
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert parent.data.params["protect.steps"] == str(config.protect.steps)
     assert parent.data.params["surrogate.networks"] == "['resnet8']"
-    assert (parent.data.tags["method"], parent.data.tags["targets"]) == ("sep-fa", "shift")
     assert "PSNR" in parent.data.tags["mlflow.note.content"]
-    assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {"pack", "protect"}
+    assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {"clean", "protected"}
     trained_on = {name: children[name].inputs.dataset_inputs[0].dataset.name for name in VICTIMS}
-    assert all(data == ("pack" if "clean" in name else "protect") for name, data in trained_on.items())
+    assert all(data == ("clean" if "clean" in name else "protected") for name, data in trained_on.items())
     assert {"report", "victims.csv"} <= artifacts(folder, parent)
-    assert artifacts(folder, parent, "report") == {
-        f"report/{name}" for name in ("index.html", "samples.png", "accuracy.png", "surrogate.png", "psnr.png", "similarity.png")
-    }
-    assert artifacts(folder, children["protect"]) == {"samples.png", "psnr.png", "similarity.png"}
+    of_images = {"samples.png", "imperceptibility.png", "spectrum.png", "similarity.png"}
+    shown = {"index.html", "accuracy.png", "surrogate.png"} | of_images
+    assert artifacts(folder, parent, "report") == {f"report/{name}" for name in shown}
+    assert artifacts(folder, children["protect"]) == of_images
     assert artifacts(folder, children["surrogate"]) == {"checkpoints.json"}
     assert Path(folder.path, "mlflow", parent.info.run_id, "artifacts", "report", "index.html").exists()
+
+
+def test_every_run_can_be_found_by_its_tags(tracked_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = tracked_run
+    parent, children = runs(folder)
+    shared = {"method": "sep-fa", "targets": "shift", "budget": "8/255", "dataset": config.data, "preset": "smoke"}
+    for run in (parent, *children.values()):
+        assert run.data.tags.items() >= shared.items()
+    own = {"stage": "run", "network": "resnet8", "countermeasure": "none", "run_folder": folder.uri}
+    assert parent.data.tags.items() >= own.items()
+    experiment = client(folder).get_experiment_by_name("first run")
+
+    def names(asked: str) -> set[str]:
+        return {run.info.run_name for run in client(folder).search_runs([experiment.experiment_id], asked)}
+
+    assert names("tags.stage = 'run'") == {"first run"}
+    assert names("tags.network = 'resnet8' and tags.countermeasure = 'none' and tags.data = 'protected'") == {
+        f"resnet8 · protected · none · seed {seed}" for seed in (0, 1)
+    }
+    assert names("tags.data = 'clean' and tags.stage = 'surrogate' and tags.budget = '8/255'") == {"surrogate"}
+    assert "tags.stage = 'run'" in experiment.tags["mlflow.note.content"]
 
 
 def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -> None:
@@ -131,10 +151,13 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         "protected_relabelled_accuracy",
         "linf_levels",
         "psnr_db",
+        "ssim",
+        "changed_percent",
         "protected_classes",
         "gradient_similarity",
     ):
         assert parent.data.metrics[name] == pytest.approx(known[name])
+    assert parent.data.metrics["protected_accuracy/resnet8/none"] == pytest.approx(known["protected_accuracy"])
 
     def curve(run: str, metric: str) -> list[float]:
         history = client(folder).get_metric_history(children[run].info.run_id, metric)
@@ -257,7 +280,7 @@ def test_what_is_not_finite_is_not_logged(copied_run: tuple[RunConfig, Folder]) 
     config, folder = copied_run
     tracker = Tracker(config, folder)
     parent, _ = runs(folder)
-    tracker._log_metrics(parent.info.run_id, {"one": 1.0, "nan": math.nan, "inf": math.inf})
+    tracker._store.log_metrics(parent.info.run_id, {"one": 1.0, "nan": math.nan, "inf": math.inf})
     assert {"one", "nan", "inf"} & set(runs(folder)[0].data.metrics) == {"one"}
 
 

@@ -1,0 +1,65 @@
+"""A comparison as files: tables, pictures, and one page that needs no server and makes no request."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import jinja2
+from pyarrow import csv
+
+from pipeline.comparison import SCHEMA, Comparison, made, measured, rows
+from pipeline.shards import rows_to_table, write_table
+from pipeline.storage import Folder
+
+PAGE, CSV, PARQUET = "index.html", "comparison.csv", "comparison.parquet"
+
+
+def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
+    """Write the comparison into a folder, over one that is there; returns the names of the files.
+
+    Raises:
+        OSError: storage refused.
+    """
+    drawn = {"light": _pictures(comparison), "dark": _pictures(comparison, dark=True)}
+    table = rows_to_table(rows(comparison), SCHEMA)
+    write_table(folder, PARQUET, table)
+    stream = io.BytesIO()
+    csv.write_csv(table, stream)
+    files = {f"{name}.png": png for name, png in drawn["light"].items()}
+    files |= {CSV: stream.getvalue(), PAGE: _page(comparison, title, drawn).encode()}
+    for name, data in files.items():
+        folder.write(name, data)
+    return [PARQUET, *files]
+
+
+def _pictures(comparison: Comparison, *, dark: bool = False) -> dict[str, bytes]:
+    """The PNGs there are, by name: accuracy, cost."""
+    if not comparison.victims:
+        return {}
+    from pipeline import canvas, comparison_figures  # matplotlib takes seconds to load, for which a table should not wait
+
+    theme = canvas.DARK if dark else canvas.LIGHT
+    drawn = {"accuracy": comparison_figures.accuracies(comparison, theme)}
+    if comparison_figures.has_costs(comparison):
+        drawn["cost"] = comparison_figures.cost(comparison, theme)
+    return drawn
+
+
+def _page(comparison: Comparison, title: str, drawn: dict[str, dict[str, bytes]]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("comparison.html.j2").render(
+        title=title,
+        warnings=comparison.warnings,
+        made=made(comparison),
+        measured=measured(comparison),
+        places={name: run.uri for name, run in comparison.runs.items()},
+        pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
+    )

@@ -1,0 +1,100 @@
+"""What `--sweep protect.steps=5,10 protect.checkpoints=1,5` asks for: every combination, each a configuration of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.classes import from_files
+from pipeline.config import ProtectConfig, RunConfig
+
+SECTION = "protect"  # what comes before it is shared by all points, and victims have a matrix of their own
+UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")  # in the name of a folder
+SHOWN = 3  # impossible points in a message
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One combination: the name of its folder, what was swept as JSON types, and the configuration it makes."""
+
+    name: str
+    settings: dict[str, Any]
+    config: RunConfig
+
+
+def grid(config: RunConfig) -> list[GridPoint]:
+    """Every point of the sweep that the configuration asks for; none if it asks for none.
+
+    Their names do not depend on the order in which fields or values are given.
+
+    Raises:
+        ValueError: a field cannot be swept, a value does not fit it, or a combination cannot be crafted; all of these are named.
+    """
+    if not config.sweep:
+        return []
+    if config.add:
+        raise ValueError("--sweep and --add do not go together: a sweep protects the images of a run anew, an addition goes with a release")
+    values = _parsed(config.sweep)
+    found, impossible = [], []
+    for combination in product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        name = "_".join(f"{field}-{UNSAFE.sub('-', _text(value))}" for field, value in chosen.items())
+        told = {f"{SECTION}.{field}": list(value) if isinstance(value, tuple) else value for field, value in chosen.items()}
+        try:
+            protect = replace(config.protect, **chosen)
+            point = replace(config, sweep=(), protect=protect)
+        except ValueError as error:
+            impossible.append(f"{name}: {_why(error)}")
+        else:
+            found.append(GridPoint(name, told, point))
+    if impossible:
+        more = f"; and {len(impossible) - SHOWN} more" if len(impossible) > SHOWN else ""
+        raise ValueError(f"--sweep: points that cannot be: {'; '.join(impossible[:SHOWN])}{more}")
+    if len({point.name for point in found}) < len(found):
+        raise ValueError(f"--sweep: values must differ as names of folders; got {', '.join(point.name for point in found)}")
+    return found
+
+
+def _parsed(asked: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each swept field, in the order of the fields of the configuration."""
+    kinds = get_type_hints(ProtectConfig)
+    known = [field.name for field in fields(ProtectConfig)]
+    values: dict[str, list[Any]] = {}
+    for text in asked:
+        name, _, listed = text.partition("=")
+        section, _, field = name.replace("-", "_").partition(".")
+        if section != SECTION or field not in known:
+            choices = ", ".join(f"{SECTION}.{other.replace('_', '-')}" for other in known)
+            raise ValueError(f"--sweep: {name!r} cannot be swept; what can is {choices}")
+        if field in values:
+            raise ValueError(f"--sweep: {name} is given twice: give all its values at once, {name}=5,10")
+        values[field] = [_value(name, kinds[field], value) for value in listed.split(",")]
+        if len(set(values[field])) < len(values[field]):
+            raise ValueError(f"--sweep: each value once; got {text}")
+    return {field: values[field] for field in known if field in values}
+
+
+def _value(name: str, kind: Any, text: str) -> Any:
+    """A value as the flag of that name takes it; where that takes several, they are joined by `+`."""
+    several = get_origin(kind) is tuple
+    try:
+        value = TypeAdapter(kind).validate_python(text.split("+") if several else text)
+    except ValidationError as error:
+        raise ValueError(f"--sweep: {name} takes values separated by commas, and not {text!r}: {_why(error)}") from error
+    return from_files(value) if name == f"{SECTION}.classes" else value
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _why(error: ValueError) -> str:
+    """What is wrong, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in error.errors()))

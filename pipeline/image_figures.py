@@ -1,0 +1,146 @@
+"""The pictures of what was done to the images: some of them, how visible the change is, and of which frequencies it is made."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pipeline.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades
+from pipeline.shards import Pixels
+
+READABLE = 192  # pixels a side; smaller images are enlarged to at least this
+MOST_BINS = 40
+PANELS = {  # what is measured of each image, and how it is told
+    "psnr_db": ("PSNR, dB", ".1f"),
+    "ssim": ("SSIM", ".3f"),
+    "linf_levels": ("largest change, grey levels", ".1f"),
+    "changed_percent": ("changed pixels, percent", ".1f"),
+}
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """One image before and after, `(H, W, 3)` levels each, with the name of its class."""
+
+    class_name: str
+    clean: Pixels
+    protected: Pixels
+
+
+def amplification(largest: int) -> int:
+    """By how much differences are multiplied so that the largest change spans black to white."""
+    return max(1, 127 // max(1, largest))
+
+
+def samples(triplets: Sequence[Triplet], largest: int, theme: Theme = LIGHT) -> bytes:
+    """Rows of clean image, protected image and amplified difference (grey is no change), enlarged pixel by pixel."""
+    factor = amplification(largest)
+    height, width, _ = triplets[0].clean.shape
+    side = (WIDTH - 0.35) / 3
+    figure, axes = drawing(len(triplets) * (side * height / width + 0.05) + 0.3, theme, len(triplets), 3)
+    for row, triplet in enumerate(triplets):
+        change = triplet.protected.astype(np.int16) - triplet.clean
+        difference = (128 + factor * change).clip(0, 255).astype(np.uint8)
+        labels = ("clean", "protected", f"difference × {factor}")
+        for column, (pixels, label) in enumerate(zip((triplet.clean, triplet.protected, difference), labels, strict=True)):
+            axis = axes[row * 3 + column]
+            bare(axis)
+            axis.imshow(_enlarged(pixels), interpolation="none")
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(label, color=theme.ink, fontsize=SMALL)
+            if column == 0:
+                axis.set_ylabel(_wrapped(triplet.class_name), fontsize=SMALL)
+    return png(figure)
+
+
+def _enlarged(pixels: Pixels) -> Pixels:
+    """Each pixel as a square of so many that the image is readable: no blur that would hide the perturbation."""
+    times = max(1, -(-READABLE // pixels.shape[0]))
+    return pixels.repeat(times, 0).repeat(times, 1)
+
+
+def _wrapped(name: str) -> str:
+    """A class name in at most two short lines."""
+    return "\n".join(textwrap.wrap(name.replace("_", " "), 14, max_lines=2, placeholder="…"))
+
+
+def imperceptibility(measured: Mapping[str, Sequence[float]], theme: Theme = LIGHT) -> bytes:
+    """How similar the protected images are to the clean ones: a distribution over the images for each measure taken, and its mean.
+
+    Args:
+        measured: one value per image, by the names in `PANELS`; not all need be there.
+        theme: the colours.
+    """
+    names = [name for name in PANELS if measured.get(name)]
+    columns = min(len(names), 2)
+    rows = -(-len(names) // columns)
+    figure, axes = drawing(0.3 + 2.2 * rows, theme, rows, columns)
+    for axis, name in zip(axes, names, strict=False):
+        label, form = PANELS[name]
+        _distribution(axis, measured[name], form, theme, whole=name == "linf_levels")
+        axis.set_xlabel(label)
+    for axis in axes[len(names) :]:
+        axis.remove()
+    figure.supylabel("images", color=theme.ink)
+    return png(figure)
+
+
+def _distribution(axis: Axes, values: Sequence[float], form: str, theme: Theme, *, whole: bool) -> None:
+    mean, low, high = float(np.mean(values)), min(values), max(values)
+    if whole:
+        edges = np.arange(low - 0.5, high + 1)
+    elif high > low:
+        edges = np.histogram_bin_edges(values, min(MOST_BINS, max(8, len(values) // 10)))
+    else:
+        edges = mean + np.array([-0.05, 0.05])
+    axis.hist(values, edges.tolist(), color=theme.protected, alpha=0.85, rwidth=0.94)
+    axis.axvline(mean, color=theme.ink, linewidth=1.2, linestyle=(0, (2, 3)))
+    axis.set_title(f"mean {mean:{form}}", loc="left", color=theme.ink, fontsize=SMALL)
+    middle, half = (edges[0] + edges[-1]) / 2, max(edges[-1] - edges[0], 0.02 * abs(mean)) / 2
+    axis.set_xlim(middle - 1.05 * half, middle + 1.05 * half)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=whole))
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+
+
+def spectrum(triplets: Sequence[Triplet], theme: Theme = LIGHT) -> bytes:
+    """Of which frequencies the changes are made: the logarithm of the mean magnitude of their Fourier transform.
+
+    At the left by direction, the lowest frequency in the middle; at the right by frequency alone, beside that of the images themselves.
+    """
+    change = magnitude([triplet.protected.astype(np.float64) - triplet.clean for triplet in triplets])
+    image = magnitude([triplet.clean.astype(np.float64) for triplet in triplets])
+    figure, (left, right) = drawing(3.0, theme, 1, 2)
+    bare(left)
+    left.imshow(np.log10(change + 1e-9), cmap=shades(theme), vmin=np.log10(max(change.min(), 1e-2)), interpolation="none")
+    left.set(xticks=[], yticks=[])
+    left.set_title("of the changes", color=theme.ink, fontsize=SMALL, loc="left")
+    for values, name, colour in ((image, "images", theme.clean), (change, "changes", theme.protected)):
+        right.semilogy(*by_frequency(values), color=colour, linewidth=2, label=name)
+    right.legend(frameon=False, labelcolor=theme.ink, fontsize=SMALL)
+    right.minorticks_off()
+    right.set_xlabel("cycles per image")
+    right.set_ylabel("mean |FFT|")
+    return png(figure)
+
+
+def magnitude(images: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Mean over images `(H, W, C)` and their channels of the magnitude of the Fourier transform, `(H, W)`, frequency 0 in the middle."""
+    total = sum(np.abs(np.fft.fft2(image, axes=(0, 1))).mean(2) for image in images)
+    return np.asarray(np.fft.fftshift(total / len(images)), np.float64)
+
+
+def by_frequency(spectrum: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Whole cycles per image from 1 to what every direction has, and the mean of a spectrum `(H, W)` over all directions at each."""
+    height, width = spectrum.shape
+    y, x = np.arange(height) - height // 2, np.arange(width) - width // 2
+    cycles = np.rint(np.hypot(y[:, None], x[None, :])).astype(np.int64)
+    shown = np.arange(1, max(2, min(height, width) // 2 + 1))
+    sums, counts = np.bincount(cycles.ravel(), spectrum.ravel()), np.bincount(cycles.ravel())
+    return shown, sums[shown] / counts[shown]

@@ -1,0 +1,127 @@
+"""An MLflow tracker as the driver uses it: through explicit run ids, loaded when first needed, within MLflow's limits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.stage import Manifest, digest
+from pipeline.storage import Folder
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+MOST_METRICS, MOST_PARAMS, LONGEST_VALUE, LONGEST_DIGEST = 1000, 100, 6000, 36  # MLflow's limits
+NOTE = "mlflow.note.content"  # what the UI shows as the description, in Markdown
+
+
+class Store:
+    """One tracking server or database."""
+
+    def __init__(self, uri: str) -> None:
+        """Nothing is opened yet."""
+        self.uri = uri
+
+    @cached_property
+    def client(self) -> Any:
+        """MLflow's own client."""
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient  # takes seconds to load
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=self.uri)
+
+    @staticmethod
+    def errors() -> tuple[type[Exception], ...]:
+        """What is raised where the tracker, its database or its artifacts cannot be reached."""
+        from mlflow.exceptions import MlflowException
+
+        return MlflowException, OSError
+
+    def is_active(self, run: str) -> bool:
+        """Whether the tracker knows a run, and nobody has deleted it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(run).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def experiment(self, name: str, note: str) -> str:
+        """Id of an experiment, made with this description if need be; artifacts of a SQLite database lie beside it."""
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            beside = Path(self.uri.removeprefix("sqlite:///")).absolute().parent
+            beside.mkdir(parents=True, exist_ok=True)
+            location = (beside / "mlflow").as_uri()
+        known = self.client.get_experiment_by_name(name)
+        if known is None:
+            # The kind is how the UI greets: training runs, not chat traces.
+            return str(self.client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development", NOTE: note}))
+        if known.lifecycle_stage != "active":
+            self.client.restore_experiment(known.experiment_id)
+        return str(known.experiment_id)
+
+    def create(self, experiment: str, name: str, tags: Mapping[str, Any], start: float) -> str:
+        """A new run that began at `start`, in seconds; returns its id."""
+        described = {key: str(value) for key, value in tags.items()} | {"mlflow.source.name": "pipeline/run.py"}
+        run = self.client.create_run(experiment, start_time=int(1000 * start), tags=described, run_name=name)
+        return str(run.info.run_id)
+
+    def supersede(self, runs: Iterable[str]) -> None:
+        """Tag and delete runs that are still there; MLflow keeps deleted runs restorable."""
+        for run in filter(self.is_active, runs):
+            self.client.set_tag(run, "superseded", "true")
+            self.client.delete_run(run)
+
+    def log_metrics(self, run: str, *steps: Mapping[str, Any]) -> None:
+        """Metrics of step 0, 1, ...; what is not finite is left out, because the tracker would make it a number."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        finite = [(step, name, value) for step, values in enumerate(steps) for name, value in values.items() if math.isfinite(value)]
+        metrics = [Metric(name, float(value), now, step) for step, name, value in finite]
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(run, metrics=metrics[start : start + MOST_METRICS])
+
+    def log_params(self, run: str, values: Mapping[str, Any]) -> None:
+        """Parameters, which can be said only once of a run."""
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)[:LONGEST_VALUE]) for name, value in values.items()]
+        for start in range(0, len(params), MOST_PARAMS):
+            self.client.log_batch(run, params=params[start : start + MOST_PARAMS])
+
+    def log_input(self, run: str, name: str, manifest: Manifest, folder: Folder, context: str) -> None:
+        """The shards of a stage as a data set of a run, with their digest; `context` says what for."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        counts = {split: sum(shard.count for shard in shards) for split, shards in manifest.shards.items()}
+        kind = "local" if folder.is_local else folder.uri.split(":")[0]
+        content = digest(manifest.as_dict()["shards"])[:LONGEST_DIGEST]
+        data = Dataset(name, content, kind, json.dumps({"uri": folder.uri}), profile=json.dumps(counts))
+        self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+    def log_files(self, run: str, files: Mapping[str, bytes]) -> None:
+        """Artifacts by their path."""
+        with tempfile.TemporaryDirectory() as place:
+            for name, data in files.items():
+                path = Path(place, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            self.client.log_artifacts(run, place)

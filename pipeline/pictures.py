@@ -1,0 +1,96 @@
+"""Which pictures can be drawn of a run, from the files of whatever stages have finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline import results
+from pipeline.results import Finished
+from pipeline.shards import Sample, read_shard, read_table
+from pipeline.storage import Folder
+
+SHOWN_SAMPLES = 4
+SPECTRUM_IMAGES = 128  # protected images the spectrum is the mean of
+COUNTERED = "countermeasures-"  # followed by the victim's network
+
+
+def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, bytes]:
+    """The PNGs of a run, by name.
+
+    They are `samples`, `imperceptibility`, `spectrum` and `similarity` of a protection, `accuracy`, `matrix` and
+    `countermeasures-<network>` of victims, and `surrogate`; `dark` is for a dark page.
+    """
+    from pipeline import figures  # matplotlib takes seconds to load, which nobody should wait for who only wants figures
+
+    theme = figures.DARK if dark else figures.LIGHT
+    drawn = _of_images(folder, found, theme) if "protect" in found else {}
+    measured = results.pairs(results.trials(folder, found))
+    chance = results.chance(found) if measured else 0.0
+    plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
+    if measured:
+        drawn["accuracy"] = figures.accuracy(plain or measured[:1], chance, theme)
+    if len({pair.clean.countermeasure for pair in measured}) > 1:
+        drawn["matrix"] = figures.matrix(measured, theme)
+        for network in dict.fromkeys(pair.clean.network for pair in measured):
+            own = [pair for pair in measured if pair.clean.network == network]
+            drawn[COUNTERED + network] = figures.accuracy(own, chance, theme)
+    if "surrogate" in found:
+        chosen = found["protect"].counts["epochs"] if "protect" in found else []
+        drawn["surrogate"] = figures.surrogate(results.checkpoints(folder), chosen, theme)
+    return drawn
+
+
+def _of_images(folder: Folder, found: Finished, theme: Any) -> dict[str, bytes]:
+    from pipeline import figures, image_figures
+
+    drawn = {}
+    if shown := triplets(folder, found, chosen_samples(folder, found)):
+        drawn["samples"] = image_figures.samples(shown, found["protect"].counts["linf_levels"], theme)
+    visible = results.imperceptibility(folder)
+    if any(visible.values()):
+        drawn["imperceptibility"] = image_figures.imperceptibility(visible, theme)
+        drawn["spectrum"] = image_figures.spectrum(triplets(folder, found, changed_samples(folder, found)), theme)
+    if alike := results.similarities(folder):
+        drawn["similarity"] = figures.similarity(alike, theme)
+    return drawn
+
+
+def chosen_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
+    """Key and shard of the first image of a few classes, spread over the protected ones."""
+    first: dict[int, tuple[str, str]] = {}
+    for row in _rows(folder):
+        first.setdefault(row["label"], (row["key"], row["shard"]))
+    labels = sorted(first.keys() & set(found["protect"].counts["classes"]))
+    count = min(SHOWN_SAMPLES, len(labels))
+    return [first[labels[i * len(labels) // count]] for i in range(count)]
+
+
+def changed_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
+    """Key and shard of the first images of protected classes: as few shards as can be, because these have to be read."""
+    classes = set(found["protect"].counts["classes"])
+    protected = [(row["key"], row["shard"]) for row in _rows(folder) if row["label"] in classes]
+    return sorted(protected, key=lambda sample: sample[1])[:SPECTRUM_IMAGES]
+
+
+def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
+    table = read_table(folder.child("protect"), "samples.parquet", ["key", "label", "shard"])
+    for batch in table.to_batches(2**14):
+        yield from batch.to_pylist()
+
+
+def triplets(folder: Folder, found: Finished, wanted: list[tuple[str, str]]) -> list[Any]:
+    """The images named by key and shard, before and after, in that order; reads only the shards these are in."""
+    from pipeline.image_figures import Triplet
+
+    classes, images = found["pack"].counts["classes"], {stage: _samples(folder, found, stage, wanted) for stage in ("pack", "protect")}
+    return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]
+
+
+def _samples(folder: Folder, found: Finished, stage: str, wanted: list[tuple[str, str]]) -> dict[str, Sample]:
+    samples: dict[str, Sample] = {}
+    for shard in found[stage].shards["train"]:
+        keys = {key for key, name in wanted if name == shard.name}
+        if keys:
+            samples |= {sample.key: sample for sample in read_shard(folder.child(stage), shard) if sample.key in keys}
+    return samples

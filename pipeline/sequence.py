@@ -1,0 +1,39 @@
+"""The stages in order, each logged as it finishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipeline import pack, protect, report, surrogate, victim
+from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.results import configuration, finished
+from pipeline.stage import Manifest, to_json
+from pipeline.storage import Folder
+from pipeline.tracking import Tracker
+
+RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
+    "pack": pack.run,
+    "surrogate": surrogate.run,
+    "protect": protect.run,
+    "victim": victim.run,
+    "report": report.run,
+}
+CONFIG = "config.json"
+
+
+def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Sequence[StageName] = STAGES) -> list[str]:
+    """Run those of the stages that the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
+
+    Raises:
+        ValueError: something the user can mend.
+        WorkFailed, TrainingFailed: some work failed for good; the rest is kept.
+        OSError: storage gave up.
+    """
+    missing: list[str] = []
+    for name in STAGES:
+        if name in config.stages and name in stages:
+            missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
+            # What the finished stages were made with, whatever this start was asked for besides.
+            folder.write(CONFIG, to_json(configuration(config, finished(folder))))
+            tracker.log_stage(name)
+    return missing

@@ -1,0 +1,91 @@
+"""What crafting may cost and what it brings: the protect, victim and report stages for every point of a grid, one after the other.
+
+Packing and surrogate are those of the run, and victims on clean images are trained once for all points.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.pool import WorkFailed
+from pipeline.comparison import compare, read, text
+from pipeline.comparison_page import PAGE, write
+from pipeline.config import RunConfig, StageName
+from pipeline.grid import GridPoint, grid
+from pipeline.points import SHARED, begin, point
+from pipeline.sequence import run_stages
+from pipeline.stage import STARTED, Stage, digest
+from pipeline.storage import Folder
+from pipeline.sweep_tracking import PointTracker, SweepTracker
+
+log = logging.getLogger(__name__)
+
+STAGES: tuple[StageName, ...] = ("protect", "victim", "report")
+OUTCOME = "comparison"  # folder of the run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep."""
+
+    text: str  # a table of the points that were measured
+    missing: list[str]  # shards that points kept going without
+    failed: dict[str, str]  # point -> cause
+
+
+def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
+    """Go on with every point that is not finished, and compare them all.
+
+    Args:
+        config: of the run, whose `sweep` says what the points are.
+        folder: of the run, which has a pack and a surrogate.
+        tracker: of the run.
+
+    Raises:
+        ValueError: something the user can mend, such as a configuration that differs from the one a point was begun with.
+        OSError: storage gave up.
+    """
+    asked = grid(config)
+    # What was begun comes first: if the configuration changed since, that stops the sweep before new points are made with another.
+    ordered = sorted(asked, key=lambda wanted: not point(folder, wanted.name).exists(f"protect/{STARTED}"))
+    missing: list[str] = []
+    failed: dict[str, str] = {}
+    for number, wanted in enumerate(ordered):
+        log.info("sweep: %s, point %d of %d", wanted.name, number + 1, len(ordered))
+        try:
+            missing += _run_point(wanted, folder, tracker)
+        except WorkFailed as error:
+            log.error("sweep: %s failed, and the other points go on: %s", wanted.name, error)
+            failed[wanted.name] = str(error)
+    return Outcome(_conclude(config, asked, folder, tracker), missing, failed)
+
+
+def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: SweepTracker) -> str:
+    """Compare the points that are protected, in `comparison/` of the run; returns what there is to say."""
+    runs = [found for wanted in asked if "protect" in (found := read(point(folder, wanted.name))).found]
+    if not runs:
+        return "no point of the sweep is protected yet"
+    # From cheap to dear, in whatever order they were asked for.
+    runs.sort(key=lambda measured: (measured.gradients_per_image, measured.uri))
+    made_from = digest([[stage.digest for stage in measured.found.values()] for measured in runs])
+    compared, stage = compare(runs), Stage(folder, OUTCOME, {"made_from": made_from}, seed=config.seed, inputs=SHARED, overwrite=True)
+    if stage.manifest is None:
+        write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
+        stage.finish({"points": len(runs)})
+    tracker.log_outcome(stage.folder, text(compared))
+    return f"{text(compared)}\n\n  page      {stage.folder.uri}/{PAGE}"
+
+
+def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker) -> list[str]:
+    """The stages of one point, logged under the sweep's run; the shards that it kept going without."""
+    folder = begin(run, wanted.name, wanted.settings)
+    nested = PointTracker(wanted.config, folder, tracker)
+    status = "FAILED"
+    try:
+        missing = run_stages(wanted.config, folder, nested, STAGES)
+        status = "FAILED" if missing else "FINISHED"
+        return [f"sweep/{wanted.name}/{shard}" for shard in missing]
+    finally:
+        nested.close(status)

@@ -1,0 +1,104 @@
+"""A sweep in MLflow: its own run as parent, a child for every point, and below each what a run usually has.
+
+What the points share, the packing and the surrogate, is logged once, under the sweep's own run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline.comparison import crafting_seconds
+from pipeline.config import RunConfig
+from pipeline.description import LONGEST
+from pipeline.mlflow_store import NOTE
+from pipeline.points import settings
+from pipeline.results import Finished, finished
+from pipeline.stage import digest
+from pipeline.storage import Folder
+from pipeline.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+PARENT = "mlflow.parentRunId"
+PUBLISHED = (".html", ".png", ".csv")
+
+
+class SweepTracker(Tracker):
+    """The tracker of a run that may have points."""
+
+    @property
+    def uri(self) -> str:
+        """Of the MLflow server or database."""
+        return self._store.uri
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the run's own MLflow run; None where nothing could be logged yet."""
+        known: str | None = self._state.get("parent")
+        return known
+
+    def create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
+        """A run in the experiment of this one."""
+        return super()._create(name, tags, start)
+
+    def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
+        kind = {"stage": "sweep"} if self._config.sweep and PARENT not in tags else {}
+        return self.create(name, {**tags, **kind}, start)
+
+    def log_outcome(self, folder: Folder, text: str) -> None:
+        """Log what all points together show: pictures and tables as artifacts, and the table as the description.
+
+        Args:
+            folder: of the comparison.
+            text: plain, in columns.
+        """
+        if not self.run_id or self._state.get("outcome") == digest([self.run_id, text]):
+            return
+        try:
+            self._open(finished(self._folder))
+            shown = [name for name in folder.names() if name.endswith(PUBLISHED)]
+            self._store.log_files(self.run_id, {f"comparison/{name}": folder.read(name) for name in shown})
+            note = text.strip() if len(text) <= LONGEST else text.strip()[:LONGEST] + "…"
+            self._store.client.set_tag(self.run_id, NOTE, f"```\n{note}\n```\n\nPictures: artifacts, under `comparison`.")
+            self._remember(outcome=digest([self.run_id, text]))
+        except self._store.errors() as error:
+            log.error("tracking: the outcome of the sweep was not logged, the next start will try again (%s)", error)
+
+
+class PointTracker(Tracker):
+    """The tracker of one point."""
+
+    def __init__(self, config: RunConfig, folder: Folder, sweep: SweepTracker) -> None:
+        """Find what was logged of this point before; `sweep` is where it belongs."""
+        self._sweep = sweep
+        super().__init__(replace(config, tracking_uri=sweep.uri), folder)
+
+    def log_stage(self, name: str) -> None:
+        """Log a finished stage, unless that was done, or there is nothing for it to be nested in."""
+        if self._sweep.run_id:
+            super().log_stage(name)
+
+    def _logged(self, stage: str) -> Any:
+        return super()._logged(stage) if self._state.get("under") == self._sweep.run_id else None
+
+    def _open(self, found: Finished) -> None:
+        if self._state and self._state.get("under") != self._sweep.run_id:
+            self._state["identity"] = None  # of a sweep's run that was replaced: this one is as well
+        super()._open(found)
+        self._remember(under=self._sweep.run_id)
+
+    def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
+        own = {} if PARENT in tags else {PARENT: self._sweep.run_id, **settings(self._folder)}
+        return self._sweep.create(name, {**tags, **own}, start)
+
+    def _surrogate(self, found: Finished) -> None:
+        """Logged once, under the sweep's own run."""
+
+    def _protect(self, found: Finished) -> None:
+        super()._protect(found)
+        protect = found["protect"]
+        cost = {"gradients": protect.counts["gradients"], "crafting_seconds": crafting_seconds(protect)}
+        self._store.log_metrics(self._state["parent"], cost)  # where they chart against the accuracies of the point

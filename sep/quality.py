@@ -1,0 +1,49 @@
+"""How visible a change is: how alike two images look, and how much of an image was touched.
+
+Legend: B images, C channels, H W pixels; images are grey levels 0..255. The largest change and PSNR are in `budget`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+WINDOW, SIGMA = 11, 1.5  # pixels a side of the Gaussian window, and its standard deviation
+STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+IMAGES_AT_ONCE = 16  # bounds the memory, which is some ten times that of the images as doubles
+
+
+def ssim(protected: Tensor, clean: Tensor) -> Tensor:
+    """Structural similarity of each image, `(B,)`, at most 1, of uint8 images of equal shape `(B, C, H, W)`.
+
+    Mean over channels, and over the windows that lie within the image. Of images smaller than the window, the window is the largest
+    odd square that fits. (Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity")
+    """
+    assert protected.dtype == clean.dtype == torch.uint8
+    pairs = zip(protected.split(IMAGES_AT_ONCE), clean.split(IMAGES_AT_ONCE), strict=True)
+    return torch.cat([_ssim(*pair) for pair in pairs])
+
+
+def _ssim(protected: Tensor, clean: Tensor) -> Tensor:
+    x, y = (images.double().flatten(0, 1)[:, None] for images in (protected, clean))  # every channel an image of its own
+    side = min(WINDOW, (min(x.shape[-2:]) - 1) // 2 * 2 + 1)
+    window = torch.exp(-(torch.arange(side, dtype=torch.double, device=x.device) - side // 2).square() / (2 * SIGMA**2))
+    window /= window.sum()
+
+    def blurred(planes: Tensor) -> Tensor:
+        return functional.conv2d(functional.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    product = mean_x * mean_y
+    squares = mean_x.square() + mean_y.square()
+    covariance = blurred(x * y) - product
+    variances = blurred(x.square() + y.square()) - squares
+    first, second = STABILISERS
+    alike = (2 * product + first) * (2 * covariance + second) / ((squares + first) * (variances + second))
+    return alike.reshape(len(clean), -1).mean(1)
+
+
+def changed_percent(protected: Tensor, clean: Tensor) -> Tensor:
+    """Share of the pixels of each image that differ in any channel, in percent, `(B,)`, of images of equal shape `(B, C, H, W)`."""
+    return 100 * (protected != clean).any(1).flatten(1).double().mean(1)

@@ -1,0 +1,90 @@
+"""What may be swept: every combination of the values, typed as the flags; everything else is refused before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.command_line import parse
+from pipeline.config import RunConfig
+from pipeline.grid import grid
+from pipeline.plan import main as plan
+from pipeline.presets import preset
+
+
+def asked(*sweep: str) -> RunConfig:
+    return replace(preset("quickstart"), sweep=sweep)
+
+
+def test_points_are_all_combinations_and_differ_in_nothing_else() -> None:
+    config = asked("protect.steps=5,10", "protect.checkpoints=1,5,15")
+    points = grid(config)
+    assert {(point.config.protect.steps, point.config.protect.checkpoints) for point in points} == {
+        (steps, checkpoints) for steps in (5, 10) for checkpoints in (1, 5, 15)
+    }
+    for point in points:
+        chosen = point.config.protect
+        assert point.name == f"steps-{chosen.steps}_checkpoints-{chosen.checkpoints}"
+        assert point.settings == {"protect.steps": chosen.steps, "protect.checkpoints": chosen.checkpoints}
+        same = replace(chosen, steps=config.protect.steps, checkpoints=config.protect.checkpoints)
+        assert replace(point.config, protect=same, sweep=config.sweep) == config
+
+
+def test_no_order_makes_other_points() -> None:
+    points = grid(asked("protect.steps=5,10", "protect.checkpoints=1,5"))
+    others = grid(asked("protect.checkpoints=5,1", "protect.steps=10,5"))
+    assert {point.name: point for point in points} == {point.name: point for point in others}
+
+
+def test_values_are_typed_as_the_flags_are() -> None:
+    for sweep, field, values in (
+        ("protect.eps-levels=2,8", "eps_levels", {2, 8}),
+        ("protect.method=sep,tap", "method", {"sep", "tap"}),
+        ("protect.batch_size=auto,7", "batch_size", {"auto", 7}),
+        ("protect.epochs=3,1+4", "epochs", {(3,), (1, 4)}),
+    ):
+        assert {getattr(point.config.protect, field) for point in grid(asked(sweep))} == values
+    assert [point.name for point in grid(asked("protect.epochs=3,1+4"))] == ["epochs-3", "epochs-1+4"]
+    assert grid(asked("protect.epochs=1+4"))[0].settings == {"protect.epochs": [1, 4]}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "word"),
+    [
+        (["surrogate.epochs=5,10"], "'surrogate.epochs' cannot be swept; what can is protect.method, protect.eps-levels"),
+        (["protect.stepps=5"], "protect.steps"),
+        (["victim.seeds=1,2"], "cannot be swept"),
+        (["steps=5"], "cannot be swept"),
+        (["protect.steps"], "values separated by commas, and not ''"),
+        (["protect.steps=5,"], "values separated by commas, and not ''"),
+        (["protect.steps=five"], "not 'five'"),
+        (["protect.method=sep,magic"], "not 'magic': Input should be 'sep'"),
+        (["protect.steps=5", "protect.steps=10"], "given twice"),
+        (["protect.steps=5,05"], "each value once"),
+        (["protect.steps=0,5"], "steps-0: steps must be at least 1, got 0"),
+        (
+            ["protect.steps=5,10", "protect.checkpoints=5,16"],
+            "steps-5_checkpoints-16: protect.checkpoints = 16 needs as many surrogate epochs",
+        ),
+        (["protect.epochs=3,15"], "epochs-15: protect.epochs are counted from 0 to 14"),
+    ],
+)
+def test_what_cannot_be_swept_is_wrong_usage(sweep: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse(["--sweep", *sweep])
+    assert stopped.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def test_every_impossible_point_is_counted() -> None:
+    with pytest.raises(ValueError, match=r"; and 2 more$"):
+        grid(asked("protect.checkpoints=16,17,18,19,20"))
+
+
+def test_goes_with_neither_an_addition_nor_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    for ends in (lambda: parse(["--sweep", "protect.steps=5", "--add", "more"]), lambda: plan(["--sweep", "protect.steps=5"])):
+        with pytest.raises(SystemExit) as stopped:
+            ends()
+        assert stopped.value.code == 2
+    assert "--sweep and --add do not go together" in capsys.readouterr().err
