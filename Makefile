@@ -30,6 +30,7 @@ bench: .venv/installed  ## gradients and images per second, memory: minutes, on 
 	$(BIN)/python -m tests.benchmarks.bench
 
 ui: .venv/installed  ## MLflow on the run's database: make ui RUN=path
+	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning   (the runs; + opens one)"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
 		--backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db
 

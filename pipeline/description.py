@@ -15,7 +15,7 @@ from pipeline.storage import Folder
 LONGEST = 7900  # characters; MLflow takes 8000
 OF_EXPERIMENT = """\
 Each run here is one release of protected images. Open it (+) for what it was made of: `surrogate` (the network whose checkpoints protect),
-`protect` (the crafting), and one run per trained victim, named *network · trained on · countermeasure · seed*.
+`protect` (the crafting), and one run per trained victim, named *countermeasure · trained on · network · seed*.
 
 - **Which protects best?** Select runs and compare `clean_accuracy`, `protected_accuracy` and `protected_relabelled_accuracy`: percent of
   clean test images that a victim trained on the clean or the protected images gets right. Lower protected figures are better.
@@ -24,6 +24,7 @@ Each run here is one release of protected images. Open it (+) for what it was ma
 - **Training curves:** `test_accuracy` and `train_loss` of the victims, `train_accuracy` of the surrogate, by epoch.
 - **Filters:** `tags.stage = 'run'` shows releases alone, `tags.stage = 'victim' and tags.countermeasure = 'none'` certain victims. Tags are
   `method`, `budget`, `targets`, `dataset`, `preset`, `network`, `countermeasure`, `data` (clean or protected), `seed`.
+- **Not here?** The switch at the top left must say *Model training*.
 - **Pictures:** in a release's artifacts, under `report`; `report/index.html` is all of it on one page.
 """
 

@@ -36,20 +36,21 @@ def accuracy(pairs: Sequence[Pair], chance: float, theme: Theme = LIGHT) -> byte
         title = pair.clean.countermeasure if one_network and not alone else pair.name
         axis.set_title(title, loc="left", color=theme.ink, fontsize=FONT if columns < PANELS_ACROSS else SMALL)
         percent(axis, 20 if alone else 25)
-        epochs(axis, count, room=0.4 if alone else 0.28 * columns - 0.2, label="epoch" if alone else "")
+        epochs(axis, count, room=0.4 if alone else 0.12 * columns, label="epoch" if alone else "")
         if alone:
             ends = [(height, f"{data} {height:.1f} %", colour) for height, data, colour in ends]
             ends.append((chance, f"chance {chance:.3g} %", theme.ink))
         else:
             ends = [(height, f"{height:.0f}", colour) for height, _, colour in ends]
-        label_ends(axis, count, ends, 7 if alone else 7 * columns)
+        label_ends(axis, count, ends, 7 if alone else 4.5 * columns)
     for axis in axes[len(pairs) :]:
         axis.remove()
     if not alone:
         dashed = Line2D([], [], color=theme.ink, linewidth=1, linestyle=(0, (2, 3)), alpha=0.7)
         lines = [Line2D([], [], color=colour, linewidth=2.4) for colour in (theme.clean, theme.protected)]
-        words = ["trained on clean images", "on protected ones", f"chance {chance:.3g} %"]
-        figure.legend([*lines, dashed], words, loc="outside upper left", ncols=3, frameon=False, fontsize=SMALL, labelcolor=theme.ink)
+        words = ["on clean images", "on protected images", f"chance {chance:.3g} %"]
+        of = {"ncols": 3, "frameon": False, "fontsize": SMALL, "labelcolor": theme.ink, "handlelength": 1.4, "columnspacing": 1.2}
+        figure.legend([*lines, dashed], words, loc="outside upper left", **of)
         figure.supxlabel("epoch", fontsize=FONT, color=theme.ink)
     of_whom = "\nof protected classes" if pairs[0].clean.other else ""
     figure.supylabel(ON_TEST_IMAGES + of_whom, fontsize=FONT, color=theme.ink)

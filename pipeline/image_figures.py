@@ -95,7 +95,7 @@ def imperceptibility(measured: Mapping[str, Sequence[float]], theme: Theme = LIG
 def _distribution(axis: Axes, values: Sequence[float], form: str, theme: Theme, *, whole: bool) -> None:
     mean, low, high = float(np.mean(values)), min(values), max(values)
     if whole:
-        edges = np.arange(low - 0.5, high + 1)
+        edges = np.arange(min(low, 0) - 0.5, high + 1)  # from no change at all
     elif high > low:
         edges = np.histogram_bin_edges(values, min(MOST_BINS, max(8, len(values) // 10)))
     else:

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 PAGE = "index.html"
 SHOWN_QUARANTINED = 50
+# Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
+RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 FLAGS_OF_A_CALL = ("preset", "add", "sweep", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
 __all__ = ["headline", "run", "summary"]
@@ -73,7 +75,7 @@ def command(tree: dict[str, Any]) -> str:
 
 def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, dict[str, bytes]]) -> str:
     """The page."""
-    tree = configuration(config, found)
+    tree = configuration(config, found) | {"stages": [*found, "report"]}  # whatever the last start was asked for
     rows = trials(folder, found)
     measured = pairs(rows)
     refused = read_table(folder.child("pack"), "quarantine.parquet").to_pylist() if "pack" in found else []
@@ -145,7 +147,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
     where = shlex.quote(folder.uri)
     looks = [f"audit     python pipeline/verify.py --run {where}"]
     if folder.is_local and not config.tracking_uri:
-        looks.insert(0, f"runs      make ui RUN={where}")
+        looks.insert(0, f"runs      make ui RUN={where}, then {RUNS_ADDRESS}")
     if folder.exists(f"report/{PAGE}"):
         looks.insert(0, f"report    {folder.uri}/report/{PAGE}")
     return "\n".join(["", *lines, "", *(f"  {look}" for look in looks)])

@@ -158,6 +158,10 @@ class Tracker:
         getattr(self, f"_{stage}")(found)
         parent, known = self._state["parent"], results.headline(self._folder)
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
+        if stage == "victim":  # the same names in every run, so that runs chart side by side
+            cells = [cell for pair in results.pairs(results.trials(self._folder, found)) for cell in (pair.clean, pair.protected)]
+            matrix = {f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure}": cell.last.mean for cell in cells}
+            self._store.log_metrics(parent, matrix)
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
         self._state["stages"][stage]["digest"] = Manifest.load(self._folder, stage).digest
         self._remember()
@@ -193,21 +197,17 @@ class Tracker:
         self._store.client.set_terminated(run)
 
     def _victim(self, found: Finished) -> None:
-        rows = results.trials(self._folder, found)
-        for row in rows:
+        for row in results.trials(self._folder, found):
             cell = {name: row[name] for name in ("network", "data", "countermeasure", "seed")}
             training = {name: value for name, value in found["victim"].asked["victim"].items() if not isinstance(value, list)}
-            name = f"{row['network']} · {row['data']} · {row['countermeasure']} · seed {row['seed']}"
+            # What differs most comes first, because the UI cuts names short.
+            name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
             run = self._child("victim", name, cell, training | cell)
             self._log_input(run, found["pack" if row["data"] == "clean" else "protect"], "training")
             curves = zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True)
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
             self._store.client.set_terminated(run)
-        cells = [cell for pair in results.pairs(rows) for cell in (pair.clean, pair.protected)]
-        # The same names in every run, so that runs chart side by side.
-        matrix = {f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure}": cell.last.mean for cell in cells}
-        self._store.log_metrics(self._state["parent"], matrix)
         table = read_table(self._folder.child("victim"), "results.parquet")
         stream = io.BytesIO()
         csv.write_csv(table.drop_columns([field.name for field in table.schema if pa.types.is_nested(field.type)]), stream)

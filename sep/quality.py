@@ -21,7 +21,7 @@ def ssim(protected: Tensor, clean: Tensor) -> Tensor:
     odd square that fits. (Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity")
     """
     assert protected.dtype == clean.dtype == torch.uint8
-    pairs = zip(protected.split(IMAGES_AT_ONCE), clean.split(IMAGES_AT_ONCE), strict=True)
+    pairs = zip(torch.split(protected, IMAGES_AT_ONCE), torch.split(clean, IMAGES_AT_ONCE), strict=True)
     return torch.cat([_ssim(*pair) for pair in pairs])
 
 

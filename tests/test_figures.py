@@ -39,7 +39,7 @@ def test_accuracy_shows_both_kinds_of_victim_in_the_colours_of_the_page(theme: T
 
 def test_every_network_and_countermeasure_has_its_panel() -> None:
     def height(countermeasures: int) -> int:
-        return decoded(figures.accuracy(pairs(matrix_of(1, countermeasures)), 10.0)).shape[0]
+        return len(decoded(figures.accuracy(pairs(matrix_of(1, countermeasures)), 10.0)))
 
     assert height(6) == height(5)
     assert height(9) - height(6) == pytest.approx(height(12) - height(9), abs=2)

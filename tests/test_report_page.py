@@ -61,7 +61,7 @@ def test_the_page_asks_nobody_says_nothing_wrong_and_fits(chromium: Browser, rep
 def test_the_page_is_dark_where_that_is_asked_for_with_pictures_to_match(chromium: Browser, reported: Folder) -> None:
     seen = {}
     for scheme in ("light", "dark"):
-        with browser.page(chromium, scheme=scheme) as (page, _):  # type: ignore[arg-type]
+        with browser.page(chromium, scheme=scheme) as (page, _):
             page.goto(address(reported))
             background = page.evaluate("getComputedStyle(document.body).backgroundColor")
             levels = [int(level) for level in background.removeprefix("rgb(").removesuffix(")").split(",")]

@@ -21,7 +21,7 @@ from pipeline.tracking import Tracker
 from tests import finished_run
 
 ALL = (*finished_run.STAGES, "report")
-VICTIMS = {f"resnet8 · {data} · none · seed {seed}" for data in ("clean", "protected") for seed in (0, 1)}
+VICTIMS = {f"none · {data} · resnet8 · seed {seed}" for data in ("clean", "protected") for seed in (0, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_every_run_can_be_found_by_its_tags(tracked_run: tuple[RunConfig, Folder
 
     assert names("tags.stage = 'run'") == {"first run"}
     assert names("tags.network = 'resnet8' and tags.countermeasure = 'none' and tags.data = 'protected'") == {
-        f"resnet8 · protected · none · seed {seed}" for seed in (0, 1)
+        f"none · protected · resnet8 · seed {seed}" for seed in (0, 1)
     }
     assert names("tags.data = 'clean' and tags.stage = 'surrogate' and tags.budget = '8/255'") == {"surrogate"}
     assert "tags.stage = 'run'" in experiment.tags["mlflow.note.content"]
@@ -165,7 +165,7 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         return [point.value for point in history]
 
     for row in read_table(folder, "victim/results.parquet").to_pylist():
-        name = f"{row['network']} · {row['data']} · {row['countermeasure']} · seed {row['seed']}"
+        name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
         assert curve(name, "test_accuracy") == row["accuracy_per_epoch"]
         assert curve(name, "train_loss") == row["loss_per_epoch"]
         assert children[name].data.metrics["relabelled_accuracy"] == row["relabelled_accuracy"]
@@ -192,7 +192,7 @@ def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: P
         assert parent.data.metrics[name] == pytest.approx(known[name])
     assert parent.data.tags["targets"] == "random-class"
     for row in read_table(folder, "victim/results.parquet").to_pylist():
-        name = f"{row['network']} · {row['data']} · none · seed 0"
+        name = f"none · {row['data']} · {row['network']} · seed 0"
         assert children[name].data.metrics["other_accuracy"] == row["other_accuracy"]
 
 
