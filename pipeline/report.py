@@ -18,6 +18,7 @@ from pipeline.findings import findings, scope, surrogates
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
+    budget,
     chance,
     checkpoints,
     configuration,
@@ -71,7 +72,7 @@ def pictures(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str
     theme = figures.DARK if dark else figures.LIGHT
     drawn = {}
     if "protect" in found:
-        drawn["samples"] = figures.samples(_triplets(folder, found), found["protect"].counts["eps_levels"], theme)
+        drawn["samples"] = figures.samples(_triplets(folder, found), _shown_levels(found), theme)
         values = psnr_values(folder)
         if values:
             drawn["psnr"] = figures.psnr(values, theme)
@@ -85,6 +86,12 @@ def pictures(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str
         chosen = found["protect"].counts["epochs"] if "protect" in found else []
         drawn["surrogate"] = figures.surrogate(checkpoints(folder), chosen, theme)
     return drawn
+
+
+def _shown_levels(found: Finished) -> int:
+    """The change that a picture of changes has to show: the radius of the L-infinity ball, or else the largest there is."""
+    allowed = budget(found)
+    return allowed.limit if allowed.norm == "linf" else max(1, found["protect"].counts["linf_levels"])
 
 
 def _triplets(folder: Folder, found: Finished) -> list[Any]:
@@ -166,7 +173,8 @@ def _protection(found: Finished) -> dict[str, Any]:
     """What the protect stage says of itself, with the number of classes in the place of their labels."""
     counts = found["protect"].counts
     renamed = {"epochs": "epochs, counted from 0", "protected": "protected images", "images": "released images"}
-    return {renamed.get(name, name): len(value) if name == "classes" else value for name, value in counts.items()}
+    shown = counts | {"classes": len(counts["classes"]), "budget": str(budget(found))}
+    return {renamed.get(name, name): value for name, value in shown.items()}
 
 
 def summary(config: RunConfig, folder: Folder) -> str:
@@ -183,7 +191,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
         *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
-        *line("largest change", "linf_levels", "", f"of 255 grey levels; {known.get('eps_levels')} are allowed", "d"),
+        *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),
         *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),

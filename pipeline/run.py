@@ -16,7 +16,7 @@ from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline import grow, pack, protect, report, surrogate, victim
 from pipeline.command_line import parse
-from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.config import RunConfig, StageName
 from pipeline.lock import sole_driver
 from pipeline.results import configuration, finished
 from pipeline.stage import Manifest, to_json
@@ -49,12 +49,11 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         tracker = Tracker(config, folder)
         status = "FAILED"
         try:
-            for name in STAGES:
-                if name in config.stages:
-                    missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
-                    # What the finished stages were made with, whatever this start was asked for besides.
-                    folder.write(CONFIG, to_json(configuration(config, finished(folder))))
-                    tracker.log_stage(name)
+            for name in config.needed_stages:
+                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
+                # What the finished stages were made with, whatever this start was asked for besides.
+                folder.write(CONFIG, to_json(configuration(config, finished(folder))))
+                tracker.log_stage(name)
             if config.add and (added := grow.run(config, folder)):
                 missing += [f"added/{shard}" for shard in added.missing]
             status = "FAILED" if missing else "FINISHED"
