@@ -75,6 +75,6 @@ def protected_classes(config: RunConfig, classes: Sequence[str]) -> tuple[int, .
     """
     protect = config.protect
     labels = choose_classes(protect.classes, classes, "protect.classes")
-    if len(labels) < 2 and protect.targets != "untargeted" and protect.method != "noise":
+    if len(labels) < 2 and protect.targets != "untargeted" and protect.kind.targets:
         raise ValueError("protect.classes: wrong classes are chosen among the protected ones, which must be at least 2; got 1")
     return labels

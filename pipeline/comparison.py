@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.points import settings
-from pipeline.results import Finished, Pair, Spread, chance, finished, pairs, trials
+from pipeline.results import Finished, Pair, Spread, budget, chance, finished, pairs, trials
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 
@@ -215,7 +215,8 @@ def _made(run: Measured) -> tuple[str, ...]:
     return (
         *(shown(name) for name in ("method", "targets")),
         ", ".join(counts.get("networks", [])) or NONE,
-        *(shown(name, form) for name, form in (("eps_levels", "{}/255"), ("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),
+        str(budget(run.found)),
+        *(shown(name, form) for name, form in (("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),
         f"{crafting_seconds(protect):,.0f} s",
         f"{run.found['victim'].seconds:,.0f} s" if "victim" in run.found else NONE,
         shown("psnr_db", "{:.1f} dB"),

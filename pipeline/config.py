@@ -98,7 +98,7 @@ class ProtectConfig(CraftConfig):
         _each_once("protect", required=False, epochs=self.epochs)
         if self.epochs and min(self.epochs) < 0:
             raise ValueError(f"protect.epochs are counted from 0, got {min(self.epochs)}")
-        if self.epochs and (self.method == "noise" or (self.method == "tap" and len(self.epochs) > 1)):
+        if self.epochs and self.kind.checkpoints is not None and len(self.epochs) > self.per_network:
             raise ValueError(f"protect.epochs = {self.epochs} names more checkpoints than {self.method} reads, which is {self.per_network}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"protect.batch-size must be at least 1, or auto; got {self.batch_size}")
@@ -177,6 +177,12 @@ class RunConfig:
     protect: ProtectConfig = ProtectConfig()
     victim: VictimConfig = VictimConfig()
 
+    @property
+    def needed_stages(self) -> tuple[StageName, ...]:
+        """The stages to run, in order: those asked for, without a surrogate that the method has no use for."""
+        idle = "protect" in self.stages and not self.protect.kind.surrogate
+        return tuple(name for name in STAGES if name in self.stages and not (idle and name == "surrogate"))
+
     def __post_init__(self) -> None:
         """Check what only the whole tree shows.
 
@@ -185,6 +191,9 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
+            several = ", ".join(self.surrogate.networks)
+            raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")
         trained = self.surrogate.epochs
         if self.protect.epochs:
             if max(self.protect.epochs) >= trained:

@@ -78,6 +78,8 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
     passes = work.train * members / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
     coding = SHARD_PASSES * work.train / (images.per_second * workers.cpus_each)
     computing = (work.gradients(config) + passes) / rate
+    if workers.gpu and config.protect.kind.noise_rounds:  # one GPU trains against the noise, whatever the others do
+        return computing + coding / workers.count
     # On a GPU's machine decoding and encoding are done beside the GPU's work.
     return (max(computing, coding) if workers.gpu else computing + coding) / workers.count
 
@@ -127,12 +129,12 @@ def text(
     lines = [
         f"{work.train:,} training and {work.test:,} test images of {work.classes} classes, {side}; {work.protected:,} to protect",
         f"{work.gradients(config):,} gradients; one {unit}: {rates}",
-        f"storage: {human_bytes(sum(stored[stage] for stage in config.stages if stage in stored))}"
-        f" ({', '.join(f'{stage} {human_bytes(size)}' for stage, size in stored.items() if stage in config.stages)})",
+        f"storage: {human_bytes(sum(stored[stage] for stage in config.needed_stages if stage in stored))}"
+        f" ({', '.join(f'{stage} {human_bytes(size)}' for stage, size in stored.items() if stage in config.needed_stages)})",
     ]
     for workers in clusters:
         seconds = stage_seconds(config, work, images, speed, workers)
-        rows: dict[str, float] = {stage: seconds[stage] for stage in config.stages}
+        rows: dict[str, float] = {stage: seconds[stage] for stage in config.needed_stages}
         rows["all"] = sum(rows.values())
         head = f"{workers.count} {unit}{'s' if workers.count > 1 else ''}"
         lines += ["", f"{head:<14}{'time':>10}{f'{unit}-hours':>16}" + (f"{'price':>12}" if price_per_worker_hour else "")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline.results import Finished, Pair, chance
+from sep.methods import METHODS
 
 FAR = 10.0  # points; a relabelled accuracy this far above chance is no accident of the best assignment
 NEAR = 5.0  # points; accuracies no further apart are called alike
@@ -112,7 +113,7 @@ def _on_relabelling(found: Finished, pair: Pair) -> str:
         return f"{outcome}, which is near chance as well: relabelling recovers nothing useful."
     share = round(100 * gain / (clean - protected))
     counts = found["protect"].counts
-    known = MAPS.get(counts["targets"]) if counts["method"] != "noise" else None
+    known = MAPS.get(counts["targets"]) if METHODS[counts["method"]].targets else None
     if known:
         return f"{outcome}, far above chance: somebody who knows of the {known} can undo it, and regains {share} % of what was lost."
     return (

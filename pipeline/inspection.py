@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.batches import stack
 from pipeline.shards import Pixels, Shard, decode_whole_png, pixels_sha256, sha256
 from pipeline.storage import Folder
 from pipeline.tar_members import content, open_tar
+from sep.budget import UNITS, Budget, spent
 
 SAMPLES = "samples.parquet"
 MEMBERS = ("cls", "json", "png")
@@ -28,6 +30,14 @@ class Readable:
 
     pixels: Pixels
     info: bytes
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much of an image was changed: the largest change in levels, and what it comes to in the unit of the budget."""
+
+    levels: int
+    used: int
 
 
 @dataclass
@@ -121,16 +131,19 @@ def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> t
     return Readable(pixels, members.get("json", b"")), faults
 
 
-def compare(clean: Readable, protected: Readable, row: Row, budget: int) -> tuple[int, list[str]]:
-    """Largest change in levels, and what is wrong with the protected sample beside its clean one; no budget: it must be the same."""
+def compare(clean: Readable, protected: Readable, row: Row, budget: Budget) -> tuple[Change, list[str]]:
+    """What was changed, and what is wrong with the protected sample beside its clean one; a budget of nothing: it must be the same."""
     if clean.pixels.shape != protected.pixels.shape:
-        return 0, [f"size {protected.pixels.shape}, clean image {clean.pixels.shape}"]
+        return Change(0, 0), [f"size {protected.pixels.shape}, clean image {clean.pixels.shape}"]
     change = int(np.abs(protected.pixels.astype(np.int16) - clean.pixels.astype(np.int16)).max())
+    # Of the other norms there is one definition, which is that of crafting.
+    used = change if budget.norm == "linf" else int(spent(stack([protected.pixels]), stack([clean.pixels]), budget.norm))
     faults = []
-    if change > budget:
-        faults.append(f"changed by {change} levels, " + (f"budget {budget}" if budget else "though its class is not protected"))
+    if used > budget.limit:
+        allowed = f"budget {budget.limit}" if budget.limit else "though its class is not protected"
+        faults.append(f"changed by {used} {UNITS[budget.norm]}, {allowed}")
     if row and change != row["linf_levels"]:
         faults.append(f"changed by {change} levels, recorded {row['linf_levels']}")
     if clean.info != protected.info:
         faults.append("json differs from the clean sample's")
-    return change, faults
+    return Change(change, used), faults

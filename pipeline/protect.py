@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -21,21 +20,22 @@ from torch import Tensor
 from cluster import session
 from cluster.pool import Chain, Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
-from pipeline.class_means import load_means, read_digest, write_means
 from pipeline.classes import protected_classes
 from pipeline.config import ProtectConfig, RunConfig, to_tree
+from pipeline.crafting import Task, protect_images
 from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
-from pipeline.seeding import derive, generator
+from pipeline.preparation import Site, kept, prepare
+from pipeline.prepared import Prepared
 from pipeline.shards import Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard
 from pipeline.similarity import SIMILARITY, write_similarity
 from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
-from sep.budget import check, linf_levels, psnr_db
-from sep.craft import craft_in_parts
-from sep.execution import MicroBatch, Precision, resolve
-from sep.objective import choose_targets
+from sep.budget import Budget, hold, linf_levels, psnr_db
+from sep.execution import Precision, resolve
 from sep.quality import changed_percent, ssim
+
+__all__ = ["Task", "add", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -55,21 +55,6 @@ SCHEMA = pa.schema(
     ]
 )
 MEASURES = {"linf_levels": linf_levels, "psnr_db": psnr_db, "ssim": ssim, "changed_percent": changed_percent}
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every shard's task is told."""
-
-    ensemble: Ensemble
-    config: ProtectConfig
-    seed: int
-    made_from: str
-    classes: tuple[int, ...]  # labels that are protected
-    clean: Folder  # where the clean shards are
-    out: Folder  # where the protected ones go
-    means: Folder  # where the class means are
-    means_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -97,29 +82,10 @@ def craft_chosen(task: Task, shard: Shard, clean: Clean) -> Tensor:
     """The protected images of those classes that are to be protected, `(b, C, H, W)` uint8 on the CPU.
 
     Raises:
-        ValueError: a checkpoint or the class means were altered.
+        ValueError: a checkpoint, or what was prepared, was altered.
     """
-    # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
-    torch.set_num_threads(1)
-    torch.backends.cudnn.deterministic = True
-    images, labels = clean.images[clean.chosen], clean.labels[clean.chosen]
-    if not len(labels):
-        return images
-    config, ensemble = task.config, task.ensemble
-    keys = [clean.samples[i].key for i in clean.chosen.tolist()]
-    draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
-    targets = (
-        labels if config.method == "noise" else choose_targets(config.targets, labels, task.classes, generator(task.seed, "targets"), draws)
-    )
-    means = load_means(task.means, task.means_sha256) if task.means_sha256 else None
-    batch = _micro_batch(ensemble, config, tuple(images.shape[1:]))
-    seeded = generator(task.seed, "craft", keys[0])
-    return torch.cat(list(craft_in_parts(ensemble.members(means), images, targets, config, seeded, batch)))
-
-
-@lru_cache(maxsize=1)  # a size at which memory ran out is not tried again for the next shard
-def _micro_batch(ensemble: Ensemble, config: ProtectConfig, shape: tuple[int, ...]) -> MicroBatch:
-    return MicroBatch.fitting(shape, ensemble.device) if config.batch_size == "auto" else MicroBatch(config.batch_size)
+    chosen = clean.chosen.tolist()
+    return protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], [clean.samples[i].key for i in chosen])
 
 
 def release(task: Task, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
@@ -132,7 +98,7 @@ def release(task: Task, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
     for i, image in zip(clean.chosen.tolist(), crafted.permute(0, 2, 3, 1).contiguous().numpy(), strict=True):
         released[i] = dataclasses.replace(released[i], png=encode_png(image))
     written = write_shard(task.out, shard.name, released)
-    rows = _check(task.out, written, clean.samples, clean.images, task.config.eps_levels)
+    rows = _check(task.out, written, clean.samples, clean.images, task.budget)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
     extra = {
         "protected": len(clean.chosen),
@@ -142,13 +108,13 @@ def release(task: Task, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
     return write_part(task.out, written, rows_to_table(rows, SCHEMA), extra, task.made_from)
 
 
-def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, eps_levels: int) -> list[dict[str, Any]]:
+def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, budget: Budget) -> list[dict[str, Any]]:
     """Hold the shard, as storage gives it back, to its clean one; one row per image."""
     back = read_shard(out, written)
     if [(s.key, s.label, s.info) for s in back] != [(s.key, s.label, s.info) for s in samples]:
         raise ValueError(f"{out.uri}/{written.name}: keys or labels differ from the clean shard")
     stored, _ = to_tensors(back)
-    check(stored, clean, eps_levels)
+    hold(stored, clean, budget)
     measured = {name: measure(stored, clean).tolist() for name, measure in MEASURES.items()}
     return [
         {
@@ -177,26 +143,27 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
     section = {name: value for name, value in to_tree(protect).items() if name not in MAY_CHANGE}
-    stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack", "surrogate"), overwrite=config.overwrite)
+    if protect.kind.noise_rounds:  # the network that is trained against the noise is trained as a surrogate is
+        section["training"] = to_tree(config.surrogate)
+    inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
+    stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
     resources = session.connect(config.workers)
     room = _room(config, resources)
-    index = read_index(folder)
+    index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
     precision = _precision(protect, ensemble, room)
     protect = dataclasses.replace(protect, precision=precision)
-    if not stage.folder.exists(SIMILARITY):
+    if index and not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), room)
-    means_sha256 = None
-    if protect.aligns_features:
-        size = None if protect.batch_size == "auto" else protect.batch_size
-        means_sha256 = write_means(stage.folder, ensemble, len(names), size, pack.shards["train"], room, config.keep_going)
-    made_from = digest([stage.hash, precision, means_sha256])
-    out = stage.folder
-    task = Task(ensemble, protect, config.seed, made_from, classes, folder.child("pack"), out, means=out, means_sha256=means_sha256)
-    return _craft_all(task, stage, pack.shards["train"], config, room)
+    clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
+    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, room))
+    made_from = digest([stage.hash, precision, prepared.digest or None])
+    budget = budget_of(protect, pack)
+    task = Task(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
+    return _craft_all(task, stage, pack.shards["train"], config, room, prepared)
 
 
 def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
@@ -212,23 +179,30 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
         WorkFailed: shards failed, after all others were finished.
     """
     base, pack = Manifest.load(run, "protect"), Manifest.load(folder, "pack")
+    kind = config.protect.kind
+    if not kind.grows:
+        raise ValueError(
+            f"--add: {config.protect.method} makes the noise of all images together, and has none for images that come later: protect them "
+            "all in a new run, or use another method"
+        )
     section = {**base.asked["protect"], "added_to": base.digest}
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
     resources = session.connect(config.workers)
     protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
-    checkpoints = choose(read_index(run), protect.per_network, protect.epochs)
+    checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
-    means = run.child("protect")
-    sha256 = None
-    if protect.aligns_features:
-        if not (kept := read_digest(means)):
-            raise ValueError(f"{means.uri} has no class means that can be read: run that stage again")
-        sha256 = kept["sha256"]
-    classes = tuple(base.counts["classes"])
-    task = Task(ensemble, protect, config.seed, stage.hash, classes, folder.child("pack"), stage.folder, means=means, means_sha256=sha256)
-    return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources))
+    prepared = kept(run.child("protect"), config)
+    classes, clean = tuple(base.counts["classes"]), folder.child("pack")
+    means, budget = run.child("protect"), budget_of(protect, pack)
+    task = Task(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
+    return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources), prepared)
+
+
+def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
+    """What may be spent on an image of those that were packed."""
+    return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, room: Room) -> Precision:
@@ -245,11 +219,13 @@ def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
 
 
 def _room(config: RunConfig, resources: session.Resources) -> Room:
+    if config.protect.kind.perturb:  # which needs no GPU
+        return Room(config.workers)
     each = config.protect.tasks_per_gpu if resources.gpu else 1
     return Room(config.workers and config.workers * each, gpus=resources.gpu / each)
 
 
-def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room) -> Manifest:
+def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room, prepared: Prepared) -> Manifest:
     """Craft the shards that are not finished, and finish the stage."""
     parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, Room(config.workers))
     missing = [shard for shard in shards if shard.name not in parts]
@@ -263,11 +239,13 @@ def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunCon
         if not config.keep_going or not parts:
             raise
         log.error("protect: kept going without %d of %d shards", len(failed.causes), len(shards))
-    return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun))
+    return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun), prepared.found)
 
 
-def _finish(task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float) -> Manifest:
-    """Combine the parts into one table, and say what came out."""
+def _finish(
+    task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float, found: Mapping[str, Any]
+) -> Manifest:
+    """Combine the parts into one table, and say what came out; `found` is what was said of the preparation."""
     config, checkpoints = task.config, task.ensemble.checkpoints
     ordered = [parts[shard.name] for shard in shards if shard.name in parts]
     write_rows(stage.folder, SAMPLES, ordered, SCHEMA)
@@ -285,9 +263,11 @@ def _finish(task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[st
         "networks": list(dict.fromkeys(checkpoint.network for checkpoint in checkpoints)),
         "epochs": sorted({checkpoint.epoch for checkpoint in checkpoints}),
         "members": len(checkpoints),
-        "gradients": protected * config.gradients_per_image(len(checkpoints)),
+        "gradients": protected * config.gradients_per_image(len(checkpoints), found.get("noise_rounds")),
         "linf_levels": max(part.extra["linf_levels"] for part in ordered),
         "psnr_db": psnr / max(1, changed),
+        "budget": dataclasses.asdict(task.budget),
+        **found,
     }
     left_out = [shard.name for shard in shards if shard.name not in parts]
     manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, images_per_second=rate)

@@ -19,6 +19,7 @@ from pipeline.pictures import COUNTERED, draw
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
+    budget,
     configuration,
     finished,
     headline,
@@ -121,7 +122,8 @@ def _protection(found: Finished) -> dict[str, Any]:
     """What the protect stage says of itself, with the number of classes in the place of their labels."""
     counts = found["protect"].counts
     renamed = {"epochs": "epochs, counted from 0", "protected": "protected images", "images": "released images"}
-    return {renamed.get(name, name): len(value) if name == "classes" else value for name, value in counts.items()}
+    shown = counts | {"classes": len(counts["classes"]), "budget": str(budget(found))}
+    return {renamed.get(name, name): value for name, value in shown.items()}
 
 
 def summary(config: RunConfig, folder: Folder) -> str:
@@ -138,7 +140,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
         *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
-        *line("largest change", "linf_levels", "", f"of 255 grey levels; {known.get('eps_levels')} are allowed", "d"),
+        *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),
         *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),

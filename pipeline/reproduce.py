@@ -23,13 +23,14 @@ from pipeline.reproduction import card, resident
 from pipeline.reproduction.pieces import Clock, TimeIsUp, save_json
 from pipeline.reproduction.protocol import Run, Settings
 from pipeline.reproduction.stages import STAGES
-from sep.craft import Method
 from sep.execution import Kernels, Precision, resolve
+from sep.methods import METHODS
 from sep.models import NetworkName
 
 log = logging.getLogger(__name__)
 
 CARD = "card"
+ENSEMBLES = [name for name, kind in METHODS.items() if not kind.perturb]  # the protocol has no other methods
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="LEVELS",
         help="budgets, in grey levels of 255; more can be added later",
     )
-    add("--method", choices=get_args(Method), default="sep-fa-vr", help="how the perturbation is made")
+    add(
+        "--method",
+        choices=ENSEMBLES,
+        default="sep-fa-vr",
+        help="how the perturbation is made",
+    )
     add("--checkpoints", type=int, default=15, metavar="N", help="ensemble size N")
     add("--inner-steps", type=int, metavar="N", help="inner steps M of sep-fa-vr; N if not given")
     add("--steps", type=int, default=30, metavar="N", help="outer steps T, one grey level each")

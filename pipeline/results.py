@@ -15,6 +15,8 @@ from pipeline.config import RunConfig, to_tree
 from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, Manifest
 from pipeline.storage import Folder
+from sep.budget import Budget
+from sep.methods import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +196,12 @@ def similarities(run: Folder) -> list[Similarity]:
     return [matrix for matrix in found if len(matrix.labels) > 1]
 
 
+def budget(found: Finished) -> Budget:
+    """What might be spent on an image; releases of earlier versions say only the radius of the L-infinity ball."""
+    counts = found["protect"].counts
+    return Budget(**counts["budget"]) if "budget" in counts else Budget("linf", counts["eps_levels"])
+
+
 def headline(run: Folder) -> dict[str, float | str]:
     """The figures by which a run is known, under the same names wherever they appear; what was not measured is missing.
 
@@ -210,7 +218,8 @@ def headline(run: Folder) -> dict[str, float | str]:
         figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
     if "protect" in found:
         counts, visible = found["protect"].counts, imperceptibility(run)
-        figures |= {name: counts[name] for name in ("method", "targets", "eps_levels", "linf_levels")}
+        figures |= {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(budget(found))}
+        figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
         figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
         figures |= {"missing_shards": len(missing)} if (missing := found["protect"].missing) else {}
         figures |= {name: statistics.fmean(visible[name]) for name in ("psnr_db", "ssim", "changed_percent") if visible[name]}

@@ -31,7 +31,7 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Sequ
     """
     missing: list[str] = []
     for name in STAGES:
-        if name in config.stages and name in stages:
+        if name in config.needed_stages and name in stages:
             missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
             # What the finished stages were made with, whatever this start was asked for besides.
             folder.write(CONFIG, to_json(configuration(config, finished(folder))))

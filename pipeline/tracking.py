@@ -25,6 +25,7 @@ from pipeline.results import Finished
 from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, Manifest, digest, flatten, to_json
 from pipeline.storage import Folder
+from sep.methods import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,9 @@ class Tracker:
         """
         tree = {name: value for name, value in results.configuration(self._config, found).items() if name not in OF_A_CALL}
         identity = digest([tree, found["pack"].digest])
-        self._tags = {name: tree["protect"][name] for name in ("method", "targets")} | {"budget": f"{tree['protect']['eps_levels']}/255"}
+        protect, size = tree["protect"], found["pack"].counts
+        allowed = METHODS[protect["method"]].budget(protect["eps_levels"], (3, size["height"], size["width"]))
+        self._tags = {name: protect[name] for name in ("method", "targets")} | {"budget": str(allowed)}
         self._tags |= {"dataset": tree["data"], "preset": tree["preset"]}
         there = "parent" in self._state and self._store.is_active(self._state["parent"])
         if there and self._state["identity"] == identity:

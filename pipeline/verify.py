@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,8 @@ from pipeline.points import open_run
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
+from sep.budget import UNITS, Budget
+from sep.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,21 @@ class Audit:
     images: int
     unprotected: int  # of them, in classes that are released as they are
     shards: int
-    eps_levels: int
-    largest_change: int
+    budget: Budget
+    largest_change: int  # in levels
+    most_used: int  # of the budget, in its own unit
     faults: tuple[str, ...]
 
     def __str__(self) -> str:
         """Every fault on its line, then one line of summary."""
         others = f" and {self.unprotected} of other classes" if self.unprotected else ""
         images = f"{self.images - self.unprotected} protected images{others}"
-        seen = f"{images} in {self.shards} shards, largest change {self.largest_change} of {self.eps_levels} levels"
+        if self.budget.norm == "linf":
+            change = f"largest change {self.largest_change} of {self.budget.limit} levels"
+        else:
+            unit = UNITS[self.budget.norm]
+            change = f"largest change {self.largest_change} levels, at most {self.most_used} of {self.budget.limit} {unit} in an image"
+        seen = f"{images} in {self.shards} shards, {change}"
         return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
 
 
@@ -52,9 +60,7 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
         ValueError: there is nothing to audit: a stage has not finished, or a manifest or table is missing or damaged.
     """
     pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
-    eps_levels = protect.asked.get("protect", {}).get("eps_levels")
-    if not isinstance(eps_levels, int):
-        raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
+    budget = _budget(run, pack, protect)
     classes = choose_classes(protect.asked["protect"].get("classes", ()), pack.counts["classes"], "protect.classes")
     old = base is not None and protect.asked["protect"].get("added_to") != base.digest
     clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
@@ -62,7 +68,8 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     faults = ["protect/manifest.json: made with another release of the run than the present one"] if old else []
     faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
     clean_by_shard, protected_by_shard = _by_shard(clean_table), _by_shard(protected_table)
-    images = unprotected = chosen = largest = 0
+    nothing = replace(budget, limit=0)
+    images = unprotected = chosen = largest = most_used = 0
     for shard in pack.shards.get("train", []):
         clean_rows, protected_rows = _rows(clean_by_shard, shard.name), _rows(protected_by_shard, shard.name)
         clean = inspect(run, "pack", shard, clean_rows, clean_rows)
@@ -72,9 +79,9 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
         protected = inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
         others = {key for key, row in clean_rows.items() if row["label"] not in classes}
         for key in sorted(clean.samples.keys() & protected.samples.keys()):
-            budget = 0 if key in others else eps_levels
-            change, found = compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), budget)
-            largest = max(largest, change)
+            allowed = nothing if key in others else budget
+            change, found = compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), allowed)
+            largest, most_used = max(largest, change.levels), max(most_used, change.used)
             for text in found:
                 protected.fault(key, text)
         chosen += len(clean_rows) - len(others)
@@ -92,7 +99,24 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
         faults.append(f"protect/manifest.json: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
     if protect.counts.get("classes", list(classes)) != list(classes):
         faults.append(f"protect/manifest.json: protected classes {protect.counts['classes']}, asked for {list(classes)}")
-    return Audit(images, unprotected, len(protected_shards), eps_levels, largest, tuple(faults))
+    if protect.counts.get("budget", asdict(budget)) != asdict(budget):  # which earlier versions did not record
+        faults.append(f"protect/manifest.json: budget {protect.counts['budget']}, but the method's is {asdict(budget)}")
+    return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
+
+
+def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
+    """What the method that was asked for may spend on an image.
+
+    Raises:
+        ValueError: the manifest does not say which, or how much.
+    """
+    asked = protect.asked.get("protect", {})
+    eps_levels, method = asked.get("eps_levels"), asked.get("method")
+    if not isinstance(eps_levels, int):
+        raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
+    if method not in METHODS:
+        raise ValueError(f"{run.uri}/protect/manifest.json names the method {method!r}; known are {', '.join(METHODS)}")
+    return METHODS[method].budget(eps_levels, (3, pack.counts["height"], pack.counts["width"]))
 
 
 def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator[str]:

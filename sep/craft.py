@@ -1,4 +1,4 @@
-"""Crafting: the three algorithms, on the 8-bit grid from the first step to the last (method, section 4).
+"""Crafting with an ensemble: the three algorithms, on the 8-bit grid from the first step to the last (method, section 4).
 
 Legend: B images, C channels, H W pixels, K classes, N checkpoints, M inner steps, T outer steps.
 Every iterate is whole grey levels, so what is stored is exactly what was optimised.
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sep.budget import project
+from sep.budget import Budget, project
 from sep.ensemble import Member
 from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
+from sep.methods import METHODS, Kind, Method
 from sep.objective import Targets, feature_alignment, target_cross_entropy
 
-Method = Literal["sep", "sep-fa", "sep-fa-vr", "tap", "noise"]
+__all__ = ["CraftConfig", "Method", "craft", "craft_in_parts", "gradient"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +27,13 @@ class CraftConfig:
 
     method: Method = "sep-fa"
     """sep: target cross-entropy; sep-fa: feature alignment; sep-fa-vr: with variance-reduced gradients (SVRE);
-    tap: sep with the last checkpoint alone; noise: random signs, the control"""
+    tap: sep with the last checkpoint alone; noise: random signs, the control; error-min, error-min-class: noise of each image or class that
+    minimises the loss of a network trained against it; linear-separable, autoregressive: random patterns of each class; one-pixel: one
+    pixel of each image set to a colour of its class"""
     eps_levels: int = 8
-    """L-infinity budget, in grey levels of 255"""
+    """L-infinity budget, in grey levels of 255; linear-separable, autoregressive (both L2) and one-pixel have their papers' own"""
     steps: int = 30
-    """outer steps T, one grey level each"""
+    """outer steps T, one grey level each; of error-min, in each round"""
     checkpoints: int = 30
     """ensemble size N, equally spaced over the epochs of each surrogate network"""
     inner_steps: int | None = None
@@ -59,18 +61,38 @@ class CraftConfig:
 
     @property
     def per_network(self) -> int:
-        """How many checkpoints of each surrogate network the method reads: N, one for tap, none for noise."""
-        return {"tap": 1, "noise": 0}.get(self.method, self.checkpoints)
+        """How many checkpoints of each surrogate network the method reads: N, one for tap, none for those without an ensemble."""
+        count = self.kind.checkpoints
+        return self.checkpoints if count is None else count
+
+    @property
+    def kind(self) -> Kind:
+        """What the method needs."""
+        return METHODS[self.method]
 
     @property
     def aligns_features(self) -> bool:
         """Whether the loss is feature alignment, which needs class means."""
-        return self.method in ("sep-fa", "sep-fa-vr")
+        return self.kind.preparation == "class-means"
 
-    def gradients_per_image(self, members: int) -> int:
-        """Forward and backward passes per image with an ensemble of so many: T*N, or T*(N+M) with variance reduction."""
+    @property
+    def noise_steps(self) -> int:
+        """Steps over the noise of an image in each round of training against it; that of a class takes one with every batch."""
+        return self.steps if self.kind.preparation == "own-noise" else 1
+
+    def budget(self, shape: Sequence[int]) -> Budget:
+        """What may be spent on an image `(C, H, W)`."""
+        return self.kind.budget(self.eps_levels, shape)
+
+    def gradients_per_image(self, members: int, noise_rounds: int | None = None) -> int:
+        """Forward and backward passes per image.
+
+        T*N with an ensemble of N, or T*(N+M) with variance reduction; T in each round of training against the noise, of which there are
+        `noise_rounds`, or, where that is not known, as many as there may be.
+        """
         inner = (self.inner_steps or members) if self.method == "sep-fa-vr" else 0
-        return self.steps * (members + inner)
+        rounds = self.kind.noise_rounds if noise_rounds is None else noise_rounds
+        return self.steps * (members + inner) + self.noise_steps * rounds
 
 
 def gradient(member: Member, x: Tensor, targets: Tensor, *, ascend: bool = False) -> Tensor:
@@ -136,6 +158,7 @@ def craft_in_parts(
     Yields:
         Protected images in order, `(b, C, H, W)` uint8 on the CPU, within the budget.
     """
+    assert config.kind.perturb is None, f"{config.method} follows no ensemble"
     assert (config.method == "noise") == (not members)
     assert images.dtype == torch.uint8
     assert all((member.means is not None) == config.aligns_features for member in members)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sep.budget import check, linf_levels, project, psnr_db
+from sep.budget import Budget, check, hold, linf_levels, project, psnr_db, spent, whole_levels
 
 
 def test_projection_is_the_nearest_level_of_ball_and_scale_for_every_level() -> None:
@@ -66,3 +66,41 @@ def test_psnr_is_of_the_mean_squared_error_of_each_image() -> None:
     protected[1] += 8
     protected[2, 0, 0, 0] -= 48  # mean squared error 48 ** 2 / 48
     assert psnr_db(protected, clean).tolist() == pytest.approx([math.inf, 20 * math.log10(255 / 8), 10 * math.log10(255**2 / 48)])
+
+
+def test_each_norm_counts_what_was_changed_in_integers() -> None:
+    clean = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
+    protected = clean.clone()
+    protected[1, :, 3, 3] = torch.tensor([255, 0, 10], dtype=torch.uint8)
+    protected[2] = 255
+    assert spent(protected, clean, "linf").tolist() == [0, 255, 255]
+    assert spent(protected, clean, "l2").tolist() == [0, 255**2 + 100, 48 * 255**2]
+    assert spent(protected, clean, "pixels").tolist() == [0, 1, 16]
+    for norm, most, unit in (("l2", 255**2 + 100, "squared levels"), ("pixels", 1, "pixels")):
+        hold(protected[:2], clean[:2], Budget(norm, most))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=rf"image 1 of 2 changes by {most} {unit}; the budget is {most - 1}"):
+            hold(protected[:2], clean[:2], Budget(norm, most - 1))  # type: ignore[arg-type]
+
+
+def test_a_budget_is_written_as_people_write_it() -> None:
+    assert [str(Budget("linf", 8)), str(Budget("l2", 65025)), str(Budget("l2", 36 * 3072)), str(Budget("pixels", 1))] == [
+        "8/255",
+        "L2 1.00",
+        "L2 1.30",
+        "1 pixel",
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 300, 65025, 36 * 3072])
+def test_rounding_to_whole_levels_stays_within_the_sphere_and_close_to_it(limit: int) -> None:
+    draw = torch.Generator().manual_seed(limit)
+    change = torch.randn(50, 3, 32, 32, generator=draw, dtype=torch.float64) * 10.0 ** torch.randint(-3, 4, (50, 1, 1, 1), generator=draw)
+    change[0] = 0
+    levels = whole_levels(change, limit)
+    squares = levels.square().flatten(1).sum(1)
+    assert bool((squares <= limit).all())
+    assert torch.equal(levels, levels.round())
+    assert not levels[0].any()
+    if limit > 60_000:
+        assert float(squares[1:].min()) > 0.99 * limit
+        assert float(torch.nn.functional.cosine_similarity(levels[1:].flatten(1), change[1:].flatten(1)).min()) > 0.98

@@ -140,6 +140,8 @@ def test_every_field_is_a_flag_with_its_unit_or_meaning(capsys: pytest.CaptureFi
         (["--protect.epochs", "0", "15"], "protect.epochs are counted from 0 to 14, as surrogate.epochs = 15; got 15"),
         (["--protect.epochs", "-1"], "protect.epochs are counted from 0, got -1"),
         (["--protect.method", "noise", "--protect.epochs", "1"], "names more checkpoints than noise reads, which is 0"),
+        (["--protect.method", "one-pixel", "--protect.epochs", "1"], "names more checkpoints than one-pixel reads, which is 0"),
+        (["--protect.method", "error-min", "--surrogate.networks", "resnet8", "vit-small"], "trains one network against its noise"),
         (["--protect.method", "tap", "--protect.epochs", "0", "1"], "names more checkpoints than tap reads, which is 1"),
         (["--protect.epochs", "2", "2"], "protect.epochs needs each value once; got 2, 2"),
         (["--protect.batch-size", "0"], "protect.batch-size must be at least 1, or auto; got 0"),

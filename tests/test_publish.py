@@ -36,7 +36,8 @@ def test_card_says_how_it_was_measured(path: Path) -> None:
     card = json.loads(path.read_text())
     for field in ("hardware", "versions", "settings", "seeds", "psnr_db", "seconds"):
         assert card[field], field
-    assert card["linf_levels"] <= int(card["budget"].split("/")[0])
+    if card["budget"].endswith("/255"):  # of the L-infinity ball; the other budgets say nothing of a single value
+        assert card["linf_levels"] <= int(card["budget"].split("/")[0])
     assert {victim["data"] for victim in card["victims"]} == {"clean", "protected"}
 
 

@@ -196,7 +196,7 @@ def test_mlflow_has_points_under_the_sweep_and_what_a_run_has_under_them(swept: 
     assert children[None] == {"swept"}
     assert children["swept"] == NAMES | {"surrogate"}
     for name in NAMES:
-        assert children[name] == {"protect", *(f"resnet8 · {data} · none · seed 0" for data in ("clean", "protected"))}
+        assert children[name] == {"protect", *(f"none · {data} · resnet8 · seed 0" for data in ("clean", "protected"))}
     for run in found:
         if run.info.run_name in NAMES:
             row = victims(folder, run.info.run_name)["protected"]

@@ -89,7 +89,7 @@ def test_a_finished_run_has_no_fault(run: Path, capsys: pytest.CaptureFixture[st
     audit = verify(Folder.open(str(run)))
     assert audit.faults == ()
     manifest = json.loads((run / "protect/manifest.json").read_text())
-    assert (audit.images, audit.shards, audit.eps_levels) == (36, 2, 8)
+    assert (audit.images, audit.shards, str(audit.budget)) == (36, 2, "8/255")
     assert audit.largest_change == manifest["counts"]["linf_levels"] > 0
     assert main(["--run", str(run)]) == 0
     assert "36 protected images in 2 shards" in capsys.readouterr().out

@@ -17,9 +17,10 @@ from typing import Any, get_args
 
 from pipeline.command_line import from_tree
 from pipeline.reproduction.machine import hardware
-from pipeline.results import Finished, Spread, configuration, finished, psnr_values, trials
+from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, trials
 from pipeline.stage import flatten, to_json
 from pipeline.storage import Folder
+from sep.methods import METHODS
 from sep.objective import Targets
 
 CARDS = Path(__file__).parent / "cards"
@@ -61,7 +62,7 @@ def make(name: str, runs: list[str]) -> Card:
         "preset": trees[0]["preset"],
         "seeds": sorted({tree["seed"] for tree in trees}),
         **{key: counts[key] for key in ("method", "targets")},
-        "budget": f"{counts['eps_levels']}/255",
+        "budget": str(budget(stages[0])),
         "surrogate": ", ".join(settings[0]["surrogate"]["networks"]),
         "classes": len(stages[0]["pack"].counts["classes"]),
         "protected_classes": len(counts["classes"]),
@@ -137,7 +138,7 @@ def setting(card: Card, quote: str = "") -> str:
     said = [f"{quote}{card['preset']}{quote}"]
     if card.get("protected_classes") != card.get("classes"):
         said.append(f"{card['protected_classes']} of {card['classes']} classes")
-    if card.get("targets", "shift") != "shift" and card["method"] != "noise":
+    if card.get("targets", "shift") != "shift" and METHODS[card["method"]].targets:
         said.append(f"{card['targets']} targets")
     return ", ".join(said)
 

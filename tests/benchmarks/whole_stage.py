@@ -25,6 +25,7 @@ from pipeline.presets import preset
 from pipeline.shards import sha256
 from pipeline.stage import Manifest, Stage, to_json
 from pipeline.storage import Folder
+from sep.budget import Budget
 from sep.models import NetworkName
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
@@ -142,5 +143,6 @@ def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float
     means = sha256(out.read(MEANS))
     names = Manifest.load(folder, "pack").counts["classes"]
     classes = tuple(range(len(names)))
-    task = protect.Task(ensemble, config, prepared.config.seed, "memory", classes, folder.child("pack"), out, means=out, means_sha256=means)
+    budget = Budget("linf", config.eps_levels)
+    task = protect.Task(ensemble, config, prepared.config.seed, "memory", classes, folder.child("pack"), out, out, means, budget)
     return memory.of_a_worker(task, Manifest.load(folder, "pack").shards["train"], after)

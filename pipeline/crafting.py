@@ -1,0 +1,95 @@
+"""How the images of one shard are protected: by the gradients of an ensemble, or by a function of the images alone.
+
+Legend: B images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pipeline.class_means import load_means
+from pipeline.config import ProtectConfig
+from pipeline.ensemble import Ensemble
+from pipeline.prepared import load_prepared
+from pipeline.seeding import derive, generator
+from pipeline.storage import Folder
+from sep.budget import Budget
+from sep.craft import craft_in_parts
+from sep.execution import MicroBatch
+from sep.objective import choose_targets
+from sep.perturbation import Request
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every shard's task is told."""
+
+    ensemble: Ensemble
+    config: ProtectConfig
+    seed: int
+    made_from: str
+    classes: tuple[int, ...]  # labels that are protected
+    clean: Folder  # where the clean shards are
+    out: Folder  # where the protected ones go
+    prepared: Folder  # where that is what the method needed to find first
+    prepared_sha256: str  # empty where it needed nothing
+    budget: Budget  # of each image
+
+
+def protect_images(task: Task, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    """Images of classes that are to be protected, as they are released: `(B, C, H, W)` uint8 on the CPU.
+
+    Args:
+        task: what every shard's task is told.
+        shard: the name of the images' shard.
+        images: clean ones, `(B, C, H, W)` uint8.
+        labels: `(B,)`.
+        keys: of the samples.
+
+    Raises:
+        ValueError: a checkpoint, or what was prepared, was altered.
+    """
+    # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
+    torch.set_num_threads(1)
+    torch.backends.cudnn.deterministic = True
+    if not len(labels):
+        return images
+    return _perturb(task, shard, images, labels, keys) if task.config.kind.perturb else _craft(task, images, labels, keys)
+
+
+def _perturb(task: Task, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    """By a function of the images alone and of what was prepared."""
+    config, seed, method = task.config, task.seed, task.config.method
+    assert config.kind.perturb is not None
+    request = Request(
+        images,
+        torch.searchsorted(torch.tensor(task.classes), labels),
+        len(task.classes),
+        [derive(seed, method, key) for key in keys],
+        derive(seed, method),
+        task.budget,
+        load_prepared(task.prepared, task.prepared_sha256, shard) if task.prepared_sha256 else None,
+    )
+    return config.kind.perturb(request)
+
+
+def _craft(task: Task, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    """By the gradients of the ensemble, or at random."""
+    config, ensemble = task.config, task.ensemble
+    draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
+    drawn = generator(task.seed, "targets")
+    targets = choose_targets(config.targets, labels, task.classes, drawn, draws) if config.kind.targets else labels
+    means = load_means(task.prepared, task.prepared_sha256) if task.prepared_sha256 else None
+    batch = _micro_batch(ensemble, config, tuple(images.shape[1:]))
+    seeded = generator(task.seed, "craft", keys[0])
+    return torch.cat(list(craft_in_parts(ensemble.members(means), images, targets, config, seeded, batch)))
+
+
+@lru_cache(maxsize=1)  # a size at which memory ran out is not tried again for the next shard
+def _micro_batch(ensemble: Ensemble, config: ProtectConfig, shape: tuple[int, ...]) -> MicroBatch:
+    return MicroBatch.fitting(shape, ensemble.device) if config.batch_size == "auto" else MicroBatch(config.batch_size)

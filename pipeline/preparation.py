@@ -1,0 +1,204 @@
+"""What some methods need of the whole training set before the first shard is protected: a function for each kind, in a table.
+
+Legend: B images, C channels, H W pixels, K protected classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from cluster.pool import Room, Work, combine_all, own_gpu, run_all
+from cluster.session import Resources
+from pipeline.batches import load, to_tensors
+from pipeline.class_means import read_digest, write_means
+from pipeline.config import RunConfig
+from pipeline.ensemble import Ensemble
+from pipeline.networks import build_network
+from pipeline.prepared import EVERY, Prepared, read_prepared, write_file, write_record
+from pipeline.seeding import derive, generator
+from pipeline.shards import Shard, read_shard
+from pipeline.stage import Manifest
+from pipeline.storage import Folder
+from sep.error_minimising import NoiseConfig, Perturbed, minimise
+from sep.methods import Preparation
+from sep.one_pixel import moments, search
+
+log = logging.getLogger(__name__)
+
+Moments = tuple[Tensor, Tensor, Tensor]
+BYTES_WITH_NOISE = 3  # of a value of an image that is held in memory with its noise, which has two of them
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a preparation is told.
+
+    Attributes:
+        config: of the run, with the precision that was decided.
+        out: the stage's folder, where it leaves what it found.
+        clean: where the clean shards are.
+        pack: their manifest.
+        classes: labels that are protected, ascending.
+        ensemble: the checkpoints, if the method reads any.
+        resources: of the cluster.
+        room: for a task a shard.
+    """
+
+    config: RunConfig
+    out: Folder
+    clean: Folder
+    pack: Manifest
+    classes: tuple[int, ...]
+    ensemble: Ensemble
+    resources: Resources
+    room: Room
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """The clean shards."""
+        return self.pack.shards["train"]
+
+
+def prepare(site: Site) -> Prepared:
+    """Whatever the method needs, from an earlier start of the stage if that left it whole.
+
+    Raises:
+        ValueError: the training set cannot be prepared as it is.
+        WorkFailed: shards or the task failed.
+    """
+    return PREPARATIONS[needed](site) if (needed := site.config.protect.kind.preparation) else Prepared("", (), {})
+
+
+def kept(folder: Folder, config: RunConfig) -> Prepared:
+    """What a finished run was protected with, for images that come later.
+
+    Args:
+        folder: of the run's protect stage.
+        config: of the run.
+
+    Raises:
+        ValueError: it is gone.
+    """
+    kind = config.protect.kind
+    if not kind.preparation:
+        return Prepared("", (), {})
+    if kind.preparation == "class-means":
+        found = Prepared(said["sha256"], tuple(said["without"]), {}) if (said := read_digest(folder)) else None
+    else:
+        found = read_prepared(folder)
+    if found is None:
+        raise ValueError(f"{folder.uri} has no {kind.preparation.replace('-', ' ')} that can be read: run that stage again")
+    return replace(found, found=found.found | {"noise_rounds": 0}) if kind.noise_rounds else found
+
+
+def _class_means(site: Site) -> Prepared:
+    size, number = site.config.protect.batch_size, len(site.pack.counts["classes"])
+    batch_size = None if size == "auto" else size
+    return Prepared(write_means(site.out, site.ensemble, number, batch_size, site.shards, site.room, site.config.keep_going), (), {})
+
+
+def _pixels(site: Site) -> Prepared:
+    """The pixel and colour of each class, from the moments of every shard."""
+    if (found := read_prepared(site.out, files=True)) and not found.without:
+        return found
+    pieces = [Work(shard.name, (site.clean, site.classes, shard), shard.count) for shard in site.shards]
+    total, failed = combine_all(shard_moments, add_moments, pieces, what="pixels", room=site.room)
+    if failed is not None and (total is None or not site.config.keep_going):
+        raise failed
+    assert total is not None
+    if not total[0].all():
+        lacking = [site.classes[i] for i in (total[0] == 0).nonzero().flatten().tolist()]
+        raise ValueError(f"pixels: no image of the classes {lacking} could be read")
+    written = write_file(site.out, EVERY, search(*total))
+    write_record(site.out, {EVERY: written}, {}, list(failed.causes) if failed else ())
+    return _written(site)
+
+
+def shard_moments(clean: Folder, classes: tuple[int, ...], shard: Shard) -> Moments:
+    """One clean shard's share. The body of a Ray task."""
+    torch.set_num_threads(1)
+    images, labels = to_tensors(read_shard(clean, shard))
+    among = torch.tensor(classes)
+    own = torch.isin(labels, among)
+    return moments(images[own], torch.searchsorted(among, labels[own]), len(classes))
+
+
+def add_moments(*shares: Moments) -> Moments:
+    """Several shares as one: whole numbers, so in any order."""
+    counts, sums, products = (reduce(torch.add, parts) for parts in zip(*shares, strict=True))
+    return counts, sums, products
+
+
+def _noise(site: Site) -> Prepared:
+    """Error-minimising noise, by one task that holds the training set in memory.
+
+    Raises:
+        ValueError: it is larger than it may be.
+    """
+    if found := read_prepared(site.out, files=True):
+        return found
+    counts, limit = site.pack.counts, site.config.memory_limit_mb
+    needed = BYTES_WITH_NOISE * counts["train"] * 3 * counts["height"] * counts["width"] / 1e6
+    if needed > limit:
+        raise ValueError(
+            f"{site.config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
+            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
+        )
+    cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
+    room = Room(1, cpus=cpus, gpus=site.resources.gpu)
+    log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
+    for _ in run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", room=room):
+        pass
+    return _written(site)
+
+
+def make_noise(site: Site, threads: int) -> None:
+    """Train, and write the noise: of each shard's images, or of all classes. The body of a Ray task."""
+    torch.set_num_threads(1)  # another number could round sums differently; `threads` compute apart from each other
+    torch.backends.cudnn.deterministic = True
+    config, among = site.config.protect, torch.tensor(site.classes)
+    device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
+    images, labels = load(site.clean, site.shards)
+    protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
+    numbers = protected.cumsum(0) - 1 if own_rows else torch.searchsorted(among, labels)
+    count = int(protected.sum()) if own_rows else len(among)
+    rows = torch.where(protected, numbers, -1)
+    name = site.config.surrogate.networks[0]
+    torch.manual_seed(derive(site.config.seed, "noise"))
+    network = build_network(name, site.pack).to(device).to(memory_format=torch.channels_last)
+    settings = NoiseConfig(
+        training=site.config.surrogate,
+        eps_levels=config.eps_levels,
+        steps=config.noise_steps,
+        precision=config.precision,
+        kernels=config.kernels,
+    )
+    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count)
+    noise = minimise(network, data, settings, generator(site.config.seed, "noise"), threads)
+    if own_rows:
+        held = torch.split(protected, [shard.count for shard in site.shards])
+        parts = torch.split(noise.levels, [int(own.sum()) for own in held])
+        files = {shard.name: write_file(site.out, shard.name, part.clone()) for shard, part in zip(site.shards, parts, strict=True)}
+    else:
+        files = {EVERY: write_file(site.out, EVERY, noise.levels)}
+    write_record(site.out, files, {"noise_rounds": noise.rounds, "noise_error": noise.error, "networks": [name]})
+
+
+def _written(site: Site) -> Prepared:
+    found = read_prepared(site.out)
+    assert found is not None
+    return found
+
+
+PREPARATIONS: dict[Preparation, Callable[[Site], Prepared]] = {
+    "class-means": _class_means,
+    "own-noise": _noise,
+    "class-noise": _noise,
+    "pixels": _pixels,
+}

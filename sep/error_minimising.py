@@ -1,0 +1,169 @@
+"""Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable").
+
+Legend: B images, C channels, H W pixels, R rows of noise: one for each image, or one for each class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from sep.ensemble import freeze
+from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
+from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.models import Network
+from sep.objective import target_cross_entropy
+
+TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
+ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
+MOST_ROUNDS = 30  # of both, where that error is not reached
+STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """How the noise is made."""
+
+    training: TrainConfig  # batch size, rate, momentum, weight decay and augmentation; the rate stays what it is
+    eps_levels: int  # L-infinity budget, in grey levels
+    steps: int  # T of the paper: steps over an image's noise in each round; 1 for that of a class, which every batch moves
+    precision: Precision = "auto"
+    kernels: Kernels = "fused"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What came out.
+
+    Attributes:
+        levels: `(R, C, H, W)` int16, on the CPU.
+        rounds: how many it took.
+        error: percent of the perturbed training images that the network gets wrong at the end.
+    """
+
+    levels: Tensor
+    rounds: int
+    error: float
+
+
+class Perturbed:
+    """Training images and the noise that is added to them."""
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor, count: int) -> None:
+        """Start without noise.
+
+        Args:
+            images: `(B, C, H, W)` uint8.
+            labels: `(B,)`.
+            rows: which row of noise each image has, `(B,)`; -1 for those that have none.
+            count: R.
+        """
+        self.images, self.labels, self.rows = images, labels, rows
+        self.with_noise = (rows >= 0).nonzero().flatten()
+        # One row more, which stays zero: it is the last, and so the row -1 of images without noise.
+        self.noise = torch.zeros(count + 1, *images.shape[1:], dtype=torch.int16, device=images.device)
+
+    def look(self, chosen: Tensor) -> Tensor:
+        """Some images as they would be released, `(b, C, H, W)` uint8."""
+        return (self.images[chosen] + self.noise[self.rows[chosen]]).clamp_(0, 255).to(torch.uint8)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches without end, of images as they would be released when a batch is asked for."""
+        size = min(size, len(self.labels))
+        while True:
+            order = torch.randperm(len(self.labels), generator=generator).to(self.images.device)
+            for chosen in torch.split(order[: len(order) // size * size], size):
+                yield self.look(chosen), self.labels[chosen]
+
+    def descend(self, network: Network, chosen: Tensor, config: NoiseConfig) -> None:
+        """Move the noise of some images down the loss of their true labels: signed steps of whole levels, within the budget.
+
+        Images that share a row move it together, by the sign of the sum of their gradients.
+        """
+        rows, labels = self.rows[chosen], self.labels[chosen]
+        step = max(1, round(config.eps_levels / STEPS_OF_RADIUS))
+        own, places = torch.unique(rows, return_inverse=True)
+        noise = self.noise[own]
+        for _ in range(config.steps):
+            seen = (self.images[chosen] + noise[places]).clamp_(0, 255).to(torch.uint8)
+            with torch.enable_grad():
+                x = to_device(seen, network.mean, config.kernels).requires_grad_()
+                (grad,) = torch.autograd.grad(target_cross_entropy(network(x)[1], labels), x)
+            total = torch.zeros(noise.shape, dtype=grad.dtype, device=grad.device).index_add_(0, places, grad)
+            noise = (noise - step * total.sign().to(torch.int16)).clamp_(-config.eps_levels, config.eps_levels)
+        self.noise[own] = noise
+
+
+def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: torch.Generator, threads: int = 1) -> Noise:
+    """Train on the perturbed images for some steps, let all noise descend, and again, until hardly an image is classified wrongly.
+
+    Noise of single images goes on from round to round and descends by `steps` steps in each, in micro-batches. Noise of a class descends
+    by one step with every batch. Deviates from the paper in whole levels (its step of 0.8 levels at 8/255 is one level), in the step of a
+    class (the sign of the sum of gradients, where the paper's code averages the stepped noise), in the rate, which is not
+    lowered, in training on augmented images, as whoever gets the release does, and in when the error is taken: of the network as it was
+    trained, before the noise moves once more, because noise that has just descended is classified rightly by hardly any training at all.
+
+    Args:
+        network: freshly initialised, on the device of the data; it is trained.
+        data: without noise; its noise is moved.
+        config: see there.
+        generator: on the CPU; source of the order of the images and of the augmentation.
+        threads: on a CPU, micro-batches at a time, each computed by one thread: their number changes no noise. One thread trains.
+
+    Raises:
+        ValueError: training diverged.
+    """
+    shared = len(data.noise) - 1 < len(data.with_noise)
+    # A rate that stays what it is: the schedule lowers it after the first of two epochs, and that one epoch is all there is.
+    steady = replace(config.training, schedule="step", warmup_epochs=0, epochs=2)
+    sgd, scheduler = optimiser(network, steady, MOST_ROUNDS * TRAIN_STEPS + 1)
+    batches = data.batches(config.training.batch_size, generator)
+    for number in range(1, MOST_ROUNDS + 1):
+        some = islice(batches, TRAIN_STEPS)
+        loss = train_epoch(network, sgd, scheduler, some, config.training.augmentation, generator).loss
+        if not math.isfinite(loss):
+            raise ValueError(f"training against the noise diverged in round {number} (loss {loss}): lower --surrogate.lr")
+        frozen = freeze(network, config.kernels)
+        with arithmetic(data.images.device, config.precision):
+            error = _error(data, frozen, config)
+            # Not before there is any noise: a small training set is learned by heart at once.
+            if (error <= ENOUGH and number > 1) or number == MOST_ROUNDS:
+                break
+            if shared:
+                order = data.with_noise[torch.randperm(len(data.with_noise), generator=generator).to(data.rows.device)]
+                for chosen in torch.split(order, config.training.batch_size):
+                    data.descend(frozen, chosen, config)
+            else:
+                _descend_apart(data, frozen, config, threads)
+    return Noise(data.noise[:-1].cpu(), number, error)
+
+
+def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, threads: int) -> None:
+    """All noise of single images, which do not depend on each other."""
+    device, count = data.images.device, len(data.with_noise)
+    batch = MicroBatch.fitting(data.images.shape[1:], device)
+
+    def part(of: slice) -> None:
+        data.descend(network, data.with_noise[of], config)
+
+    if device.type == "cuda":
+        list(batch.run(part, count))
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(part, [slice(start, start + batch.size) for start in range(0, count, batch.size)]))
+
+
+@torch.inference_mode()
+def _error(data: Perturbed, network: Network, config: NoiseConfig) -> float:
+    """Percent of the images with noise that are classified wrongly."""
+    wrong = 0
+    for chosen in torch.split(data.with_noise, 500):
+        predicted = network(to_device(data.look(chosen), network.mean, config.kernels))[1].argmax(1)
+        wrong += int((predicted != data.labels[chosen]).sum())
+    return 100 * wrong / len(data.with_noise)

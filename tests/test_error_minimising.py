@@ -1,0 +1,117 @@
+"""Error-minimising noise: it lowers the loss of a network that is trained on it, within the budget, the same for any number of threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import sep.error_minimising
+from sep.ensemble import freeze
+from sep.error_minimising import MOST_ROUNDS, Noise, NoiseConfig, Perturbed, minimise
+from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.models import Network, build
+
+K, COUNT, SIDE, EPS = 4, 256, 8, 8
+TRAIN = TrainConfig(epochs=6, batch_size=32, lr=0.05, augmentation="none")
+CONFIG = NoiseConfig(training=TRAIN, eps_levels=EPS, steps=4)
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """Smooth images that have nothing to do with their labels, and can only be learned by heart."""
+    corners = torch.rand(COUNT, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    smooth = functional.interpolate(corners, (SIDE, SIDE), mode="bilinear", align_corners=True)
+    return (60 + 130 * smooth).to(torch.uint8), torch.arange(COUNT) % K
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return build("resnet8", K, SIDE, [127.0] * 3, [74.0] * 3)
+
+
+def made(rows: Tensor, count: int, config: NoiseConfig = CONFIG, threads: int = 1) -> tuple[Perturbed, Noise]:
+    data = Perturbed(*images(), rows, count)
+    return data, minimise(network(), data, config, torch.Generator().manual_seed(1), threads)
+
+
+def trained_loss(levels: Tensor) -> tuple[float, Network]:
+    """The training loss that a fresh network reaches on some images in a few epochs, and that network."""
+    labels, own = images()[1], network(seed=7)
+    sgd, schedule = optimiser(own, replace(TRAIN, warmup_epochs=0), COUNT // 32)
+    batches = list(zip(torch.split(levels, 32), torch.split(labels, 32), strict=True))
+    for _ in range(TRAIN.epochs):
+        loss = train_epoch(own, sgd, schedule, batches, "none", torch.Generator()).loss
+    return loss, own
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
+def test_a_network_trained_on_the_noise_has_less_loss_than_on_clean_images(shared: bool) -> None:
+    clean, labels = images()
+    rows = labels if shared else torch.arange(COUNT)
+    data, noise = made(rows, K if shared else COUNT, replace(CONFIG, steps=1 if shared else 4))
+    assert noise.levels.shape == ((K if shared else COUNT), 3, SIDE, SIDE)
+    assert 1 <= int(noise.levels.abs().max()) <= EPS
+    seen = data.look(torch.arange(COUNT))
+    assert torch.equal(seen, (clean.int() + noise.levels[rows]).clamp(0, 255).to(torch.uint8))
+    on_noise, on_clean = trained_loss(seen)[0], trained_loss(clean)[0]
+    assert on_noise < 0.7 * on_clean
+    signs = EPS * (torch.randint(2, clean.shape, generator=torch.Generator().manual_seed(2)) * 2 - 1)
+    at_random = (clean.int() + signs).clamp(0, 255).to(torch.uint8)
+    assert on_noise < 0.7 * trained_loss(at_random)[0]  # it is not for being noise
+
+
+def test_it_ends_when_hardly_an_image_is_wrong_and_says_so() -> None:
+    _, noise = made(torch.arange(COUNT), COUNT)
+    assert noise.rounds < MOST_ROUNDS
+    assert noise.error <= 1
+
+
+def test_it_ends_after_so_many_rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sep.error_minimising, "MOST_ROUNDS", 2)
+    _, noise = made(torch.arange(COUNT), COUNT, replace(CONFIG, eps_levels=1, steps=1))
+    assert noise.rounds == 2
+    assert noise.error > 1
+
+
+def test_threads_and_micro_batches_change_no_noise() -> None:
+    first = made(torch.arange(COUNT), COUNT)[1]
+    assert torch.equal(made(torch.arange(COUNT), COUNT, threads=3)[1].levels, first.levels)
+
+
+def test_each_descent_lowers_the_loss_of_that_network() -> None:
+    clean, labels = images()
+    frozen = freeze(trained_loss(clean)[1])
+    data = Perturbed(clean, labels, torch.arange(COUNT), COUNT)
+    losses = []
+    for _ in range(3):
+        losses.append(float(functional.cross_entropy(frozen(data.look(torch.arange(COUNT)).float())[1], labels)))
+        data.descend(frozen, torch.arange(COUNT), CONFIG)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_images_without_noise_are_trained_on_as_they_are() -> None:
+    clean, labels = images()
+    rows = torch.where(labels == 1, -1, (labels != 1).cumsum(0) - 1)
+    data, noise = made(rows, int((labels != 1).sum()))
+    assert len(noise.levels) == int((labels != 1).sum())
+    seen = data.look(torch.arange(COUNT))
+    assert torch.equal(seen[labels == 1], clean[labels == 1])
+    assert bool((seen[labels != 1] != clean[labels != 1]).flatten(1).any(1).all())
+    assert not data.noise[-1].any()
+
+
+def test_the_step_is_a_tenth_of_the_budget_in_whole_levels() -> None:
+    clean, labels = images()
+    frozen = freeze(network())
+    for eps, step in ((2, 1), (8, 1), (16, 2), (40, 4)):
+        data = Perturbed(clean, labels, torch.arange(COUNT), COUNT)
+        data.descend(frozen, torch.arange(COUNT), replace(CONFIG, eps_levels=eps, steps=1))
+        assert set(torch.unique(data.noise[:-1].abs()).tolist()) <= {0, step}
+
+
+def test_a_diverging_training_says_what_to_lower() -> None:
+    with pytest.raises(ValueError, match=r"diverged in round \d+ .*surrogate\.lr"):
+        made(torch.arange(COUNT), COUNT, replace(CONFIG, training=replace(TRAIN, lr=1e30)))
