@@ -31,6 +31,7 @@ BEAT = ".driver.json"
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0  # without a beat
 SETTLE_SECONDS = 2.0  # for another driver that started in the same moment to be seen
+AGAIN_SECONDS = 30.0  # after which a main thread that has not stopped is told again
 
 
 class Driven(ValueError):
@@ -102,8 +103,10 @@ def _beating(folder: Folder) -> Iterator[None]:
                 if other and other.get("id") != mine["id"]:
                     log.error("%s was taken over by %s while storage was out of reach", folder.uri, other.get("who"))
                     _thread.interrupt_main()
-                    return
+                    break
                 beat()
+        while not stop.wait(AGAIN_SECONDS):  # where Python runs a destructor, say, an interruption is swallowed
+            _thread.interrupt_main()
 
     beat()
     time.sleep(SETTLE_SECONDS + (BEAT_SECONDS if before else 0))  # the one that was silent, if it lives after all, sees that it lost

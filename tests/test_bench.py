@@ -57,6 +57,7 @@ def test_gradients_are_counted_as_the_method_takes_them() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_quick_mode_fills_the_card(card: dict[str, Any]) -> None:
     found = card["networks"]["resnet8"]
     assert {row["method"] for row in found["against_plain"]} == set(METHODS)
@@ -71,6 +72,7 @@ def test_quick_mode_fills_the_card(card: dict[str, Any]) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_quick_mode_finds_that_exact_kernels_agree(card: dict[str, Any]) -> None:
     rows = {row["variant"]: row for row in card["networks"]["resnet8"]["agreement"]}
     for exact in ("plain kernels, float32", "fused, float32"):
@@ -79,6 +81,7 @@ def test_quick_mode_finds_that_exact_kernels_agree(card: dict[str, Any]) -> None
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_table_shows_the_card(card: dict[str, Any]) -> None:
     shown = table(card)
     for row in card["networks"]["resnet8"]["against_plain"]:

@@ -49,6 +49,7 @@ def test_fused_kernels_give_the_plain_gradient(networks: list[Network]) -> None:
     assert same_signs(plain, fused) > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_kernels_give_the_plain_gradient_of_each_checkpoint(networks: list[Network]) -> None:
     plain, compiled = gradients(networks, "plain"), gradients(networks, "compiled")

@@ -85,7 +85,7 @@ def test_a_driver_that_is_silent_for_long_is_dead(store: Folder) -> None:
 def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store: Folder) -> None:
     with pytest.raises(KeyboardInterrupt), sole_driver(store):  # noqa: PT012
         other_driver(store)
-        for _ in range(1000):  # the beat that was just on its way may have come later
+        for _ in range(3000):  # the beat that was just on its way may have come later
             time.sleep(0.02)
             if json.loads(store.read(BEAT) or b"{}").get("id") != "other":
                 other_driver(store)
