@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -47,7 +48,7 @@ def sole_driver(folder: Folder) -> Iterator[None]:
     """Hold a run folder for the time of the block.
 
     Raises:
-        Driven: another process drives this run.
+        Driven: another process drives this run. One that takes it over later stops the block by SIGTERM.
     """
     with ExitStack() as held:
         try:
@@ -102,11 +103,11 @@ def _beating(folder: Folder) -> Iterator[None]:
                 other = _read(folder)
                 if other and other.get("id") != mine["id"]:
                     log.error("%s was taken over by %s while storage was out of reach", folder.uri, other.get("who"))
-                    _thread.interrupt_main()
+                    _interrupt()
                     break
                 beat()
         while not stop.wait(AGAIN_SECONDS):  # where Python runs a destructor, say, an interruption is swallowed
-            _thread.interrupt_main()
+            _interrupt()
 
     beat()
     time.sleep(SETTLE_SECONDS + (BEAT_SECONDS if before else 0))  # the one that was silent, if it lives after all, sees that it lost
@@ -122,6 +123,11 @@ def _beating(folder: Folder) -> Iterator[None]:
         with suppress(OSError):
             if _read(folder).get("id") == mine["id"]:
                 folder.remove(BEAT)
+
+
+def _interrupt() -> None:
+    """Stop the main thread as SIGTERM does. Not as Ctrl-C does: what a shell runs in the background ignores that."""
+    _thread.interrupt_main(signal.SIGTERM)
 
 
 def _read(folder: Folder) -> dict[str, Any]:

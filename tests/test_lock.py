@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,8 +84,23 @@ def test_a_driver_that_is_silent_for_long_is_dead(store: Folder) -> None:
         assert time.time() - alive(store) < lock.DEAD_SECONDS
 
 
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def sigterm_stops() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_stops")
 def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store: Folder) -> None:
-    with pytest.raises(KeyboardInterrupt), sole_driver(store):  # noqa: PT012
+    with pytest.raises(Stopped), sole_driver(store):  # noqa: PT012
         other_driver(store)
         for _ in range(3000):  # the beat that was just on its way may have come later
             time.sleep(0.02)
