@@ -248,7 +248,9 @@ def _run(
                 computes, piece = submitter.compute(*begun.popleft())
                 computing.add(computes)
                 running[piece.tasks[-1]] = piece
-            ended, _ = ray.wait(list({*running, *computing}), num_returns=1, timeout=LOOK_SECONDS, fetch_local=False)
+            ended, others = ray.wait(list({*running, *computing}), num_returns=1, timeout=LOOK_SECONDS, fetch_local=False)
+            if ended and others:  # all that have ended by now, for one look at those that have not
+                ended += ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]
             if progress.stalled(bool(ended)) and not room.now():
                 log.warning("%s: waiting for a machine with %s", what, "a GPU" if room.gpus else "a CPU")
             for reference in ended:

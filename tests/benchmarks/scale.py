@@ -20,17 +20,14 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.pool import Room, Work, run_all
-from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
+from pipeline.parts import PARTS, finished_parts, write_rows
 from pipeline.protect import SAMPLES, SCHEMA
 from pipeline.reproduction.machine import hardware
-from pipeline.shards import Sample, encode_png, rows_to_table, write_shard
 from pipeline.stage import to_json
 from pipeline.storage import Folder
 from tests.benchmarks.memory import resident
+from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
 
-MADE_FROM = "a simulation"
-SLEEP_SECONDS = 0.01
-WARM_SECONDS = 2.0
 # Each machine's own bookkeeping for the dashboard would take a core from the others here, where all of them share this one's.
 QUIET = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 
@@ -44,30 +41,11 @@ class Sizes:
     nodes: int
 
 
-def sleep_shard(folder: Folder, name: str, images: int) -> Part:
-    """A shard and its part, as crafting would leave them."""
-    import numpy as np
-
-    time.sleep(SLEEP_SECONDS)
-    png = encode_png(np.zeros((2, 2, 3), np.uint8))
-    keys = [f"{name.removesuffix('.tar')}-{i}" for i in range(images)]
-    shard = write_shard(folder, name, [Sample(key, png, 0, b"{}") for key in keys])
-    row = {"label": 0, "shard": name, "sha256": "0" * 64, "clean_sha256": "0" * 64, "linf_levels": 8, "psnr_db": 30.0}
-    return write_part(folder, shard, rows_to_table([{"key": key, **row} for key in keys], SCHEMA), {"protected": images}, MADE_FROM)
-
-
 def crafted(folder: Folder, names: list[str], images: int) -> Iterator[tuple[int, float]]:
     """Number of finished shards and this process's memory in MiB, after each shard."""
     pieces = [Work(name, (folder, name, images), images) for name in names]
     for done, _ in enumerate(run_all(sleep_shard, pieces, what="simulated"), 1):
         yield done, resident("VmRSS")
-
-
-def occupied(folder: Folder, name: str) -> str:
-    """The machine that did this, after long enough for the others to get something to do as well."""
-    sleep_shard(folder, name, 1)
-    time.sleep(WARM_SECONDS)
-    return str(ray.get_runtime_context().get_node_id())
 
 
 def warm_up(folder: Folder, sizes: Sizes) -> None:

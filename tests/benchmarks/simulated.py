@@ -1,0 +1,49 @@
+"""What takes the place of crafting where only the machinery around it is measured.
+
+A module of its own, as the stages' are: of what a script itself defines, Ray would send the code along with every task.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from pipeline.parts import Part, write_part
+from pipeline.protect import SCHEMA
+from pipeline.shards import Sample, Shard, encode_png, encode_shard, rows_to_table, sha256
+from pipeline.storage import Folder
+
+MADE_FROM = "a simulation"
+SLEEP_SECONDS = 0.01
+WARM_SECONDS = 2.0
+
+
+@lru_cache(maxsize=1)
+def _content(images: int) -> tuple[bytes, Shard, pa.Table]:
+    """Of every shard: it is made once in a process, as making it is no part of what is measured."""
+    png = encode_png(np.zeros((2, 2, 3), np.uint8))
+    keys = [f"image-{i}" for i in range(images)]
+    data = encode_shard([Sample(key, png, 0, b"{}") for key in keys])
+    shard = Shard("any.tar", sha256(data), images)
+    row = {"label": 0, "shard": shard.name, "sha256": "0" * 64, "clean_sha256": "0" * 64, "linf_levels": 8, "psnr_db": 30.0}
+    return data, shard, rows_to_table([{"key": key, **row} for key in keys], SCHEMA)
+
+
+def sleep_shard(folder: Folder, name: str, images: int) -> Part:
+    """A shard and its part, as crafting would leave them."""
+    time.sleep(SLEEP_SECONDS)
+    data, shard, rows = _content(images)
+    folder.write(name, data)
+    return write_part(folder, replace(shard, name=name), rows, {"protected": images}, MADE_FROM)
+
+
+def occupied(folder: Folder, name: str) -> str:
+    """The machine that did this, after long enough for the others to get something to do as well."""
+    sleep_shard(folder, name, 1)
+    time.sleep(WARM_SECONDS)
+    return str(ray.get_runtime_context().get_node_id())
