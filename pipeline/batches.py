@@ -22,6 +22,7 @@ Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
 Read = Callable[[Folder, Shard], list[Sample]]
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
+TESTED_TOGETHER = 100  # images at a time; of more, what lies between two layers is larger than the caches, and memory is asked for anew
 
 
 def to_tensors(samples: Sequence[Sample]) -> Batch:
@@ -45,7 +46,7 @@ def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard) -> Ba
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
-def in_order(images: Tensor, labels: Tensor, size: int = 500) -> Iterator[Batch]:
+def in_order(images: Tensor, labels: Tensor, size: int = TESTED_TOGETHER) -> Iterator[Batch]:
     """Every image once, for evaluation."""
     yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
 

@@ -18,10 +18,10 @@ COUNTERED = "countermeasures-"  # followed by the victim's network
 def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, bytes]:
     """The PNGs of a run, by name.
 
-    They are `samples`, `imperceptibility`, `spectrum` and `similarity` of a protection, `accuracy`, `matrix` and
+    They are `samples`, `imperceptibility`, `spectrum` and `similarity` of a protection, `accuracy`, `classes`, `matrix` and
     `countermeasures-<network>` of victims, and `surrogate`; `dark` is for a dark page.
     """
-    from pipeline import figures  # matplotlib takes seconds to load, which nobody should wait for who only wants figures
+    from pipeline import class_figures, figures  # matplotlib takes seconds to load, which nobody should wait for who only wants figures
 
     theme = figures.DARK if dark else figures.LIGHT
     drawn = _of_images(folder, found, theme) if "protect" in found else {}
@@ -30,6 +30,9 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
     plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
     if measured:
         drawn["accuracy"] = figures.accuracy(plain or measured[:1], chance, theme)
+        first = measured[0]
+        tables = [(f"trained on {cell.data} images", results.confusion(folder, cell)) for cell in (first.clean, first.protected)]
+        drawn["classes"] = class_figures.classes(tables, found["pack"].counts["classes"], theme)
     if len({pair.clean.countermeasure for pair in measured}) > 1:
         drawn["matrix"] = figures.matrix(measured, theme)
         for network in dict.fromkeys(pair.clean.network for pair in measured):

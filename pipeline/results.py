@@ -147,6 +147,18 @@ def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> Cell:
     return Cell(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, other, curves)
 
 
+def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
+    """What a trial and its file are called; without the `+` of several countermeasures, which some object stores take for a blank."""
+    return f"{network}-{data}-{countermeasure.replace('+', '_')}-seed{seed}"
+
+
+def confusion(run: Folder, cell: Cell) -> list[list[int]]:
+    """How often test images of each true class (rows) were given each class (columns) after the last epoch, over all seeds."""
+    names = [trial_name(cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
+    tables = [json.loads(run.read(f"victim/{name}.json"))["confusion"] for name in names]
+    return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+
 def chance(found: Finished) -> float:
     """Percent that guessing gets right when all classes are equally frequent.
 

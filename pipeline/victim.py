@@ -28,6 +28,7 @@ from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.dilution import Diluted, clean_keys
 from pipeline.networks import build_network
 from pipeline.points import relatives
+from pipeline.results import trial_name
 from pipeline.seeding import derive, generator
 from pipeline.shards import read_shard, rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest, to_json
@@ -67,8 +68,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File and trial name; without the `+` of several countermeasures, which some object stores take for a blank."""
-        return f"{self.network}-{self.data}-{self.countermeasure.replace('+', '_')}-seed{self.seed}"
+        """Of the trial and its file."""
+        return trial_name(self.network, self.data, self.countermeasure, self.seed)
 
     @property
     def trained(self) -> Cell:

@@ -8,7 +8,9 @@ from typing import Any
 
 from pipeline import report
 from pipeline.config import RunConfig
+from pipeline.results import trial_name
 from pipeline.shards import rows_to_table, write_table
+from pipeline.stage import to_json
 from pipeline.storage import Folder
 from tests import finished_run
 
@@ -46,5 +48,10 @@ def write(path: Path, networks: int = len(NETWORKS), countermeasures: int = len(
     config, folder = finished_run.write(path)
     measured = rows(NETWORKS[:networks], NAMES[:countermeasures], seeds)
     write_table(folder.child("victim"), "results.parquet", rows_to_table(measured, finished_run.RESULTS))
+    for row in measured:
+        right = round(row["last_accuracy"])
+        table = [[right if i == j else (100 - right) // 2 for j in range(3)] for i in range(3)]
+        name = trial_name(row["network"], row["data"], row["countermeasure"], row["seed"])
+        folder.child("victim").write(f"{name}.json", to_json({"confusion": table}))
     report.run(config, folder)
     return config, folder

@@ -6,11 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.session import Resources
+from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
 from tests.benchmarks.publish import README
-from tests.benchmarks.rates import METHODS, gradients, in_turns
+from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
 from tests.benchmarks.trained import Trained, train
 
 STEPS = 4
@@ -35,6 +38,32 @@ def test_the_plain_loop_and_the_library_craft_the_same(trained: Trained, method:
     changes = ours.int() - trained.images[:20].int()
     assert (changes != 0).double().mean() > 0.5
     assert (plain == ours).double().mean() > 0.98
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plain_loop_crafts_the_same_whatever_it_computes_besides(trained: Trained, method: Any) -> None:
+    networks = trained.plain_networks()
+    alone = trained.plain_craft(networks, method, 20, STEPS, 20)
+    assert not any(weight.grad is not None for network in networks for weight in network.parameters())
+    with_weights = trained.plain_craft(networks, method, 20, STEPS, 20, plain.backward)
+    assert all(weight.grad is not None for network in networks for weight in network.trunk.parameters())
+    assert (alone == with_weights).double().mean() > 0.999
+
+
+def test_convolutions_alone_are_all_of_them_and_no_more(trained: Trained) -> None:
+    counted: list[str] = []
+
+    class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    run = convolutions_alone(trained, 20)
+    with Count():  # type: ignore[no-untyped-call]
+        run()
+    layers = sum(isinstance(module, nn.Conv2d) for module in trained.networks[0].modules())
+    assert counted.count("aten::convolution_backward") == layers
+    assert sorted(set(counted)) == ["aten::convolution", "aten::convolution_backward"]
 
 
 def test_methods_are_told_apart(trained: Trained) -> None:

@@ -99,9 +99,9 @@ def test_page_makes_no_request_and_holds_its_pictures(whole_run: tuple[RunConfig
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "default-src 'none'" in html
-    for name in ("samples", "imperceptibility", "spectrum", "accuracy", "surrogate", "similarity"):
+    for name in ("samples", "imperceptibility", "spectrum", "accuracy", "classes", "surrogate", "similarity"):
         assert folder.read(f"report/{name}.png").startswith(b"\x89PNG")
-    assert html.count("<picture>") == 6
+    assert html.count("<picture>") == 7
 
 
 def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConfig, Folder]) -> None:

@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sep.craft import CraftConfig, Method
-from sep.execution import Kernels, Precision
-from tests.benchmarks.trained import Trained
+from sep.execution import Kernels, MicroBatch, Precision
+from tests.benchmarks import plain
+from tests.benchmarks.trained import Trained, device
 
 METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
 # What else the library can be asked for, beside what it does by itself.
@@ -61,24 +63,56 @@ def against_plain(trained: Trained, images: int, batch_size: int, methods: Seque
     rows = []
     networks = trained.plain_networks()
     for method in methods:
-        contenders = {
-            "plain": partial(trained.plain_craft, networks, method, images, 1, batch_size),
+        loop = partial(trained.plain_craft, networks, method, images, 1, batch_size)
+        contenders: dict[str, Callable[[], object]] = {
+            "plain": loop,
+            "plain_backward": partial(loop, of=plain.backward),
             "ours": partial(trained.craft, trained.members(method), method, images, 1),
+            "convolutions_alone": convolutions_alone(trained, images),
         }
         seconds = in_turns(contenders, repetitions)
         count = gradients(method, images, len(networks))
+        rates = {name: round((images if name == "convolutions_alone" else count) / value, 1) for name, value in seconds.items()}
         rows.append(
             {
                 "network": trained.name,
                 "method": method,
                 "threads": torch.get_num_threads(),
                 "plain_batch": batch_size,
-                "plain": round(count / seconds["plain"], 1),
-                "ours": round(count / seconds["ours"], 1),
-                "ratio": round(seconds["plain"] / seconds["ours"], 2),
+                **rates,
+                "ratio": round(rates["ours"] / rates["plain"], 2),
+                "ratio_backward": round(rates["ours"] / rates["plain_backward"], 2),
+                "ratio_bound": round(rates["convolutions_alone"] / rates["plain"], 2),
             }
         )
     return rows
+
+
+def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
+    """What computes the convolutions of one gradient an image, and nothing else: what a loop could reach if all the rest took no time."""
+    network = trained.members("sep")[0].network
+    shape = trained.images.shape[1:]
+    size = min(images, MicroBatch.fitting(shape, device()).size)
+    calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+
+    def note(module: nn.Conv2d, given: tuple[Tensor], output: Tensor) -> None:
+        calls.append((module, given[0].clone(memory_format=torch.channels_last), torch.randn_like(output)))
+
+    hooks = [module.register_forward_hook(note) for module in network.modules() if isinstance(module, nn.Conv2d)]
+    with torch.no_grad():
+        network(trained.images[:size].to(device(), torch.float32, memory_format=torch.channels_last))
+    for hook in hooks:
+        hook.remove()
+
+    def run() -> None:
+        with torch.no_grad():
+            for _ in range(images // size):
+                for conv, x, back in calls:
+                    conv(x)
+                    both = conv.stride, conv.padding, conv.dilation
+                    torch.ops.aten.convolution_backward(back, x, conv.weight, None, *both, False, [0, 0], conv.groups, [True, False, False])
+
+    return run
 
 
 def by_batch(trained: Trained, images: int, sizes: Sequence[int], repetitions: int) -> dict[str, float]:

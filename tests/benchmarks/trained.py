@@ -64,13 +64,15 @@ class Trained:
         """The ensemble as people have it."""
         return [copy.deepcopy(network).to(device()).to(memory_format=torch.contiguous_format).eval() for network in self.networks]
 
-    def plain_craft(self, networks: list[Network], method: Method, images: int, steps: int, batch_size: int) -> Tensor:
+    def plain_craft(
+        self, networks: list[Network], method: Method, images: int, steps: int, batch_size: int, of: plain.Gradient = plain.gradient
+    ) -> Tensor:
         """So many protected images, by the plain loop."""
         means = None if method == "sep" else [means.to(device()) for means in self.means]
         draws = None
         if method == "sep-fa-vr":  # as the library draws them
             draws = torch.randint(len(networks), (steps, len(networks)), generator=torch.Generator().manual_seed(0)).tolist()
-        return plain.craft(networks, self.images[:images], self.targets[:images], means, EPS_LEVELS, steps, batch_size, draws)
+        return plain.craft(networks, self.images[:images], self.targets[:images], means, EPS_LEVELS, steps, batch_size, draws, of)
 
     def craft(self, members: list[Member], method: Method, images: int, steps: int, precision: Precision = "auto") -> Tensor:
         """So many protected images, by the library."""

@@ -125,13 +125,14 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def by_workers(prepared: Prepared) -> dict[str, float]:
-    """Images per second of the same stage with one worker of one thread and with one for each core, by number of workers."""
-    rates: dict[str, float] = {}
+def by_workers(prepared: Prepared) -> dict[str, dict[str, float]]:
+    """Images per second of the stage, and of bare processes, by number of workers: one of one thread, and one for each core."""
+    rates: dict[str, dict[str, float]] = {"stage": {}, "bare": {}}
     for count in dict.fromkeys((1, prepared.workers)):
         prepared.folder.child("protect").delete()
+        rates["bare"][str(count)] = round(bare_rate(prepared.trained, count, prepared.config.protect.steps), 1)
         manifest = protect.run(replace(prepared.config, workers=count), prepared.folder)
-        rates[str(count)] = round(manifest.timing["images_per_second"], 1)
+        rates["stage"][str(count)] = round(manifest.timing["images_per_second"], 1)
     return rates
 
 

@@ -1,0 +1,45 @@
+"""The picture of what victims take each class for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from pipeline.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades
+
+NAMED = 20  # classes that have room for their names
+NUMBERED = 10  # and cells for a number
+LONGEST = 12  # characters of a name
+
+
+def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequence[str], theme: Theme = LIGHT) -> bytes:
+    """Percent of the test images of each true class (rows) that were given each class (columns), a panel per table.
+
+    Args:
+        tables: title and counts `(K, K)`; a class without test images has an empty row.
+        names: of the K classes.
+        theme: the colours.
+    """
+    count, many = len(names), len(tables)
+    figure, axes = drawing(3.4 if count <= NAMED else 2.9, theme, 1, many)
+    colours = shades(theme)
+    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names] if count <= NAMED else []
+    size = 8.5 if count <= NUMBERED else 6.5
+    for number, (axis, (title, table)) in enumerate(zip(axes, tables, strict=True)):
+        counts = np.array(table, dtype=float)
+        percents = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axis.imshow(percents, cmap=colours, vmin=0, vmax=100, interpolation="none")
+        bare(axis)
+        axis.set_title(title, loc="left", color=theme.ink, fontsize=FONT)
+        axis.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size)
+        named = [] if number else shown  # once, for all panels
+        axis.set_yticks(range(len(named)), named, fontsize=size)
+        axis.set_xlabel("taken for", fontsize=SMALL)
+        for i, j in product(range(count), repeat=2) if count <= NUMBERED else ():
+            if round(percents[i, j]):
+                ink = ink_on(colours(percents[i, j] / 100), theme)
+                axis.text(j, i, f"{percents[i, j]:.0f}", ha="center", va="center", fontsize=6.5, color=ink)
+    axes[0].set_ylabel("test images of", fontsize=SMALL)
+    return png(figure)

@@ -1,0 +1,46 @@
+"""The picture of what victims take each class for, read back from its pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from pipeline import canvas, class_figures
+from pipeline.canvas import DARK, LIGHT, Theme
+from tests.drawn import decoded, share
+
+NAMES = [f"class {i}" for i in range(10)]
+
+
+def shifted(percent: int, by: int) -> list[list[int]]:
+    """Each class is taken for the one `by` places on so often, and for itself otherwise; of the last one there are no test images."""
+    table = np.zeros((10, 10), int)
+    for i in range(9):
+        table[i, i] += 2 * (100 - percent)
+        table[i, (i + by) % 10] += 2 * percent
+    return table.tolist()
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_a_shift_of_the_classes_is_a_diagonal_of_its_own(theme: Theme) -> None:
+    picture = decoded(class_figures.classes([("clean", shifted(0, 5)), ("protected", shifted(100, 5))], NAMES, theme))
+    full = to_hex(canvas.shades(theme)(1.0))
+    ink = np.array([int(full[i : i + 2], 16) for i in (1, 3, 5)])
+    dark = (np.abs(picture.astype(int) - ink) <= 3).all(-1)
+    rows, columns = np.nonzero(dark)
+    left = columns < np.median(columns)
+    assert np.corrcoef(rows[left], columns[left])[0, 1] > 0.98  # from the upper left to the lower right
+    assert np.corrcoef(rows[~left], columns[~left])[0, 1] < -0.3  # in two halves
+
+
+def test_percent_is_of_the_images_of_a_class_and_names_are_left_out_where_there_is_no_room() -> None:
+    def paper(count: int) -> float:
+        table = np.eye(count, dtype=int).tolist()
+        return share(decoded(class_figures.classes([("one", table)], [f"a long name of {i}" for i in range(count)])), LIGHT.paper)
+
+    half = to_hex(canvas.shades(LIGHT)(0.5))
+    picture = decoded(class_figures.classes([("one", shifted(50, 5))], NAMES))
+    assert share(picture, half) > 0.02
+    assert share(picture, to_hex(canvas.shades(LIGHT)(1.0))) < 0.001
+    assert paper(21) > paper(20) + 0.01
