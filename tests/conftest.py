@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,12 @@ SECONDS_LOST = "seconds lost"
 def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[float], None]:
     """Notes how much longer it took than without the fault, for the table at the end: a measurement, never a condition."""
     return lambda seconds: record_property(SECONDS_LOST, round(seconds, 1))
+
+
+def pytest_sessionstart() -> None:
+    """Let processes that tests start, and interrupt, hear of it: what a shell runs in the background ignores that, and so do its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
