@@ -104,7 +104,7 @@ def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[fl
 
 
 def pytest_sessionstart() -> None:
-    """Let processes that tests start, and interrupt, hear of it: what a shell runs in the background ignores that, and so do its children."""
+    """Let processes that tests start hear an interruption: what a shell runs in the background ignores it, and so do its children."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
