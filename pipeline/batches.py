@@ -22,6 +22,7 @@ Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
 Read = Callable[[Folder, Shard], list[Sample]]
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
+TRANSFORMED_TOGETHER = 1000
 TESTED_TOGETHER = 100  # images at a time; of more, what lies between two layers is larger than the caches, and memory is asked for anew
 
 
@@ -150,13 +151,14 @@ def unchanged(images: Tensor) -> Tensor:
 
 def open_tests(folder: Folder, shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> Callable[[], Iterator[Batch]]:
     """Every image once, in order, each time it is called; from memory where the decoded images fit, shard by shard otherwise."""
-    if _fits(shards, image_bytes, memory_limit_mb):
+    if fits(shards, image_bytes, memory_limit_mb):
         images, labels = load(folder, shards)
         return lambda: in_order(images, labels)
     return lambda: (batch for shard in shards for batch in in_order(*load(folder, [shard])))
 
 
-def _fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
+def fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
+    """Whether the decoded images are held in memory; others are streamed, and mixed less."""
     return sum(shard.count for shard in shards) * image_bytes <= memory_limit_mb * 1e6
 
 
@@ -179,13 +181,15 @@ def open_batches(
         memory_limit_mb: how much memory the images may take.
         split: this rank's part.
         device: where images in memory are held.
-        transform: applied once to uint8 images `(B, C, H, W)` before they are used.
+        transform: applied once to uint8 images `(B, C, H, W)` before they are used, each image by itself.
         read: the samples of a shard.
 
     Raises:
         ValueError: the images do not fill one batch on every rank.
     """
-    if not _fits(shards, image_bytes, memory_limit_mb):
+    if not fits(shards, image_bytes, memory_limit_mb):
         return Streaming(folder, shards, split, transform, read)
     images, labels = load(folder, shards, read)
-    return InMemory(transform(images).to(device), labels.to(device), split)
+    if transform is not unchanged:  # some at a time: a blur of all would take many times their memory
+        images = torch.cat([transform(part) for part in torch.split(images, TRANSFORMED_TOGETHER)])
+    return InMemory(images.to(device), labels.to(device), split)

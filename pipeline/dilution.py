@@ -1,4 +1,8 @@
-"""A release of which some images are to be had from elsewhere as they were before: read from the clean shards instead."""
+"""A release of which some images are to be had from elsewhere as they were before: read from the clean shards instead.
+
+Of those images the protected form is left out, so that a diluted training set is no larger than another (as Huang et al. 2021 mix clean
+and unlearnable images). They are the same images and not others of their class, which a packed data set need not have.
+"""
 
 from __future__ import annotations
 

@@ -85,13 +85,12 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
 
 
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
-    victim = config.victim
-    trials = 2 * len(victim.seeds)  # clean and protected
-    each = []
-    for name, countermeasure in product(victim.networks, victim.countermeasures):
+    victim, each = config.victim, []
+    clean = dict.fromkeys(map(countermeasures.without_protection, victim.countermeasures))  # what comes to the same is trained once
+    for name, countermeasure in product(victim.networks, (*clean, *victim.countermeasures)):
         plan = countermeasures.plan(countermeasure)
         training = plan.cost * (work.train // victim.batch_size) * speed.training[name].seconds(victim.batch_size)
-        each += trials * [plan.training(victim).epochs * (training + work.test / speed.evaluation[name])]
+        each += len(victim.seeds) * [plan.training(victim).epochs * (training + work.test / speed.evaluation[name])]
     return max(max(each), sum(each) / workers.count)  # which is what no order of them can beat
 
 

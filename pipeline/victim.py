@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cluster import session, sweep
-from pipeline.batches import Batches, Read, Split, Transform, open_batches, open_tests, unchanged
+from pipeline.batches import Batches, Read, Split, Transform, fits, open_batches, open_tests, unchanged
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.dilution import Diluted, clean_keys
 from pipeline.networks import build_network
@@ -118,8 +119,7 @@ def _training_images(task: Task, seed: int, device: torch.device) -> Batches:
         keys = clean_keys(clean, shards, task.protected, plan.clean_percent, derive(task.run_seed, "dilution", cell.seed))
         read = Diluted(clean, task.pack.shards["train"], keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
-    bytes_each = 4 if any(part.fitted for part in plan.on_images) else 1  # of a level; what is projected is float32
-    image_bytes = 3 * counts["height"] * counts["width"] * bytes_each
+    image_bytes = 3 * counts["height"] * counts["width"] * _bytes_of_a_level(plan)
     opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read)
     transform: Transform = unchanged
     for part in plan.on_images:
@@ -128,13 +128,22 @@ def _training_images(task: Task, seed: int, device: torch.device) -> Batches:
     return opened(transform)
 
 
+def _bytes_of_a_level(plan: countermeasures.Plan) -> int:
+    return 4 if any(part.fitted for part in plan.on_images) else 1  # what is projected is float32
+
+
 def _one_after_the_other(first: Transform, second: Transform, images: Tensor) -> Tensor:
     return second(first(images))
 
 
 def trial(task: Task, report: sweep.Report) -> None:
-    """Train one victim and keep its result as `victim/<cell>.json`."""
+    """Train one victim and keep its result as `victim/<cell>.json`.
+
+    Raises:
+        ValueError: training diverged.
+    """
     torch.set_num_threads(task.threads)
+    torch.backends.cudnn.deterministic = True
     cell, counts = task.cell, task.pack.counts
     plan, classes = countermeasures.plan(cell.countermeasure), len(counts["classes"])
     config, change = plan.training(task.config), plan.change(classes)
@@ -153,6 +162,8 @@ def trial(task: Task, report: sweep.Report) -> None:
     for epoch in range(config.epochs):
         draws = generator(seed, "augment", epoch)
         result = train_epoch(network, sgd, scheduler, batches.epoch(epoch), config.augmentation, draws, change=change)
+        if not math.isfinite(result.loss):  # or it would count as one that learned nothing from protected images
+            raise ValueError(f"training diverged in epoch {epoch + 1} (loss {result.loss}): lower --victim.lr")
         table = confusion(network, tests(), classes)
         accuracies.append(accuracy(table, protected))
         losses.append(result.loss)
@@ -180,6 +191,8 @@ def _outcome(folder: Folder, task: Task) -> dict[str, Any] | None:
     try:
         outcome: dict[str, Any] = json.loads(folder.read(f"{task.cell.name}.json"))
     except (FileNotFoundError, ValueError):
+        return None
+    if not all(map(math.isfinite, outcome.get("loss_per_epoch", []))):  # left by an earlier version
         return None
     return outcome if outcome.get("made_from") == task.made_from else None
 
@@ -249,7 +262,12 @@ def _task(
     protected = tuple(protect.counts["classes"])
     training = {field.name: getattr(config.victim, field.name) for field in fields(TrainConfig)}
     cpus, gpu = resources.cpus_for(at_once), bool(resources.gpu)
-    made_from = digest([cell.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu])
+    plan = countermeasures.plan(cell.trained.countermeasure)
+    decides = [cell.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
+    decides += [{"revision": plan.revision}] if plan.revision else []
+    image_bytes = 3 * pack.counts["height"] * pack.counts["width"] * _bytes_of_a_level(plan)
+    decides += [] if fits(train.shards["train"], image_bytes, config.memory_limit_mb) else ["streamed"]
+    made_from = digest(decides)
     return Task(cell, config.victim, config.seed, folder, pack, protected, train, made_from, config.memory_limit_mb, cpus, gpu)
 
 

@@ -44,6 +44,7 @@ class Countermeasure:
         trained: of how training is done.
         clean_percent: of the protected images, how many a stranger has from elsewhere as they were before.
         cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images.
+        revision: to be raised whenever the same name comes to do something else, so that victims of before are trained again.
     """
 
     stored: Transform | None = None
@@ -54,6 +55,7 @@ class Countermeasure:
     trained: Callable[[TrainConfig], TrainConfig] | None = None
     clean_percent: int = 0
     cost: float = 1.0
+    revision: int = 0
 
     def on_stored(self, images: Tensor) -> Tensor:
         """Images after it, rounded to whole levels before if they are not."""
@@ -105,7 +107,7 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "bit-depth-2": Countermeasure(stored=partial(preprocessing.bit_depth, bits=2)),
     "gaussian-blur": Countermeasure(stored=preprocessing.gaussian_blur),
     "trivial-augment": Countermeasure(distorted=distortion.trivial_augment, cost=1.2),
-    "ueraser": Countermeasure(hardened=adversary.ueraser, cost=3.6),
+    "ueraser": Countermeasure(hardened=adversary.ueraser, cost=3.6, revision=1),
     "adversarial-4": Countermeasure(hardened=partial(adversary.adversarial, eps_levels=4), cost=6.3),
     "adversarial-8": Countermeasure(hardened=partial(adversary.adversarial, eps_levels=8), cost=6.3),
     "random-warp": Countermeasure(distorted=distortion.random_warp),
@@ -130,6 +132,11 @@ class Plan:
     def clean_percent(self) -> int:
         """Of the protected images, how many are taken as they were before."""
         return sum(part.clean_percent for part in self.parts)
+
+    @property
+    def revision(self) -> int:
+        """Of all of them together."""
+        return sum(part.revision for part in self.parts)
 
     @property
     def cost(self) -> float:

@@ -6,6 +6,8 @@ drawn does not depend on the images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,7 +17,10 @@ from sep.augment import beside, drawing_from
 from sep.preprocessing import as_stored
 
 WARP_PIXELS = 2.0
-ROUGHNESS = (0.1, 0.7)  # of plasma: how much weaker each halving of the scale is
+# As in the code of UEraser's authors.
+ROUGHNESS = (0.3, 0.7)  # of plasma: how much weaker each halving of the scale is
+INTENSITY = (0.5, 1.0)  # of brightness, in whole ranges of levels
+CHANCE = 0.5  # of an image to be lit, contrasted or shuffled
 
 
 def trivial_augment(levels: Tensor, generator: torch.Generator) -> Tensor:
@@ -40,27 +45,34 @@ def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:
 def strong(levels: Tensor, generator: torch.Generator) -> Tensor:
     """The distortions of Qin et al. 2023 ("Learning the Unlearnable").
 
-    Brightness by a plasma, contrast by another, half the images with their channels shuffled, and TrivialAugment.
+    Brightness by a plasma in each channel, contrast by another, a random order of the channels, each for half the images, and
+    TrivialAugment for all.
     """
-    count, channels, height, width = levels.shape
-    brightness, contrast = (plasma(count, height, width, generator) for _ in range(2))
+    count, channels = levels.shape[:2]
+
+    def chosen() -> Tensor:
+        return torch.rand(count, 1, 1, 1, generator=generator) < CHANCE
+
+    low, high = INTENSITY
+    intensity = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+    brightness = intensity * (2 * plasma(levels.shape, generator) - 1) * chosen()
+    contrast = torch.where(chosen(), 4 * plasma(levels.shape, generator), 1)
     order = torch.rand(count, channels, generator=generator).argsort(1)
-    shuffled = torch.rand(count, generator=generator) < 0.5
-    order = torch.where(shuffled[:, None], order, torch.arange(channels))
-    lit = (levels + 255 * (2 * beside(levels, brightness) - 1)).clamp(0, 255)
-    contrasted = ((lit - 127.5) * 4 * beside(levels, contrast) + 127.5).clamp(0, 255)
+    order = torch.where(chosen().flatten(1), order, torch.arange(channels))
+    lit = (levels + 255 * beside(levels, brightness)).clamp(0, 255)
+    contrasted = ((lit - 127.5) * beside(levels, contrast) + 127.5).clamp(0, 255)
     mixed = contrasted.gather(1, beside(levels, order)[:, :, None, None].expand_as(contrasted))
     return trivial_augment(mixed, generator)
 
 
-def plasma(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Smooth random fields `(count, 1, H, W)` from 0 to 1: noise at every scale, the finer the weaker."""
+def plasma(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Smooth random fields `(B, C, H, W)` between 0 and 1: noise at every scale, the finer the weaker."""
+    count, channels, height, width = shape
     low, high = ROUGHNESS
     roughness = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
-    field, size, weight = torch.zeros(count, 1, height, width), 2, torch.ones(count, 1, 1, 1)
+    field, size, weight, weights = torch.zeros(*shape), 2, torch.ones(count, 1, 1, 1), torch.zeros(count, 1, 1, 1)
     while size <= max(height, width):
-        noise = torch.rand(count, 1, size, size, generator=generator)
+        noise = torch.rand(count, channels, size, size, generator=generator)
         field = field + weight * functional.interpolate(noise, (height, width), mode="bilinear", align_corners=True)
-        size, weight = 2 * size, weight * roughness
-    least, most = field.amin((2, 3), keepdim=True), field.amax((2, 3), keepdim=True)
-    return (field - least) / (most - least)
+        weights, size, weight = weights + weight, 2 * size, weight * roughness
+    return field / weights

@@ -13,6 +13,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from sep.ensemble import freeze
 from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
@@ -95,9 +96,17 @@ class Perturbed:
             with torch.enable_grad():
                 x = to_device(seen, network.mean, config.kernels).requires_grad_()
                 (grad,) = torch.autograd.grad(target_cross_entropy(network(x)[1], labels), x)
-            total = torch.zeros(noise.shape, dtype=grad.dtype, device=grad.device).index_add_(0, places, grad)
+            total = self._sums(grad, places, len(own))
             noise = (noise - step * total.sign().to(torch.int16)).clamp_(-config.eps_levels, config.eps_levels)
         self.noise[own] = noise
+
+    @staticmethod
+    def _sums(gradients: Tensor, places: Tensor, count: int) -> Tensor:
+        """Sums of gradients of one row each, in double precision where rows are shared: `index_add_` on a GPU has no fixed order then."""
+        if count == len(places):
+            return torch.empty_like(gradients).index_copy_(0, places, gradients)
+        members = one_hot(places, count).double()
+        return (members.T @ gradients.double().flatten(1)).view(count, *gradients.shape[1:])
 
 
 def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: torch.Generator, threads: int = 1) -> Noise:
@@ -150,7 +159,8 @@ def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, threa
     batch = MicroBatch.fitting(data.images.shape[1:], device)
 
     def part(of: slice) -> None:
-        data.descend(network, data.with_noise[of], config)
+        with arithmetic(device, config.precision):  # again, as autocast is of one thread
+            data.descend(network, data.with_noise[of], config)
 
     if device.type == "cuda":
         list(batch.run(part, count))

@@ -15,7 +15,6 @@ from torch.nn import functional
 EPOCHS = 20  # of fitting the linear model, a pass over the images each: seconds where they are in memory
 RATE, MOMENTUM = 0.01, 0.9
 NEGLIGIBLE = 1e-4  # a direction this much smaller than the largest is rounding
-IMAGES_AT_ONCE = 1000
 
 
 def orthogonal_projection(epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]], num_classes: int) -> Callable[[Tensor], Tensor]:
@@ -66,8 +65,5 @@ def directions(weights: Tensor) -> Tensor:
 
 def project_out(images: Tensor, directions: Tensor) -> Tensor:
     """Images `(B, C, H, W)` without their part along orthonormal directions `(P, any)`, float32."""
-    done = []
-    for part in torch.split(images, IMAGES_AT_ONCE):  # as floats they take four times the memory
-        pixels = part.flatten(1).float()
-        done.append((pixels - (pixels @ directions) @ directions.T).view(part.shape))
-    return torch.cat(done)
+    pixels = images.flatten(1).float()
+    return (pixels - (pixels @ directions) @ directions.T).view(images.shape)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import batches as batches_module
 from pipeline.batches import InMemory, Split, Streaming, load, open_batches
 from pipeline.seeding import derive
 from pipeline.shards import Sample, Shard, encode_png, write_shard
@@ -32,6 +33,19 @@ def numbered(tmp_path: Path) -> tuple[Folder, list[Shard]]:
 
 def unchanged(images: torch.Tensor) -> torch.Tensor:
     return images
+
+
+def test_images_are_transformed_some_at_a_time(numbered: tuple[Folder, list[Shard]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "TRANSFORMED_TOGETHER", 10)
+    given: list[int] = []
+
+    def brighter(images: torch.Tensor) -> torch.Tensor:
+        given.append(len(images))
+        return images + 100
+
+    batches = open_batches(*numbered, 48, 2000, Split(4, 0), torch.device("cpu"), brighter)
+    assert given == [10, 10, 10, 10, 5]
+    assert all((images[:, 0, 0, 0] == labels + 100).all() for images, labels in batches.epoch(0))
 
 
 def test_ranks_take_equal_steps_and_share_no_image_in_memory(numbered: tuple[Folder, list[Shard]]) -> None:

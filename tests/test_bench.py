@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cluster.session import Resources
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
-from tests.benchmarks.publish import README
 from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
+from tests.benchmarks.tables import README
 from tests.benchmarks.trained import Trained, train
 
 STEPS = 4
@@ -114,7 +114,8 @@ def test_quick_mode_finds_that_exact_kernels_agree(card: dict[str, Any]) -> None
 def test_table_shows_the_card(card: dict[str, Any]) -> None:
     shown = table(card)
     for row in card["networks"]["resnet8"]["against_plain"]:
-        assert f"| {row['method']} | {row['threads']} | {row['plain']:,.0f} | **{row['ours']:,.0f}** |" in shown
+        rates = f"{row['plain']:,.0f} | {row['plain_backward']:,.0f} | **{row['ours']:,.0f}**"
+        assert f"| {row['method']} | {row['threads']} | {rates} | {row['ratio']:.2f}, {row['ratio_backward']:.2f} |" in shown
     assert shown in with_table(f"before {BEGIN} old {END} after", card)
 
 

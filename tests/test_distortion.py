@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
+from sep import distortion
 from sep.distortion import WARP_PIXELS, plasma, random_warp, strong, trivial_augment
 
 
@@ -43,15 +45,27 @@ def test_a_warped_pixel_comes_from_near_by() -> None:
     assert torch.allclose(after[:, 2], before[:, 2], atol=1e-3)
 
 
-def test_plasma_is_smooth_and_spans_the_range() -> None:
-    fields = plasma(50, 32, 24, draws(0))
-    assert fields.shape == (50, 1, 32, 24)
-    assert torch.equal(fields.amin((1, 2, 3)), torch.zeros(50))
-    assert torch.equal(fields.amax((1, 2, 3)), torch.ones(50))
+def test_plasma_is_smooth_and_lies_around_the_middle_of_its_range() -> None:
+    fields = plasma((50, 3, 32, 24), draws(0))
+    assert fields.shape == (50, 3, 32, 24)
+    assert float(fields.min()) >= 0
+    assert float(fields.max()) <= 1
+    assert abs(float(fields.mean()) - 0.5) < 0.03
+    assert float((fields[:, 0] - fields[:, 1]).abs().mean()) > 0.1, "every channel has a field of its own"
     steps = (fields[..., 1:] - fields[..., :-1]).abs().mean()
     apart = (fields - fields.flip(0)).abs().mean()
     assert float(steps) < 0.5 * float(apart)
     assert float(fields.std(0).min()) > 0.05
+
+
+def test_strong_distortion_lights_contrasts_and_shuffles_half_the_images_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distortion, "trivial_augment", lambda levels, generator: levels)
+    flat = torch.tensor([50.0, 60.0, 70.0])[None, :, None, None].expand(800, 3, 16, 16).contiguous()
+    after = strong(flat, draws(0))
+    even = (after.std((2, 3)) < 1e-3).all(1)  # neither lit nor contrasted
+    assert abs(float(even.float().mean()) - 0.25) < 0.06
+    ordered = (after[even] - flat[even]).abs().amax((1, 2, 3)) < 1e-3  # of the other half one order in six is as before
+    assert abs(float(ordered.float().mean()) - (0.5 + 0.5 / 6)) < 0.12
 
 
 def test_strong_distortion_leaves_levels_in_range_and_differs_from_image_to_image() -> None:

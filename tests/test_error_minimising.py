@@ -47,6 +47,16 @@ def trained_loss(levels: Tensor) -> tuple[float, Network]:
     return loss, own
 
 
+def test_gradients_of_one_row_are_summed_in_any_order_of_the_images() -> None:
+    gradients = torch.randn(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    places = torch.arange(40) % 3
+    sums = Perturbed._sums(gradients, places, 3)
+    assert torch.allclose(sums, torch.zeros(3, 3, 4, 4, dtype=torch.float64).index_add_(0, places, gradients.double()), atol=1e-12)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    own = Perturbed._sums(gradients, order, 40)
+    assert torch.equal(own[order], gradients)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
 def test_a_network_trained_on_the_noise_has_less_loss_than_on_clean_images(shared: bool) -> None:
     clean, labels = images()

@@ -15,8 +15,9 @@ from pipeline.config import RunConfig, to_tree
 from pipeline.shards import read_table
 from pipeline.stage import to_json
 from tests import finished_run
-from tests.benchmarks import publish
-from tests.benchmarks.publish import CARDS, README, TABLES, Card, make, with_table
+from tests.benchmarks import publish, tables
+from tests.benchmarks.publish import make
+from tests.benchmarks.tables import CARDS, README, TABLES, Card, with_table
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -27,7 +28,7 @@ def test_readme_shows_the_cards(name: str) -> None:
 
 
 def test_every_card_is_in_one_table() -> None:
-    names = [card["name"] for kind in TABLES for card in publish.cards(kind)]
+    names = [card["name"] for kind in TABLES for card in tables.cards(kind)]
     assert sorted(names) == sorted(path.stem for path in CARDS.glob("*.json"))
 
 
@@ -98,8 +99,8 @@ def test_victims_of_one_release_from_several_runs_make_one_card(tmp_path: Path) 
 @pytest.fixture
 def mixed_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
     """Of a run with two victim networks and two of three classes protected; no other cards are there."""
-    monkeypatch.setattr(publish, "CARDS", tmp_path / "cards")
-    publish.CARDS.mkdir()
+    monkeypatch.setattr(tables, "CARDS", tmp_path / "cards")
+    tables.CARDS.mkdir()
     run = tmp_path / "run"
     finished_run.write(run, config=finished_run.mixed_configuration(run))
     return make("mixed", [str(run)])
@@ -107,7 +108,7 @@ def mixed_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
 
 def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     def put(name: str, **changes: Any) -> None:
-        (publish.CARDS / f"{name}.json").write_bytes(to_json({**mixed_card, "name": name, **changes}))
+        (tables.CARDS / f"{name}.json").write_bytes(to_json({**mixed_card, "name": name, **changes}))
 
     empty = {name: table() for name, table in TABLES.items()}
     victims = {(v["network"], v["data"]): v for v in mixed_card["victims"]}
@@ -122,7 +123,7 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     for network in ("resnet8", "vit-small"):
         line = f"| smoke, 2 of 3 classes, random-class targets | sep-fa, 8/255 | {network} | none | 1 "
         assert f"{line}| {last(network, 'clean')} | {last(network, 'protected')} |" in TABLES["table"]()
-    assert {name: TABLES[name]() for name in publish.KINDS} == {name: empty[name] for name in publish.KINDS}
+    assert {name: TABLES[name]() for name in tables.KINDS} == {name: empty[name] for name in tables.KINDS}
 
     put("transfer-mixed")
     before, table = TABLES["transfer"]().split("\n\n")
@@ -144,10 +145,36 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| shift", "| random-class", "| untargeted"]
     assert TABLES["table"]().count("\n") == empty["table"].count("\n") + 2
 
+    put("countermeasures-mixed", victims=[{**victim, "countermeasure": "jpeg-10"} for victim in one])
+    before, table = TABLES["countermeasures"]().split("\n\n")
+    assert before.endswith("sep-fa at 8/255; victims resnet8 (2 epochs in batches of 12).")
+    cells = f"{last('resnet8', 'clean')} | {last('resnet8', 'protected')} "
+    assert f"\n| jpeg-10 | 1 | {cells}" in table
+    assert "| 85.4 | 84.4 | 84.1 | ISS; TAP: APBench |" in table
+
+
+def test_methods_stand_side_by_side_where_all_were_measured(mixed_card: Card) -> None:
+    one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
+    more = [{**victim, "countermeasure": "jpeg-10"} for victim in one]
+    for method, budget, victims in (("one-pixel", "1 pixel", one + more), ("tap", "8/255", one)):
+        card = {**mixed_card, "name": f"methods-{method}", "method": method, "budget": budget, "victims": victims}
+        (tables.CARDS / f"methods-{method}.json").write_bytes(to_json(card))
+    before, table = TABLES["methods"]().split("\n\n")
+    assert before == "Preset `smoke`, 2 of 3 classes; victims resnet8 (2 epochs in batches of 12)."
+    figures = {victim["data"]: f"{victim['last_accuracy']['mean']:.1f}" for victim in one}
+    psnr = f"{mixed_card['psnr_db']['mean']:.1f} dB"
+    assert table.splitlines() == [
+        "| method, budget | n | PSNR | none |",
+        "|---|---|---|---|",
+        f"| clean images | 1 | | {figures['clean']} |",
+        f"| tap, 8/255 | 1 | {psnr} | **{figures['protected']}** |",
+        f"| one-pixel, 1 pixel | 1 | {psnr} | **{figures['protected']}** |",
+    ]
+
 
 def test_a_readme_without_a_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text("nothing\n")
-    monkeypatch.setattr(publish, "README", tmp_path / "README.md")
+    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
     assert publish.main(["targets"]) == 1
     assert "put the lines <!-- targets: made by" in capsys.readouterr().err
     assert publish.main(["nonsense"]) == 2

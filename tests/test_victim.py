@@ -57,6 +57,31 @@ def striped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder
 
 
 @pytest.mark.ray
+def test_a_victim_that_diverges_is_named_and_counts_as_none(released: tuple[RunConfig, Folder]) -> None:
+    config, folder = released
+    wild = replace(config, victim=replace(config.victim, lr=1e12, epochs=2))
+    with pytest.raises(WorkFailed, match=r"training diverged in epoch \d .*lower --victim\.lr"):
+        victim.run(wild, folder)
+    assert not any(name.startswith("resnet8") for name in folder.child("victim").names())
+
+
+def test_what_decides_a_trial_is_what_it_was_made_from(striped: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch) -> None:
+    config, folder = striped
+    pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+
+    def made_from(name: str = "cutout", memory_limit_mb: int = 2000, seed: int = 0) -> str:
+        cell, asked = victim.Cell("resnet8", "protected", name, 0), replace(config, memory_limit_mb=memory_limit_mb, seed=seed)
+        return victim._task(cell, asked, folder, pack, protect, Resources(((2, 0),), 2, 2), 1).made_from
+
+    first = made_from()
+    assert first == made_from(memory_limit_mb=2001)  # the images are in memory either way
+    assert len({first, made_from(seed=1), made_from(memory_limit_mb=0), made_from("mixup")}) == 4
+    monkeypatch.setitem(COUNTERMEASURES, "cutout", replace(COUNTERMEASURES["cutout"], revision=1))
+    assert made_from() != first
+    assert made_from("grayscale") == made_from("grayscale")
+
+
+@pytest.mark.ray
 def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
     manifest = victim.run(config, folder)

@@ -27,7 +27,7 @@ from cluster import session
 from pipeline.reproduction.machine import hardware
 from pipeline.stage import to_json
 from tests.benchmarks import agreement, memory, rates, whole_stage
-from tests.benchmarks.publish import README
+from tests.benchmarks.tables import README
 from tests.benchmarks.trained import Trained, device, train
 
 CARD = Path(__file__).parent / "speed.json"
@@ -130,9 +130,10 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
     log.info("%s: the protect stage, %d steps", trained.name, steps)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         prepared = whole_stage.prepare(Path(folder), trained, steps)
+        measured = whole_stage.measure(prepared)
         return {
-            "stage": whole_stage.measure(prepared),
-            "images_per_second_by_workers": whole_stage.by_workers(prepared),
+            "stage": measured,
+            "images_per_second_by_workers": whole_stage.by_workers(prepared, measured),
             "worker_mib_after_shards": whole_stage.worker_memory(prepared, shards),
         }
 

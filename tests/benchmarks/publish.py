@@ -1,32 +1,29 @@
-"""One JSON card per published result, made from finished runs, and the README's table made from the cards.
+"""One JSON card per published result, made from finished runs, and the README's tables made from the cards.
 
 python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs that differ in their seed, or in what victims they trained
-python tests/benchmarks/publish.py table                      write the table into README.md
-python tests/benchmarks/publish.py targets                    the same for cards named targets-...: kinds of targets
-python tests/benchmarks/publish.py transfer                   the same for cards named transfer-...: victim networks
-python tests/benchmarks/publish.py kernels                    the same for cards named kernels-...: arithmetic of crafting
+python tests/benchmarks/publish.py TABLE                      write one of README.md: `table`, the results, or, from the cards so named,
+    targets              kinds of targets
+    transfer             victim networks
+    kernels              arithmetic of crafting
+    countermeasures      everything done against one release
+    methods              releases by several methods, side by side
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pipeline.command_line import from_tree
+from pipeline.points import open_run
 from pipeline.reproduction.machine import hardware
 from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, trials
 from pipeline.stage import flatten, to_json
 from pipeline.storage import Folder
-from sep.methods import METHODS
-from sep.objective import Targets
+from tests.benchmarks import tables
+from tests.benchmarks.tables import TABLES, Card, with_table
 
-CARDS = Path(__file__).parent / "cards"
-README = Path(__file__).parents[2] / "README.md"
-Card = dict[str, Any]
-KINDS = ("targets", "transfer", "kernels")  # cards whose names begin so have a table of their own
 # Settings that decide no figure, or are told apart.
 WHERE = ("run", "data", "add", "seed", "stages", "workers", "keep_going", "overwrite", "config", "preset")
 
@@ -43,7 +40,7 @@ def make(name: str, runs: list[str]) -> Card:
     Raises:
         ValueError: the runs differ in more than their seed and victims, lack victims, or victims of theirs cannot be put together.
     """
-    folders = [Folder.open(run) for run in runs]
+    folders = [open_run(run) for run in runs]
     stages = [finished(folder) for folder in folders]
     trees = [configuration(from_tree(json.loads(f.read("config.json"))), s) for f, s in zip(folders, stages, strict=True)]
     settings = [{k: v for k, v in tree.items() if k not in (*WHERE, "victim")} for tree in trees]
@@ -109,140 +106,15 @@ def trained(folders: list[Folder], stages: list[Finished], trees: list[dict[str,
     ]
 
 
-def cards(kind: str) -> list[Card]:
-    """The cards of one table, by name; `table` has those of no other."""
-    every = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"), key=lambda path: path.stem)]
-    named = {other: [card for card in every if card["name"].startswith(f"{other}-")] for other in KINDS}
-    return named[kind] if kind in named else [card for card in every if not any(card in own for own in named.values())]
-
-
-def pairs(card: Card) -> list[tuple[Card, Card]]:
-    """The same victim on clean and on protected images."""
-    victims = {(v["network"], v["countermeasure"], v["data"]): v for v in card["victims"]}
-    return [(clean, victims[network, name, "protected"]) for (network, name, data), clean in victims.items() if data == "clean"]
-
-
-def shown(figure: dict[str, float | None]) -> str:
-    """`10.3 ± 0.4`."""
-    return f"{figure['mean']:.1f}" + (f" ± {figure['std']:.1f}" if figure["std"] is not None else "")
-
-
-def measured(victim: Card, *, bold: bool = False) -> str:
-    """Accuracy after the last epoch, and, where not all classes are protected, that on the others."""
-    last, other = shown(victim["last_accuracy"]), victim.get("other_accuracy")  # cards of earlier versions lack it
-    return (f"**{last}**" if bold else last) + (f" (others {shown(other)})" if other else "")
-
-
-def setting(card: Card, quote: str = "") -> str:
-    """The preset, and what a card has besides the usual: part of the classes protected, other targets."""
-    said = [f"{quote}{card['preset']}{quote}"]
-    if card.get("protected_classes") != card.get("classes"):
-        said.append(f"{card['protected_classes']} of {card['classes']} classes")
-    if card.get("targets", "shift") != "shift" and METHODS[card["method"]].targets:
-        said.append(f"{card['targets']} targets")
-    return ", ".join(said)
-
-
-def origin(card: Card) -> str:
-    """What a release was made with, for the line above a table."""
-    return f"Surrogate {card['surrogate']}, preset {setting(card, '`')}, {card['method']} at {card['budget']}"
-
-
-def rows(header: str, lines: list[str]) -> str:
-    """A table in Markdown."""
-    return "\n".join([f"| {header} |", "|" + "---|" * len(header.split("|")), *(f"| {line} |" for line in lines)])
-
-
-def results() -> str:
-    """One line per network and countermeasure of each card."""
-    return rows(
-        "data, preset | method, budget | victim | countermeasure | n | clean | protected | peak | relabelled | PSNR",
-        [
-            f"{setting(card)} | {card['method']}, {card['budget']} | {clean['network']} | {clean['countermeasure']} | {ours['trainings']} "
-            f"| {measured(clean)} | {measured(ours, bold=True)} | {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])} "
-            f"| {card['psnr_db']['mean']:.1f} dB"
-            for card in cards("table")
-            for clean, ours in pairs(card)
-        ],
-    )
-
-
-def targets() -> str:
-    """One line per kind of targets, under what they have in common."""
-    order, found = get_args(Targets), cards("targets")
-    common = {origin({**card, "targets": "shift"}): None for card in found}
-    table = rows(
-        "targets | n | clean | protected | peak | relabelled | PSNR",
-        [
-            f"{', '.join([card['targets'], *victim])} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
-            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])} | {card['psnr_db']['mean']:.1f} dB"
-            for card in sorted(found, key=lambda card: order.index(card["targets"]))
-            for clean, ours in pairs(card)
-            for victim in ([clean["network"], clean["countermeasure"]] if len(pairs(card)) > 1 else [],)
-        ],
-    )
-    return "\n\n".join([*(f"{line}." for line in common), table])
-
-
-def transfer() -> str:
-    """For each kind of release the victim networks, under what it was made with."""
-    lines: dict[str, list[str]] = {}
-    for card in cards("transfer"):
-        lines.setdefault(origin(card), []).extend(
-            f"{clean['network']}{'' if clean['countermeasure'] == 'none' else ', ' + clean['countermeasure']} | {schedule(card, clean)} "
-            f"| {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} | {shown(ours['relabelled_accuracy'])}"
-            for clean, ours in pairs(card)
-        )
-    header = "victim | epochs, batch | n | clean | protected | relabelled"
-    return "\n\n".join([part for line, found in lines.items() for part in (f"{line}.", rows(header, found))] or [rows(header, [])])
-
-
-def schedule(card: Card, victim: Card) -> str:
-    """How long and in what batches a victim was trained."""
-    sections = card["settings"]["victim"]
-    section = next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
-    return f"{section['epochs']}, {section['batch_size']}"
-
-
-def kernels() -> str:
-    """One line per way to compute the same gradients."""
-    return rows(
-        "kernels | n | clean | protected | peak | relabelled",
-        [
-            f"{card['settings']['protect']['kernels']} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
-            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
-            for card in cards("kernels")
-            for clean, ours in pairs(card)
-        ],
-    )
-
-
-TABLES: dict[str, Callable[[], str]] = {"table": results, "targets": targets, "transfer": transfer, "kernels": kernels}
-
-
-def with_table(text: str, name: str = "table") -> str:
-    """The README with one table as the cards have it.
-
-    Raises:
-        ValueError: it has no place for the table.
-    """
-    word = "results" if name == "table" else name
-    begin, end = f"<!-- {word}: made by tests/benchmarks/publish.py -->", f"<!-- end of {word} -->"
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md has no place for this table: put the lines {begin} and {end} where it shall stand")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{TABLES[name]()}\n{end}{rest.split(end)[1]}"
-
-
 def main(arguments: list[str]) -> int:
     """Make a card, or write a table."""
     match arguments:
         case ["make", name, *runs] if runs:
-            CARDS.mkdir(exist_ok=True)
-            (CARDS / f"{name}.json").write_bytes(to_json(make(name, runs)))
+            tables.CARDS.mkdir(exist_ok=True)
+            (tables.CARDS / f"{name}.json").write_bytes(to_json(make(name, runs)))
         case [name] if name in TABLES:
             try:
-                README.write_text(with_table(README.read_text(), name))
+                tables.README.write_text(with_table(tables.README.read_text(), name))
             except ValueError as error:
                 print(f"publish.py: {error}", file=sys.stderr)
                 return 1

@@ -125,14 +125,15 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def by_workers(prepared: Prepared) -> dict[str, dict[str, float]]:
-    """Images per second of the stage, and of bare processes, by number of workers: one of one thread, and one for each core."""
-    rates: dict[str, dict[str, float]] = {"stage": {}, "bare": {}}
-    for count in dict.fromkeys((1, prepared.workers)):
+def by_workers(prepared: Prepared, measured: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Images per second of the stage and of bare processes by number of workers: one, and one for each core, which `measure` has."""
+    every = str(prepared.workers)
+    rates = {kind: {every: measured[f"{kind}_images_per_second"]} for kind in ("stage", "bare")}
+    if prepared.workers > 1:
         prepared.folder.child("protect").delete()
-        rates["bare"][str(count)] = round(bare_rate(prepared.trained, count, prepared.config.protect.steps), 1)
-        manifest = protect.run(replace(prepared.config, workers=count), prepared.folder)
-        rates["stage"][str(count)] = round(manifest.timing["images_per_second"], 1)
+        rates["bare"]["1"] = round(bare_rate(prepared.trained, 1, prepared.config.protect.steps), 1)
+        manifest = protect.run(replace(prepared.config, workers=1), prepared.folder)
+        rates["stage"]["1"] = round(manifest.timing["images_per_second"], 1)
     return rates
 
 

@@ -1,0 +1,199 @@
+"""The README's tables of results, made from the cards.
+
+Each kind of card, told by how its name begins, has a table of its own; all others are in the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from sep.methods import METHODS
+from sep.objective import Targets
+from tests.benchmarks.published import PUBLISHED
+
+CARDS = Path(__file__).parent / "cards"
+README = Path(__file__).parents[2] / "README.md"
+Card = dict[str, Any]
+KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods")
+
+
+def cards(kind: str) -> list[Card]:
+    """The cards of one table, by name; `table` has those of no other."""
+    every = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"), key=lambda path: path.stem)]
+    named = {other: [card for card in every if card["name"].startswith(f"{other}-")] for other in KINDS}
+    return named[kind] if kind in named else [card for card in every if not any(card in own for own in named.values())]
+
+
+def pairs(card: Card) -> list[tuple[Card, Card]]:
+    """The same victim on clean and on protected images."""
+    victims = {(v["network"], v["countermeasure"], v["data"]): v for v in card["victims"]}
+    return [(clean, victims[network, name, "protected"]) for (network, name, data), clean in victims.items() if data == "clean"]
+
+
+def shown(figure: dict[str, float | None]) -> str:
+    """`10.3 ± 0.4`."""
+    return f"{figure['mean']:.1f}" + (f" ± {figure['std']:.1f}" if figure["std"] is not None else "")
+
+
+def measured(victim: Card, *, bold: bool = False) -> str:
+    """Accuracy after the last epoch, and, where not all classes are protected, that on the others."""
+    last, other = shown(victim["last_accuracy"]), victim.get("other_accuracy")  # cards of earlier versions lack it
+    return (f"**{last}**" if bold else last) + (f" (others {shown(other)})" if other else "")
+
+
+def setting(card: Card, quote: str = "") -> str:
+    """The preset, and what a card has besides the usual: part of the classes protected, other targets."""
+    said = [f"{quote}{card['preset']}{quote}"]
+    if card.get("protected_classes") != card.get("classes"):
+        said.append(f"{card['protected_classes']} of {card['classes']} classes")
+    if card.get("targets", "shift") != "shift" and METHODS[card["method"]].targets:
+        said.append(f"{card['targets']} targets")
+    return ", ".join(said)
+
+
+def origin(card: Card) -> str:
+    """What a release was made with, for the line above a table."""
+    return f"Surrogate {card['surrogate']}, preset {setting(card, '`')}, {card['method']} at {card['budget']}"
+
+
+def rows(header: str, lines: list[str]) -> str:
+    """A table in Markdown."""
+    return "\n".join([f"| {header} |", "|" + "---|" * len(header.split("|")), *(f"| {line} |" for line in lines)])
+
+
+def results() -> str:
+    """One line per network and countermeasure of each card."""
+    return rows(
+        "data, preset | method, budget | victim | countermeasure | n | clean | protected | peak | relabelled | PSNR",
+        [
+            f"{setting(card)} | {card['method']}, {card['budget']} | {clean['network']} | {clean['countermeasure']} | {ours['trainings']} "
+            f"| {measured(clean)} | {measured(ours, bold=True)} | {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])} "
+            f"| {card['psnr_db']['mean']:.1f} dB"
+            for card in cards("table")
+            for clean, ours in pairs(card)
+        ],
+    )
+
+
+def targets() -> str:
+    """One line per kind of targets, under what they have in common."""
+    order, found = get_args(Targets), cards("targets")
+    common = {origin({**card, "targets": "shift"}): None for card in found}
+    table = rows(
+        "targets | n | clean | protected | peak | relabelled | PSNR",
+        [
+            f"{', '.join([card['targets'], *victim])} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
+            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])} | {card['psnr_db']['mean']:.1f} dB"
+            for card in sorted(found, key=lambda card: order.index(card["targets"]))
+            for clean, ours in pairs(card)
+            for victim in ([clean["network"], clean["countermeasure"]] if len(pairs(card)) > 1 else [],)
+        ],
+    )
+    return "\n\n".join([*(f"{line}." for line in common), table])
+
+
+def transfer() -> str:
+    """For each kind of release the victim networks, under what it was made with."""
+    lines: dict[str, list[str]] = {}
+    for card in cards("transfer"):
+        lines.setdefault(origin(card), []).extend(
+            f"{clean['network']}{'' if clean['countermeasure'] == 'none' else ', ' + clean['countermeasure']} "
+            f"| {', '.join(map(str, schedule(card, clean)))} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
+            f"| {shown(ours['relabelled_accuracy'])}"
+            for clean, ours in pairs(card)
+        )
+    header = "victim | epochs, batch | n | clean | protected | relabelled"
+    return "\n\n".join([part for line, found in lines.items() for part in (f"{line}.", rows(header, found))] or [rows(header, [])])
+
+
+def schedule(card: Card, victim: Card) -> tuple[int, int]:
+    """How many epochs and in what batches a victim was trained."""
+    sections = card["settings"]["victim"]
+    section = next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
+    return section["epochs"], section["batch_size"]
+
+
+def kernels() -> str:
+    """One line per way to compute the same gradients."""
+    return rows(
+        "kernels | n | clean | protected | peak | relabelled",
+        [
+            f"{card['settings']['protect']['kernels']} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
+            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
+            for card in cards("kernels")
+            for clean, ours in pairs(card)
+        ],
+    )
+
+
+def countermeasures() -> str:
+    """For each kind of release one line per countermeasure, with what was published beside it."""
+    parts = []
+    header = "countermeasure | n | clean | protected | peak | relabelled | published: clean | SEP | TAP | source"
+    for card in cards("countermeasures"):
+        lines = [
+            f"{clean['countermeasure']} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
+            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])} | {beside(clean['countermeasure'])}"
+            for clean, ours in pairs(card)
+        ]
+        parts += [f"{origin(card)}; victims {trainings(card)}.", rows(header, lines)]
+    return "\n\n".join(parts or [rows(header, [])])
+
+
+def beside(countermeasure: str) -> str:
+    """What was published: clean, SEP, TAP, source."""
+    known = PUBLISHED.get(countermeasure)
+    if known is None:
+        return " | | | "
+    return " | ".join([*("" if value is None else f"{value:.1f}" for value in (known.clean, known.sep, known.tap)), known.source])
+
+
+def methods() -> str:
+    """One line per method and one for clean images, a column per countermeasure that all of them were measured under."""
+    found = sorted(cards("methods"), key=lambda card: list(METHODS).index(card["method"]))
+    by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
+    names = [name for name in by_name[0] if all(name in other for other in by_name)] if found else []
+    header = " | ".join(["method, budget", "n", "PSNR", *names])
+    if not found:
+        return rows(header, [])
+    clean = " | ".join(shown(by_name[0][name][0]["last_accuracy"]) for name in names)
+    lines = [f"clean images | {by_name[0][names[0]][0]['trainings']} | | {clean}"]
+    for card, own in zip(found, by_name, strict=True):
+        figures = " | ".join(f"**{shown(own[name][1]['last_accuracy'])}**" for name in names)
+        lines.append(f"{card['method']}, {card['budget']} | {own[names[0]][1]['trainings']} | {card['psnr_db']['mean']:.1f} dB | {figures}")
+    common = ", ".join(dict.fromkeys(f"preset {setting({**card, 'method': 'noise'}, '`')}; victims {trainings(card)}" for card in found))
+    return f"{common[0].upper()}{common[1:]}.\n\n{rows(header, lines)}"
+
+
+def trainings(card: Card) -> str:
+    """Which networks were trained, and how."""
+    return ", ".join(
+        dict.fromkeys(f"{v['network']} ({schedule(card, v)[0]} epochs in batches of {schedule(card, v)[1]})" for v in card["victims"])
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "table": results,
+    "targets": targets,
+    "transfer": transfer,
+    "kernels": kernels,
+    "countermeasures": countermeasures,
+    "methods": methods,
+}
+
+
+def with_table(text: str, name: str = "table") -> str:
+    """The README with one table as the cards have it.
+
+    Raises:
+        ValueError: it has no place for the table.
+    """
+    word = "results" if name == "table" else name
+    begin, end = f"<!-- {word}: made by tests/benchmarks/publish.py -->", f"<!-- end of {word} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"README.md has no place for this table: put the lines {begin} and {end} where it shall stand")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{TABLES[name]()}\n{end}{rest.split(end)[1]}"
