@@ -7,6 +7,7 @@ what it was made from. The records are small: whoever starts a stage again reads
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -100,19 +101,19 @@ def _rows(stage_folder: Folder, part: Part, schema: pa.Schema) -> pa.Table:
 
 
 def write_rows(stage_folder: Folder, name: str, parts: Sequence[Part], schema: pa.Schema) -> None:
-    """Write the rows of all parts, in the order given, as one table; in memory are one row group, and the compressed file that grows.
+    """Write the rows of all parts, in the order given, as one table, of which one row group is in memory at a time.
 
     Raises:
         ValueError: rows are not those the part was written with.
     """
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer, ThreadPoolExecutor(READ_TOGETHER) as pool:
-        group: list[pa.Table] = []
-        for start in range(0, len(parts), READ_TOGETHER):
-            group += pool.map(lambda part: _rows(stage_folder, part, schema), parts[start : start + READ_TOGETHER])
-            if sum(table.num_rows for table in group) >= ROW_GROUP:
+    with tempfile.TemporaryFile() as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer, ThreadPoolExecutor(READ_TOGETHER) as pool:
+            group: list[pa.Table] = []
+            for start in range(0, len(parts), READ_TOGETHER):
+                group += pool.map(lambda part: _rows(stage_folder, part, schema), parts[start : start + READ_TOGETHER])
+                if sum(table.num_rows for table in group) >= ROW_GROUP:
+                    writer.write_table(pa.concat_tables(group))
+                    group.clear()
+            if group:
                 writer.write_table(pa.concat_tables(group))
-                group.clear()
-        if group:
-            writer.write_table(pa.concat_tables(group))
-    stage_folder.write(name, sink.getvalue().to_pybytes())
+        stage_folder.write(name, file)

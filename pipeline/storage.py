@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from pyarrow import NativeFile, fs
 
@@ -123,8 +124,12 @@ class Folder:
         with self.errors(name), self.filesystem.open_input_file(self.file(name)) as stream:
             yield stream
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | BinaryIO) -> None:
         """Put a file in place whole, over whatever was there.
+
+        Args:
+            name: of the file.
+            data: its bytes, or a file that is read from its beginning, a block at a time.
 
         Raises:
             OSError: storage refused; what was there before is still there.
@@ -136,11 +141,12 @@ class Folder:
                 self._put(name, data)
 
     @staticmethod
-    def _replace(target: Path, data: bytes) -> None:
+    def _replace(target: Path, data: bytes | BinaryIO) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=TEMPORARY, delete=False) as stream:
             try:
-                stream.write(data)
+                for block in _blocks(data):
+                    stream.write(block)
                 stream.flush()
                 os.fsync(stream.fileno())
                 os.chmod(stream.name, 0o644)
@@ -152,19 +158,22 @@ class Folder:
                 os.unlink(stream.name)
                 raise
 
-    def _put(self, name: str, data: bytes) -> None:
+    def _put(self, name: str, data: bytes | BinaryIO) -> None:
         """Put an object and see that it is there; again, if the store has forgotten the upload because its answer was lost."""
         for left in reversed(range(PUTS)):
+            written = 0
             try:
                 with self.filesystem.open_output_stream(self.file(name)) as stream:
-                    stream.write(data)
+                    for block in _blocks(data):
+                        stream.write(block)
+                        written += len(block)
             except OSError as error:
                 if left and FORGOTTEN in str(error):
                     continue
                 raise
-            if (size := self._info(name).size) == len(data):
+            if (size := self._info(name).size) == written:
                 return
-        raise OSError(f"{len(data)} bytes were written, but {size or 'none'} are there")
+        raise OSError(f"{written} bytes were written, but {size or 'none'} are there")
 
     def _info(self, name: str = "") -> fs.FileInfo:
         with self.errors(name):
@@ -219,6 +228,15 @@ class Folder:
             os.replace(building.path, self.path)
         finally:
             building.delete()
+
+
+def _blocks(data: bytes | BinaryIO) -> Iterator[bytes]:
+    if isinstance(data, bytes):
+        yield data
+        return
+    data.seek(0)
+    while block := data.read(BLOCK):
+        yield block
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from pyarrow import fs
@@ -134,9 +136,10 @@ def test_a_write_that_fails_leaves_the_old_content(
 
 
 @pytest.mark.parametrize("kind", ["forgotten", "lost"])
-def test_an_upload_whose_end_goes_wrong_is_put_again(s3_server: Server, s3_bucket: str, kind: str) -> None:
+@pytest.mark.parametrize("data", [b"whole", io.BytesIO(b"whole")], ids=["bytes", "file"])
+def test_an_upload_whose_end_goes_wrong_is_put_again(s3_server: Server, s3_bucket: str, kind: str, data: bytes | BinaryIO) -> None:
     with s3_servers.proxy(s3_server, share=1, only=COMPLETE, kinds=[kind], at_most=PUTS - 1) as failing:
-        open_at(failing, s3_bucket).write("a.bin", b"whole")
+        open_at(failing, s3_bucket).write("a.bin", data)
         assert s3_servers.counts(failing)[kind] == PUTS - 1
     assert open_at(s3_server, s3_bucket).read("a.bin") == b"whole"
 

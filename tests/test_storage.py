@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
+from pipeline import storage
 from pipeline.storage import TEMPORARY, Folder, absolute
 
 
@@ -34,6 +36,26 @@ def test_what_is_written_is_read_and_listed(folder: Folder) -> None:
     assert not folder.exists("none.txt")
     with pytest.raises(FileNotFoundError):
         folder.read("none.txt")
+
+
+@pytest.mark.parametrize("local", [True, False], ids=["local", "object store"])
+def test_a_file_is_written_from_its_beginning_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool) -> None:
+    monkeypatch.setattr(storage, "BLOCK", 4)
+    asked: list[int] = []
+
+    class Noted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(-1 if size is None else size)
+            return super().read(size)
+
+    source = Noted(b"0123456789")
+    source.seek(0, os.SEEK_END)
+    elsewhere = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket", "s3://bucket")
+    elsewhere.filesystem.create_dir("bucket")
+    folder = Folder.open(str(tmp_path / "run")) if local else elsewhere
+    folder.write("a.bin", source)
+    assert folder.read("a.bin") == b"0123456789"
+    assert set(asked) == {4}
 
 
 def test_hidden_and_half_built_files_are_not_listed_and_are_swept(folder: Folder) -> None:
