@@ -171,8 +171,16 @@ def _on_networks(found: Finished, measured: list[Pair]) -> list[str]:
 
 
 def surrogates(found: Finished) -> str:
-    """The networks whose checkpoints the protection was made with."""
+    """The networks that the protection was made with."""
     return ", ".join(found["protect"].counts["networks"]) or "no network"
+
+
+def made_with(found: Finished) -> str:
+    """What networks had to do with the protection, as the end of a sentence that begins with `Protected`."""
+    counts = found["protect"].counts
+    if counts.get("members"):
+        return f"with checkpoints of {surrogates(found)}"
+    return f"by noise that {surrogates(found)} was trained against" if counts["networks"] else "without any network"
 
 
 def _on_other_classes(found: Finished, pair: Pair) -> list[str]:

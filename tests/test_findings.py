@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.findings import findings, scope
+from pipeline.findings import findings, made_with, scope
 from pipeline.results import Pair, pairs
 from pipeline.stage import Manifest
 
@@ -210,3 +210,17 @@ def test_a_countermeasure_under_which_less_is_learned_at_all_weakens_nothing_tha
     text = " ".join(findings(found_of(10), [pair(67.0, 11.0, 12.0), pair(30.0, 10.0, 11.0, "adversarial-8")], 10_000))
     assert "The protection holds against adversarial-8 (10.0 % of 30.0 %)." in text
     assert "weakest" not in text
+
+
+@pytest.mark.parametrize(
+    ("networks", "members", "said"),
+    [
+        (["resnet8", "resnet18"], 4, "with checkpoints of resnet8, resnet18"),
+        (["resnet18"], 0, "by noise that resnet18 was trained against"),
+        ([], 0, "without any network"),
+    ],
+)
+def test_checkpoints_are_told_of_only_where_some_were_used(networks: list[str], members: int, said: str) -> None:
+    found = found_of(10)
+    found["protect"].counts.update(networks=networks, members=members)
+    assert made_with(found) == said
