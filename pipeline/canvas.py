@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 DPI = 180
@@ -66,10 +67,13 @@ def drawing(height: float, theme: Theme, rows: int = 1, columns: int = 1, **opti
 
 
 def png(figure: Figure) -> bytes:
-    """The picture."""
+    """The picture, on which every text is as it was given: a `$` in the name of a class or a run begins no formula."""
     stream = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    with mpl.rc_context({"text.parse_math": False}):  # of ticks that are only made while drawing
+        for text in figure.findobj(Text):
+            text.set(parse_math=False)
+        figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 

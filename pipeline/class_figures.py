@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades
 
 NAMED = 20  # classes that have room for their names
 NUMBERED = 10  # and cells for a number
 LONGEST = 12  # characters of a name
+MOST_CELLS = 200  # a side; more would be smaller than pixels, of which some would then not be drawn
 
 
 def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequence[str], theme: Theme = LIGHT) -> bytes:
@@ -19,7 +21,7 @@ def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequen
 
     Args:
         tables: title and counts `(K, K)`; a class without test images has an empty row.
-        names: of the K classes.
+        names: of the K classes; of very many, several share a cell, which shows the largest percentage among them.
         theme: the colours.
     """
     count, many = len(names), len(tables)
@@ -30,16 +32,23 @@ def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequen
     for number, (axis, (title, table)) in enumerate(zip(axes, tables, strict=True)):
         counts = np.array(table, dtype=float)
         percents = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        axis.imshow(percents, cmap=colours, vmin=0, vmax=100, interpolation="none")
+        block = -(-count // MOST_CELLS)
+        axis.imshow(_largest(percents, block), cmap=colours, vmin=0, vmax=100, interpolation="none")
         bare(axis)
         axis.set_title(title, loc="left", color=theme.ink, fontsize=FONT)
         axis.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size)
         named = [] if number else shown  # once, for all panels
         axis.set_yticks(range(len(named)), named, fontsize=size)
-        axis.set_xlabel("taken for", fontsize=SMALL)
+        axis.set_xlabel("taken for" + (f" (largest of {block} × {block})" if block > 1 else ""), fontsize=SMALL)
         for i, j in product(range(count), repeat=2) if count <= NUMBERED else ():
             if round(percents[i, j]):
                 ink = ink_on(colours(percents[i, j] / 100), theme)
                 axis.text(j, i, f"{percents[i, j]:.0f}", ha="center", va="center", fontsize=6.5, color=ink)
     axes[0].set_ylabel("test images of", fontsize=SMALL)
     return png(figure)
+
+
+def _largest(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:
+    """The largest value of each block, those at the right and lower edge being what is left."""
+    starts = np.arange(0, len(values), block)
+    return np.asarray(np.maximum.reduceat(np.maximum.reduceat(values, starts, 0), starts, 1), np.float64)

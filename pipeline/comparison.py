@@ -12,12 +12,14 @@ from pipeline.points import settings
 from pipeline.results import Finished, Pair, Spread, budget, chance, finished, pairs, trials
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
+from sep.budget import largest_change
+from sep.methods import METHODS
 
 NONE = "–"  # where a table has no figure
 SPREADS = ("clean", "protected", "peak", "relabelled", "other_clean", "other_protected")
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run", "uri", "data", "data_digest", "method", "targets")]
-    + [("eps_levels", pa.int64()), ("surrogates", pa.string()), ("checkpoints", pa.int64()), ("steps", pa.int64())]
+    + [("eps_levels", pa.int64()), ("budget", pa.string()), ("surrogates", pa.string()), ("checkpoints", pa.int64()), ("steps", pa.int64())]
     + [("gradients", pa.int64()), ("protected_images", pa.int64()), ("psnr_db", pa.float64())]
     + [(f"{name}_seconds", pa.float64()) for name in ("surrogate", "crafting", "victim")]
     + [("network", pa.string()), ("countermeasure", pa.string()), ("seeds", pa.int64()), ("chance_accuracy", pa.float64())]
@@ -141,10 +143,21 @@ def _missing(run: Measured) -> list[str]:
     return run.found["protect"].missing if "protect" in run.found else []
 
 
-def crafting_seconds(protect: Manifest) -> float:
-    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part."""
+def crafting_seconds(protect: Manifest) -> float | None:
+    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None where it crafted nothing."""
     rate = protect.timing.get("images_per_second", 0)
-    return float(protect.counts["protected"] / rate if rate else protect.seconds)
+    return float(protect.counts["protected"] / rate) if rate else None
+
+
+def _of_method(protect: Manifest) -> dict[str, Any]:
+    """What was asked for that the method makes use of; None where it does not, whatever the configuration says."""
+    counts, kind = protect.counts, METHODS[protect.counts["method"]]
+    used = {
+        "targets": kind.targets,
+        "eps_levels": kind.budget is largest_change,  # the others have one of their own
+        "steps": kind.checkpoints != 0 or kind.preparation == "own-noise",
+    }
+    return {name: counts.get(name) if applies else None for name, applies in used.items()}
 
 
 def rows(comparison: Comparison) -> list[dict[str, Any]]:
@@ -158,7 +171,9 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "uri": run.uri,
             "data": run.found["pack"].asked.get("pack", {}).get("data"),
             "data_digest": run.data_digest,
-            **{counted: run.of("protect", counted) for counted in ("method", "targets", "eps_levels", "steps", "gradients", "psnr_db")},
+            **{counted: run.of("protect", counted) for counted in ("method", "gradients", "psnr_db")},
+            **(_of_method(protect) if protect else {}),
+            "budget": str(budget(run.found)) if protect else None,
             "surrogates": ", ".join(run.of("protect", "networks") or []) or None,
             "checkpoints": run.of("protect", "members"),
             "protected_images": run.of("protect", "protected"),
@@ -207,7 +222,7 @@ def _made(run: Measured) -> tuple[str, ...]:
     protect = run.found.get("protect")
     if protect is None:
         return (NONE,) * 10
-    counts = protect.counts
+    counts, seconds = protect.counts | _of_method(protect), crafting_seconds(protect)
 
     def shown(name: str, form: str = "{}") -> str:
         return form.format(counts[name]) if counts.get(name) is not None else NONE
@@ -217,7 +232,7 @@ def _made(run: Measured) -> tuple[str, ...]:
         ", ".join(counts.get("networks", [])) or NONE,
         str(budget(run.found)),
         *(shown(name, form) for name, form in (("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),
-        f"{crafting_seconds(protect):,.0f} s",
+        NONE if seconds is None else f"{seconds:,.0f} s",
         f"{run.found['victim'].seconds:,.0f} s" if "victim" in run.found else NONE,
         shown("psnr_db", "{:.1f} dB"),
     )

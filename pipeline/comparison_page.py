@@ -14,6 +14,8 @@ from pipeline.shards import rows_to_table, write_table
 from pipeline.storage import Folder
 
 PAGE, CSV, PARQUET = "index.html", "comparison.csv", "comparison.parquet"
+PICTURES = ("accuracy", "cost")
+VERSION = 2  # of tables, page and pictures; raised with what they show, so that a sweep makes those of an earlier version again
 
 
 def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
@@ -31,11 +33,14 @@ def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
     files |= {CSV: stream.getvalue(), PAGE: _page(comparison, title, drawn).encode()}
     for name, data in files.items():
         folder.write(name, data)
+    for name in (f"{name}.png" for name in PICTURES):
+        if name not in files and folder.exists(name):
+            folder.remove(name)  # of the earlier comparison, about other runs
     return [PARQUET, *files]
 
 
 def _pictures(comparison: Comparison, *, dark: bool = False) -> dict[str, bytes]:
-    """The PNGs there are, by name: accuracy, cost."""
+    """The PNGs there are, by names of `PICTURES`."""
     if not comparison.victims:
         return {}
     from pipeline import canvas, comparison_figures  # matplotlib takes seconds to load, for which a table should not wait

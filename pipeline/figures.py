@@ -36,13 +36,15 @@ def accuracy(pairs: Sequence[Pair], chance: float, theme: Theme = LIGHT) -> byte
         title = pair.clean.countermeasure if one_network and not alone else pair.name
         axis.set_title(title, loc="left", color=theme.ink, fontsize=FONT if columns < PANELS_ACROSS else SMALL)
         percent(axis, 20 if alone else 25)
-        epochs(axis, count, room=0.4 if alone else 0.12 * columns, label="epoch" if alone else "")
         if alone:
             ends = [(height, f"{data} {height:.1f} %", colour) for height, data, colour in ends]
             ends.append((chance, f"chance {chance:.3g} %", theme.ink))
         else:
             ends = [(height, f"{height:.0f}", colour) for height, _, colour in ends]
         label_ends(axis, count, ends, 7 if alone else 4.5 * columns)
+    longest = max(len(pair.clean.curves[0]) for pair in pairs)  # panels share their epochs, and some countermeasures train for fewer
+    for axis in axes[: len(pairs)]:
+        epochs(axis, longest, room=0.4 if alone else 0.12 * columns, label="epoch" if alone else "")
     for axis in axes[len(pairs) :]:
         axis.remove()
     if not alone:

@@ -7,7 +7,8 @@ import math
 from pipeline.results import Finished, Pair, chance
 from sep.methods import METHODS
 
-FAR = 10.0  # points; a relabelled accuracy this far above chance is no accident of the best assignment
+FAR = 10.0  # points; a difference this large is never called small, however much a victim learns
+ALIKE = 0.2  # of what there is to lose; shares no further apart are called alike
 NEAR = 5.0  # points; accuracies no further apart are called alike
 ON_COUNTERMEASURES = (
     "The protection holds against",
@@ -33,6 +34,8 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
     classes, some = len(found["protect"].counts["classes"]), pair.clean.other is not None
     of_whom = f" of the {classes} protected classes" if some else ""
     release = "release" if some else "protected ones"
+    guess = chance(found)
+    least = guess + max(_margin(guess, tests), min(FAR, guess))  # of one class in ten 20 %, of one in a hundred 2 %
     said = [
         f"Trained on the clean images, {pair.name} gets {clean:.1f} % of the clean test images{of_whom} right; trained on the {release}, "
         f"{protected:.1f} %: {_apart(clean, protected)}.",
@@ -40,44 +43,77 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
         *_on_other_classes(found, pair),
         *_on_networks(found, measured),
     ]
-    others = [other for other in measured[1:] if other.protected.last.mean > protected + FAR]
-    if others and clean - protected >= FAR:
-        worst = max(others, key=lambda other: other.protected.last.mean)
+    worst = _weakest(measured, guess, least)
+    if worst:
         said.append(
             f"The protection is weakest against {worst.name}: {worst.protected.last.mean:.1f} % on protected images, "
             f"{worst.clean.last.mean:.1f} % on clean ones."
         )
-    return said + _on_countermeasures(measured, chance(found))
+    return said + _on_countermeasures(measured, guess, least)
 
 
-def _on_countermeasures(measured: list[Pair], guess: float) -> list[str]:
+def _weakest(measured: list[Pair], guess: float, least: float) -> Pair | None:
+    """The victim that loses the smallest share of what it could, where that is clearly less than the first one loses."""
+    first = measured[0]
+    able = [pair for pair in measured[1:] if pair.clean.last.mean >= least]
+    if not able or first.clean.last.mean < least or _lost(first) < _far(first, guess):
+        return None
+    worst = min(able, key=lambda pair: _share(pair, guess))
+    return worst if _share(worst, guess) < _share(first, guess) - ALIKE else None
+
+
+def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> list[str]:
     """Against which countermeasures the protection holds and against which it does not, by the network of each that it fails most.
 
-    Looked at are networks that it works against at all; `guess` is what guessing gets right, in percent.
+    Looked at are networks that it works against at all; `guess` is what guessing gets right, in percent, and who gets less than `least`
+    from clean images has learned nothing that could be lost: such a network speaks for a countermeasure only where all are such.
     """
-    plain = {pair.clean.network: pair for pair in measured if pair.clean.countermeasure == "none" and _lost(pair) >= FAR}
-    worst: dict[str, Pair] = {}
-    for pair in sorted(measured, key=_lost, reverse=True):
+    plain = {
+        pair.clean.network: pair
+        for pair in measured
+        if pair.clean.countermeasure == "none" and pair.clean.last.mean >= least and _lost(pair) >= _far(pair, guess)
+    }
+
+    def outcome(pair: Pair) -> int:
+        """The place in `ON_COUNTERMEASURES` of the sentence that tells of it."""
+        if pair.clean.last.mean < least:
+            return 3
+        if _lost(pair) < _far(pair, guess):
+            return 2
+        return 0 if _share(pair, guess) >= _share(plain[pair.clean.network], guess) - ALIKE else 1
+
+    countered: dict[str, list[Pair]] = {}
+    for pair in measured:
         if pair.clean.network in plain and pair.clean.countermeasure != "none":
-            worst[pair.clean.countermeasure] = pair
-    groups: dict[str, list[str]] = {start: [] for start in ON_COUNTERMEASURES}
-    holds, weakened, undone, unknown = groups.values()
-    for name, pair in worst.items():
-        clean, left = pair.clean.last.mean, pair.protected.last.mean
-        named = f"{name} with {pair.clean.network}" if len(plain) > 1 else name
-        if clean < guess + FAR:
-            unknown.append(f"{named} ({clean:.1f} %)")
-        elif _lost(pair) < FAR:
-            undone.append(f"{named} ({left:.1f} %, where clean images treated alike give {clean:.1f} %)")
-        else:
-            before = plain[pair.clean.network].protected.last.mean
-            (holds if left <= before + FAR else weakened).append(f"{named} ({left:.1f} % of {clean:.1f} %)")
-    return [f"{start} {'; '.join(names)}." for start, names in groups.items() if names]
+            countered.setdefault(pair.clean.countermeasure, []).append(pair)
+    groups: list[list[str]] = [[] for _ in ON_COUNTERMEASURES]
+    for name, pairs in countered.items():
+        worst = min(pairs, key=lambda pair: ((2, 1, 0, 3).index(outcome(pair)), _lost(pair)))
+        clean, left, place = worst.clean.last.mean, worst.protected.last.mean, outcome(worst)
+        part = f"{left:.1f} % of {clean:.1f} %"
+        figures = (part, part, f"{left:.1f} %, where clean images treated alike give {clean:.1f} %", f"{clean:.1f} %")[place]
+        groups[place].append(f"{name} with {worst.clean.network} ({figures})" if len(plain) > 1 else f"{name} ({figures})")
+    return [f"{start} {'; '.join(names)}." for start, names in zip(ON_COUNTERMEASURES, groups, strict=True) if names]
 
 
 def _lost(pair: Pair) -> float:
     """Points that the victim has less from protected images than from clean ones treated alike."""
     return pair.clean.last.mean - pair.protected.last.mean
+
+
+def _share(pair: Pair, guess: float) -> float:
+    """What the victim has lost of all that it could: what it learns from clean images beyond guessing."""
+    return _lost(pair) / (pair.clean.last.mean - guess)
+
+
+def _far(pair: Pair, guess: float) -> float:
+    """Points that are much for a victim: of many classes, ten may be all that it learns."""
+    return min(FAR, (pair.clean.last.mean - guess) / 2)
+
+
+def _margin(guess: float, tests: int) -> float:
+    """Points within which an accuracy on so many test images cannot be told from guessing: three standard errors."""
+    return 300 * math.sqrt(guess / 100 * (1 - guess / 100) / tests)
 
 
 def _apart(before: float, after: float) -> str:
@@ -87,12 +123,12 @@ def _apart(before: float, after: float) -> str:
 def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
     """How the first victim's accuracy on the protected classes compares with guessing, before and after relabelling."""
     guess = chance(found)
-    margin = 300 * math.sqrt(guess / 100 * (1 - guess / 100) / tests)
+    margin = _margin(guess, tests)
     named = f"{guess:.3g} %" + (f" among all {len(found['pack'].counts['classes'])} classes" if pair.clean.other else "")
     clean, protected = pair.clean.last.mean, pair.protected.last.mean
     if clean <= guess + margin:
         return ["The clean victim itself is hardly better than guessing, so the comparison says nothing: train longer or on more images."]
-    if clean - protected < FAR:
+    if clean - protected < _far(pair, guess):
         return ["That is no protection to speak of."]
     if protected < guess - margin:
         said = f"That is below chance ({named}): the victim is not ignorant but systematically wrong."
@@ -105,11 +141,11 @@ def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
 
 def _on_relabelling(found: Finished, pair: Pair) -> str:
     clean, protected, relabelled = pair.clean.last.mean, pair.protected.last.mean, pair.protected.relabelled.mean
-    gain = relabelled - protected
+    gain, far = relabelled - protected, _far(pair, chance(found))
     outcome = f"After the best one-to-one relabelling of its predictions the protected victim gets {relabelled:.1f} % right"
-    if gain < FAR:
+    if gain < far:
         return f"{outcome}: relabelling recovers next to nothing."
-    if relabelled < chance(found) + FAR:
+    if relabelled < chance(found) + far:
         return f"{outcome}, which is near chance as well: relabelling recovers nothing useful."
     share = round(100 * gain / (clean - protected))
     counts = found["protect"].counts
@@ -135,8 +171,16 @@ def _on_networks(found: Finished, measured: list[Pair]) -> list[str]:
 
 
 def surrogates(found: Finished) -> str:
-    """The networks whose checkpoints the protection was made with."""
+    """The networks that the protection was made with."""
     return ", ".join(found["protect"].counts["networks"]) or "no network"
+
+
+def made_with(found: Finished) -> str:
+    """What networks had to do with the protection, as the end of a sentence that begins with `Protected`."""
+    counts = found["protect"].counts
+    if counts.get("members"):
+        return f"with checkpoints of {surrogates(found)}"
+    return f"by noise that {surrogates(found)} was trained against" if counts["networks"] else "without any network"
 
 
 def _on_other_classes(found: Finished, pair: Pair) -> list[str]:

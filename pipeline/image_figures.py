@@ -125,6 +125,7 @@ def spectrum(triplets: Sequence[Triplet], theme: Theme = LIGHT) -> bytes:
         right.semilogy(*by_frequency(values), color=colour, linewidth=2, label=name)
     right.legend(frameon=False, labelcolor=theme.ink, fontsize=SMALL)
     right.minorticks_off()
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")  # the usual one writes formulas
     right.set_xlabel("cycles per image")
     right.set_ylabel("mean |FFT|")
     return png(figure)

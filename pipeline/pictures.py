@@ -70,14 +70,17 @@ def chosen_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
 
 
 def changed_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
-    """Key and shard of the first images of protected classes: as few shards as can be, because these have to be read."""
+    """Key and shard of the first images that were changed: as few shards as can be, because these have to be read.
+
+    Not all of a protected class are: one whose pixel had the colour already stays as it was.
+    """
     classes = set(found["protect"].counts["classes"])
-    protected = [(row["key"], row["shard"]) for row in _rows(folder) if row["label"] in classes]
-    return sorted(protected, key=lambda sample: sample[1])[:SPECTRUM_IMAGES]
+    changed = [(row["key"], row["shard"]) for row in _rows(folder) if row["label"] in classes and row["linf_levels"] > 0]
+    return sorted(changed, key=lambda sample: sample[1])[:SPECTRUM_IMAGES]
 
 
 def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
-    table = read_table(folder.child("protect"), "samples.parquet", ["key", "label", "shard"])
+    table = read_table(folder.child("protect"), "samples.parquet", ["key", "label", "shard", "linf_levels"])
     for batch in table.to_batches(2**14):
         yield from batch.to_pylist()
 

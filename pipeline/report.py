@@ -14,7 +14,7 @@ import jinja2
 import yaml
 
 from pipeline.config import RunConfig, to_tree
-from pipeline.findings import findings, scope, surrogates
+from pipeline.findings import findings, made_with, scope, surrogates
 from pipeline.pictures import COUNTERED, draw
 from pipeline.presets import preset
 from pipeline.results import (
@@ -34,6 +34,7 @@ from pipeline.storage import Folder
 log = logging.getLogger(__name__)
 
 PAGE = "index.html"
+VERSION = 2  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
@@ -52,7 +53,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     if not found:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick and holds nothing of its own: when there is something new to show, it is made again without asking.
-    stage = Stage(folder, "report", {}, seed=config.seed, inputs=tuple(found), overwrite=True)
+    stage = Stage(folder, "report", {"version": VERSION}, seed=config.seed, inputs=tuple(found), overwrite=True)
     if stage.manifest:
         return stage.manifest
     drawn = {"light": draw(folder, found), "dark": draw(folder, found, dark=True)}
@@ -96,6 +97,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         findings=findings(found, measured, measured_images(folder, found) if measured else 0),
         scope=scope(measured) if measured else "",
         surrogates=surrogates(found) if "protect" in found else "",
+        made_with=made_with(found) if "protect" in found else "",
         released=_released(found),
         protection=_protection(found) if "protect" in found else {},
         refused=refused[:SHOWN_QUARANTINED],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.pool import WorkFailed
 from pipeline.comparison import compare, read, text
-from pipeline.comparison_page import PAGE, write
+from pipeline.comparison_page import PAGE, VERSION, write
 from pipeline.config import RunConfig, StageName
 from pipeline.grid import GridPoint, grid
 from pipeline.points import SHARED, begin, point
@@ -70,7 +70,8 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     # From cheap to dear, in whatever order they were asked for.
     runs.sort(key=lambda measured: (measured.gradients_per_image, measured.uri))
     made_from = digest([[stage.digest for stage in measured.found.values()] for measured in runs])
-    compared, stage = compare(runs), Stage(folder, OUTCOME, {"made_from": made_from}, seed=config.seed, inputs=SHARED, overwrite=True)
+    section = {"made_from": made_from, "version": VERSION}
+    compared, stage = compare(runs), Stage(folder, OUTCOME, section, seed=config.seed, inputs=SHARED, overwrite=True)
     if stage.manifest is None:
         write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
         stage.finish({"points": len(runs)})

@@ -99,6 +99,6 @@ class PointTracker(Tracker):
 
     def _protect(self, found: Finished) -> None:
         super()._protect(found)
-        protect = found["protect"]
-        cost = {"gradients": protect.counts["gradients"], "crafting_seconds": crafting_seconds(protect)}
+        protect, seconds = found["protect"], crafting_seconds(found["protect"])
+        cost = {"gradients": protect.counts["gradients"]} | ({} if seconds is None else {"crafting_seconds": seconds})
         self._store.log_metrics(self._state["parent"], cost)  # where they chart against the accuracies of the point

@@ -121,7 +121,8 @@ class Tracker:
         identity = digest([tree, found["pack"].digest])
         protect, size = tree["protect"], found["pack"].counts
         allowed = METHODS[protect["method"]].budget(protect["eps_levels"], (3, size["height"], size["width"]))
-        self._tags = {name: protect[name] for name in ("method", "targets")} | {"budget": str(allowed)}
+        self._tags = {"method": protect["method"], "budget": str(allowed)}
+        self._tags |= {"targets": protect["targets"]} if METHODS[protect["method"]].targets else {}
         self._tags |= {"dataset": tree["data"], "preset": tree["preset"]}
         there = "parent" in self._state and self._store.is_active(self._state["parent"])
         if there and self._state["identity"] == identity:

@@ -21,7 +21,7 @@ NAMES = (
 )
 NETWORKS = ("resnet18", "vgg16-bn", "densenet121", "mobilenet-v2", "vit-small")
 UNDONE = ("jpeg-10", "adversarial-8")
-EPOCHS = 12
+EPOCHS, EARLY = 12, 3  # the latter of early-stop
 
 
 def rows(networks: Sequence[str], countermeasures: Sequence[str], seeds: int) -> list[dict[str, Any]]:
@@ -32,13 +32,14 @@ def rows(networks: Sequence[str], countermeasures: Sequence[str], seeds: int) ->
             for seed in range(seeds):
                 clean = 80 - 4 * n - (c % 7) + 0.7 * seed
                 protected = clean - 3 if name in UNDONE else 8 + 3 * n + (5 * c) % 11 + 1.3 * seed
+                epochs = EARLY if name == "early-stop" else EPOCHS
                 for data, last in (("clean", clean), ("protected", protected)):
                     early = 20 if data == "protected" else 0  # a perturbation takes time to learn
-                    curve = [last * min(1.0, (epoch + 2) / EPOCHS) + early * (epoch < 4) for epoch in range(EPOCHS)]
+                    curve = [last * min(1.0, (epoch + 2) / epochs) + early * (epoch < epochs // 3) for epoch in range(epochs)]
                     made.append(
                         {"network": network, "data": data, "countermeasure": name, "seed": seed}
                         | {"last_accuracy": curve[-1], "peak_accuracy": max(curve), "relabelled_accuracy": min(100.0, curve[-1] + 9)}
-                        | {"other_accuracy": None, "accuracy_per_epoch": curve, "loss_per_epoch": [2.0 / (e + 1) for e in range(EPOCHS)]}
+                        | {"other_accuracy": None, "accuracy_per_epoch": curve, "loss_per_epoch": [2.0 / (e + 1) for e in range(epochs)]}
                     )
     return made
 

@@ -44,3 +44,27 @@ def test_percent_is_of_the_images_of_a_class_and_names_are_left_out_where_there_
     assert share(picture, half) > 0.02
     assert share(picture, to_hex(canvas.shades(LIGHT)(1.0))) < 0.001
     assert paper(21) > paper(20) + 0.01
+
+
+@pytest.mark.parametrize("count", [999, 401, 201, 200])
+def test_of_very_many_classes_no_part_of_a_diagonal_is_lost(count: int) -> None:
+    table = (100 * np.roll(np.eye(count, dtype=int), count // 2, 1)).tolist()
+    picture = decoded(class_figures.classes([("clean", table), ("protected", table)], [str(i) for i in range(count)]))
+    ink = [int(LIGHT.clean[i : i + 2], 16) for i in (1, 3, 5)]
+    rows = np.unique(np.nonzero((np.abs(picture.astype(int) - ink) <= 3).all(-1))[0])
+    assert len(rows) > 300
+    assert (np.diff(rows) == 1).all()
+
+
+def test_the_largest_of_a_block_is_kept_also_at_the_edge() -> None:
+    assert class_figures._largest(np.arange(9.0).reshape(3, 3), 2).tolist() == [[4, 5], [7, 8]]
+    assert class_figures._largest(np.eye(3), 1).tolist() == np.eye(3).tolist()
+
+
+def test_names_are_no_formulas() -> None:
+    names = [r"$\frac{$", "a $100 or $200", "_", *NAMES[3:]]
+    picture, without = (
+        decoded(class_figures.classes([(title, shifted(50, 5))], names)) for title, names in (("one $ two $", names), ("one", NAMES))
+    )
+    assert picture.shape == without.shape
+    assert not np.array_equal(picture, without)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import compare, results
-from pipeline.comparison import NONE, Measured, made, measured, read
+from pipeline import compare, results, sweep
+from pipeline.comparison import NONE, Measured, crafting_seconds, made, measured, read, rows
 from pipeline.comparison import compare as side_by_side
+from pipeline.comparison_page import VERSION
 from pipeline.config import RunConfig
+from pipeline.grid import grid
 from pipeline.points import begin
 from pipeline.shards import read_table
 from pipeline.storage import Folder
@@ -94,7 +96,8 @@ def test_writes_the_same_as_tables_pictures_and_a_page(runs: dict[str, Path], tm
     assert f'<td class="number">{rows["four"]["psnr_db"]:.1f} dB</td>' in html
     for name in ("accuracy", "cost"):
         assert (to / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert compare.main([str(runs["eight"]), "--to", str(to)]) == 0  # over an earlier comparison
+    assert compare.main([str(runs["without"]), "--to", str(to)]) == 0  # over an earlier comparison, whose pictures are of other runs
+    assert sorted(path.name for path in to.iterdir()) == ["comparison.csv", "comparison.parquet", "index.html"]
 
 
 def test_says_why_figures_do_not_compare(runs: dict[str, Path]) -> None:
@@ -126,6 +129,69 @@ def test_what_a_run_lacks_is_shown_as_missing(runs: dict[str, Path], tmp_path: P
     assert made(compared).lines[1][2] == "sep-fa"
     assert [line[1:] for line in measured(compared).lines if line[1] != "eight"] == [(name, *(NONE,) * 5) for name in ("without", "begun")]
     assert "begun: nothing is protected yet" in compared.warnings
+
+
+@pytest.mark.parametrize(
+    ("method", "used"),
+    [
+        ("sep-fa", {"targets": "shift", "eps_levels": 8, "steps": 4, "budget": "8/255"}),
+        ("noise", {"targets": None, "eps_levels": 8, "steps": None, "budget": "8/255"}),
+        ("error-min", {"targets": None, "eps_levels": 8, "steps": 4, "budget": "8/255"}),
+        ("error-min-class", {"targets": None, "eps_levels": 8, "steps": None, "budget": "8/255"}),
+        ("linear-separable", {"targets": None, "eps_levels": None, "steps": None, "budget": "L2 1.00"}),
+        ("one-pixel", {"targets": None, "eps_levels": None, "steps": None, "budget": "1 pixel"}),
+    ],
+)
+def test_what_a_method_does_not_use_is_not_listed(runs: dict[str, Path], method: str, used: dict[str, object]) -> None:
+    own = {"linear-separable": {"norm": "l2", "limit": 255**2}, "one-pixel": {"norm": "pixels", "limit": 1}}
+    run = _counted(runs["eight"], method=method, budget=own.get(method, {"norm": "linf", "limit": 8}))
+    (row, *_) = rows(side_by_side([run]))
+    assert {name: row[name] for name in used} == used
+    (line,) = made(side_by_side([run])).lines
+    assert [line[made(side_by_side([run])).head.index(name)] for name in ("targets", "budget", "steps")] == [
+        NONE if used[name] is None else str(used[name]) for name in ("targets", "budget", "steps")
+    ]
+
+
+def _counted(path: Path, rate: float = 1.0, **counts: object) -> Measured:
+    """A run whose protection has counted something else."""
+    run = read(Folder.open(str(path)))
+    protect = run.found["protect"]
+    changed = replace(protect, counts=protect.counts | counts, timing=protect.timing | {"images_per_second": rate})
+    return replace(run, found=run.found | {"protect": changed})
+
+
+def test_a_start_that_crafted_nothing_says_nothing_of_the_cost(runs: dict[str, Path]) -> None:
+    run = _counted(runs["eight"], rate=0.0)
+    assert crafting_seconds(run.found["protect"]) is None
+    (row, *_) = rows(side_by_side([run]))
+    assert row["crafting_seconds"] is None
+    table = made(side_by_side([run]))
+    assert table.lines[0][table.head.index("crafting")] == NONE
+    assert crafting_seconds(_counted(runs["eight"], rate=2.0).found["protect"]) == 18
+
+
+def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        """A tracker that nobody reads."""
+
+        def log_outcome(self, *_: object) -> None:
+            """Nothing."""
+
+    path = tmp_path / "run"
+    shutil.copytree(runs["four"], path, ignore=shutil.ignore_patterns("protect", "victim"))
+    config, folder = replace(finished_run.configuration(path), sweep=("protect.steps=2",)), Folder.open(str(path))
+    begin(folder, "steps-2", {"protect.steps": 2})
+    finished_run.write(path / "sweep" / "steps-2", ("protect",), replace(config, sweep=(), protect=replace(config.protect, steps=2)))
+
+    def written() -> int:
+        sweep._conclude(config, grid(config), folder, Silent())  # type: ignore[arg-type]
+        return (path / "comparison" / "index.html").stat().st_mtime_ns
+
+    first = written()
+    assert written() == first
+    monkeypatch.setattr("pipeline.sweep.VERSION", VERSION + 1)
+    assert written() != first
 
 
 def test_unreadable_runs_are_named_and_stop_nothing(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

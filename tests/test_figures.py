@@ -177,3 +177,19 @@ def test_matrices_are_wrapped_and_only_small_ones_have_room_for_numbers() -> Non
 @pytest.mark.parametrize(("value", "text"), [(-0.004, "0.00"), (0.126, "0.13"), (-0.2, "-0.20")])
 def test_hundredths_have_no_negative_zero(value: float, text: str) -> None:
     assert figures._hundredths(value) == text
+
+
+def test_panels_share_the_epochs_of_the_longest_training() -> None:
+    def curves(countermeasures: tuple[str, ...]) -> Any:
+        long = [40.0, *[90.0] * 9]
+        return [
+            {**row, "accuracy_per_epoch": long[:2] if name == "early-stop" else long}
+            for name in countermeasures
+            for data in ("clean", "protected")
+            for row in rows(90.0, data, 1, countermeasure=name)
+        ]
+
+    def painted(*countermeasures: str) -> float:
+        return share(decoded(figures.accuracy(pairs(curves(countermeasures)), 10.0)), LIGHT.protected)
+
+    assert painted("none", "early-stop", "cutout") == pytest.approx(painted("none", "cutout", "early-stop"), rel=0.05)

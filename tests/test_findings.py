@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.findings import findings, scope
+from pipeline.findings import findings, made_with, scope
 from pipeline.results import Pair, pairs
 from pipeline.stage import Manifest
 
@@ -148,3 +148,79 @@ def test_of_a_protection_that_fails_no_countermeasure_is_said_to_undo_it() -> No
     text = " ".join(findings(found_of(10), [pair(67.0, 65.0, 66.0), pair(60.0, 59.0, 59.0, "jpeg-10")], 10_000))
     assert "no protection to speak of" in text
     assert "jpeg-10" not in text
+
+
+def test_of_many_classes_a_protection_is_judged_by_what_there_is_to_learn() -> None:
+    text = " ".join(findings(found_of(1000), [pair(9.5, 0.1, 0.5)], 10_000))
+    assert "no protection to speak of" not in text
+    assert "cannot be told from chance (0.1 %)" in text
+    undone = " ".join(findings(found_of(1000), [pair(9.5, 0.1, 9.2)], 10_000))
+    assert "far above chance" in undone
+    assert "regains 97 % of what was lost" in undone
+    text = " ".join(findings(found_of(100), [pair(60.0, 1.0, 3.0), pair(10.5, 9.9, 10.0, "adversarial-8")], 10_000))
+    assert "hardly more than guessing" not in text
+    assert "It is undone by adversarial-8 (9.9 %, where clean images treated alike give 10.5 %)." in text
+
+
+def test_a_network_that_learns_nothing_under_a_countermeasure_hides_none_that_does() -> None:
+    measured = [
+        pair(90.0, 12.0, 13.0),
+        pair(70.0, 12.0, 13.0, network="vit-small"),
+        pair(75.0, 71.0, 71.0, "adversarial-8"),
+        pair(15.0, 14.0, 14.0, "adversarial-8", network="vit-small"),
+        pair(16.0, 12.0, 13.0, "bit-depth-2"),
+        pair(15.0, 14.0, 14.0, "bit-depth-2", network="vit-small"),
+    ]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "It is undone by adversarial-8 with resnet8 (71.0 %, where clean images treated alike give 75.0 %)." in text
+    assert "hardly more than guessing: bit-depth-2 with vit-small (15.0 %)." in text
+
+
+def test_of_the_networks_one_that_is_undone_goes_before_one_that_has_less_to_lose() -> None:
+    measured = [
+        pair(67.0, 11.0, 12.0),
+        pair(67.0, 11.0, 12.0, network="vit-small"),
+        pair(66.0, 40.0, 41.0, "cutmix"),
+        pair(30.0, 10.0, 11.0, "cutmix", network="vit-small"),
+    ]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "It is weakened, but not undone, by cutmix with resnet8 (40.0 % of 66.0 %)." in text
+    assert "weakest against resnet8, cutmix" in text  # 26 points are more than 20, and yet a smaller share
+
+
+def test_weakest_is_where_least_is_lost_and_not_where_most_is_learned() -> None:
+    measured = [
+        pair(92.0, 12.0, 13.0),
+        pair(90.0, 46.0, 47.0, "grayscale"),
+        pair(45.0, 43.0, 43.0, "adversarial-8"),
+        pair(14.0, 13.9, 14.0, "bit-depth-2"),
+    ]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "weakest against resnet8, adversarial-8: 43.0 % on protected images, 45.0 % on clean ones." in text
+
+
+def test_a_weak_protection_holds_only_where_as_much_is_lost() -> None:
+    measured = [pair(67.0, 40.0, 41.0), pair(60.0, 49.0, 49.0, "cutout"), pair(62.0, 38.0, 39.0, "grayscale")]
+    text = " ".join(findings(found_of(10), measured, 10_000))
+    assert "It is weakened, but not undone, by cutout (49.0 % of 60.0 %)." in text
+    assert "The protection holds against grayscale (38.0 % of 62.0 %)." in text
+
+
+def test_a_countermeasure_under_which_less_is_learned_at_all_weakens_nothing_that_stays_at_chance() -> None:
+    text = " ".join(findings(found_of(10), [pair(67.0, 11.0, 12.0), pair(30.0, 10.0, 11.0, "adversarial-8")], 10_000))
+    assert "The protection holds against adversarial-8 (10.0 % of 30.0 %)." in text
+    assert "weakest" not in text
+
+
+@pytest.mark.parametrize(
+    ("networks", "members", "said"),
+    [
+        (["resnet8", "resnet18"], 4, "with checkpoints of resnet8, resnet18"),
+        (["resnet18"], 0, "by noise that resnet18 was trained against"),
+        ([], 0, "without any network"),
+    ],
+)
+def test_checkpoints_are_told_of_only_where_some_were_used(networks: list[str], members: int, said: str) -> None:
+    found = found_of(10)
+    found["protect"].counts.update(networks=networks, members=members)
+    assert made_with(found) == said

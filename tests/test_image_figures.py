@@ -69,3 +69,8 @@ def test_the_spectrum_of_noise_is_flat_and_that_of_the_images_falls() -> None:
     picture = decoded(image_figures.spectrum([Triplet("", *pair) for pair in zip(clean, protected, strict=True)]))
     for colour in (LIGHT.clean, LIGHT.protected):
         assert share(picture, colour) > 0.002
+
+
+def test_a_wrapped_name_is_no_formula() -> None:
+    image = np.full((16, 16, 3), 128, np.uint8)
+    assert decoded(image_figures.samples([Triplet(r"$\frac{$", image, image)], 8)).size

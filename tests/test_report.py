@@ -19,7 +19,7 @@ from pipeline import pictures, report, results
 from pipeline.command_line import from_tree, parse
 from pipeline.config import RunConfig, to_tree
 from pipeline.findings import findings
-from pipeline.shards import read_table, write_table
+from pipeline.shards import read_table, rows_to_table, write_table
 from pipeline.storage import Folder
 from pipeline.verify import verify
 from tests import finished_run
@@ -88,6 +88,7 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
         assert f"{row['data']} {row['seed']} {row['last_accuracy']:.2f} {row['peak_accuracy']:.2f}" in text
     for word in ("Other classes", "others, clean", "not protected"):  # every class is
         assert word not in text
+    assert "Protected with checkpoints of resnet8." in text
     assert "train/vertical/&lt;broken&gt; &amp; half.jpg" in page(folder)  # names from outside cannot become markup
 
 
@@ -185,7 +186,7 @@ def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_pat
     assert ("PSNR" in report.summary(config, folder)) == ("protect" in stages)
 
 
-def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path) -> None:
+def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = finished_run.write(tmp_path / "run", ("pack",))
     first = report.run(config, folder)
     written = os.stat(folder.file("report/index.html")).st_mtime_ns
@@ -193,6 +194,10 @@ def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path) -
     assert os.stat(folder.file("report/index.html")).st_mtime_ns == written
     finished_run.write(tmp_path / "run", ("surrogate",))
     assert report.run(config, folder).counts["pictures"] == ["surrogate"]
+    monkeypatch.setattr(report, "VERSION", report.VERSION + 1)
+    written = os.stat(folder.file("report/index.html")).st_mtime_ns
+    report.run(config, folder)
+    assert os.stat(folder.file("report/index.html")).st_mtime_ns != written
 
 
 def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConfig, Folder]) -> None:
@@ -217,6 +222,18 @@ def test_a_run_of_before_these_were_measured_is_reported_without_them(copied_run
     assert not {"ssim", "changed_percent"} & known.keys()
     assert "SSIM 0." not in words(folder)
     assert folder.exists("report/imperceptibility.png")
+
+
+def test_images_that_were_left_as_they_are_are_in_no_spectrum(copied_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = copied_run
+    table = read_table(folder, "protect/samples.parquet")
+    *unchanged, last = table.to_pylist()
+    for row in unchanged:
+        row["linf_levels"] = 0
+    write_table(folder.child("protect"), "samples.parquet", rows_to_table([*unchanged, last], table.schema))
+    assert pictures.changed_samples(folder, results.finished(folder)) == [(last["key"], last["shard"])]
+    folder.child("report").delete()
+    assert "spectrum" in report.run(config, folder).counts["pictures"]
 
 
 def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -248,12 +248,13 @@ def test_a_stage_made_again_replaces_its_own_run_only(copied_run: tuple[RunConfi
 def test_other_settings_make_a_new_parent_with_everything_that_still_holds(copied_run: tuple[RunConfig, Folder]) -> None:
     config, folder = copied_run
     first, _ = runs(folder)
-    redone = replace(config, protect=replace(config.protect, steps=2), overwrite=True)
+    redone = replace(config, protect=replace(config.protect, steps=2, method="noise"), overwrite=True)
     finished_run.write(Path(folder.path), ("protect",), redone)
     track(redone, folder, "pack", "surrogate", "protect")
     parent, children = runs(folder)
     assert parent.info.run_id != first.info.run_id
     assert parent.data.params["protect.steps"] == "2"
+    assert "targets" not in parent.data.tags  # noise is drawn towards no class
     assert set(children) == {"surrogate", "protect"}
     assert runs(folder, view=2)[0].data.params["protect.steps"] == "4"
 
