@@ -16,9 +16,9 @@ from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline import grow, report, sweep
 from pipeline.command_line import parse
-from pipeline.config import STAGES, RunConfig
+from pipeline.config import RunConfig
 from pipeline.lock import sole_driver
-from pipeline.points import SHARED, Point, open_run
+from pipeline.points import Point, open_run
 from pipeline.sequence import run_stages
 from pipeline.sweep_tracking import SweepTracker
 
@@ -42,7 +42,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         tracker = SweepTracker(config, folder)
         status = "FAILED"
         try:
-            missing = run_stages(config, folder, tracker, SHARED if config.sweep else STAGES)
+            missing = run_stages(config, folder, tracker, sweep.shared_stages(config) if config.sweep else config.needed_stages)
             if config.sweep:
                 swept = sweep.run(config, folder, tracker)
                 missing += swept.missing

@@ -35,6 +35,11 @@ class Outcome:
     failed: dict[str, str]  # point -> cause
 
 
+def shared_stages(config: RunConfig) -> set[StageName]:
+    """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
+    return {name for asked in grid(config) for name in asked.config.needed_stages if name in SHARED}
+
+
 def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
@@ -84,7 +89,7 @@ def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker) -> list[st
     nested = PointTracker(wanted.config, folder, tracker)
     status = "FAILED"
     try:
-        missing = run_stages(wanted.config, folder, nested, STAGES)
+        missing = run_stages(wanted.config, folder, nested, [name for name in wanted.config.needed_stages if name in STAGES])
         status = "FAILED" if missing else "FINISHED"
         return [f"sweep/{wanted.name}/{shard}" for shard in missing]
     finally:
