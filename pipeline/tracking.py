@@ -163,8 +163,8 @@ class Tracker:
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
         if stage == "victim":  # the same names in every run, so that runs chart side by side
             cells = [cell for pair in results.pairs(results.trials(self._folder, found)) for cell in (pair.clean, pair.protected)]
-            matrix = {f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure}": cell.last.mean for cell in cells}
-            self._store.log_metrics(parent, matrix)
+            names = [f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure.replace('+', '_')}" for cell in cells]  # MLflow takes no +
+            self._store.log_metrics(parent, {name: cell.last.mean for name, cell in zip(names, cells, strict=True)})
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
         self._state["stages"][stage]["digest"] = Manifest.load(self._folder, stage).digest
         self._remember()
