@@ -53,6 +53,7 @@ def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
         OSError: storage gave up.
     """
     asked = grid(config)
+    tracker.begin()
     # What was begun comes first: if the configuration changed since, that stops the sweep before new points are made with another.
     ordered = sorted(asked, key=lambda wanted: not point(folder, wanted.name).exists(f"protect/{STARTED}"))
     missing: list[str] = []
