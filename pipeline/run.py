@@ -38,7 +38,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
     faults: list[str] = []
     swept = None
-    with sole_driver(folder):
+    with sole_driver(folder) as leaving:
         tracker = SweepTracker(config, folder)
         status = "FAILED"
         try:
@@ -53,6 +53,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
                 faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")
             status = "FAILED" if faults else "FINISHED"
         finally:
+            leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
             session.close()
     return swept.text if swept else report.summary(config, folder), faults
