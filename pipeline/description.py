@@ -32,7 +32,7 @@ Each run here is one release of protected images. Open it (+) for what it was ma
 def describe(config: RunConfig, folder: Folder) -> str:
     """The description of a run, from whatever stages have finished."""
     found = results.finished(folder)
-    measured = results.pairs(results.trials(folder, found))
+    measured = results.pairs(results.trained(folder, found).rows)
     figures = textwrap.dedent(summary(config, folder)).strip()
     parts = [f"```\n{figures}\n```"]
     if measured:

@@ -28,7 +28,7 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
         tests: how many test images of protected classes they were measured on.
     """
     if not measured:
-        return ["No victim has been trained yet, so this run says nothing about how well the images are protected."]
+        return ["No victim is finished yet on both clean and protected images, so this run says nothing about how well they are protected."]
     pair = measured[0]
     clean, protected = pair.clean.last.mean, pair.protected.last.mean
     classes, some = len(found["protect"].counts["classes"]), pair.clean.other is not None

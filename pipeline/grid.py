@@ -12,9 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.classes import from_files
 from pipeline.config import ProtectConfig, RunConfig
+from pipeline.stage import digest
 
 SECTION = "protect"  # what comes before it is shared by all points, and victims have a matrix of their own
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")  # in the name of a folder
+LONGEST_VALUE = 60  # characters of one value in that name: fifty classes have names as well
+LONGEST_NAME = 200  # characters of it all; filesystems take 255
+DIGEST = 10  # characters that stand for the rest of a longer one
 SHOWN = 3  # impossible points in a message
 
 
@@ -43,7 +47,7 @@ def grid(config: RunConfig) -> list[GridPoint]:
     found, impossible = [], []
     for combination in product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
-        name = "_".join(f"{field}-{UNSAFE.sub('-', _text(value))}" for field, value in chosen.items())
+        name = _shortened("_".join(f"{field}-{UNSAFE.sub('-', _shortened(_text(value)))}" for field, value in chosen.items()), LONGEST_NAME)
         told = {f"{SECTION}.{field}": list(value) if isinstance(value, tuple) else value for field, value in chosen.items()}
         try:
             protect = replace(config.protect, **chosen)
@@ -91,6 +95,11 @@ def _value(name: str, kind: Any, text: str) -> Any:
 
 def _text(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _shortened(text: str, longest: int = LONGEST_VALUE) -> str:
+    """The text, or how it begins and a digest of it all, so that what differs later on still differs."""
+    return text if len(text) <= longest else f"{text[: longest - DIGEST - 1]}-{digest(text)[:DIGEST]}"
 
 
 def _why(error: ValueError) -> str:

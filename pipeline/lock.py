@@ -44,18 +44,19 @@ class _NoLocks(Exception):
 
 
 @contextmanager
-def sole_driver(folder: Folder) -> Iterator[None]:
-    """Hold a run folder for the time of the block.
+def sole_driver(folder: Folder) -> Iterator[threading.Event]:
+    """Hold a run folder for the time of the block, which is given an event to set before it cleans up: after that nothing stops it.
 
     Raises:
         Driven: another process drives this run. One that takes it over later stops the block by SIGTERM.
     """
+    leaving = threading.Event()
     with ExitStack() as held:
         try:
-            held.enter_context(_locked(folder) if folder.is_local else _beating(folder))
+            held.enter_context(_locked(folder) if folder.is_local else _beating(folder, leaving))
         except _NoLocks:
-            held.enter_context(_beating(folder))
-        yield
+            held.enter_context(_beating(folder, leaving))
+        yield leaving
 
 
 def _driven(folder: Folder, by: str, advice: str = "") -> Driven:
@@ -85,7 +86,7 @@ def _locked(folder: Folder) -> Iterator[None]:
 
 
 @contextmanager
-def _beating(folder: Folder) -> Iterator[None]:
+def _beating(folder: Folder, leaving: threading.Event) -> Iterator[None]:
     mine = {"id": uuid.uuid4().hex, "who": _who()}
     if before := _read(folder):
         silent = time.time() - before.get("alive", 0)
@@ -103,11 +104,11 @@ def _beating(folder: Folder) -> Iterator[None]:
                 other = _read(folder)
                 if other and other.get("id") != mine["id"]:
                     log.error("%s was taken over by %s while storage was out of reach", folder.uri, other.get("who"))
-                    _interrupt()
                     break
                 beat()
-        while not stop.wait(AGAIN_SECONDS):  # where Python runs a destructor, say, an interruption is swallowed
+        while not (stop.is_set() or leaving.is_set()):
             _interrupt()
+            leaving.wait(AGAIN_SECONDS)  # where Python runs a destructor, say, an interruption is swallowed
 
     beat()
     time.sleep(SETTLE_SECONDS + (BEAT_SECONDS if before else 0))  # the one that was silent, if it lives after all, sees that it lost
@@ -118,6 +119,7 @@ def _beating(folder: Folder) -> Iterator[None]:
     try:
         yield
     finally:
+        leaving.set()
         stop.set()
         thread.join()
         with suppress(OSError):

@@ -25,7 +25,7 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
 
     theme = figures.DARK if dark else figures.LIGHT
     drawn = _of_images(folder, found, theme) if "protect" in found else {}
-    measured = results.pairs(results.trials(folder, found))
+    measured = results.pairs(results.trained(folder, found).rows)
     chance = results.chance(found) if measured else 0.0
     plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
     if measured:

@@ -19,16 +19,17 @@ from pipeline.pictures import COUNTERED, draw
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
+    Trained,
     budget,
     configuration,
     finished,
     headline,
     measured_images,
     pairs,
-    trials,
+    trained,
 )
 from pipeline.shards import read_table
-from pipeline.stage import Manifest, Stage, flatten
+from pipeline.stage import Manifest, Stage, digest, flatten
 from pipeline.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 VERSION = 2  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
+SHOWN_MISSING = 20  # names of victims
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 FLAGS_OF_A_CALL = ("preset", "add", "sweep", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
@@ -53,7 +55,9 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     if not found:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick and holds nothing of its own: when there is something new to show, it is made again without asking.
-    stage = Stage(folder, "report", {"version": VERSION}, seed=config.seed, inputs=tuple(found), overwrite=True)
+    there = trained(folder, found)
+    unfinished = {"trials": digest(there.rows), "missing": there.missing} if there.missing else {}  # no stage that has finished says it
+    stage = Stage(folder, "report", {"version": VERSION, **unfinished}, seed=config.seed, inputs=tuple(found), overwrite=True)
     if stage.manifest:
         return stage.manifest
     drawn = {"light": draw(folder, found), "dark": draw(folder, found, dark=True)}
@@ -78,8 +82,8 @@ def command(tree: dict[str, Any]) -> str:
 def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, dict[str, bytes]]) -> str:
     """The page."""
     tree = configuration(config, found) | {"stages": [*found, "report"]}  # whatever the last start was asked for
-    rows = trials(folder, found)
-    measured = pairs(rows)
+    there = trained(folder, found)
+    measured = pairs(there.rows)
     refused = read_table(folder.child("pack"), "quarantine.parquet").to_pylist() if "pack" in found else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -92,9 +96,9 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         title=folder.path.rstrip("/").rsplit("/", 1)[-1],
         figures=headline(folder),
         found=found,
-        trials=rows,
+        trials=there.rows,
         pairs=measured,
-        findings=findings(found, measured, measured_images(folder, found) if measured else 0),
+        findings=findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there),
         scope=scope(measured) if measured else "",
         surrogates=surrogates(found) if "protect" in found else "",
         made_with=made_with(found) if "protect" in found else "",
@@ -108,6 +112,15 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
         versions={"python": platform.python_version()} | next(reversed(found.values())).versions,
     )
+
+
+def _on_missing(there: Trained) -> list[str]:
+    """Which victims the page is without, if there are any, by name."""
+    count = len(there.missing)
+    if not count:
+        return []
+    names = ", ".join(there.missing[:SHOWN_MISSING]) + (f" and {count - SHOWN_MISSING} more" if count > SHOWN_MISSING else "")
+    return [f"The victims are not finished: {count} of {len(there.rows) + count} trainings failed, and are missing here: {names}."]
 
 
 def _released(found: Finished) -> dict[str, list[str]]:
@@ -142,6 +155,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
         *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
+        *line("missing victims", "missing_trials", "", f"of {known.get('trials')} trainings; the same command tries them again", "d"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import RunConfig, to_tree
 from pipeline.shards import read_table
-from pipeline.stage import MANIFEST, Manifest
+from pipeline.stage import MANIFEST, STARTED, Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import Budget
 from sep.methods import METHODS
@@ -21,6 +21,7 @@ from sep.methods import METHODS
 log = logging.getLogger(__name__)
 
 MEASURED = ("pack", "surrogate", "protect", "victim")
+UNFINISHED = "unfinished.json"  # of the victim stage, where trials failed: those that are there, and the names of those that are missing
 IMPERCEPTIBILITY = ("psnr_db", "ssim", "linf_levels", "changed_percent")
 Finished = dict[str, Manifest]
 
@@ -122,6 +123,27 @@ def configuration(config: RunConfig, found: Finished) -> dict[str, Any]:
 def trials(run: Folder, found: Finished) -> list[dict[str, Any]]:
     """One row per trained victim, as in `victim/results.parquet`; none if that stage has not finished."""
     return read_table(run.child("victim"), "results.parquet").to_pylist() if "victim" in found else []
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trials of a run, of which some may be missing because they failed."""
+
+    rows: list[dict[str, Any]]
+    missing: list[str]
+
+
+def trained(run: Folder, found: Finished) -> Trained:
+    """The trials there are: all of them, or where some failed, those that have finished since the stages before were made."""
+    if "victim" in found or not run.exists(f"victim/{UNFINISHED}"):
+        return Trained(trials(run, found), [])
+    try:
+        asked, left = (json.loads(run.read(f"victim/{name}")) for name in (STARTED, UNFINISHED))
+        now = {name: found[name].digest if name in found else None for name in asked["inputs"]}
+        of_these = left["asked"] == digest(asked) and asked["inputs"] == now
+        return Trained(left["trials"], left["missing"]) if of_these else Trained([], [])
+    except (FileNotFoundError, ValueError, KeyError):  # begun anew, which was cut short
+        return Trained([], [])
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
@@ -239,7 +261,9 @@ def headline(run: Folder) -> dict[str, float | str]:
         within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))
         figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
         figures |= {"network_similarity": between[0]} if between else {}
-    measured = pairs(trials(run, found))
+    there = trained(run, found)
+    figures |= {"missing_trials": len(there.missing), "trials": len(there.rows) + len(there.missing)} if there.missing else {}
+    measured = pairs(there.rows)
     if measured:
         clean, protected = measured[0].clean, measured[0].protected
         figures |= {"victim": measured[0].name, "seeds": len(protected.seeds)}

@@ -16,9 +16,9 @@ from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline import grow, report, sweep
 from pipeline.command_line import parse
-from pipeline.config import STAGES, RunConfig
+from pipeline.config import RunConfig
 from pipeline.lock import sole_driver
-from pipeline.points import SHARED, Point, open_run
+from pipeline.points import Point, open_run
 from pipeline.sequence import run_stages
 from pipeline.sweep_tracking import SweepTracker
 
@@ -38,11 +38,11 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
     faults: list[str] = []
     swept = None
-    with sole_driver(folder):
+    with sole_driver(folder) as leaving:
         tracker = SweepTracker(config, folder)
         status = "FAILED"
         try:
-            missing = run_stages(config, folder, tracker, SHARED if config.sweep else STAGES)
+            missing = run_stages(config, folder, tracker, sweep.shared_stages(config) if config.sweep else config.needed_stages)
             if config.sweep:
                 swept = sweep.run(config, folder, tracker)
                 missing += swept.missing
@@ -53,6 +53,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
                 faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")
             status = "FAILED" if faults else "FINISHED"
         finally:
+            leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
             session.close()
     return swept.text if swept else report.summary(config, folder), faults

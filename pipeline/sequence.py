@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config import STAGES, RunConfig, StageName
@@ -21,8 +21,8 @@ RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
 CONFIG = "config.json"
 
 
-def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Sequence[StageName] = STAGES) -> list[str]:
-    """Run those of the stages that the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
+def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Collection[StageName]) -> list[str]:
+    """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
     Raises:
         ValueError: something the user can mend.
@@ -31,7 +31,7 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Sequ
     """
     missing: list[str] = []
     for name in STAGES:
-        if name in config.needed_stages and name in stages:
+        if name in stages:
             missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
             # What the finished stages were made with, whatever this start was asked for besides.
             folder.write(CONFIG, to_json(configuration(config, finished(folder))))

@@ -35,6 +35,11 @@ class Outcome:
     failed: dict[str, str]  # point -> cause
 
 
+def shared_stages(config: RunConfig) -> set[StageName]:
+    """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
+    return {name for asked in grid(config) for name in asked.config.needed_stages if name in SHARED}
+
+
 def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
@@ -48,6 +53,7 @@ def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
         OSError: storage gave up.
     """
     asked = grid(config)
+    tracker.begin()
     # What was begun comes first: if the configuration changed since, that stops the sweep before new points are made with another.
     ordered = sorted(asked, key=lambda wanted: not point(folder, wanted.name).exists(f"protect/{STARTED}"))
     missing: list[str] = []
@@ -85,7 +91,7 @@ def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker) -> list[st
     nested = PointTracker(wanted.config, folder, tracker)
     status = "FAILED"
     try:
-        missing = run_stages(wanted.config, folder, nested, STAGES)
+        missing = run_stages(wanted.config, folder, nested, [name for name in wanted.config.needed_stages if name in STAGES])
         status = "FAILED" if missing else "FINISHED"
         return [f"sweep/{wanted.name}/{shard}" for shard in missing]
     finally:

@@ -40,6 +40,23 @@ class SweepTracker(Tracker):
         known: str | None = self._state.get("parent")
         return known
 
+    def begin(self) -> None:
+        """Have the run's own MLflow run before any point goes below it.
+
+        Where settings have changed since, or it was deleted, that is a new one, with the shared stages. Otherwise nothing is done, and
+        nothing either where none could be made: then no point is logged.
+        """
+        if not self.run_id:
+            return
+        found = finished(self._folder)
+        try:
+            there = self._state["identity"] == self._identity(found) and self._store.is_active(self.run_id)
+        except self._store.errors() as error:
+            log.error("tracking: nobody knows whether the run is still there (%s)", error)
+            return
+        if not there:
+            self._log_missing("what the points share")
+
     def create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
         """A run in the experiment of this one."""
         return super()._create(name, tags, start)

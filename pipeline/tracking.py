@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 STATE = "tracking.json"
 DATABASE = "mlflow.db"
 SHARED_EXPERIMENT = "sep"  # with a tracking URI of one's own; the run folder's own database has one named after the run
-OF_A_CALL = ("config", "sweep", "stages", "workers", "overwrite", "memory_limit_mb")  # may differ between starts of one and the same run
+# What may differ between starts of one and the same run:
+OF_A_CALL = ("config", "add", "sweep", "stages", "workers", "keep_going", "overwrite", "memory_limit_mb")
 OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "seconds"}
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 VISIBLE = ("psnr_db", "ssim", "changed_percent")
@@ -71,8 +72,11 @@ class Tracker:
         if not self._folder.exists(f"{name}/{MANIFEST}"):
             return
         manifest = Manifest.load(self._folder, name)
-        if self._logged(name) == manifest.digest:
-            return
+        if self._logged(name) != manifest.digest:
+            self._log_missing(name)
+
+    def _log_missing(self, name: str) -> None:
+        """Log every finished stage that was not logged; `name` is the one that this is about."""
         found = results.finished(self._folder)
         try:
             self._open(found)
@@ -112,13 +116,20 @@ class Tracker:
         """Digest of the stage as it was logged; None if it was not."""
         return self._state.get("stages", {}).get(stage, {}).get("digest")
 
+    def _asked(self, found: Finished) -> dict[str, Any]:
+        """The tree of settings that the parent has as parameters."""
+        return {name: value for name, value in results.configuration(self._config, found).items() if name not in OF_A_CALL}
+
+    def _identity(self, found: Finished) -> str:
+        """By which a parent is known as that of these settings and images."""
+        return digest([self._asked(found), found["pack"].digest])
+
     def _open(self, found: Finished) -> None:
         """Have a running parent with the right parameters.
 
         Parameters and data sets of a run cannot be changed, so a pipeline redone with others gets a new parent.
         """
-        tree = {name: value for name, value in results.configuration(self._config, found).items() if name not in OF_A_CALL}
-        identity = digest([tree, found["pack"].digest])
+        tree, identity = self._asked(found), self._identity(found)
         protect, size = tree["protect"], found["pack"].counts
         allowed = METHODS[protect["method"]].budget(protect["eps_levels"], (3, size["height"], size["width"]))
         self._tags = {"method": protect["method"], "budget": str(allowed)}
@@ -164,8 +175,8 @@ class Tracker:
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
         if stage == "victim":  # the same names in every run, so that runs chart side by side
             cells = [cell for pair in results.pairs(results.trials(self._folder, found)) for cell in (pair.clean, pair.protected)]
-            matrix = {f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure}": cell.last.mean for cell in cells}
-            self._store.log_metrics(parent, matrix)
+            names = [f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure.replace('+', '_')}" for cell in cells]  # MLflow takes no +
+            self._store.log_metrics(parent, {name: cell.last.mean for name, cell in zip(names, cells, strict=True)})
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
         self._state["stages"][stage]["digest"] = Manifest.load(self._folder, stage).digest
         self._remember()

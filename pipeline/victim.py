@@ -7,7 +7,6 @@ Accuracies are those on the test images of the protected classes; where not all 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Collection
@@ -24,15 +23,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cluster import session, sweep
+from cluster.pool import WorkFailed
+from pipeline import outcomes
 from pipeline.batches import Batches, Read, Split, Transform, fits, open_batches, open_tests, unchanged
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.dilution import Diluted, clean_keys
 from pipeline.networks import build_network
 from pipeline.points import relatives
-from pipeline.results import trial_name
+from pipeline.results import UNFINISHED, trial_name
 from pipeline.seeding import derive, generator
 from pipeline.shards import read_shard, rows_to_table, write_table
-from pipeline.stage import Manifest, Stage, digest, to_json
+from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep import countermeasures
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
@@ -183,34 +184,30 @@ def trial(task: Task, report: sweep.Report) -> None:
         "confusion": table.tolist(),
         "made_from": task.made_from,
     }
-    task.run.child("victim").write(f"{cell.name}.json", to_json(outcome))
+    outcomes.write(task.run.child("victim"), cell.name, outcome)
 
 
 def _outcome(folder: Folder, task: Task) -> dict[str, Any] | None:
     """The result of a finished trial that was made from the same."""
-    try:
-        outcome: dict[str, Any] = json.loads(folder.read(f"{task.cell.name}.json"))
-    except (FileNotFoundError, ValueError):
-        return None
-    if not all(map(math.isfinite, outcome.get("loss_per_epoch", []))):  # left by an earlier version
-        return None
-    return outcome if outcome.get("made_from") == task.made_from else None
+    return outcomes.read(folder, task.cell.name, task.made_from)
 
 
-def _finished(folder: Folder, task: Task) -> dict[str, Any]:
-    outcome = _outcome(folder, task)
-    assert outcome is not None
-    # What earlier versions left has the table and not this.
-    return {**outcome, "accuracy_per_class": accuracy_per_class(torch.tensor(outcome["confusion"]))}
+def _rows(folder: Folder, tasks: Collection[Task]) -> list[dict[str, Any]]:
+    """As in `results.parquet`, of the trials that have finished."""
+    # What earlier versions left has the table and not the accuracy of each class.
+    there = (outcome for task in tasks if (outcome := _outcome(folder, task)) is not None)
+    of_classes = ({**outcome, "accuracy_per_class": accuracy_per_class(torch.tensor(outcome["confusion"]))} for outcome in there)
+    return [{name: outcome[name] for name in SCHEMA.names} for outcome in of_classes]
 
 
 def _trained_elsewhere(tasks: Collection[Task], folder: Folder) -> None:
     """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
-    for other in relatives(folder):
-        for task in tasks:
-            outcome = _outcome(other.child("victim"), task)
-            if outcome is not None and _outcome(folder.child("victim"), task) is None:
-                folder.child("victim").write(f"{task.cell.name}.json", to_json(outcome))
+    others = [other.child("victim") for other in relatives(folder)]
+    for task in tasks:
+        if others and task.cell.data == "clean" and _outcome(folder.child("victim"), task) is None:
+            outcome = next((found for other in others if (found := _outcome(other, task)) is not None), None)
+            if outcome is not None:
+                outcomes.write(folder.child("victim"), task.cell.name, outcome)
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
@@ -239,14 +236,23 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     trained = {name: task for name, task in missing.items() if twins[task.cell.trained] is task}
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), ", ".join(missing))
+    failed = None
     if trained:
         cpus = resources.cpus_for(at_once)
-        sweep.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
+        try:
+            sweep.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
+        except WorkFailed as error:
+            failed = error
     for name, task in missing.items():
-        if name not in trained:
+        if name not in trained and (outcome := _outcome(stage.folder, twins[task.cell.trained])) is not None:
             same = {"countermeasure": task.cell.countermeasure, "made_from": task.made_from}
-            stage.folder.write(f"{name}.json", to_json({**_finished(stage.folder, twins[task.cell.trained]), **same}))
-    rows = [{name: outcome[name] for name in SCHEMA.names} for outcome in (_finished(stage.folder, task) for task in tasks.values())]
+            outcomes.write(stage.folder, name, {**outcome, **same})
+    rows = _rows(stage.folder, tasks.values())
+    if failed:  # reports show what there is
+        lost = [name for name, task in tasks.items() if _outcome(stage.folder, task) is None]
+        stage.folder.write(UNFINISHED, outcomes.encode({"asked": stage.hash, "trials": rows, "missing": lost}))
+        raise failed
+    assert len(rows) == len(tasks)
     for name in stage.folder.names():
         if name.endswith(".json") and name.removesuffix(".json") not in (*tasks, "started"):
             stage.folder.remove(name)  # of an earlier configuration

@@ -108,7 +108,7 @@ def test_findings_say_how_the_protection_carries_over_to_other_networks() -> Non
 
 def test_without_victims_nothing_is_claimed() -> None:
     assert findings(found_of(10), [], 0) == [
-        "No victim has been trained yet, so this run says nothing about how well the images are protected."
+        "No victim is finished yet on both clean and protected images, so this run says nothing about how well they are protected."
     ]
 
 

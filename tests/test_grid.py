@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,30 @@ def test_values_are_typed_as_the_flags_are() -> None:
         assert {getattr(point.config.protect, field) for point in grid(asked(sweep))} == values
     assert [point.name for point in grid(asked("protect.epochs=3,1+4"))] == ["epochs-3", "epochs-1+4"]
     assert grid(asked("protect.epochs=1+4"))[0].settings == {"protect.epochs": [1, 4]}
+
+
+def test_long_values_are_cut_in_names_and_nowhere_else() -> None:
+    """As two files of class names give them: alike for hundreds of characters, and longer together than a filesystem takes."""
+    many = [f"class-number-{number}" for number in range(50)]
+    lists = ["+".join([*many, last]) for last in ("wolf", "bear")]
+    points = grid(asked(f"protect.classes={','.join(lists)}", "protect.steps=5"))
+    assert [point.settings["protect.classes"] for point in points] == [[*many, last] for last in ("wolf", "bear")]
+    assert len({point.name for point in points}) == 2
+    for point in points:
+        assert re.fullmatch(r"steps-5_classes-class-number-0\+class-number-1\+.*-[0-9a-f]{10}", point.name)
+        assert len(point.name) == len("steps-5_classes-") + 60
+    again = grid(asked("protect.steps=5", f"protect.classes={lists[1]},{lists[0]}"))
+    assert {point.name for point in again} == {point.name for point in points}
+    assert grid(asked(f"protect.classes={'a' * 60}"))[0].name == f"classes-{'a' * 60}"
+
+
+def test_many_values_are_no_longer_than_a_filesystem_takes() -> None:
+    fields = {"method": "sep", "eps-levels": "8", "steps": "5", "checkpoints": "15", "inner-steps": "1", "targets": "shift"}
+    fields |= {"precision": "float32", "batch-size": "512", "tasks-per-gpu": "1,2"}
+    fields |= {"epochs": "+".join(map(str, range(15))), "classes": "+".join(f"class-number-{number}" for number in range(50))}
+    points = grid(asked(*(f"protect.{field}={values}" for field, values in fields.items())))
+    assert [len(point.name) for point in points] == [200, 200]
+    assert points[0].name != points[1].name
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,29 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store
     assert json.loads(store.read(BEAT))["id"] == "other"
 
 
+@pytest.mark.usefixtures("sigterm_stops")
+def test_a_driver_that_lost_its_run_is_told_until_it_leaves_and_closes_in_peace(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "AGAIN_SECONDS", 0.05)
+    told, closed = 0, False
+    with pytest.raises(Stopped), sole_driver(store) as leaving:  # noqa: PT012
+        try:
+            while True:
+                try:
+                    while True:
+                        if json.loads(store.read(BEAT) or b"{}").get("id") != "other":
+                            other_driver(store)
+                        time.sleep(0.01)
+                except Stopped:  # as where Python runs a destructor
+                    told += 1
+                    if told == 3:
+                        raise
+        finally:
+            leaving.set()
+            time.sleep(0.5)
+            closed = True
+    assert closed
+
+
 def test_of_two_that_start_together_one_stays(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: other_driver(store))
     with pytest.raises(Driven, match="process 1 on elsewhere, who started at the same time"), sole_driver(store):

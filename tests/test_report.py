@@ -181,7 +181,7 @@ def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_pat
     manifest = report.run(config, folder)
     drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", *OF_IMAGES}}[stages[-1]]
     assert set(manifest.counts["pictures"]) == drawn
-    assert "No victim has been trained yet" in words(folder)
+    assert "No victim is finished yet" in words(folder)
     assert "clean victim" not in report.summary(config, folder)
     assert ("PSNR" in report.summary(config, folder)) == ("protect" in stages)
 
@@ -207,7 +207,7 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
     assert list(results.finished(folder)) == ["pack", "surrogate", "protect"]
     assert "protected_accuracy" not in results.headline(folder)
     report.run(redone, folder)
-    assert "No victim has been trained yet" in words(folder)
+    assert "No victim is finished yet" in words(folder)
 
 
 def test_a_run_of_before_these_were_measured_is_reported_without_them(copied_run: tuple[RunConfig, Folder]) -> None:

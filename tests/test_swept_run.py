@@ -208,3 +208,38 @@ def test_mlflow_has_points_under_the_sweep_and_what_a_run_has_under_them(swept: 
     assert outcome.text.partition("\n\n  page")[0].strip() in parent.data.tags["mlflow.note.content"]
     shown = {entry.path for entry in client.list_artifacts(parent.info.run_id, "comparison")}
     assert shown == {f"comparison/{name}" for name in ("index.html", "accuracy.png", "cost.png", "comparison.csv")}
+
+
+def test_a_sweep_of_other_victims_has_its_points_under_the_new_run(copied: tuple[RunConfig, Folder]) -> None:
+    """Settings that only the victims have: pack and surrogate are done before, and yet their runs go with those of the points."""
+    from mlflow import MlflowClient
+
+    config, folder = copied
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
+
+    def nested() -> dict[str | None, set[str]]:
+        """Names of the runs that are not deleted, below that of which one."""
+        found = client.search_runs([client.get_experiment_by_name("copy").experiment_id])
+        names = {run.info.run_id: run.info.run_name for run in found}
+        children: dict[str | None, set[str]] = {}
+        for run in found:
+            above = run.data.tags.get("mlflow.parentRunId")
+            children.setdefault(above and names.get(above, "deleted"), set()).add(names[run.info.run_id])
+        return children
+
+    points = ("steps-1_checkpoints-1", "steps-1_checkpoints-2")
+    config = replace(config, sweep=("protect.steps=1", "protect.checkpoints=1,2"))
+    go(config, folder, logged=True)
+    first = json.loads(folder.read("tracking.json"))["parent"]
+    changed = replace(config, victim=replace(config.victim, seeds=(1,)))
+    assert go(replace(changed, overwrite=True), folder, logged=True).failed == {}
+    now = nested()
+    assert now[None] == {"copy"}
+    assert now["copy"] == {"surrogate", *points}
+    for name in points:
+        assert now[name] == {"protect", *(f"none · {data} · resnet8 · seed 1" for data in ("clean", "protected"))}
+    kept = json.loads(folder.read("tracking.json"))["parent"]
+    assert kept != first
+    assert go(replace(changed, keep_going=True), folder, logged=True).failed == {}
+    assert json.loads(folder.read("tracking.json"))["parent"] == kept
+    assert nested() == now

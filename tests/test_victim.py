@@ -12,8 +12,9 @@ import torch
 
 from cluster.pool import WorkFailed
 from cluster.session import Resources
-from pipeline import pack, victim
+from pipeline import outcomes, pack, victim
 from pipeline.config import RunConfig
+from pipeline.points import begin
 from pipeline.presets import preset
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage
@@ -79,6 +80,30 @@ def test_what_decides_a_trial_is_what_it_was_made_from(striped: tuple[RunConfig,
     monkeypatch.setitem(COUNTERMEASURES, "cutout", replace(COUNTERMEASURES["cutout"], revision=1))
     assert made_from() != first
     assert made_from("grayscale") == made_from("grayscale")
+
+
+def test_of_other_points_only_missing_clean_victims_are_looked_for(
+    striped: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = striped
+    pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    own, other = (begin(folder, name, {}) for name in ("steps-1", "steps-2"))
+    cells = [victim.Cell("resnet8", data, "none", seed) for data in ("clean", "protected") for seed in (0, 1)]
+    tasks = [victim._task(cell, config, folder, pack, protect, Resources(((2, 0),), 2, 2), 1) for cell in cells]
+    for place, trained in ((own, tasks[:1]), (other, tasks)):
+        for task in trained:
+            outcomes.write(place.child("victim"), task.cell.name, {"made_from": task.made_from, "by": place.path})
+    read, looked_at = outcomes.read, []
+
+    def watched(place: Folder, name: str, made_from: str) -> dict[str, object] | None:
+        looked_at.append((place.path, name))
+        return read(place, name, made_from)
+
+    monkeypatch.setattr(outcomes, "read", watched)
+    victim._trained_elsewhere(tasks, own)
+    assert {name for place, name in looked_at if place != own.child("victim").path} == {"resnet8-clean-none-seed1"}
+    by = {name: json.loads(own.read(f"victim/{name}"))["by"] for name in own.child("victim").names()}
+    assert by == {"resnet8-clean-none-seed0.json": own.path, "resnet8-clean-none-seed1.json": other.path}
 
 
 @pytest.mark.ray

@@ -1,0 +1,56 @@
+"""Which stages a start runs: what the method needs, and of a sweep, what any of its points needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import session
+from pipeline import run as entry
+from pipeline import sequence
+from pipeline.command_line import from_tree
+from pipeline.config import RunConfig, StageName
+from pipeline.stage import Manifest
+from pipeline.storage import Folder
+
+
+@pytest.fixture
+def began(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that are run, none of which does anything: `pack`, `steps-1/protect`, ..."""
+    seen: list[str] = []
+
+    def pretended(name: StageName) -> Callable[[RunConfig, Folder], Manifest]:
+        def pretend(config: RunConfig, folder: Folder) -> Manifest:
+            seen.append(f"{folder.path.rpartition('sweep/')[2]}/{name}" if "/sweep/" in folder.path else name)
+            return Manifest(stage=name, asked={}, hash="", counts={})
+
+        return pretend
+
+    for name in sequence.RUN:
+        monkeypatch.setitem(sequence.RUN, name, pretended(name))
+    monkeypatch.setattr(session, "close", lambda: None)
+    return seen
+
+
+def asked(path: Path, method: str, *sweep: str) -> RunConfig:
+    return from_tree({"preset": "smoke", "run": str(path / "run"), "protect": {"method": method}, "sweep": sweep})
+
+
+@pytest.mark.parametrize(("base", "other"), [("linear-separable", "sep-fa"), ("sep-fa", "linear-separable")])
+def test_a_sweep_has_a_surrogate_if_any_point_needs_one(tmp_path: Path, began: list[str], base: str, other: str) -> None:
+    _, faults = entry.run(asked(tmp_path, base, f"protect.method={base},{other}"))
+    assert not faults
+    points = [f"method-{method}/{stage}" for method in (base, other) for stage in ("protect", "victim", "report")]
+    assert began == ["pack", "surrogate", *points]
+
+
+def test_a_sweep_has_none_if_no_point_needs_one(tmp_path: Path, began: list[str]) -> None:
+    entry.run(asked(tmp_path, "sep-fa", "protect.method=linear-separable"))
+    assert began == ["pack", *(f"method-linear-separable/{stage}" for stage in ("protect", "victim", "report"))]
+
+
+def test_a_run_that_is_no_sweep_has_what_its_method_needs(tmp_path: Path, began: list[str]) -> None:
+    entry.run(asked(tmp_path, "linear-separable"))
+    assert began == ["pack", "protect", "victim", "report"]
