@@ -20,7 +20,7 @@ from tests.benchmarks.publish import make
 from tests.benchmarks.tables import CARDS, README, TABLES, Card, with_table
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [name for name in TABLES if tables.cards(name)])
 def test_readme_shows_the_cards(name: str) -> None:
     assert list(CARDS.glob("*.json"))
     text = README.read_text()

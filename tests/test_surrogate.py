@@ -52,6 +52,7 @@ def test_streams_what_does_not_fit_in_memory(tmp_path: Path, ray_2_cpus: Resourc
     assert 0 < counts["final_loss"][0] < 5
 
 
+@pytest.mark.slow
 def test_several_networks_are_trained_one_after_the_other(tmp_path: Path, ray_2_cpus: Resources) -> None:
     config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=1)
     config = replace(config, surrogate=replace(config.surrogate, networks=("resnet8", "vit-small")))
