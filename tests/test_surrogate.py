@@ -42,6 +42,7 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus:
     assert {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")} == stamps
 
 
+@pytest.mark.slow
 def test_streams_what_does_not_fit_in_memory(tmp_path: Path, ray_2_cpus: Resources) -> None:
     config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2, memory_limit_mb=0)
     config = replace(config, surrogate=replace(config.surrogate, augmentation="resized-crop-flip"))

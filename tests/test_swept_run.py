@@ -210,6 +210,7 @@ def test_mlflow_has_points_under_the_sweep_and_what_a_run_has_under_them(swept: 
     assert shown == {f"comparison/{name}" for name in ("index.html", "accuracy.png", "cost.png", "comparison.csv")}
 
 
+@pytest.mark.slow
 def test_a_sweep_of_other_victims_has_its_points_under_the_new_run(copied: tuple[RunConfig, Folder]) -> None:
     """Settings that only the victims have: pack and surrogate are done before, and yet their runs go with those of the points."""
     from mlflow import MlflowClient
