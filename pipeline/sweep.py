@@ -35,9 +35,10 @@ class Outcome:
     failed: dict[str, str]  # point -> cause
 
 
-def shared_stages(config: RunConfig) -> set[StageName]:
+def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
     """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
-    return {name for asked in grid(config) for name in asked.config.needed_stages if name in SHARED}
+    needed = {name for asked in grid(config) for name in asked.config.needed_stages}
+    return tuple(name for name in SHARED if name in needed)
 
 
 def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
@@ -77,7 +78,8 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     runs.sort(key=lambda measured: (measured.gradients_per_image, measured.uri))
     made_from = digest([[stage.digest for stage in measured.found.values()] for measured in runs])
     section = {"made_from": made_from, "version": VERSION}
-    compared, stage = compare(runs), Stage(folder, OUTCOME, section, seed=config.seed, inputs=SHARED, overwrite=True)
+    inputs = tuple(name for name in SHARED if any(name in measured.found for measured in runs))  # baselines need no surrogate
+    compared, stage = compare(runs), Stage(folder, OUTCOME, section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest is None:
         write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
         stage.finish({"points": len(runs)})

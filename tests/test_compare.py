@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -192,6 +193,31 @@ def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp
     assert written() == first
     monkeypatch.setattr("pipeline.sweep.VERSION", VERSION + 1)
     assert written() != first
+
+
+def test_a_sweep_of_methods_without_surrogate_is_compared(runs: dict[str, Path], tmp_path: Path) -> None:
+    class Kept:
+        """A tracker that remembers what it was told."""
+
+        told = ""
+
+        def log_outcome(self, _: Folder, text: str) -> None:
+            self.told = text
+
+    path, tracker = tmp_path / "run", Kept()
+    shutil.copytree(runs["four"], path, ignore=shutil.ignore_patterns("protect", "victim"))
+    config = replace(finished_run.configuration(path), sweep=("protect.method=linear-separable",))
+    folder, own = Folder.open(str(path)), path / "sweep" / "method-linear-separable"
+    begin(folder, own.name, {"protect.method": "linear-separable"})
+    finished_run.write(own, ("protect",), replace(config, sweep=()))
+    manifest = json.loads((own / "protect" / "manifest.json").read_text())
+    del manifest["asked"]["inputs"]["surrogate"]
+    manifest["counts"] |= {"method": "linear-separable", "networks": [], "epochs": [], "members": 0}
+    (own / "protect" / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(path / "surrogate")
+    assert "linear-separable" in sweep._conclude(config, grid(config), folder, tracker)  # type: ignore[arg-type]
+    assert "linear-separable" in tracker.told
+    assert sweep.shared_stages(config) == ("pack",)
 
 
 def test_unreadable_runs_are_named_and_stop_nothing(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
