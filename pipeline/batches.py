@@ -22,8 +22,8 @@ Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
 Read = Callable[[Folder, Shard], list[Sample]]
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
-TRANSFORMED_TOGETHER = 1000
-TESTED_TOGETHER = 100  # images at a time; of more, what lies between two layers is larger than the caches, and memory is asked for anew
+TRANSFORMED_TOGETHER = 1000  # images at a time, by what a countermeasure does to stored images
+TESTED_TOGETHER = 100  # likewise; of more, what lies between two layers is larger than the caches, and memory is asked for anew
 
 
 def to_tensors(samples: Sequence[Sample]) -> Batch:
