@@ -15,18 +15,27 @@ from torch.nn import functional
 
 from sep.augment import beside
 from sep.distortion import strong
+from sep.ensemble import freeze
+from sep.models import Network
 
 STEPS = 7
 COPIES = 5
 
 
 @contextmanager
-def at_rest(network: nn.Module) -> Iterator[None]:
-    """The network as it would be tested; looking for hard images then neither moves batch-norm statistics nor depends on the batch."""
+def at_rest(network: nn.Module) -> Iterator[nn.Module]:
+    """The network as it would be tested: looking for hard images then neither moves batch-norm statistics nor depends on the batch.
+
+    On a CPU this is a copy with batch-norm folded into its convolutions, which takes a quarter of a gradient's time and gives 1.3 times
+    as many; on a GPU folding would take longer than it saves.
+    """
+    if isinstance(network, Network) and not network.mean.is_cuda:
+        yield freeze(network)
+        return
     training = network.training
     network.eval()
     try:
-        yield
+        yield network
     finally:
         network.train(training)
 
@@ -40,7 +49,7 @@ def adversarial(network: nn.Module, levels: Tensor, targets: Tensor, generator: 
     """Adversarial training by projected gradients (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
 
     Images are moved to where the loss is larger, within `eps_levels` grey levels of 255: from a random start in 7 steps of a quarter of
-    that each, which is how the paper trains on CIFAR-10. A step costs about two thirds of a training step, for it is a gradient without
+    that each, which is how the paper trains on CIFAR-10. A step costs half of a training step and more, for it is a gradient without
     that of the weights: 7 steps are what a CPU can still do.
     """
     low, high = (levels - eps_levels).clamp(min=0), (levels + eps_levels).clamp(max=255)
@@ -48,10 +57,10 @@ def adversarial(network: nn.Module, levels: Tensor, targets: Tensor, generator: 
     low, high = torch.minimum(low, levels), torch.maximum(high, levels)
     start = 2 * beside(levels, torch.rand(levels.shape, generator=generator)) - 1
     moved = torch.clamp(levels + eps_levels * start, low, high)
-    with at_rest(network):
+    with at_rest(network) as resting:
         for _ in range(STEPS):
             moved.requires_grad_()
-            (slope,) = torch.autograd.grad(losses(network, moved, targets).sum(), moved)
+            (slope,) = torch.autograd.grad(losses(resting, moved, targets).sum(), moved)
             moved = torch.clamp(moved.detach() + eps_levels / 4 * slope.sign(), low, high)
     return moved
 
@@ -62,10 +71,10 @@ def ueraser(network: nn.Module, levels: Tensor, targets: Tensor, generator: torc
     In every epoch, which the paper calls UEraser-Max: its strongest.
     """
     hardest, most = levels, levels.new_full((len(levels),), -torch.inf)
-    with at_rest(network), torch.no_grad():
+    with at_rest(network) as resting, torch.no_grad():
         for _ in range(COPIES):
             copy = strong(levels, generator)
-            loss = losses(network, copy, targets)
+            loss = losses(resting, copy, targets)
             hardest = torch.where((loss > most)[:, None, None, None], copy, hardest)
             most = torch.maximum(most, loss)
     return hardest

@@ -43,12 +43,10 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
     """
     if kernels == "plain":
         return copy.deepcopy(network).to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
+    frozen = copy.deepcopy(network).eval()
     with warnings.catch_warnings():  # torch announces a successor of fx's fusion that does not exist yet
         warnings.simplefilter("ignore")
-        trunk = fuse(copy.deepcopy(network.trunk).eval(), inplace=True)
-    mean, std = (buffer.flatten().tolist() for buffer in (network.mean, network.std))
-    frozen = Network(trunk, network.head.in_features, network.head.out_features, mean, std).to(network.mean)
-    frozen.head.load_state_dict(network.head.state_dict())
+        frozen.trunk = fuse(frozen.trunk, inplace=True)
     return frozen.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 

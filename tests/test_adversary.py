@@ -73,6 +73,28 @@ def test_adversarial_images_are_harder_and_within_the_budget(network: Network, e
     assert float((hard > plain).float().mean()) > 0.95
 
 
+class Unfolded(nn.Module):
+    """The same network for which nothing is folded, as none is on a GPU."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network(levels)
+        return features, logits
+
+
+def test_folding_moves_images_as_the_network_itself_would(network: Network) -> None:
+    levels, labels = problem()
+    unfolded = Unfolded(network).train()
+    folded, plain = (adversarial(each, levels, probabilities(labels), draws(0), eps_levels=8) for each in (network, unfolded))
+    assert unfolded.training
+    assert network.training
+    # Where a slope is nearly nothing, its sign may be either.
+    assert float(torch.isclose(folded, plain, atol=1e-3).float().mean()) > 0.99
+
+
 def test_a_larger_budget_is_harder_and_the_start_is_random(network: Network) -> None:
     levels, labels = problem()
     targets = probabilities(labels)
