@@ -17,6 +17,7 @@ from tests.benchmarks import plain
 from tests.benchmarks.trained import Trained, device
 
 METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
+CONVOLUTIONS = "convolutions_alone"
 # What else the library can be asked for, beside what it does by itself.
 VARIANTS: dict[str, tuple[Kernels, Precision]] = {
     "plain kernels, float32": ("plain", "float32"),
@@ -61,33 +62,33 @@ def gradients(method: Method, images: int, members: int, steps: int = 1) -> int:
 
 
 def against_plain(trained: Trained, images: int, batch_size: int, methods: Sequence[Method], repetitions: int) -> list[dict[str, Any]]:
-    """Gradients per second of both loops, one row per method; `batch_size` is the plain loop's."""
-    rows = []
+    """Gradients per second of both loops, one row per method, all taken in turns; `batch_size` is the plain loop's."""
     networks = trained.plain_networks()
+    contenders: dict[str, Callable[[], object]] = {CONVOLUTIONS: convolutions_alone(trained, images)}
     for method in methods:
         loop = partial(trained.plain_craft, networks, method, images, 1, batch_size)
-        contenders: dict[str, Callable[[], object]] = {
-            "plain": loop,
-            "plain_backward": partial(loop, of=plain.backward),
-            "ours": partial(trained.craft, trained.members(method), method, images, 1),
-            "convolutions_alone": convolutions_alone(trained, images),
-        }
-        seconds = in_turns(contenders, repetitions)
+        contenders[f"{method} plain"] = loop
+        contenders[f"{method} plain_backward"] = partial(loop, of=plain.backward)
+        contenders[f"{method} ours"] = partial(trained.craft, trained.members(method), method, images, 1)
+    seconds = in_turns(contenders, repetitions)
+    bound = round(images / seconds[CONVOLUTIONS], 1)
+
+    def row(method: Method) -> dict[str, Any]:
         count = gradients(method, images, len(networks))
-        rates = {name: round((images if name == "convolutions_alone" else count) / value, 1) for name, value in seconds.items()}
-        rows.append(
-            {
-                "network": trained.name,
-                "method": method,
-                "threads": torch.get_num_threads(),
-                "plain_batch": batch_size,
-                **rates,
-                "ratio": round(rates["ours"] / rates["plain"], 2),
-                "ratio_backward": round(rates["ours"] / rates["plain_backward"], 2),
-                "ratio_bound": round(rates["convolutions_alone"] / rates["plain"], 2),
-            }
-        )
-    return rows
+        rates = {name: round(count / seconds[f"{method} {name}"], 1) for name in ("plain", "plain_backward", "ours")}
+        return {
+            "network": trained.name,
+            "method": method,
+            "threads": torch.get_num_threads(),
+            "plain_batch": batch_size,
+            **rates,
+            CONVOLUTIONS: bound,
+            "ratio": round(rates["ours"] / rates["plain"], 2),
+            "ratio_backward": round(rates["ours"] / rates["plain_backward"], 2),
+            "ratio_bound": round(bound / rates["plain"], 2),
+        }
+
+    return [row(method) for method in methods]
 
 
 def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
