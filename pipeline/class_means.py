@@ -22,7 +22,7 @@ from pipeline.shards import Shard, read_shard, sha256
 from pipeline.stage import to_json
 from pipeline.storage import Folder
 from sep.ensemble import class_sums
-from sep.execution import MicroBatch
+from sep.execution import MicroBatch, use_cpu
 from sep.models import Network
 
 Sums = tuple[list[Tensor], Tensor]  # for each checkpoint `(K, D)` float64 sums of features; `(K,)` counts
@@ -31,7 +31,7 @@ MEANS, DIGEST = "class_means.pt", "class_means.json"
 
 def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard) -> Sums:
     """One clean shard's share. The body of a Ray task."""
-    torch.set_num_threads(1)  # another number, or another algorithm, could round features differently
+    use_cpu(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
     images, labels = to_tensors(read_shard(ensemble.run.child("pack"), shard))
     batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], ensemble.device)

@@ -20,7 +20,7 @@ from pipeline.seeding import derive, generator
 from pipeline.storage import Folder
 from sep.budget import Budget
 from sep.craft import craft_in_parts
-from sep.execution import MicroBatch
+from sep.execution import MicroBatch, use_cpu
 from sep.objective import choose_targets
 from sep.perturbation import Request
 
@@ -55,7 +55,7 @@ def protect_images(task: Task, shard: str, images: Tensor, labels: Tensor, keys:
         ValueError: a checkpoint, or what was prepared, was altered.
     """
     # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
-    torch.set_num_threads(1)
+    use_cpu(1)
     torch.backends.cudnn.deterministic = True
     if not len(labels):
         return images

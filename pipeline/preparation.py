@@ -26,6 +26,7 @@ from pipeline.shards import Shard, read_shard
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
 from sep.error_minimising import NoiseConfig, Perturbed, minimise
+from sep.execution import use_cpu
 from sep.methods import Preparation
 from sep.one_pixel import moments, search
 
@@ -122,7 +123,7 @@ def _pixels(site: Site) -> Prepared:
 
 def shard_moments(clean: Folder, classes: tuple[int, ...], shard: Shard) -> Moments:
     """One clean shard's share. The body of a Ray task."""
-    torch.set_num_threads(1)
+    use_cpu(1)
     images, labels = to_tensors(read_shard(clean, shard))
     among = torch.tensor(classes)
     own = torch.isin(labels, among)
@@ -160,7 +161,7 @@ def _noise(site: Site) -> Prepared:
 
 def make_noise(site: Site, threads: int) -> None:
     """Train, and write the noise: of each shard's images, or of all classes. The body of a Ray task."""
-    torch.set_num_threads(1)  # another number could round sums differently; `threads` compute apart from each other
+    use_cpu(1)  # another number could round sums differently; `threads` compute apart from each other
     torch.backends.cudnn.deterministic = True
     config, among = site.config.protect, torch.tensor(site.classes)
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")

@@ -25,7 +25,7 @@ from pipeline.shards import Pixels, encode_png
 from sep.budget import project
 from sep.craft import gradient
 from sep.ensemble import Member, freeze
-from sep.execution import MicroBatch, arithmetic, resolve, to_device
+from sep.execution import MicroBatch, arithmetic, resolve, to_device, use_cpu
 from sep.fitting import confusion, optimiser, train_epoch
 from sep.models import Network, build
 
@@ -110,7 +110,7 @@ def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seco
         gpu: whether to compute on one.
         seconds: for all figures together.
     """
-    torch.set_num_threads(1)
+    use_cpu(1)
     device = torch.device("cuda", own_gpu()) if gpu else torch.device("cpu")
     names = trained(config)
     if gpu:  # which is as fast as it can be only when it has a whole shard at a time

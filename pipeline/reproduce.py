@@ -23,7 +23,7 @@ from pipeline.reproduction import card, resident
 from pipeline.reproduction.pieces import Clock, TimeIsUp, save_json
 from pipeline.reproduction.protocol import Run, Settings
 from pipeline.reproduction.stages import STAGES
-from sep.execution import Kernels, Precision, resolve
+from sep.execution import Kernels, Precision, resolve, use_cpu
 from sep.methods import METHODS
 from sep.models import NetworkName
 
@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Batches have a handful of shapes, and cuDNN times its algorithms once for each. Which one wins can differ from start to start, and
     # with it the last bits of what is computed.
     torch.backends.cudnn.benchmark = True
+    use_cpu(torch.get_num_threads())
     try:
         code = work(run, given.stages or (*STAGES, CARD), arguments)
     except (ValueError, OSError) as error:

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
-
 from cluster.pool import Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Checkpoint, Ensemble, choose
@@ -18,6 +16,7 @@ from pipeline.shards import Shard, read_shard
 from pipeline.stage import to_json
 from pipeline.storage import Folder
 from sep.ensemble import equally_spaced
+from sep.execution import use_cpu
 from sep.objective import shifted
 from sep.similarity import gradient_cosines
 
@@ -28,7 +27,7 @@ SPACED = 10  # checkpoints looked at where the ensemble has fewer than two of a 
 
 def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[float]]:
     """Cosines between the checkpoints' gradients of SEP's loss on a fixed batch; the body of a Ray task."""
-    torch.set_num_threads(1)
+    use_cpu(1)
     samples = read_shard(ensemble.run.child("pack"), shard)
     height, width = samples[0].pixels.shape[:2]
     images, labels = to_tensors(samples[: min(IMAGES, max(4, PIXELS // (height * width)))])

@@ -25,6 +25,7 @@ from pipeline.seeding import derive, generator
 from pipeline.shards import sha256
 from pipeline.stage import Manifest, Stage, to_json
 from pipeline.storage import Folder
+from sep.execution import use_cpu
 from sep.fitting import optimiser, train_epoch
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Task:
 
 def loop(task: Task, worker: training.Worker) -> None:
     """The training loop of one rank."""
-    torch.set_num_threads(task.threads)
+    use_cpu(task.threads)
     config, counts = task.config, task.pack.counts
     torch.manual_seed(derive(task.seed, "surrogate"))
     network: nn.Module = build_network(task.name, task.pack).to(memory_format=torch.channels_last)

@@ -36,6 +36,7 @@ from pipeline.shards import read_shard, rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep import countermeasures
+from sep.execution import use_cpu
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def trial(task: Task, report: sweep.Report) -> None:
     Raises:
         ValueError: training diverged.
     """
-    torch.set_num_threads(task.threads)
+    use_cpu(task.threads)
     torch.backends.cudnn.deterministic = True
     cell, counts = task.cell, task.pack.counts
     plan, classes = countermeasures.plan(cell.countermeasure), len(counts["classes"])

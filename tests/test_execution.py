@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import platform
 import shutil
+import subprocess
+import sys
 from itertools import chain
 
 import pytest
@@ -158,3 +162,36 @@ def test_gpu_agrees_with_the_cpu(networks: list[Network]) -> None:
         with arithmetic(levels.device, config.precision):
             found = torch.stack([gradient(Member(network), levels, targets).cpu() for network in frozen])
         assert same_signs(wanted, found) > share
+
+
+FREED = """
+import resource, sys
+import torch
+from sep.execution import use_cpu
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        several = [torch.ones(2**20 + 2**12 * i) for i in range(8)]
+        del several
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+use_cpu(1) if sys.argv[1] == "kept" else torch.set_num_threads(1)
+faults()
+print(faults(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")
+def test_memory_of_tensors_is_kept_for_the_next() -> None:
+    # glibc's own thresholds move with what is freed; held where they begin, every large tensor is given back.
+    held = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+    def run(how: str) -> list[int]:
+        done = subprocess.run([sys.executable, "-c", FREED, how], env=held, capture_output=True, text=True, check=True)
+        return [int(word) for word in done.stdout.split()]
+
+    (kept, threads), (given_back, _) = run("kept"), run("given back")
+    assert threads == 1
+    assert given_back > 10_000
+    assert kept < given_back / 100

@@ -77,3 +77,16 @@ def test_same_seed_same_weights() -> None:
 def test_an_unknown_network_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'resnet9'.*resnet8, resnet18"):
         build("resnet9", 10, 32, MEAN, STD)
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet8", 32), ("vgg16-bn", 32)])
+def test_features_are_means_over_all_places_and_their_gradient_is_laid_out_as_they_are(name: str, side: int) -> None:
+    torch.manual_seed(0)
+    trunk = build(name, 10, side, MEAN, STD).trunk
+    *layers, average = trunk.children()
+    images = torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last)
+    maps = nn.Sequential(*layers)(images).detach().repeat(1, 1, 3, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    features = average(maps)
+    assert torch.allclose(features, maps.mean((2, 3)), atol=1e-6)
+    (slope,) = torch.autograd.grad(features.square().sum(), maps)
+    assert slope.is_contiguous(memory_format=torch.channels_last)

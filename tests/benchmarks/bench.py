@@ -26,6 +26,7 @@ import torch
 from cluster import session
 from pipeline.reproduction.machine import hardware
 from pipeline.stage import to_json
+from sep.execution import use_cpu
 from tests.benchmarks import agreement, memory, rates, whole_stage
 from tests.benchmarks.tables import README
 from tests.benchmarks.trained import Trained, device, train
@@ -104,6 +105,7 @@ def measure(quick: bool, compiled: bool) -> dict[str, Any]:
     """The card."""
     scale = QUICK if quick else GPU if device().type == "cuda" else CPU
     names = variants(compiled)
+    use_cpu(torch.get_num_threads())
     loaded = os.getloadavg()[0]
     if loaded > BUSY and not quick:
         log.warning("this machine is busy (load average %.1f): the figures will be of no use to anyone", loaded)

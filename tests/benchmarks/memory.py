@@ -15,6 +15,7 @@ import torch
 
 from pipeline.protect import PROTECT, Task
 from pipeline.shards import Shard
+from sep.execution import use_cpu
 from tests.benchmarks.trained import Trained, device
 
 P = ParamSpec("P")
@@ -39,12 +40,13 @@ def resident(kind: str) -> float:
 
 def _crafting(kind: str, packed: bytes, images: int, batch_size: int, threads: int) -> dict[str, float]:
     trained: Trained = pickle.loads(packed)
-    torch.set_num_threads(threads)
     if kind == "plain":
+        torch.set_num_threads(threads)
         networks = trained.plain_networks()
         before = resident("VmRSS")
         trained.plain_craft(networks, "sep-fa", images, 1, batch_size)
     else:
+        use_cpu(threads)
         members = trained.members("sep-fa")
         before = resident("VmRSS")
         trained.craft(members, "sep-fa", images, 1)

@@ -1,4 +1,4 @@
-"""Gradients per second of the plain loop and of the library, taken in turns in one process, and how time grows."""
+"""Gradients per second of the plain loop and of the library, taken in turns, and how time grows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sep.craft import CraftConfig, Method
 from sep.execution import Kernels, MicroBatch, Precision
 from tests.benchmarks import plain
+from tests.benchmarks.apart import apart
 from tests.benchmarks.trained import Trained, device
 
 METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
@@ -63,18 +64,17 @@ def gradients(method: Method, images: int, members: int, steps: int = 1) -> int:
 
 def against_plain(trained: Trained, images: int, batch_size: int, methods: Sequence[Method], repetitions: int) -> list[dict[str, Any]]:
     """Gradients per second of both loops, one row per method, all taken in turns; `batch_size` is the plain loop's."""
-    networks = trained.plain_networks()
     contenders: dict[str, Callable[[], object]] = {CONVOLUTIONS: convolutions_alone(trained, images)}
-    for method in methods:
-        loop = partial(trained.plain_craft, networks, method, images, 1, batch_size)
-        contenders[f"{method} plain"] = loop
-        contenders[f"{method} plain_backward"] = partial(loop, of=plain.backward)
-        contenders[f"{method} ours"] = partial(trained.craft, trained.members(method), method, images, 1)
-    seconds = in_turns(contenders, repetitions)
+    with apart(trained, torch.get_num_threads()) as other:
+        for method in methods:
+            contenders[f"{method} plain"] = partial(other.craft, method, images, batch_size)
+            contenders[f"{method} plain_backward"] = partial(other.craft, method, images, batch_size, plain.backward)
+            contenders[f"{method} ours"] = partial(trained.craft, trained.members(method), method, images, 1)
+        seconds = in_turns(contenders, repetitions)
     bound = round(images / seconds[CONVOLUTIONS], 1)
 
     def row(method: Method) -> dict[str, Any]:
-        count = gradients(method, images, len(networks))
+        count = gradients(method, images, len(trained.networks))
         rates = {name: round(count / seconds[f"{method} {name}"], 1) for name in ("plain", "plain_backward", "ours")}
         return {
             "network": trained.name,
@@ -120,9 +120,9 @@ def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
 
 def by_batch(trained: Trained, images: int, sizes: Sequence[int], repetitions: int) -> dict[str, float]:
     """Gradients per second of the plain loop (feature alignment) by the size of its batches: what choosing well would give it."""
-    networks = trained.plain_networks()
-    seconds = in_turns({str(size): partial(trained.plain_craft, networks, "sep-fa", images, 1, size) for size in sizes}, repetitions)
-    return {size: round(gradients("sep-fa", images, len(networks)) / value, 1) for size, value in seconds.items()}
+    with apart(trained, torch.get_num_threads()) as other:
+        seconds = in_turns({str(size): partial(other.craft, "sep-fa", images, size) for size in sizes}, repetitions)
+    return {size: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for size, value in seconds.items()}
 
 
 def by_variant(trained: Trained, images: int, names: Sequence[str], repetitions: int) -> dict[str, float]:

@@ -26,6 +26,7 @@ from pipeline.shards import sha256
 from pipeline.stage import Manifest, Stage, to_json
 from pipeline.storage import Folder
 from sep.budget import Budget
+from sep.execution import use_cpu
 from sep.models import NetworkName
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
@@ -80,7 +81,7 @@ def _start_together(barrier: Barrier) -> None:
 def _craft(packed: bytes, rows: slice, steps: int) -> tuple[float, float]:
     """When this process began and ended crafting, the ensemble loaded and everything warm."""
     trained: Trained = pickle.loads(packed)
-    torch.set_num_threads(1)
+    use_cpu(1)
     members = trained.members("sep-fa")
     part = Trained(trained.name, trained.images[rows], trained.labels[rows], trained.networks)
     part.craft(members, "sep-fa", 64, 1)
