@@ -1,4 +1,4 @@
-"""The plain loop in a process of its own, as whoever writes it has it: what the library asks of its process's allocator helps it not."""
+"""A process of its own, for the plain loop as whoever writes it has it: nothing is asked of its allocator, as the library does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 
 import torch
 
 from sep.craft import Method
+from sep.ensemble import Member
 from sep.models import Network
 from tests.benchmarks import plain
 from tests.benchmarks.trained import Trained
@@ -24,8 +26,12 @@ class Apart:
     pool: ProcessPoolExecutor
 
     def craft(self, method: Method, images: int, batch_size: int, of: plain.Gradient = plain.gradient) -> None:
-        """One outer step for so many images; returns when it is done."""
+        """One outer step of the plain loop for so many images; returns when it is done."""
         self.pool.submit(_craft, method, images, batch_size, of).result()
+
+    def library(self, method: Method, images: int) -> None:
+        """One outer step of the library for so many images; returns when it is done."""
+        self.pool.submit(_library, method, images).result()
 
 
 _trained: Trained
@@ -50,3 +56,12 @@ def _begin(packed: bytes, threads: int) -> None:
 
 def _craft(method: Method, images: int, batch_size: int, of: plain.Gradient) -> None:
     _trained.plain_craft(_networks, method, images, 1, batch_size, of)
+
+
+def _library(method: Method, images: int) -> None:
+    _trained.craft(_members(method), method, images, 1)
+
+
+@cache
+def _members(method: Method) -> list[Member]:
+    return _trained.members(method)

@@ -85,6 +85,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
     if small:
         sizes = sorted({*scale.batches, scale.batch_size})
         found["plain_by_batch"] = rates.by_batch(trained, max(sizes), sizes, repeat)
+        found["by_memory"] = rates.by_memory(trained, images, repeat)
         found["growth"] = rates.growth(trained, 2 * images, repeat)
     if small or device().type == "cuda":  # on a CPU the large network would take a minute for each
         found["by_variant"] = rates.by_variant(trained, images, names, repeat)
@@ -192,6 +193,7 @@ def details(card: dict[str, Any]) -> str:
         lines += [
             f"{name}, plain loop by batch: {rate:,.0f} gradients/s at {size}" for size, rate in found.get("plain_by_batch", {}).items()
         ]
+        lines += [f"{name}, freed memory {how}: {rate:,.0f} gradients/s" for how, rate in found.get("by_memory", {}).items()]
         lines += [f"{name}, {variant}: {rate:,.0f} gradients/s" for variant, rate in found.get("by_variant", {}).items()]
         lines += [
             f"{name}, {row['variant']} against plain: {row['equal_signs']:.2%} of first signs, {row['equal_values']:.2%} of values after "

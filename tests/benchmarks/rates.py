@@ -135,6 +135,17 @@ def by_variant(trained: Trained, images: int, names: Sequence[str], repetitions:
     return {name: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for name, value in seconds.items()}
 
 
+def by_memory(trained: Trained, images: int, repetitions: int) -> dict[str, float]:
+    """Gradients per second of the library (feature alignment), where the process keeps freed memory, as workers do, and where not."""
+    with apart(trained, torch.get_num_threads()) as other:
+        contenders: dict[str, Callable[[], object]] = {
+            "kept": partial(trained.craft, trained.members("sep-fa"), "sep-fa", images, 1),
+            "given back": partial(other.library, "sep-fa", images),
+        }
+        seconds = in_turns(contenders, repetitions)
+    return {name: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for name, value in seconds.items()}
+
+
 def growth(trained: Trained, images: int, repetitions: int) -> dict[str, list[dict[str, float]]]:
     """Seconds, and microseconds per gradient, of feature alignment as images, checkpoints and steps double twice, up to what is there."""
     most = len(trained.networks)
