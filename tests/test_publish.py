@@ -166,9 +166,9 @@ def test_methods_stand_side_by_side_where_all_were_measured(mixed_card: Card) ->
     assert table.splitlines() == [
         "| method, budget | n | PSNR | none |",
         "|---|---|---|---|",
-        f"| clean images | 1 | | {figures['clean']} |",
-        f"| tap, 8/255 | 1 | {psnr} | **{figures['protected']}** |",
-        f"| one-pixel, 1 pixel | 1 | {psnr} | **{figures['protected']}** |",
+        f"| clean images | 1 | | {figures['clean']} (94.7) |",
+        f"| tap, 8/255 | 1 | {psnr} | **{figures['protected']}** (8.2) |",
+        f"| one-pixel, 1 pixel | 1 | {psnr} | **{figures['protected']}** (36.5) |",
     ]
 
 

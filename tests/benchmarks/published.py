@@ -39,3 +39,14 @@ PUBLISHED = {
     "ueraser": Published(None, None, 79.05, "APBench"),
     "adversarial-8": Published(84.9, None, 79.92, "MI-UE; TAP: APBench"),
 }
+
+# What ISS has of each method, by countermeasure; of `clean` images besides.
+BY_METHOD: dict[str, dict[str, float]] = {
+    "clean": {"none": 94.68, "grayscale": 92.41, "jpeg-10": 85.38},
+    "sep": {"none": 3.85, "grayscale": 3.57, "jpeg-10": 84.37},
+    "tap": {"none": 8.17, "grayscale": 9.11, "jpeg-10": 83.87},
+    "error-min": {"none": 21.05, "grayscale": 93.01, "jpeg-10": 81.50},
+    "linear-separable": {"none": 19.07, "grayscale": 82.47, "jpeg-10": 83.01},
+    "autoregressive": {"none": 13.28, "grayscale": 34.04, "jpeg-10": 85.15},
+    "one-pixel": {"none": 36.55, "grayscale": 42.44, "jpeg-10": 82.53},
+}

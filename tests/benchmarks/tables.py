@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from sep.methods import METHODS
 from sep.objective import Targets
-from tests.benchmarks.published import PUBLISHED
+from tests.benchmarks.published import BY_METHOD, PUBLISHED
 
 CARDS = Path(__file__).parent / "cards"
 README = Path(__file__).parents[2] / "README.md"
@@ -152,20 +152,29 @@ def beside(countermeasure: str) -> str:
 
 
 def methods() -> str:
-    """One line per method and one for clean images, a column per countermeasure that all of them were measured under."""
+    """One line per method and one for clean images, a column per countermeasure that all of them were measured under.
+
+    In parentheses what was published of the method, with feature alignment of SEP.
+    """
     found = sorted(cards("methods"), key=lambda card: list(METHODS).index(card["method"]))
     by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
     names = [name for name in by_name[0] if all(name in other for other in by_name)] if found else []
     header = " | ".join(["method, budget", "n", "PSNR", *names])
     if not found:
         return rows(header, [])
-    clean = " | ".join(shown(by_name[0][name][0]["last_accuracy"]) for name in names)
+    clean = " | ".join(shown(by_name[0][name][0]["last_accuracy"]) + known("clean", name) for name in names)
     lines = [f"clean images | {by_name[0][names[0]][0]['trainings']} | | {clean}"]
     for card, own in zip(found, by_name, strict=True):
-        figures = " | ".join(f"**{shown(own[name][1]['last_accuracy'])}**" for name in names)
+        figures = " | ".join(f"**{shown(own[name][1]['last_accuracy'])}**{known(card['method'], name)}" for name in names)
         lines.append(f"{card['method']}, {card['budget']} | {own[names[0]][1]['trainings']} | {card['psnr_db']['mean']:.1f} dB | {figures}")
     common = ", ".join(dict.fromkeys(f"preset {setting({**card, 'method': 'noise'}, '`')}; victims {trainings(card)}" for card in found))
     return f"{common[0].upper()}{common[1:]}.\n\n{rows(header, lines)}"
+
+
+def known(method: str, countermeasure: str) -> str:
+    """` (8.2)`, what was published."""
+    figure = BY_METHOD.get("sep" if method.startswith("sep") else method, {}).get(countermeasure)
+    return "" if figure is None else f" ({figure:.1f})"
 
 
 def trainings(card: Card) -> str:
