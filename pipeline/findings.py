@@ -52,6 +52,11 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
     return said + _on_countermeasures(measured, guess, least)
 
 
+def on_countermeasures(said: list[str]) -> list[str]:
+    """Those of the sentences that say what became of the protection under countermeasures, by their outcome: too long for one paragraph."""
+    return [sentence for sentence in said if sentence.startswith(ON_COUNTERMEASURES)]
+
+
 def _weakest(measured: list[Pair], guess: float, least: float) -> Pair | None:
     """The victim that loses the smallest share of what it could, where that is clearly less than the first one loses."""
     first = measured[0]

@@ -14,7 +14,7 @@ import jinja2
 import yaml
 
 from pipeline.config import RunConfig, to_tree
-from pipeline.findings import findings, made_with, scope, surrogates
+from pipeline.findings import findings, made_with, on_countermeasures, scope, surrogates
 from pipeline.pictures import COUNTERED, draw
 from pipeline.presets import preset
 from pipeline.results import (
@@ -35,7 +35,7 @@ from pipeline.storage import Folder
 log = logging.getLogger(__name__)
 
 PAGE = "index.html"
-VERSION = 2  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
+VERSION = 3  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
 SHOWN_MISSING = 20  # names of victims
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
@@ -84,6 +84,8 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
     tree = configuration(config, found) | {"stages": [*found, "report"]}  # whatever the last start was asked for
     there = trained(folder, found)
     measured = pairs(there.rows)
+    said = findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there)
+    countered = on_countermeasures(said)
     refused = read_table(folder.child("pack"), "quarantine.parquet").to_pylist() if "pack" in found else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -98,7 +100,8 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         found=found,
         trials=there.rows,
         pairs=measured,
-        findings=findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there),
+        findings=[sentence for sentence in said if sentence not in countered],
+        countered=countered,
         scope=scope(measured) if measured else "",
         surrogates=surrogates(found) if "protect" in found else "",
         made_with=made_with(found) if "protect" in found else "",
