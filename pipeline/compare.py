@@ -57,8 +57,8 @@ def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = ()
             print("compare.py: none of the runs can be read", file=sys.stderr)
             return 1
         compared: Comparison = compare(found)
-        print(text(compared))
         write(compared, folder, title="Comparison of " + ", ".join(compared.runs))
+        print(text(compared))
     except (ValueError, OSError) as error:
         print(f"compare.py: {error}", file=sys.stderr)
         return 1
