@@ -144,9 +144,12 @@ def _missing(run: Measured) -> list[str]:
 
 
 def crafting_seconds(protect: Manifest) -> float | None:
-    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None where it crafted nothing."""
+    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None where it crafted nothing.
+
+    With those that were spent before the first shard on training against the noise, or on looking for pixels, where a method does.
+    """
     rate = protect.timing.get("images_per_second", 0)
-    return float(protect.counts["protected"] / rate) if rate else None
+    return float(protect.timing.get("preparation_seconds", 0) + protect.counts["protected"] / rate) if rate else None
 
 
 def _of_method(protect: Manifest) -> dict[str, Any]:

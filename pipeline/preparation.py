@@ -6,6 +6,7 @@ Legend: B images, C channels, H W pixels, K protected classes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -95,7 +96,7 @@ def kept(folder: Folder, config: RunConfig) -> Prepared:
         found = read_prepared(folder)
     if found is None:
         raise ValueError(f"{folder.uri} has no {kind.preparation.replace('-', ' ')} that can be read: run that stage again")
-    return replace(found, found=found.found | {"noise_rounds": 0}) if kind.noise_rounds else found
+    return replace(found, found=found.found | {"noise_rounds": 0} if kind.noise_rounds else found.found, seconds=0)
 
 
 def _class_means(site: Site) -> Prepared:
@@ -108,6 +109,7 @@ def _pixels(site: Site) -> Prepared:
     """The pixel and colour of each class, from the moments of every shard."""
     if (found := read_prepared(site.out, files=True)) and not found.without:
         return found
+    begun = time.monotonic()
     pieces = [Work(shard.name, (site.clean, site.classes, shard), shard.count) for shard in site.shards]
     total, failed = combine_all(shard_moments, add_moments, pieces, what="pixels", room=site.room)
     if failed is not None and (total is None or not site.config.keep_going):
@@ -117,7 +119,7 @@ def _pixels(site: Site) -> Prepared:
         lacking = [site.classes[i] for i in (total[0] == 0).nonzero().flatten().tolist()]
         raise ValueError(f"pixels: no image of the classes {lacking} could be read")
     written = write_file(site.out, EVERY, search(*total))
-    write_record(site.out, {EVERY: written}, {}, list(failed.causes) if failed else ())
+    write_record(site.out, {EVERY: written}, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
     return _written(site)
 
 
@@ -161,6 +163,7 @@ def _noise(site: Site) -> Prepared:
 
 def make_noise(site: Site, threads: int) -> None:
     """Train, and write the noise: of each shard's images, or of all classes. The body of a Ray task."""
+    begun = time.monotonic()
     use_cpu(1)  # another number could round sums differently; `threads` compute apart from each other
     torch.backends.cudnn.deterministic = True
     config, among = site.config.protect, torch.tensor(site.classes)
@@ -188,7 +191,8 @@ def make_noise(site: Site, threads: int) -> None:
         files = {shard.name: write_file(site.out, shard.name, part.clone()) for shard, part in zip(site.shards, parts, strict=True)}
     else:
         files = {EVERY: write_file(site.out, EVERY, noise.levels)}
-    write_record(site.out, files, {"noise_rounds": noise.rounds, "noise_error": noise.error, "networks": [name]})
+    found = {"noise_rounds": noise.rounds, "noise_error": noise.error, "networks": [name]}
+    write_record(site.out, files, found, time.monotonic() - begun)
 
 
 def _written(site: Site) -> Prepared:

@@ -29,11 +29,13 @@ class Prepared:
         digest: of the record, and so of all files.
         without: shards that could not be read, where the stage was told to keep going.
         found: figures about it, for the manifest.
+        seconds: it took to make, which is no part of the digest; 0 where nothing was made, or an earlier version did not say.
     """
 
     digest: str
     without: tuple[str, ...]
     found: dict[str, Any]
+    seconds: float = 0
 
 
 def write_file(folder: Folder, name: str, value: Tensor) -> str:
@@ -44,20 +46,25 @@ def write_file(folder: Folder, name: str, value: Tensor) -> str:
     return sha256(stream.getvalue())
 
 
-def write_record(folder: Folder, files: Mapping[str, str], found: Mapping[str, Any], without: Sequence[str] = ()) -> None:
+def write_record(folder: Folder, files: Mapping[str, str], found: Mapping[str, Any], seconds: float, without: Sequence[str] = ()) -> None:
     """Say that the files are whole, by name and hash."""
-    folder.write(RECORD, to_json({"files": dict(files), "found": dict(found), "without": sorted(without)}))
+    said = {"files": dict(files), "found": dict(found), "without": sorted(without)}
+    folder.write(RECORD, to_json(said | {"seconds": round(seconds, 1)}))
+
+
+def _digest(said: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in said.items() if name != "seconds"})
 
 
 def read_prepared(folder: Folder, *, files: bool = False) -> Prepared | None:
     """What is recorded; None if there is nothing that can be read, or, with `files`, if one of them is not as recorded."""
     try:
         said = json.loads(folder.read(RECORD))
-        if said.keys() != {"files", "found", "without"}:
+        if said.keys() - {"seconds"} != {"files", "found", "without"}:
             return None
         if files and any(folder.child(FILES).sha256(f"{name}.pt") != own for name, own in said["files"].items()):
             return None
-        return Prepared(digest(said), tuple(said["without"]), said["found"])
+        return Prepared(_digest(said), tuple(said["without"]), said["found"], said.get("seconds", 0))
     except (FileNotFoundError, ValueError, AttributeError):
         return None
 
@@ -65,7 +72,7 @@ def read_prepared(folder: Folder, *, files: bool = False) -> Prepared | None:
 @lru_cache(maxsize=1)
 def _files(folder: Folder, recorded: str) -> dict[str, str]:
     said = json.loads(folder.read(RECORD))
-    if digest(said) != recorded:
+    if _digest(said) != recorded:
         raise ValueError(f"{folder.uri}/{RECORD} was altered while it was in use: run the protect stage again")
     files: dict[str, str] = said["files"]
     return files

@@ -239,13 +239,11 @@ def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunCon
         if not config.keep_going or not parts:
             raise
         log.error("protect: kept going without %d of %d shards", len(failed.causes), len(shards))
-    return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun), prepared.found)
+    return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun), prepared)
 
 
-def _finish(
-    task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float, found: Mapping[str, Any]
-) -> Manifest:
-    """Combine the parts into one table, and say what came out; `found` is what was said of the preparation."""
+def _finish(task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float, prepared: Prepared) -> Manifest:
+    """Combine the parts into one table, and say what came out."""
     config, checkpoints = task.config, task.ensemble.checkpoints
     ordered = [parts[shard.name] for shard in shards if shard.name in parts]
     write_rows(stage.folder, SAMPLES, ordered, SCHEMA)
@@ -263,14 +261,15 @@ def _finish(
         "networks": list(dict.fromkeys(checkpoint.network for checkpoint in checkpoints)),
         "epochs": sorted({checkpoint.epoch for checkpoint in checkpoints}),
         "members": len(checkpoints),
-        "gradients": protected * config.gradients_per_image(len(checkpoints), found.get("noise_rounds")),
+        "gradients": protected * config.gradients_per_image(len(checkpoints), prepared.found.get("noise_rounds")),
         "linf_levels": max(part.extra["linf_levels"] for part in ordered),
         "psnr_db": psnr / max(1, changed),
         "budget": dataclasses.asdict(task.budget),
-        **found,
+        **prepared.found,
     }
     left_out = [shard.name for shard in shards if shard.name not in parts]
-    manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, images_per_second=rate)
+    timing = {"images_per_second": rate, "preparation_seconds": prepared.seconds}
+    manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, **timing)
     if not left_out:
         stage.folder.child(PARTS).delete()
     return manifest

@@ -154,11 +154,12 @@ def test_what_a_method_does_not_use_is_not_listed(runs: dict[str, Path], method:
     ]
 
 
-def _counted(path: Path, rate: float = 1.0, **counts: object) -> Measured:
+def _counted(path: Path, rate: float = 1.0, seconds: float = 0.0, **counts: object) -> Measured:
     """A run whose protection has counted something else."""
     run = read(Folder.open(str(path)))
     protect = run.found["protect"]
-    changed = replace(protect, counts=protect.counts | counts, timing=protect.timing | {"images_per_second": rate})
+    timing = protect.timing | {"images_per_second": rate, "preparation_seconds": seconds}
+    changed = replace(protect, counts=protect.counts | counts, timing=timing)
     return replace(run, found=run.found | {"protect": changed})
 
 
@@ -170,6 +171,11 @@ def test_a_start_that_crafted_nothing_says_nothing_of_the_cost(runs: dict[str, P
     table = made(side_by_side([run]))
     assert table.lines[0][table.head.index("crafting")] == NONE
     assert crafting_seconds(_counted(runs["eight"], rate=2.0).found["protect"]) == 18
+
+
+def test_what_is_made_before_the_first_shard_is_part_of_the_cost(runs: dict[str, Path]) -> None:
+    run = _counted(runs["eight"], rate=2.0, seconds=600.0)
+    assert crafting_seconds(run.found["protect"]) == 618
 
 
 def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

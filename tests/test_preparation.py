@@ -163,7 +163,10 @@ def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
     stamps = {name: Path(folder.file(name)).stat().st_mtime_ns for name in folder.names(recursive=True) if name.startswith("protect/")}
     made = [name for name in stamps if "prepared" in name or name.endswith(".tar")]
     assert len([name for name in made if name.endswith(".tar")]) == 3
-    assert digests(protect.run(config, folder)) == digests(whole)
+    seconds = json.loads(folder.read("protect/prepared.json"))["seconds"]
+    again = protect.run(config, folder)
+    assert digests(again) == digests(whole)
+    assert again.timing["preparation_seconds"] == seconds > 0
     for name in made:
         assert Path(folder.file(name)).stat().st_mtime_ns == stamps[name], f"{name} was made twice"
 
