@@ -23,6 +23,7 @@ from tests.benchmarks import plain
 
 EPS_LEVELS = 8
 TRAINING_BATCH = 64
+LR = 0.01  # with 0.1 a ResNet18 leaves so few steps with logits beyond 1000, and gradients too small for float32, which are slow
 
 
 def device() -> torch.device:
@@ -88,7 +89,7 @@ def train(name: str, images: int, epochs: int) -> Trained:
     pixels = levels.double().transpose(0, 1).flatten(1)
     network = build(name, len(CLASSES), SIDE, pixels.mean(1).tolist(), pixels.std(1).tolist())
     network = network.to(device()).to(memory_format=torch.channels_last)
-    config = TrainConfig(epochs=epochs, batch_size=TRAINING_BATCH, schedule="one-cycle", augmentation="none")
+    config = TrainConfig(epochs=epochs, batch_size=TRAINING_BATCH, lr=LR, schedule="one-cycle", augmentation="none")
     sgd, scheduler = optimiser(network, config, -(-images // TRAINING_BATCH))
     draws, checkpoints = torch.Generator().manual_seed(0), []
     for _ in range(epochs):
