@@ -29,9 +29,9 @@ class Apart:
         """One outer step of the plain loop for so many images; returns when it is done."""
         self.pool.submit(_craft, method, images, batch_size, of).result()
 
-    def library(self, method: Method, images: int) -> None:
+    def ours(self, method: Method, images: int) -> None:
         """One outer step of the library for so many images; returns when it is done."""
-        self.pool.submit(_library, method, images).result()
+        self.pool.submit(_ours, method, images).result()
 
 
 _trained: Trained
@@ -58,7 +58,7 @@ def _craft(method: Method, images: int, batch_size: int, of: plain.Gradient) -> 
     _trained.plain_craft(_networks, method, images, 1, batch_size, of)
 
 
-def _library(method: Method, images: int) -> None:
+def _ours(method: Method, images: int) -> None:
     _trained.craft(_members(method), method, images, 1)
 
 

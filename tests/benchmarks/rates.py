@@ -140,7 +140,7 @@ def by_memory(trained: Trained, images: int, repetitions: int) -> dict[str, floa
     with apart(trained, torch.get_num_threads()) as other:
         contenders: dict[str, Callable[[], object]] = {
             "kept": partial(trained.craft, trained.members("sep-fa"), "sep-fa", images, 1),
-            "given back": partial(other.library, "sep-fa", images),
+            "given back": partial(other.ours, "sep-fa", images),
         }
         seconds = in_turns(contenders, repetitions)
     return {name: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for name, value in seconds.items()}
