@@ -81,7 +81,7 @@ def _costly(comparison: Comparison) -> dict[str, Measured]:
 
 
 def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
-    """Protected accuracy against gradients per image, a panel per victim; the points of a sweep are joined along one field."""
+    """Protected accuracy against gradients per image, a panel per victim; the points of a sweep are joined along one field of numbers."""
     runs = _costly(comparison)
     victims = [victim for victim in comparison.victims if any(_pair(run, victim) for run in runs.values())]
     figure, axes = drawing(0.9 + 3.3 * len(victims), theme, len(victims), 1, sharex=True)
@@ -125,7 +125,9 @@ def _curve(axis: Axes, own: dict[str, Pair], runs: dict[str, Measured], along: s
     spreads = [pair.protected.last for pair in own.values()]
     errors = [spread.deviation or 0.0 for spread in spreads]
     heights = [spread.mean for spread in spreads]
-    axis.errorbar(places, heights, errors if any(errors) else None, fmt="o-", color=colour, linewidth=1.8, capsize=3, label=label)
+    joined = bool(along) and not any(isinstance(runs[name].settings[along], str) for name in own)  # nothing is between two methods
+    fmt = "o-" if joined else "o"
+    axis.errorbar(places, heights, errors if any(errors) else None, fmt=fmt, color=colour, linewidth=1.8, capsize=3, label=label)
     for name, place, height in zip(own, places, heights, strict=True):
         text = _text(runs[name].settings[along]) if along else _wrapped(name)
         axis.annotate(text, (place, height), (0, 7), textcoords="offset points", ha="center", color=colour, fontsize=SMALL)

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from pipeline import compare, results, sweep
+from pipeline import compare, comparison_figures, results, sweep
 from pipeline.comparison import NONE, Measured, crafting_seconds, made, measured, read, rows
 from pipeline.comparison import compare as side_by_side
 from pipeline.comparison_page import VERSION
@@ -176,6 +177,16 @@ def test_a_start_that_crafted_nothing_says_nothing_of_the_cost(runs: dict[str, P
 def test_what_is_made_before_the_first_shard_is_part_of_the_cost(runs: dict[str, Path]) -> None:
     run = _counted(runs["eight"], rate=2.0, seconds=600.0)
     assert crafting_seconds(run.found["protect"]) == 618
+
+
+@pytest.mark.parametrize(("values", "line"), [((5, 10), "-"), (("tap", "sep"), "None")])
+def test_points_are_joined_along_numbers_and_not_along_names(runs: dict[str, Path], values: tuple[object, object], line: str) -> None:
+    swept = {f"run {value}": replace(_counted(runs["eight"]), settings={"protect.it": value}) for value in values}
+    (victim,) = {pair.name for pair in swept[f"run {values[0]}"].pairs[:1]}
+    own = {name: next(pair for pair in run.pairs if pair.name == victim) for name, run in swept.items()}
+    axis = Figure().subplots()
+    comparison_figures._curve(axis, own, swept, "protect.it", "", "red")
+    assert [drawn.get_linestyle() for drawn in axis.lines] == [line]
 
 
 def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
