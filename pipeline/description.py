@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline import results
 from pipeline.config import RunConfig
-from pipeline.findings import findings, on_countermeasures, scope
+from pipeline.findings import findings, in_parts, scope
 from pipeline.report import summary
 from pipeline.results import Pair
 from pipeline.storage import Folder
@@ -36,9 +36,7 @@ def describe(config: RunConfig, folder: Folder) -> str:
     figures = textwrap.dedent(summary(config, folder)).strip()
     parts = [f"```\n{figures}\n```"]
     if measured:
-        said = findings(found, measured, results.measured_images(folder, found))
-        countered = on_countermeasures(said)
-        whole = [sentence for sentence in said if sentence not in countered]
+        whole, countered = in_parts(findings(found, measured, results.measured_images(folder, found)))
         parts[:0] = [" ".join(whole), *(["\n".join(f"- {sentence}" for sentence in countered)] if countered else []), scope(measured)]
         parts.append(f"Accuracy on clean test images in percent, trained on clean → **on protected** images:\n\n{_matrix(measured)}")
     parts.append("Pictures: artifacts, under `report`; `report/index.html` is all of it on one page.")

@@ -52,9 +52,10 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
     return said + _on_countermeasures(measured, guess, least)
 
 
-def on_countermeasures(said: list[str]) -> list[str]:
-    """Those of the sentences that say what became of the protection under countermeasures, by their outcome: too long for one paragraph."""
-    return [sentence for sentence in said if sentence.startswith(ON_COUNTERMEASURES)]
+def in_parts(said: list[str]) -> tuple[list[str], list[str]]:
+    """The sentences on the whole, and those on countermeasures, one for each outcome: together too long for one paragraph."""
+    countered = [sentence for sentence in said if sentence.startswith(ON_COUNTERMEASURES)]
+    return [sentence for sentence in said if sentence not in countered], countered
 
 
 def _weakest(measured: list[Pair], guess: float, least: float) -> Pair | None:

@@ -14,7 +14,7 @@ import jinja2
 import yaml
 
 from pipeline.config import RunConfig, to_tree
-from pipeline.findings import findings, made_with, on_countermeasures, scope, surrogates
+from pipeline.findings import findings, in_parts, made_with, scope, surrogates
 from pipeline.pictures import COUNTERED, draw
 from pipeline.presets import preset
 from pipeline.results import (
@@ -85,7 +85,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
     there = trained(folder, found)
     measured = pairs(there.rows)
     said = findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there)
-    countered = on_countermeasures(said)
+    whole, countered = in_parts(said)
     refused = read_table(folder.child("pack"), "quarantine.parquet").to_pylist() if "pack" in found else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -100,7 +100,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         found=found,
         trials=there.rows,
         pairs=measured,
-        findings=[sentence for sentence in said if sentence not in countered],
+        findings=whole,
         countered=countered,
         scope=scope(measured) if measured else "",
         surrogates=surrogates(found) if "protect" in found else "",
