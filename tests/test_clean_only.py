@@ -1,8 +1,9 @@
-"""Victims of the clean share of a dilution alone: trained once, on those images and no others."""
+"""Victims of the clean share of a dilution alone: trained once, on those images and no others, and no measure of the protection."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from cluster import session, sweep
 from cluster.session import Resources
-from pipeline import victim
+from pipeline import report, results, victim
 from pipeline.config import RunConfig
 from pipeline.shards import read_shard
 from pipeline.stage import Manifest
@@ -101,3 +102,16 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
     assert {clean[image].key for image in seen["clean-only-50"]} & of_protected == share
     labels = sorted(clean[image].label for image in seen["clean-only-50"])
     assert labels == 12 * [0] + 12 * [1] + 12 * [2]
+
+
+def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[str]) -> None:
+    config, folder = protected_run(tmp_path / "run")
+    asked = asking(config, "clean-only-50")
+    victim.run(asked, folder)
+    manifest = report.run(asked, folder)
+    assert not {"clean_accuracy", "protected_accuracy"} & results.headline(folder).keys()
+    page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
+    assert "No victim is finished yet that had nothing but the release" in page
+    assert "Protected victim" not in page
+    assert "classes" not in manifest.counts["pictures"]
+    assert "protected victim" not in report.summary(asked, folder)
