@@ -119,7 +119,8 @@ class VictimConfig(TrainConfig):
     countermeasures: tuple[str, ...] = ("none",)
     """what is done against the protection: none, no-augmentation, cutout, cutmix, mixup, grayscale, jpeg-10, jpeg-50, jpeg-90,
     bit-depth-2, gaussian-blur, trivial-augment, ueraser, adversarial-4, adversarial-8, random-warp, orthogonal-projection, early-stop,
-    dilution-1, dilution-10, dilution-20, dilution-50, or several at once, in order, as in grayscale+jpeg-10"""
+    dilution-1, dilution-10, dilution-20, dilution-50 (or any other percentage), or several at once, in order, as in grayscale+jpeg-10;
+    and what the clean images of a dilution give alone: clean-only-1, clean-only-10, clean-only-20, clean-only-50"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
 

@@ -86,8 +86,9 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
 
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
     victim, each = config.victim, []
-    clean = dict.fromkeys(map(countermeasures.without_protection, victim.countermeasures))  # what comes to the same is trained once
-    for name, countermeasure in product(victim.networks, (*clean, *victim.countermeasures)):
+    kinds: tuple[countermeasures.Data, ...] = ("clean", "protected")
+    trained = {countermeasures.trained_as(*cell) for cell in product(victim.countermeasures, kinds)}  # what comes to the same, once
+    for name, (countermeasure, _) in product(victim.networks, sorted(trained)):
         plan = countermeasures.plan(countermeasure)
         training = plan.cost * (work.train // victim.batch_size) * speed.training[name].seconds(victim.batch_size)
         each += len(victim.seeds) * [plan.training(victim).epochs * (training + work.test / speed.evaluation[name])]

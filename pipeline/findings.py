@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
+from pipeline import diluted_findings
+from pipeline.margins import ALIKE, FAR, NEAR, error, lost, much, share_lost
 from pipeline.results import Finished, Pair, chance
+from sep.countermeasures import clean_share
 from sep.methods import METHODS
 
-FAR = 10.0  # points; a difference this large is never called small, however much a victim learns
-ALIKE = 0.2  # of what there is to lose; shares no further apart are called alike
-NEAR = 5.0  # points; accuracies no further apart are called alike
 ON_COUNTERMEASURES = (
     "The protection holds against",
     "It is weakened, but not undone, by",
@@ -29,13 +27,18 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
     """
     if not measured:
         return ["No victim is finished yet on both clean and protected images, so this run says nothing about how well they are protected."]
+    guess = chance(found)
+    on_diluted = diluted_findings.on_diluted(measured, guess, tests)
+    # Who has clean images as well says nothing of the release alone.
+    measured = [pair for pair in measured if clean_share(pair.clean.countermeasure) is None]
+    if not measured:
+        return ["No victim is finished yet that had nothing but the release, so this run does not say how well it protects.", *on_diluted]
     pair = measured[0]
     clean, protected = pair.clean.last.mean, pair.protected.last.mean
     classes, some = len(found["protect"].counts["classes"]), pair.clean.other is not None
     of_whom = f" of the {classes} protected classes" if some else ""
     release = "release" if some else "protected ones"
-    guess = chance(found)
-    least = guess + max(_margin(guess, tests), min(FAR, guess))  # of one class in ten 20 %, of one in a hundred 2 %
+    least = guess + max(error(guess, tests), min(FAR, guess))  # of one class in ten 20 %, of one in a hundred 2 %
     said = [
         f"Trained on the clean images, {pair.name} gets {clean:.1f} % of the clean test images{of_whom} right; trained on the {release}, "
         f"{protected:.1f} %: {_apart(clean, protected)}.",
@@ -49,12 +52,12 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
             f"The protection is weakest against {worst.name}: {worst.protected.last.mean:.1f} % on protected images, "
             f"{worst.clean.last.mean:.1f} % on clean ones."
         )
-    return said + _on_countermeasures(measured, guess, least)
+    return said + _on_countermeasures(measured, guess, least) + on_diluted
 
 
 def in_parts(said: list[str]) -> tuple[list[str], list[str]]:
     """The sentences on the whole, and those on countermeasures, one for each outcome: together too long for one paragraph."""
-    countered = [sentence for sentence in said if sentence.startswith(ON_COUNTERMEASURES)]
+    countered = [sentence for sentence in said if sentence.startswith((*ON_COUNTERMEASURES, diluted_findings.START))]
     return [sentence for sentence in said if sentence not in countered], countered
 
 
@@ -62,10 +65,10 @@ def _weakest(measured: list[Pair], guess: float, least: float) -> Pair | None:
     """The victim that loses the smallest share of what it could, where that is clearly less than the first one loses."""
     first = measured[0]
     able = [pair for pair in measured[1:] if pair.clean.last.mean >= least]
-    if not able or first.clean.last.mean < least or _lost(first) < _far(first, guess):
+    if not able or first.clean.last.mean < least or lost(first) < much(first, guess):
         return None
-    worst = min(able, key=lambda pair: _share(pair, guess))
-    return worst if _share(worst, guess) < _share(first, guess) - ALIKE else None
+    worst = min(able, key=lambda pair: share_lost(pair, guess))
+    return worst if share_lost(worst, guess) < share_lost(first, guess) - ALIKE else None
 
 
 def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> list[str]:
@@ -77,16 +80,16 @@ def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> lis
     plain = {
         pair.clean.network: pair
         for pair in measured
-        if pair.clean.countermeasure == "none" and pair.clean.last.mean >= least and _lost(pair) >= _far(pair, guess)
+        if pair.clean.countermeasure == "none" and pair.clean.last.mean >= least and lost(pair) >= much(pair, guess)
     }
 
     def outcome(pair: Pair) -> int:
         """The place in `ON_COUNTERMEASURES` of the sentence that tells of it."""
         if pair.clean.last.mean < least:
             return 3
-        if _lost(pair) < _far(pair, guess):
+        if lost(pair) < much(pair, guess):
             return 2
-        return 0 if _share(pair, guess) >= _share(plain[pair.clean.network], guess) - ALIKE else 1
+        return 0 if share_lost(pair, guess) >= share_lost(plain[pair.clean.network], guess) - ALIKE else 1
 
     countered: dict[str, list[Pair]] = {}
     for pair in measured:
@@ -94,32 +97,12 @@ def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> lis
             countered.setdefault(pair.clean.countermeasure, []).append(pair)
     groups: list[list[str]] = [[] for _ in ON_COUNTERMEASURES]
     for name, pairs in countered.items():
-        worst = min(pairs, key=lambda pair: ((2, 1, 0, 3).index(outcome(pair)), _lost(pair)))
+        worst = min(pairs, key=lambda pair: ((2, 1, 0, 3).index(outcome(pair)), lost(pair)))
         clean, left, place = worst.clean.last.mean, worst.protected.last.mean, outcome(worst)
         part = f"{left:.1f} % of {clean:.1f} %"
         figures = (part, part, f"{left:.1f} %, where clean images treated alike give {clean:.1f} %", f"{clean:.1f} %")[place]
         groups[place].append(f"{name} with {worst.clean.network} ({figures})" if len(plain) > 1 else f"{name} ({figures})")
     return [f"{start} {'; '.join(names)}." for start, names in zip(ON_COUNTERMEASURES, groups, strict=True) if names]
-
-
-def _lost(pair: Pair) -> float:
-    """Points that the victim has less from protected images than from clean ones treated alike."""
-    return pair.clean.last.mean - pair.protected.last.mean
-
-
-def _share(pair: Pair, guess: float) -> float:
-    """What the victim has lost of all that it could: what it learns from clean images beyond guessing."""
-    return _lost(pair) / (pair.clean.last.mean - guess)
-
-
-def _far(pair: Pair, guess: float) -> float:
-    """Points that are much for a victim: of many classes, ten may be all that it learns."""
-    return min(FAR, (pair.clean.last.mean - guess) / 2)
-
-
-def _margin(guess: float, tests: int) -> float:
-    """Points within which an accuracy on so many test images cannot be told from guessing: three standard errors."""
-    return 300 * math.sqrt(guess / 100 * (1 - guess / 100) / tests)
 
 
 def _apart(before: float, after: float) -> str:
@@ -129,12 +112,12 @@ def _apart(before: float, after: float) -> str:
 def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
     """How the first victim's accuracy on the protected classes compares with guessing, before and after relabelling."""
     guess = chance(found)
-    margin = _margin(guess, tests)
+    margin = error(guess, tests)
     named = f"{guess:.3g} %" + (f" among all {len(found['pack'].counts['classes'])} classes" if pair.clean.other else "")
     clean, protected = pair.clean.last.mean, pair.protected.last.mean
     if clean <= guess + margin:
         return ["The clean victim itself is hardly better than guessing, so the comparison says nothing: train longer or on more images."]
-    if clean - protected < _far(pair, guess):
+    if clean - protected < much(pair, guess):
         return ["That is no protection to speak of."]
     if protected < guess - margin:
         said = f"That is below chance ({named}): the victim is not ignorant but systematically wrong."
@@ -147,7 +130,7 @@ def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
 
 def _on_relabelling(found: Finished, pair: Pair) -> str:
     clean, protected, relabelled = pair.clean.last.mean, pair.protected.last.mean, pair.protected.relabelled.mean
-    gain, far = relabelled - protected, _far(pair, chance(found))
+    gain, far = relabelled - protected, much(pair, chance(found))
     outcome = f"After the best one-to-one relabelling of its predictions the protected victim gets {relabelled:.1f} % right"
     if gain < far:
         return f"{outcome}: relabelling recovers next to nothing."

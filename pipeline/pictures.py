@@ -9,6 +9,7 @@ from pipeline import results
 from pipeline.results import Finished
 from pipeline.shards import Sample, read_shard, read_table
 from pipeline.storage import Folder
+from sep.countermeasures import CLEAN_ONLY, clean_share
 
 SHOWN_SAMPLES = 4
 SPECTRUM_IMAGES = 128  # protected images the spectrum is the mean of
@@ -30,6 +31,7 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
     plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
     if measured:
         drawn["accuracy"] = figures.accuracy(plain or measured[:1], chance, theme)
+    if measured and clean_share(measured[0].clean.countermeasure) != CLEAN_ONLY:
         first = measured[0]
         tables = [(f"trained on {cell.data} images", results.confusion(folder, cell)) for cell in (first.clean, first.protected)]
         drawn["classes"] = class_figures.classes(tables, found["pack"].counts["classes"], theme)

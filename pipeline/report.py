@@ -32,11 +32,12 @@ from pipeline.results import (
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage, digest, flatten
 from pipeline.storage import Folder
+from sep.countermeasures import clean_share
 
 log = logging.getLogger(__name__)
 
 PAGE = "index.html"
-VERSION = 3  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
+VERSION = 4  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
 SHOWN_MISSING = 20  # names of victims
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
@@ -101,6 +102,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         found=found,
         trials=there.rows,
         pairs=measured,
+        shared=any(clean_share(pair.clean.countermeasure) for pair in measured),
         findings=whole,
         countered=countered,
         scope=scope(measured) if measured else "",

@@ -16,6 +16,7 @@ from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, STARTED, Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import Budget
+from sep.countermeasures import CLEAN_ONLY, DILUTED, clean_share
 from sep.methods import METHODS
 
 log = logging.getLogger(__name__)
@@ -147,12 +148,15 @@ def trained(run: Folder, found: Finished) -> Trained:
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
-    """The victims that were trained on both kinds of data; networks without countermeasure come first."""
+    """The victims that were trained on both kinds of data.
+
+    Networks without countermeasure come first; last those that have clean images besides, and those that have nothing else.
+    """
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
         groups.setdefault((row["network"], row["countermeasure"], row["data"]), []).append(row)
     names = list(dict.fromkeys((row["network"], row["countermeasure"]) for row in rows))
-    names.sort(key=lambda name: name[1] != "none")
+    names.sort(key=lambda name: ((None, DILUTED, CLEAN_ONLY).index(clean_share(name[1])), name[1] != "none"))
     return [
         Pair(_cell((*name, "clean"), groups[*name, "clean"]), _cell((*name, "protected"), groups[*name, "protected"]))
         for name in names
@@ -240,9 +244,9 @@ def headline(run: Folder) -> dict[str, float | str]:
     """The figures by which a run is known, under the same names wherever they appear; what was not measured is missing.
 
     Accuracies are percent of the clean test images of protected classes after the last epoch, mean over the seeds of the first network
-    without countermeasure; `*_other_accuracy` are those on the other classes, if there are any; `*_std` is their sample standard
-    deviation where there are several seeds. `*_similarity` are mean cosines between the gradients of different checkpoints of a network,
-    and of different networks.
+    without countermeasure, and never of one that has clean images alone; `*_other_accuracy` are those on the other classes, if there are
+    any; `*_std` is their sample standard deviation where there are several seeds. `*_similarity` are mean cosines between the gradients
+    of different checkpoints of a network, and of different networks.
     """
     found = finished(run)
     figures: dict[str, float | str] = {}
@@ -264,7 +268,7 @@ def headline(run: Folder) -> dict[str, float | str]:
     there = trained(run, found)
     figures |= {"missing_trials": len(there.missing), "trials": len(there.rows) + len(there.missing)} if there.missing else {}
     measured = pairs(there.rows)
-    if measured:
+    if measured and clean_share(measured[0].clean.countermeasure) != CLEAN_ONLY:
         clean, protected = measured[0].clean, measured[0].protected
         figures |= {"victim": measured[0].name, "seeds": len(protected.seeds)}
         named = {"clean": clean.last, "protected": protected.last, "protected_relabelled": protected.relabelled}

@@ -25,6 +25,7 @@ from pipeline.results import Finished
 from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, Manifest, digest, flatten, to_json
 from pipeline.storage import Folder
+from sep.countermeasures import trained_as
 from sep.methods import METHODS
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,8 @@ class Tracker:
             # What differs most comes first, because the UI cuts names short.
             name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
             run = self._child("victim", name, cell, training | cell)
-            self._log_input(run, found["pack" if row["data"] == "clean" else "protect"], "training")
+            _, data = trained_as(row["countermeasure"], row["data"])
+            self._log_input(run, found["pack" if data == "clean" else "protect"], "training")
             curves = zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True)
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})

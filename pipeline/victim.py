@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from pipeline import outcomes
 from pipeline.batches import Batches, Read, Split, Transform, fits, open_batches, open_tests, unchanged
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.dataset import shown
-from pipeline.dilution import Diluted, clean_keys
+from pipeline.dilution import Diluted, Repeated, choose, protected_labels
 from pipeline.networks import build_network
 from pipeline.points import relatives
 from pipeline.results import UNFINISHED, trial_name
@@ -36,13 +36,13 @@ from pipeline.shards import read_shard, rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep import countermeasures
+from sep.countermeasures import Data
 from sep.execution import use_cpu
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 
 log = logging.getLogger(__name__)
 
 RESULTS = "results.parquet"
-Data = Literal["clean", "protected"]
 SCHEMA = pa.schema(
     [
         ("network", pa.string()),
@@ -76,8 +76,9 @@ class Cell:
 
     @property
     def trained(self) -> Cell:
-        """The cell that says how this one is trained: clean images are not diluted."""
-        return replace(self, countermeasure=countermeasures.without_protection(self.countermeasure)) if self.data == "clean" else self
+        """The cell that says how this one is trained: clean images are not diluted, and clean images alone are not protected."""
+        name, data = countermeasures.trained_as(self.countermeasure, self.data)
+        return replace(self, countermeasure=name, data=data)
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,13 @@ def accuracy_per_class(table: Tensor) -> list[float | None]:
 
 def _training_images(task: Task, seed: int, device: torch.device) -> Batches:
     """Batches of what the countermeasure leaves of the images; those that it learns from first are read as often as it needs."""
-    cell, counts, plan = task.cell, task.pack.counts, countermeasures.plan(task.cell.countermeasure)
-    shards, read = task.train.shards["train"], cast(Read, read_shard)
-    if plan.clean_percent and cell.data == "protected":
-        clean = task.run.child("pack")
-        keys = clean_keys(clean, shards, task.protected, plan.clean_percent, derive(task.run_seed, "dilution", cell.seed))
-        read = Diluted(clean, task.pack.shards["train"], keys)
+    cell, counts = task.cell.trained, task.pack.counts
+    plan, shards, read = countermeasures.plan(cell.countermeasure), task.train.shards["train"], cast(Read, read_shard)
+    if plan.clean_percent:
+        pack, packed = task.run.child("pack"), task.pack.shards["train"]
+        labels = protected_labels(pack, shards, task.protected)
+        keys = choose(labels, plan.clean_percent, derive(task.run_seed, "dilution", cell.seed))
+        read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
     image_bytes = 3 * counts["height"] * counts["width"] * _bytes_of_a_level(plan)
     opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read)
@@ -246,7 +248,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
             failed = error
     for name, task in missing.items():
         if name not in trained and (outcome := _outcome(stage.folder, twins[task.cell.trained])) is not None:
-            same = {"countermeasure": task.cell.countermeasure, "made_from": task.made_from}
+            same = {"countermeasure": task.cell.countermeasure, "data": task.cell.data, "made_from": task.made_from}
             outcomes.write(stage.folder, name, {**outcome, **same})
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show what there is
@@ -265,7 +267,7 @@ def _task(
     cell: Cell, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: session.Resources, at_once: int
 ) -> Task:
     """A trial's task. Clean victims depend on nothing that was protected, and no victim on which others there are."""
-    train = pack if cell.data == "clean" else protect
+    train = pack if cell.trained.data == "clean" else protect
     protected = tuple(protect.counts["classes"])
     training = {field.name: getattr(config.victim, field.name) for field in fields(TrainConfig)}
     cpus, gpu = resources.cpus_for(at_once), bool(resources.gpu)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,12 @@ from sep.fitting import Change, TrainConfig
 from sep.projection import orthogonal_projection
 
 Config = TypeVar("Config", bound=TrainConfig)
+Data = Literal["clean", "protected"]
 Transform = Callable[[Tensor], Tensor]
 Epoch = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 EARLY = 5  # a training that stops early takes one epoch of so many
-DILUTION = re.compile(r"dilution-([1-9]\d?)")
+DILUTED, CLEAN_ONLY = "dilution", "clean-only"
+SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Countermeasure:
         hardened: the same, against the network as it is at that step.
         trained: of how training is done.
         clean_percent: of the protected images, how many a stranger has from elsewhere as they were before.
+        clean_only: of the protected images, a stranger takes those alone.
         cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images.
         revision: to be raised whenever the same name comes to do something else, so that victims of before are trained again.
     """
@@ -54,6 +57,7 @@ class Countermeasure:
     hardened: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor] | None = None
     trained: Callable[[TrainConfig], TrainConfig] | None = None
     clean_percent: int = 0
+    clean_only: bool = False
     cost: float = 1.0
     revision: int = 0
 
@@ -94,6 +98,17 @@ def dilution(percent: int) -> Countermeasure:
     return Countermeasure(clean_percent=percent)
 
 
+def clean_only(percent: int) -> Countermeasure:
+    """The clean images of a dilution and none of the protected ones, for as many steps.
+
+    Nothing that is done against the protection, but what a dilution has to be held against: only what it gets beyond this comes from
+    protected images (Huang et al. 2021, "Unlearnable Examples", who put the clean share alone beside the mix for that reason).
+    """
+    return Countermeasure(clean_percent=percent, clean_only=True)
+
+
+SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
+
 COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure(),
     "no-augmentation": Countermeasure(trained=without_augmentation),
@@ -113,7 +128,7 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "random-warp": Countermeasure(distorted=distortion.random_warp),
     "orthogonal-projection": Countermeasure(fitted=orthogonal_projection),
     "early-stop": Countermeasure(trained=stopped_early),
-    **{f"dilution-{percent}": dilution(percent) for percent in (1, 10, 20, 50)},
+    **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
 }
 
 
@@ -132,6 +147,11 @@ class Plan:
     def clean_percent(self) -> int:
         """Of the protected images, how many are taken as they were before."""
         return sum(part.clean_percent for part in self.parts)
+
+    @property
+    def clean_only(self) -> bool:
+        """Whether those are all that is taken of the protected images."""
+        return any(part.clean_only for part in self.parts)
 
     @property
     def revision(self) -> int:
@@ -172,20 +192,14 @@ def plan(name: str) -> Plan:
         ValueError: one is unknown, or they cannot be combined.
     """
     names = name.split("+")
-    for each in names:
-        if each not in COUNTERMEASURES and not DILUTION.fullmatch(each):
-            raise ValueError(
-                f"unknown countermeasure {each!r}; known are {', '.join(COUNTERMEASURES)}, dilution by any other percentage from 1 to 99, "
-                "and several of them joined by +"
-            )
-    parts = [COUNTERMEASURES.get(each) or dilution(int(each.removeprefix("dilution-"))) for each in names]
+    parts = [_named(each) for each in names]
     reason = ""
     if "none" in names and len(names) > 1:
         reason = "none is nothing"
     elif len(set(names)) < len(names):
         reason = "one is named twice"
     elif sum(part.clean_percent > 0 for part in parts) > 1:
-        reason = "a training set is diluted once"
+        reason = "a training set has one share of clean images"
     elif sum(part.hardened is not None for part in parts) > 1:
         reason = "only one can look for the hardest images"
     if reason:
@@ -193,6 +207,36 @@ def plan(name: str) -> Plan:
     return Plan(tuple(parts))
 
 
-def without_protection(name: str) -> str:
-    """What a countermeasure comes down to for whoever has only clean images: they cannot be diluted."""
-    return "+".join(each for each in name.split("+") if not DILUTION.fullmatch(each)) or "none"
+def _named(name: str) -> Countermeasure:
+    if name in COUNTERMEASURES:
+        return COUNTERMEASURES[name]
+    share = SHARE.fullmatch(name)
+    if share is None:
+        raise ValueError(
+            f"unknown countermeasure {name!r}; known are {', '.join(COUNTERMEASURES)}, {' and '.join(SHARES)} by any other percentage "
+            "from 1 to 99, and several of them joined by +"
+        )
+    return SHARES[share[1]](int(share[2]))
+
+
+def clean_share(name: str) -> str | None:
+    """Which of `SHARES` a countermeasure has; none where all protected images are taken as they are."""
+    return next((share[1] for each in name.split("+") if (share := SHARE.fullmatch(each))), None)
+
+
+def control_of(name: str) -> str:
+    """The countermeasure that tells what the clean images of a dilution give alone."""
+    return SHARE.sub(rf"{CLEAN_ONLY}-\2", name)
+
+
+def trained_as(name: str, data: Data) -> tuple[str, Data]:
+    """The training that a countermeasure on images of that kind comes down to, under the name and images of the first that is like it.
+
+    Clean images cannot be diluted, and where clean images alone are taken, it does not matter what was done to the others.
+    """
+    kind = clean_share(name)
+    if kind == CLEAN_ONLY:
+        return name, "clean"
+    if kind == DILUTED and data == "clean":
+        return "+".join(each for each in name.split("+") if not SHARE.fullmatch(each)) or "none", data
+    return name, data

@@ -11,6 +11,7 @@ import pytest
 from pipeline.command_line import from_tree, parse
 from pipeline.config import STAGES, RunConfig, to_tree
 from pipeline.presets import PRESETS, preset
+from sep.countermeasures import COUNTERMEASURES
 from sep.ensemble import equally_spaced
 
 
@@ -123,6 +124,13 @@ def test_every_field_is_a_flag_with_its_unit_or_meaning(capsys: pytest.CaptureFi
         assert unit in text
     assert "sep-fa-vr" in text
     assert "default: 8" in text
+
+
+def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    _, said = capsys.readouterr().out.split("--victim.countermeasures")
+    assert COUNTERMEASURES.keys() <= set(re.findall(r"[\w-]+", said.split("--victim.seeds")[0]))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.config import VictimConfig
-from sep.countermeasures import COUNTERMEASURES, plan, without_protection
+from sep.countermeasures import COUNTERMEASURES, clean_share, control_of, plan, trained_as
 from sep.fitting import TrainConfig, optimiser, train_epoch
 from sep.models import build
 
@@ -143,18 +143,36 @@ def test_an_early_stop_ends_at_a_low_rate() -> None:
         assert rates[1] <= max(0.0011, 3 * rates[0])
 
 
-def test_dilution_is_any_whole_percentage() -> None:
-    assert [plan(f"dilution-{percent}").clean_percent for percent in (1, 7, 10, 50, 99)] == [1, 7, 10, 50, 99]
-    assert plan("dilution-10+cutmix").clean_percent == 10
-    for wrong in ("dilution-0", "dilution-100", "dilution-05", "dilution-", "dilution-x"):
-        with pytest.raises(ValueError, match="unknown countermeasure"):
-            plan(wrong)
+@pytest.mark.parametrize("kind", ["dilution", "clean-only"])
+def test_a_share_of_clean_images_is_any_whole_percentage(kind: str) -> None:
+    assert [plan(f"{kind}-{percent}").clean_percent for percent in (1, 7, 10, 50, 99)] == [1, 7, 10, 50, 99]
+    assert plan(f"{kind}-10+cutmix").clean_percent == 10
+    assert plan(f"cutmix+{kind}-10").clean_only == (kind == "clean-only")
+    for wrong in ("0", "100", "05", "", "x", "10-"):
+        with pytest.raises(ValueError, match=f"unknown countermeasure '{kind}-{wrong}'.* dilution and clean-only by any other percentage"):
+            plan(f"{kind}-{wrong}")
 
 
-def test_clean_images_cannot_be_diluted() -> None:
-    assert without_protection("dilution-10") == "none"
-    assert without_protection("dilution-10+cutmix") == "cutmix"
-    assert without_protection("jpeg-10+grayscale") == "jpeg-10+grayscale"
+def test_trainings_that_come_to_the_same_are_known() -> None:
+    assert trained_as("dilution-10", "clean") == ("none", "clean")
+    assert trained_as("dilution-10+cutmix", "clean") == ("cutmix", "clean")
+    assert trained_as("dilution-10", "protected") == ("dilution-10", "protected")
+    assert (
+        trained_as("clean-only-10+cutmix", "clean") == trained_as("clean-only-10+cutmix", "protected") == ("clean-only-10+cutmix", "clean")
+    )
+    for data in ("clean", "protected"):
+        assert trained_as("jpeg-10+grayscale", data) == ("jpeg-10+grayscale", data)
+
+
+def test_a_dilution_has_its_control() -> None:
+    assert control_of("cutmix+dilution-7") == "cutmix+clean-only-7"
+    assert plan(control_of("dilution-7")).clean_percent == 7
+    assert [clean_share(name) for name in ("none", "jpeg-10", "cutmix+dilution-7", "clean-only-7")] == [
+        None,
+        None,
+        "dilution",
+        "clean-only",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +183,9 @@ def test_clean_images_cannot_be_diluted() -> None:
         ("cutout+", "unknown countermeasure ''"),
         ("none+cutout", "none is nothing"),
         ("cutout+jpeg-10+cutout", "one is named twice"),
-        ("dilution-1+dilution-10", "diluted once"),
+        ("dilution-1+dilution-10", "one share of clean images"),
+        ("dilution-10+clean-only-10", "one share of clean images"),
+        ("none+clean-only-10", "none is nothing"),
         ("ueraser+adversarial-4", "only one can look"),
     ],
 )

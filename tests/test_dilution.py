@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.batches import Split, Streaming, load, open_batches
-from pipeline.dilution import Diluted, choose, clean_keys
+from pipeline.dilution import Diluted, Repeated, choose, protected_labels, repeats
 from pipeline.shards import CorruptShard, Sample, Shard, encode_png, rows_to_table, write_shard, write_table
 from pipeline.storage import Folder
 
@@ -61,7 +61,7 @@ def release(tmp_path: Path) -> tuple[Folder, Folder, list[Shard], list[Shard]]:
 
 def test_exactly_the_chosen_images_are_clean(release: tuple[Folder, Folder, list[Shard], list[Shard]]) -> None:
     pack, protect, clean, protected = release
-    keys = clean_keys(pack, protected, (0, 1, 2, 3), 20, seed=1)
+    keys = choose(protected_labels(pack, protected, (0, 1, 2, 3)), 20, seed=1)
     assert len(keys) == 8
     images, labels = load(protect, protected, Diluted(pack, clean, keys))
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -72,20 +72,69 @@ def test_exactly_the_chosen_images_are_clean(release: tuple[Folder, Folder, list
 
 def test_only_released_images_of_protected_classes_count(release: tuple[Folder, Folder, list[Shard], list[Shard]]) -> None:
     pack, _, _, protected = release
-    keys = clean_keys(pack, protected[1:], (1, 3), 50, seed=1)
-    assert len(keys) == 5
-    assert all(20 <= int(key) < 40 and int(key) % 4 in (1, 3) for key in keys)
+    labels = protected_labels(pack, protected[1:], (1, 3))
+    assert len(labels) == 10
+    assert all(20 <= int(key) < 40 and int(key) % 4 == label for key, label in labels.items())
+    assert set(labels.values()) == {1, 3}
 
 
 @pytest.mark.parametrize("memory_limit_mb", [0, 1])
 def test_batches_have_them_streamed_or_in_memory(release: tuple[Folder, Folder, list[Shard], list[Shard]], memory_limit_mb: int) -> None:
     pack, protect, clean, protected = release
-    keys = clean_keys(pack, protected, range(4), 50, seed=1)
+    keys = choose(protected_labels(pack, protected, range(4)), 50, seed=1)
     read = Diluted(pack, clean, keys)
     batches = open_batches(protect, protected, 48, memory_limit_mb, Split(10, 0), torch.device("cpu"), read=read)
     assert isinstance(batches, Streaming) == (memory_limit_mb == 0)
     levels = sorted(int(image[0, 0, 0]) for images, _ in batches.epoch(0) for image in images)
     assert levels == sorted(number if f"{number:03d}" in keys else 100 + number for number in range(40))
+
+
+@pytest.mark.parametrize("percent", [10, 20, 50, 99])
+def test_a_share_is_repeated_evenly_and_within_its_class(percent: int) -> None:
+    chosen = choose(LABELS, percent, seed=3)
+    instead = repeats(LABELS, chosen)
+    assert instead.keys() == LABELS.keys()
+    assert all(LABELS[key] == LABELS[other] for key, other in instead.items())
+    assert all(instead[key] == key for key in chosen)
+    times = Counter(instead.values())
+    assert times.keys() == chosen
+    assert max(times.values()) - min(times.values()) <= 1
+    assert instead == repeats(dict(reversed(LABELS.items())), chosen)
+
+
+def test_a_class_without_a_clean_image_cannot_be_repeated() -> None:
+    few = {f"k{number}": number % 2 for number in range(20)}
+    with pytest.raises(ValueError, match=r"of the 10 images of class [01] none is among the clean ones: take a larger percentage"):
+        repeats(few, choose(few, 5, seed=0))
+
+
+@pytest.mark.parametrize("memory_limit_mb", [0, 1])
+def test_a_share_alone_fills_as_many_steps_streamed_or_in_memory(
+    release: tuple[Folder, Folder, list[Shard], list[Shard]], memory_limit_mb: int
+) -> None:
+    """Classes 0 and 1 are those of the share, whose images lie in both shards; the others stay as they are."""
+    pack, protect, clean, protected = release
+    labels = protected_labels(pack, clean, (0, 1))
+    keys = choose(labels, 20, seed=1)
+    assert len(keys) == 4
+    opened = [
+        open_batches(folder, shards, 48, memory_limit_mb, Split(10, 0), torch.device("cpu"), read=read)
+        for folder, shards, read in (
+            (pack, clean, Repeated.of(pack, clean, labels, keys)),
+            (protect, protected, Diluted(pack, clean, keys)),
+        )
+    ]
+    assert [isinstance(batches, Streaming) for batches in opened] == 2 * [memory_limit_mb == 0]
+    alone, mixed = (
+        [(int(image[0, 0, 0]), int(k)) for images, ks in batches.epoch(0) for image, k in zip(images, ks, strict=True)]
+        for batches in opened
+    )
+    assert Counter(label for _, label in alone) == Counter(label for _, label in mixed) == dict.fromkeys(range(4), 10)
+    taken = Counter(level for level, label in alone if label in (0, 1))
+    assert taken.keys() == {int(key) for key in keys} == {level for level, label in mixed if label in (0, 1) and level < 100}
+    assert set(taken.values()) == {5}
+    assert {level for level, label in alone if label in (2, 3)} == {number for number in range(40) if number % 4 in (2, 3)}
+    assert opened[0].steps == opened[1].steps == 4
 
 
 def test_a_damaged_clean_shard_is_said(release: tuple[Folder, Folder, list[Shard], list[Shard]]) -> None:
@@ -94,3 +143,5 @@ def test_a_damaged_clean_shard_is_said(release: tuple[Folder, Folder, list[Shard
     with pytest.raises(CorruptShard, match=r"pack/train-000000\.tar was altered"):
         Diluted(pack, clean, frozenset({"003"}))(protect, protected[0])
     assert len(Diluted(pack, clean, frozenset())(protect, protected[0])) == 20
+    with pytest.raises(CorruptShard, match=r"pack/train-000000\.tar was altered"):
+        Repeated.of(pack, clean, {"003": 3}, {"003"})

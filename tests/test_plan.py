@@ -70,6 +70,9 @@ def test_a_countermeasure_costs_what_its_epochs_take() -> None:
     assert cost > 3
     assert victims("adversarial-8") == pytest.approx(2 * 30 * (cost * training + testing))
     assert victims("early-stop") == pytest.approx(2 * 6 * (training + testing))
+    assert victims("none", "dilution-10", "clean-only-10") == pytest.approx(
+        4 * 30 * (training + testing)
+    )  # of six cells two are like others
 
 
 def test_storage_is_that_of_images_and_of_every_epoch() -> None:
