@@ -8,14 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.dataset import shown
 from pipeline.points import settings
-from pipeline.results import Finished, Pair, Spread, budget, chance, finished, pairs, trials
+from pipeline.results import Finished, Pair, Spread, Trained, budget, chance, finished, pairs, trained
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import largest_change
 from sep.methods import METHODS
 
 NONE = "–"  # where a table has no figure
+SHOWN_MISSING = 10  # names of victims
 SPREADS = ("clean", "protected", "peak", "relabelled", "other_clean", "other_protected")
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run", "uri", "data", "data_digest", "method", "targets")]
@@ -33,6 +35,7 @@ class Measured:
 
     uri: str
     found: Finished
+    trained: Trained
     pairs: tuple[Pair, ...]
     settings: dict[str, Any]  # of a point of a sweep, what was swept
 
@@ -77,7 +80,8 @@ def read(folder: Folder) -> Measured:
         OSError: storage refused.
     """
     found = finished(folder)
-    return Measured(folder.uri, found, tuple(pairs(trials(folder, found))), settings(folder))
+    there = trained(folder, found)
+    return Measured(folder.uri, found, there, tuple(pairs(there.rows)), settings(folder))
 
 
 def compare(runs: Sequence[Measured]) -> Comparison:
@@ -93,7 +97,7 @@ def compare(runs: Sequence[Measured]) -> Comparison:
         ),
         *_victims_apart(named),
         *(f"{name}: nothing is protected yet" for name, run in named.items() if "protect" not in run.found),
-        *(f"{name}: no victim has been trained yet" for name, run in named.items() if "protect" in run.found and not run.pairs),
+        *(f"{name}: {said}" for name, run in named.items() if "protect" in run.found and (said := _untrained(run.trained))),
         *(f"{name}: {len(lost)} shards are missing" for name, run in named.items() if (lost := _missing(run))),
     ]
     return Comparison(named, tuple(said))
@@ -129,7 +133,7 @@ def _data(run: Measured) -> str:
 
 def _victims_apart(runs: dict[str, Measured]) -> Iterable[str]:
     """Settings of the victims' training that differ; networks, countermeasures and seeds are told with the figures."""
-    asked = {name: run.found["victim"].asked["victim"] for name, run in runs.items() if "victim" in run.found}
+    asked = {name: run.trained.asked["victim"] for name, run in runs.items() if run.trained.asked}
     names = {name for section in asked.values() for name, value in section.items() if not isinstance(value, list)}
     for name in sorted(names):
         values: dict[str, list[str]] = {}
@@ -137,6 +141,14 @@ def _victims_apart(runs: dict[str, Measured]) -> Iterable[str]:
             values.setdefault(str(section.get(name)), []).append(run)
         if len(values) > 1:
             yield f"victims were trained differently, victim.{name}: " + "; ".join(f"{v} ({', '.join(of)})" for v, of in values.items())
+
+
+def _untrained(there: Trained) -> str:
+    """Which victims the figures are without; nothing where all are there."""
+    count = len(there.missing)
+    if count:
+        return f"{count} of {len(there.rows) + count} trainings missing: {shown(there.missing, SHOWN_MISSING)}"
+    return "" if there.rows else "there are no results of victims yet"
 
 
 def _missing(run: Measured) -> list[str]:

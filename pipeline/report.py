@@ -30,7 +30,7 @@ from pipeline.results import (
     trained,
 )
 from pipeline.shards import read_table
-from pipeline.stage import Manifest, Stage, digest, flatten
+from pipeline.stage import Manifest, Stage, flatten
 from pipeline.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick and holds nothing of its own: when there is something new to show, it is made again without asking.
     there = trained(folder, found)
-    unfinished = {"trials": digest(there.rows), "missing": there.missing} if there.missing else {}  # no stage that has finished says it
-    stage = Stage(folder, "report", {"version": VERSION, **unfinished}, seed=config.seed, inputs=tuple(found), overwrite=True)
+    stage = Stage(folder, "report", {"version": VERSION, **there.unfinished}, seed=config.seed, inputs=tuple(found), overwrite=True)
     if stage.manifest:
         return stage.manifest
     drawn = {"light": draw(folder, found), "dark": draw(folder, found, dark=True)}
@@ -82,8 +81,9 @@ def command(tree: dict[str, Any]) -> str:
 
 def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, dict[str, bytes]]) -> str:
     """The page."""
-    tree = configuration(config, found) | {"stages": [*found, "report"]}  # whatever the last start was asked for
     there = trained(folder, found)
+    stages = [*found, *(["victim"] if there.missing else []), "report"]  # whatever the last start was asked for
+    tree = configuration(config, found, there) | {"stages": stages}
     measured = pairs(there.rows)
     said = findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there)
     whole, countered = in_parts(said)

@@ -22,7 +22,6 @@ from pipeline.description import OF_EXPERIMENT, describe
 from pipeline.mlflow_store import NOTE, Store
 from pipeline.pictures import draw
 from pipeline.results import Finished
-from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, Manifest, digest, flatten, to_json
 from pipeline.storage import Folder
 from sep.methods import METHODS
@@ -65,23 +64,30 @@ class Tracker:
         self._state = self._remembered()
 
     def log_stage(self, name: str) -> None:
-        """Log a finished stage unless it was logged already; what was logged of an earlier making of it is superseded.
+        """Log a stage unless it was logged already; what was logged of an earlier making of it is superseded.
 
-        A tracker out of reach is an error in the log, not the end of the run: the next start logs what is missing.
+        Logged is a stage that has finished, and of victims of which some failed, the others. A tracker out of reach is an error in the
+        log, not the end of the run: the next start logs what is missing.
         """
-        if not self._folder.exists(f"{name}/{MANIFEST}"):
-            return
-        manifest = Manifest.load(self._folder, name)
-        if self._logged(name) != manifest.digest:
+        there = self._digest(name)
+        if there and self._logged(name) != there:
             self._log_missing(name)
 
+    def _digest(self, stage: str) -> str | None:
+        """Of what there is of a stage; None where there is nothing to log."""
+        if self._folder.exists(f"{stage}/{MANIFEST}"):
+            return Manifest.load(self._folder, stage).digest
+        unfinished = results.trained(self._folder, results.finished(self._folder)).unfinished if stage == "victim" else {}
+        return digest(unfinished) if unfinished else None
+
     def _log_missing(self, name: str) -> None:
-        """Log every finished stage that was not logged; `name` is the one that this is about."""
+        """Log every stage that was not logged; `name` is the one that this is about."""
         found = results.finished(self._folder)
+        unfinished = ["victim"] if results.trained(self._folder, found).missing else []
         try:
             self._open(found)
-            for stage in [*found, *(["report"] if name == "report" else [])]:  # a new parent run gets everything there is
-                if self._logged(stage) != Manifest.load(self._folder, stage).digest:
+            for stage in [*found, *unfinished, *(["report"] if name == "report" else [])]:  # a new parent run gets everything there is
+                if self._logged(stage) != self._digest(stage):
                     self._log(stage, found)
         except self._store.errors() as error:
             log.error("tracking: %s was not logged, the next start will try again (%s)", name, error)
@@ -118,7 +124,8 @@ class Tracker:
 
     def _asked(self, found: Finished) -> dict[str, Any]:
         """The tree of settings that the parent has as parameters."""
-        return {name: value for name, value in results.configuration(self._config, found).items() if name not in OF_A_CALL}
+        tree = results.configuration(self._config, found, results.trained(self._folder, found))
+        return {name: value for name, value in tree.items() if name not in OF_A_CALL}
 
     def _identity(self, found: Finished) -> str:
         """By which a parent is known as that of these settings and images."""
@@ -174,11 +181,12 @@ class Tracker:
         parent, known = self._state["parent"], results.headline(self._folder)
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
         if stage == "victim":  # the same names in every run, so that runs chart side by side
-            cells = [cell for pair in results.pairs(results.trials(self._folder, found)) for cell in (pair.clean, pair.protected)]
+            there = results.trained(self._folder, found)
+            cells = [cell for pair in results.pairs(there.rows) for cell in (pair.clean, pair.protected)]
             names = [f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure.replace('+', '_')}" for cell in cells]  # MLflow takes no +
             self._store.log_metrics(parent, {name: cell.last.mean for name, cell in zip(names, cells, strict=True)})
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
-        self._state["stages"][stage]["digest"] = Manifest.load(self._folder, stage).digest
+        self._state["stages"][stage]["digest"] = self._digest(stage)
         self._remember()
 
     def _log_input(self, run: str, manifest: Manifest, context: str) -> None:
@@ -212,9 +220,10 @@ class Tracker:
         self._store.client.set_terminated(run)
 
     def _victim(self, found: Finished) -> None:
-        for row in results.trials(self._folder, found):
+        there = results.trained(self._folder, found)
+        training = {name: value for name, value in there.asked["victim"].items() if not isinstance(value, list)}
+        for row in there.rows:
             cell = {name: row[name] for name in ("network", "data", "countermeasure", "seed")}
-            training = {name: value for name, value in found["victim"].asked["victim"].items() if not isinstance(value, list)}
             # What differs most comes first, because the UI cuts names short.
             name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
             run = self._child("victim", name, cell, training | cell)
@@ -223,9 +232,9 @@ class Tracker:
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
             self._store.client.set_terminated(run)
-        table = read_table(self._folder.child("victim"), "results.parquet")
+        plain = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in there.rows]
         stream = io.BytesIO()
-        csv.write_csv(table.drop_columns([field.name for field in table.schema if pa.types.is_nested(field.type)]), stream)
+        csv.write_csv(pa.Table.from_pylist(plain), stream)
         self._store.log_files(self._state["parent"], {"victims.csv": stream.getvalue()})
 
     def _report(self, found: Finished) -> None:
