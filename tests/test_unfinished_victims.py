@@ -19,6 +19,7 @@ from pipeline.comparison import compare, read
 from pipeline.config import RunConfig, StageName
 from pipeline.results import UNFINISHED
 from pipeline.sequence import run_stages
+from pipeline.shards import read_table
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
 from tests import finished_run
@@ -157,3 +158,20 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
     parent, names = logged()
     assert parent.info.run_id == first.info.run_id
     assert names == [f"none · {data} · resnet8 · seed {seed}" for data in ("clean", "protected") for seed in (0, 1)]
+
+
+def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+
+    def with_victims(*names: str) -> list[str]:
+        """Of the trials in the results, after asking for these."""
+        asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
+        victim.run(asked, folder)
+        return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
+
+    assert with_victims("none", "grayscale") == ["none", "none", "grayscale", "grayscale"]
+    before = {name: folder.child("victim").read(name) for name in folder.child("victim").names() if name.startswith("resnet8")}
+    trainings.broken = {name.removesuffix(".json") for name in before}
+    assert with_victims("jpeg-10") == ["jpeg-10", "jpeg-10"]
+    assert {name: folder.child("victim").read(name) for name in before} == before
+    assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]
