@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +37,11 @@ OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 VISIBLE = ("psnr_db", "ssim", "changed_percent")
 DATA_SETS = {"pack": "clean", "protect": "protected"}  # what the shards of a stage are called
+FOLLOWS_FROM = {  # tags, and the settings that decide them
+    "method": {"protect.method"},
+    "budget": {"protect.method", "protect.eps_levels"},
+    "targets": {"protect.method", "protect.targets"},
+}
 HEADLINE = {
     "pack": ("train_images", "test_images", "quarantined", "chance_accuracy"),
     "protect": ("linf_levels", *VISIBLE, "protected_images", "protected_classes", "gradient_similarity", "network_similarity"),
@@ -131,22 +136,27 @@ class Tracker:
         """By which a parent is known as that of these settings and images."""
         return digest([self._asked(found), found["pack"].digest])
 
+    def _of_points(self, found: Finished) -> Collection[str]:
+        """Settings that the run has in its points, each with a value of its own, and not itself."""
+        return ()
+
     def _open(self, found: Finished) -> None:
         """Have a running parent with the right parameters.
 
         Parameters and data sets of a run cannot be changed, so a pipeline redone with others gets a new parent.
         """
-        tree, identity = self._asked(found), self._identity(found)
-        protect, size = tree["protect"], found["pack"].counts
-        allowed = METHODS[protect["method"]].budget(protect["eps_levels"], (3, size["height"], size["width"]))
-        self._tags = {"method": protect["method"], "budget": str(allowed)}
-        self._tags |= {"targets": protect["targets"]} if METHODS[protect["method"]].targets else {}
-        self._tags |= {"dataset": tree["data"], "preset": tree["preset"]}
+        tree, identity, others = self._asked(found), self._identity(found), self._of_points(found)
+        self._tags = _tags(tree, found, others)
+        params = {name: value for name, value in flatten(tree).items() if name not in others}
         there = "parent" in self._state and self._store.is_active(self._state["parent"])
         if there and self._state["identity"] == identity:
             if self._state["status"] != "RUNNING":
                 self._store.client.update_run(self._state["parent"], status="RUNNING")
                 self._remember(status="RUNNING")
+            if self._state.get("of_points") and not others:  # begun for a sweep, it has a release of its own now
+                self._store.set_tags(self._state["parent"], self._tags)
+                self._store.log_params(self._state["parent"], params)
+                self._remember(of_points=[])
             return
         if self._state:
             log.info("tracking: a new MLflow run replaces the earlier one, which was deleted or had other settings or images")
@@ -154,8 +164,8 @@ class Tracker:
         tags = {"stage": "run", "run_folder": self._folder.uri, **self._tags}
         tags |= {name: ", ".join(tree["victim"][f"{name}s"]) for name in ("network", "countermeasure")}
         parent = self._create(self._name, tags, time.time())
-        self._store.log_params(parent, flatten(tree))
-        self._state = {}
+        self._store.log_params(parent, params)
+        self._state = {"of_points": list(others)}
         self._remember(tracker=digest(self._store.uri), parent=parent, identity=identity, status="RUNNING", stages={})
 
     def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
@@ -240,3 +250,13 @@ class Tracker:
     def _report(self, found: Finished) -> None:
         shown = [f"report/{name}" for name in self._folder.child("report").names() if name.endswith((".html", ".png"))]
         self._store.log_files(self._state["parent"], {name: self._folder.read(name) for name in shown})
+
+
+def _tags(tree: Mapping[str, Any], found: Finished, others: Collection[str]) -> dict[str, Any]:
+    """By which a run and everything below it can be found; none that follows from the `others`, which are settings of its points."""
+    protect, size = tree["protect"], found["pack"].counts
+    kind = METHODS[protect["method"]]
+    allowed = kind.budget(protect["eps_levels"], (3, size["height"], size["width"]))
+    tags = {"method": protect["method"], "budget": str(allowed), "dataset": tree["data"], "preset": tree["preset"]}
+    tags |= {"targets": protect["targets"]} if kind.targets else {}
+    return {name: value for name, value in tags.items() if not FOLLOWS_FROM.get(name, set()) & set(others)}
