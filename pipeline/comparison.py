@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.costs import EXPLAINED, crafting_seconds, surrogate_seconds
 from pipeline.dataset import shown
 from pipeline.points import settings
 from pipeline.results import Finished, Pair, Spread, Trained, budget, chance, finished, pairs, trained
@@ -155,15 +157,6 @@ def _missing(run: Measured) -> list[str]:
     return run.found["protect"].missing if "protect" in run.found else []
 
 
-def crafting_seconds(protect: Manifest) -> float | None:
-    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None where it crafted nothing.
-
-    With those that were spent before the first shard on training against the noise, or on looking for pixels, where a method does.
-    """
-    rate = protect.timing.get("images_per_second", 0)
-    return float(protect.timing.get("preparation_seconds", 0) + protect.counts["protected"] / rate) if rate else None
-
-
 def _of_method(protect: Manifest) -> dict[str, Any]:
     """What was asked for that the method makes use of; None where it does not, whatever the configuration says."""
     counts, kind = protect.counts, METHODS[protect.counts["method"]]
@@ -180,7 +173,6 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
     flat = []
     for name, run in comparison.runs.items():
         protect = run.found.get("protect")
-        seconds = {f"{stage}_seconds": run.found[stage].seconds for stage in ("surrogate", "victim") if stage in run.found}
         of_run = {
             "run": name,
             "uri": run.uri,
@@ -192,9 +184,10 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "surrogates": ", ".join(run.of("protect", "networks") or []) or None,
             "checkpoints": run.of("protect", "members"),
             "protected_images": run.of("protect", "protected"),
+            "surrogate_seconds": surrogate_seconds(run.found),
             "crafting_seconds": crafting_seconds(protect) if protect else None,
+            "victim_seconds": run.found["victim"].seconds if "victim" in run.found else None,
             "chance_accuracy": run.chance,
-            **seconds,
         }
         flat += [of_run | _of_victim(pair) for pair in run.pairs] or [of_run]
     return [{column: row.get(column) for column in SCHEMA.names} for row in flat]
@@ -229,15 +222,19 @@ class Table:
 
 def made(comparison: Comparison) -> Table:
     """What each run was made with, and what that cost."""
-    head = ("run", "data", "method", "targets", "surrogate", "budget", "checkpoints", "steps", "gradients", "crafting", "victims", "PSNR")
-    return Table(head, [(name, _data(run), *_made(run)) for name, run in comparison.runs.items()], numbers=5)
+    settings = ("method", "targets", "networks", "budget", "checkpoints", "steps")
+    costs = ("gradients", "surrogate", "crafting", "victims", "PSNR")
+    lines = [(name, _data(run), *_made(run)) for name, run in comparison.runs.items()]
+    return Table(("run", "data", *settings, *costs), lines, numbers=5)
 
 
 def _made(run: Measured) -> tuple[str, ...]:
     protect = run.found.get("protect")
     if protect is None:
-        return (NONE,) * 10
-    counts, seconds = protect.counts | _of_method(protect), crafting_seconds(protect)
+        return (NONE,) * 11
+    counts = protect.counts | _of_method(protect)
+    victim = run.found["victim"].seconds if "victim" in run.found else None
+    seconds = (surrogate_seconds(run.found), crafting_seconds(protect), victim)
 
     def shown(name: str, form: str = "{}") -> str:
         return form.format(counts[name]) if counts.get(name) is not None else NONE
@@ -247,8 +244,7 @@ def _made(run: Measured) -> tuple[str, ...]:
         ", ".join(counts.get("networks", [])) or NONE,
         str(budget(run.found)),
         *(shown(name, form) for name, form in (("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),
-        NONE if seconds is None else f"{seconds:,.0f} s",
-        f"{run.found['victim'].seconds:,.0f} s" if "victim" in run.found else NONE,
+        *(NONE if spent is None else f"{spent:,.0f} s" for spent in seconds),
         shown("psnr_db", "{:.1f} dB"),
     )
 
@@ -270,7 +266,8 @@ def _measured(pair: Pair) -> tuple[str, ...]:
 
 
 def text(comparison: Comparison) -> str:
-    """Warnings and both tables, for a terminal."""
-    tables = [made(comparison), *([measured(comparison)] if comparison.victims else [])]
+    """Warnings, and both tables with what the costs in the first are, for a terminal."""
+    costs = textwrap.fill(EXPLAINED, 120, initial_indent="  ", subsequent_indent="  ")
+    tables = [made(comparison), costs, *([measured(comparison)] if comparison.victims else [])]
     warned = "".join(f"warning: {warning}\n" for warning in comparison.warnings)
     return warned + "\n" + "\n\n".join(map(str, tables))

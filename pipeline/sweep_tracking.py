@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.comparison import crafting_seconds
 from pipeline.config import RunConfig
+from pipeline.costs import crafting_seconds
 from pipeline.description import LONGEST
 from pipeline.grid import swept_fields
 from pipeline.mlflow_store import NOTE

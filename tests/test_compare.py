@@ -13,10 +13,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline import compare, comparison_figures, results, sweep
-from pipeline.comparison import NONE, Measured, crafting_seconds, made, measured, read, rows
+from pipeline.comparison import NONE, Measured, made, measured, read, rows
 from pipeline.comparison import compare as side_by_side
 from pipeline.comparison_page import VERSION
 from pipeline.config import RunConfig
+from pipeline.costs import crafting_seconds
 from pipeline.grid import grid
 from pipeline.points import begin
 from pipeline.shards import read_table
