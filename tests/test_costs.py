@@ -1,4 +1,4 @@
-"""What runs cost beside one another: the same things are counted of every method."""
+"""What runs cost beside one another: the same things are counted of every method, and none is left out without a word."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from pipeline import comparison_figures
 from pipeline.comparison import NONE, Comparison, Measured, compare, made, read, rows, text
 from pipeline.comparison_page import PAGE, write
 from pipeline.costs import EXPLAINED
@@ -54,3 +57,20 @@ def test_the_surrogate_stands_beside_the_crafting_that_needs_it(run: Measured, t
     assert '<th class="number">surrogate</th><th class="number">crafting</th>' in page
     assert EXPLAINED in page
     assert EXPLAINED in " ".join(text(compared).split())
+
+
+@pytest.mark.parametrize("methods", [(), ("noise",), ("noise", "linear-separable", "autoregressive", "one-pixel")])
+def test_methods_that_need_no_gradient_are_named_where_they_are_not_drawn(
+    run: Measured, methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def written(figure: Figure) -> bytes:
+        said.extend(part.get_text() for part in figure.findobj(Text))
+        return b""
+
+    monkeypatch.setattr(comparison_figures, "png", written)
+    comparison_figures.cost(compare([run, by(run, "tap", gradients=36), *(by(run, method, gradients=0) for method in methods)]))
+    (label,) = (part.replace("\n", " ") for part in said if part.startswith("gradients per image"))
+    named = f" without gradients, and so not on this scale: {', '.join(methods)}" if methods else ""
+    assert label == f"gradients per image{named}"
