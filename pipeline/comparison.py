@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.costs import EXPLAINED, crafting_seconds, surrogate_seconds
+from pipeline.dataset import shown
 from pipeline.points import settings
-from pipeline.results import Finished, Pair, Spread, budget, chance, finished, pairs, trials
+from pipeline.results import Finished, Pair, Spread, Trained, budget, chance, finished, pairs, trained
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import largest_change
 from sep.methods import METHODS
 
 NONE = "–"  # where a table has no figure
+SHOWN_MISSING = 10  # names of victims
 SPREADS = ("clean", "protected", "peak", "relabelled", "other_clean", "other_protected")
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run", "uri", "data", "data_digest", "method", "targets")]
@@ -33,6 +37,7 @@ class Measured:
 
     uri: str
     found: Finished
+    trained: Trained
     pairs: tuple[Pair, ...]
     settings: dict[str, Any]  # of a point of a sweep, what was swept
 
@@ -77,7 +82,8 @@ def read(folder: Folder) -> Measured:
         OSError: storage refused.
     """
     found = finished(folder)
-    return Measured(folder.uri, found, tuple(pairs(trials(folder, found))), settings(folder))
+    there = trained(folder, found)
+    return Measured(folder.uri, found, there, tuple(pairs(there.rows)), settings(folder))
 
 
 def compare(runs: Sequence[Measured]) -> Comparison:
@@ -93,7 +99,7 @@ def compare(runs: Sequence[Measured]) -> Comparison:
         ),
         *_victims_apart(named),
         *(f"{name}: nothing is protected yet" for name, run in named.items() if "protect" not in run.found),
-        *(f"{name}: no victim has been trained yet" for name, run in named.items() if "protect" in run.found and not run.pairs),
+        *(f"{name}: {said}" for name, run in named.items() if "protect" in run.found and (said := _untrained(run.trained))),
         *(f"{name}: {len(lost)} shards are missing" for name, run in named.items() if (lost := _missing(run))),
     ]
     return Comparison(named, tuple(said))
@@ -129,7 +135,7 @@ def _data(run: Measured) -> str:
 
 def _victims_apart(runs: dict[str, Measured]) -> Iterable[str]:
     """Settings of the victims' training that differ; networks, countermeasures and seeds are told with the figures."""
-    asked = {name: run.found["victim"].asked["victim"] for name, run in runs.items() if "victim" in run.found}
+    asked = {name: run.trained.asked["victim"] for name, run in runs.items() if run.trained.asked}
     names = {name for section in asked.values() for name, value in section.items() if not isinstance(value, list)}
     for name in sorted(names):
         values: dict[str, list[str]] = {}
@@ -139,17 +145,16 @@ def _victims_apart(runs: dict[str, Measured]) -> Iterable[str]:
             yield f"victims were trained differently, victim.{name}: " + "; ".join(f"{v} ({', '.join(of)})" for v, of in values.items())
 
 
+def _untrained(there: Trained) -> str:
+    """Which victims the figures are without; nothing where all are there."""
+    count = len(there.missing)
+    if count:
+        return f"{count} of {len(there.rows) + count} trainings missing: {shown(there.missing, SHOWN_MISSING)}"
+    return "" if there.rows else "there are no results of victims yet"
+
+
 def _missing(run: Measured) -> list[str]:
     return run.found["protect"].missing if "protect" in run.found else []
-
-
-def crafting_seconds(protect: Manifest) -> float | None:
-    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None where it crafted nothing.
-
-    With those that were spent before the first shard on training against the noise, or on looking for pixels, where a method does.
-    """
-    rate = protect.timing.get("images_per_second", 0)
-    return float(protect.timing.get("preparation_seconds", 0) + protect.counts["protected"] / rate) if rate else None
 
 
 def _of_method(protect: Manifest) -> dict[str, Any]:
@@ -168,7 +173,6 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
     flat = []
     for name, run in comparison.runs.items():
         protect = run.found.get("protect")
-        seconds = {f"{stage}_seconds": run.found[stage].seconds for stage in ("surrogate", "victim") if stage in run.found}
         of_run = {
             "run": name,
             "uri": run.uri,
@@ -180,9 +184,10 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "surrogates": ", ".join(run.of("protect", "networks") or []) or None,
             "checkpoints": run.of("protect", "members"),
             "protected_images": run.of("protect", "protected"),
+            "surrogate_seconds": surrogate_seconds(run.found),
             "crafting_seconds": crafting_seconds(protect) if protect else None,
+            "victim_seconds": run.found["victim"].seconds if "victim" in run.found else None,
             "chance_accuracy": run.chance,
-            **seconds,
         }
         flat += [of_run | _of_victim(pair) for pair in run.pairs] or [of_run]
     return [{column: row.get(column) for column in SCHEMA.names} for row in flat]
@@ -217,15 +222,19 @@ class Table:
 
 def made(comparison: Comparison) -> Table:
     """What each run was made with, and what that cost."""
-    head = ("run", "data", "method", "targets", "surrogate", "budget", "checkpoints", "steps", "gradients", "crafting", "victims", "PSNR")
-    return Table(head, [(name, _data(run), *_made(run)) for name, run in comparison.runs.items()], numbers=5)
+    settings = ("method", "targets", "networks", "budget", "checkpoints", "steps")
+    costs = ("gradients", "surrogate", "crafting", "victims", "PSNR")
+    lines = [(name, _data(run), *_made(run)) for name, run in comparison.runs.items()]
+    return Table(("run", "data", *settings, *costs), lines, numbers=5)
 
 
 def _made(run: Measured) -> tuple[str, ...]:
     protect = run.found.get("protect")
     if protect is None:
-        return (NONE,) * 10
-    counts, seconds = protect.counts | _of_method(protect), crafting_seconds(protect)
+        return (NONE,) * 11
+    counts = protect.counts | _of_method(protect)
+    victim = run.found["victim"].seconds if "victim" in run.found else None
+    seconds = (surrogate_seconds(run.found), crafting_seconds(protect), victim)
 
     def shown(name: str, form: str = "{}") -> str:
         return form.format(counts[name]) if counts.get(name) is not None else NONE
@@ -235,8 +244,7 @@ def _made(run: Measured) -> tuple[str, ...]:
         ", ".join(counts.get("networks", [])) or NONE,
         str(budget(run.found)),
         *(shown(name, form) for name, form in (("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),
-        NONE if seconds is None else f"{seconds:,.0f} s",
-        f"{run.found['victim'].seconds:,.0f} s" if "victim" in run.found else NONE,
+        *(NONE if spent is None else f"{spent:,.0f} s" for spent in seconds),
         shown("psnr_db", "{:.1f} dB"),
     )
 
@@ -258,7 +266,8 @@ def _measured(pair: Pair) -> tuple[str, ...]:
 
 
 def text(comparison: Comparison) -> str:
-    """Warnings and both tables, for a terminal."""
-    tables = [made(comparison), *([measured(comparison)] if comparison.victims else [])]
+    """Warnings, and both tables with what the costs in the first are, for a terminal."""
+    costs = textwrap.fill(EXPLAINED, 120, initial_indent="  ", subsequent_indent="  ")
+    tables = [made(comparison), costs, *([measured(comparison)] if comparison.victims else [])]
     warned = "".join(f"warning: {warning}\n" for warning in comparison.warnings)
     return warned + "\n" + "\n\n".join(map(str, tables))

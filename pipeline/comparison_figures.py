@@ -17,6 +17,7 @@ from pipeline.results import Pair, Spread
 
 LINE = 0.34  # inches a run takes in a panel
 LONGEST_NAME = 24  # letters in a line
+LONGEST_LABEL = 62  # letters in a line below a picture
 TICKS = (1, 2, 5)  # times a power of ten
 
 
@@ -76,16 +77,25 @@ def has_costs(comparison: Comparison) -> bool:
 
 
 def _costly(comparison: Comparison) -> dict[str, Measured]:
-    """Runs that can stand on a scale of costs; noise, which needs no gradient, cannot."""
+    """Runs that can stand on a scale of costs; those of methods that need no gradient cannot."""
     return {name: run for name, run in comparison.runs.items() if run.gradients_per_image and run.pairs}
+
+
+def _free(comparison: Comparison) -> list[str]:
+    """The methods of measured releases that needed no gradient."""
+    runs = (run for run in comparison.runs.values() if run.pairs and not run.gradients_per_image)
+    return list(dict.fromkeys(str(run.of("protect", "method")) for run in runs))
 
 
 def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     """Protected accuracy against gradients per image, a panel per victim; the points of a sweep are joined along one field of numbers."""
     runs = _costly(comparison)
     victims = [victim for victim in comparison.victims if any(_pair(run, victim) for run in runs.values())]
-    figure, axes = drawing(0.9 + 3.3 * len(victims), theme, len(victims), 1, sharex=True)
     along, groups = _curves(runs)
+    below = ["gradients per image" + (f" (numbers in the picture: {_words(along)})" if along else "")]
+    if free := _free(comparison):
+        below += textwrap.wrap(f"without gradients, and so not on this scale: {', '.join(free)}", LONGEST_LABEL, break_on_hyphens=False)
+    figure, axes = drawing(0.7 + 0.2 * len(below) + 3.3 * len(victims), theme, len(victims), 1, sharex=True)
     for axis, victim in zip(axes, victims, strict=True):
         for number, (label, names) in enumerate(groups.items()):
             own = {name: pair for name in names if (pair := _pair(runs[name], victim))}
@@ -97,7 +107,7 @@ def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
         percent(axis)
         axis.set_ylabel("accuracy, trained on\nprotected images")
     _logarithmic(axes[-1], [run.gradients_per_image for run in runs.values()])
-    axes[-1].set_xlabel("gradients per image" + (f" (numbers in the picture: {_words(along)})" if along else ""))
+    axes[-1].set_xlabel("\n".join(below))
     if along and len(groups) > 1:
         columns = min(len(groups), 2 if max(map(len, groups)) > 16 else 4)
         figure.legend(

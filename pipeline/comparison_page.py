@@ -10,12 +10,13 @@ import jinja2
 from pyarrow import csv
 
 from pipeline.comparison import SCHEMA, Comparison, made, measured, rows
+from pipeline.costs import EXPLAINED
 from pipeline.shards import rows_to_table, write_table
 from pipeline.storage import Folder
 
 PAGE, CSV, PARQUET = "index.html", "comparison.csv", "comparison.parquet"
 PICTURES = ("accuracy", "cost")
-VERSION = 3  # of tables, page and pictures; raised with what they show, so that a sweep makes those of an earlier version again
+VERSION = 4  # of tables, page and pictures; raised with what they show, so that a sweep makes those of an earlier version again
 
 
 def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
@@ -64,6 +65,7 @@ def _page(comparison: Comparison, title: str, drawn: dict[str, dict[str, bytes]]
         title=title,
         warnings=comparison.warnings,
         made=made(comparison),
+        costs=EXPLAINED,
         measured=measured(comparison),
         places={name: run.uri for name, run in comparison.runs.items()},
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},

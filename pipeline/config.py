@@ -168,7 +168,7 @@ class RunConfig:
     keep_going: bool = False
     """protect: where shards fail again and again, finish without them; the run goes on, ends with exit code 1, and verify names them"""
     overwrite: bool = False
-    """redo stages whose configuration changed, instead of stopping"""
+    """redo stages whose configuration changed, instead of stopping; of victims, only those that are missing or no longer fit"""
     tracking_uri: str | None = None
     """MLflow server or database; a SQLite file in the run folder if not given"""
     memory_limit_mb: int = 2000

@@ -19,8 +19,8 @@ Each run here is one release of protected images. Open it (+) for what it was ma
 
 - **Which protects best?** Select runs and compare `clean_accuracy`, `protected_accuracy` and `protected_relabelled_accuracy`: percent of
   clean test images that a victim trained on the clean or the protected images gets right. Lower protected figures are better.
-- **What is more effort worth?** A run tagged `stage = 'sweep'` holds releases that differ in a few settings: chart `protected_accuracy`
-  against `gradients`, or read its description.
+- **What is more effort worth?** A run tagged `stage = 'sweep'` holds releases that differ in a few settings, which its tag `swept` names:
+  chart `protected_accuracy` against `gradients`, or read its description.
 - **Training curves:** `test_accuracy` and `train_loss` of the victims, `train_accuracy` of the surrogate, by epoch.
 - **Filters:** `tags.stage = 'run'` shows releases alone, `tags.stage = 'victim' and tags.countermeasure = 'none'` certain victims. Tags are
   `method`, `budget`, `targets`, `dataset`, `preset`, `network`, `countermeasure`, `data` (clean or protected), `seed`.

@@ -64,6 +64,11 @@ def grid(config: RunConfig) -> list[GridPoint]:
     return found
 
 
+def swept_fields(config: RunConfig) -> tuple[str, ...]:
+    """What the points of the sweep differ in, as `protect.steps`, in the order of the configuration; nothing if there is no sweep."""
+    return tuple(f"{SECTION}.{field}" for field in _parsed(config.sweep))
+
+
 def _parsed(asked: Sequence[str]) -> dict[str, list[Any]]:
     """The values of each swept field, in the order of the fields of the configuration."""
     kinds = get_type_hints(ProtectConfig)

@@ -83,6 +83,11 @@ class Store:
         run = self.client.create_run(experiment, start_time=int(1000 * start), tags=described, run_name=name)
         return str(run.info.run_id)
 
+    def set_tags(self, run: str, tags: Mapping[str, Any]) -> None:
+        """Tags, in the place of those of the same names."""
+        for name, value in tags.items():
+            self.client.set_tag(run, name, str(value))
+
     def supersede(self, runs: Iterable[str]) -> None:
         """Tag and delete runs that are still there; MLflow keeps deleted runs restorable."""
         for run in filter(self.is_active, runs):

@@ -69,6 +69,16 @@ def settings(folder: Folder) -> dict[str, Any]:
         raise ValueError(f"{folder.uri}/{POINT} is damaged ({error}): delete that file and start the sweep again") from error
 
 
+def sweep_of(folder: Folder) -> list[str]:
+    """What `--sweep` asks for this point and no other: `protect.steps=5`, ...; nothing of a run that is no point.
+
+    Raises:
+        ValueError: see `settings`.
+    """
+    joined = {name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in settings(folder).items()}
+    return [f"{name.replace('_', '-')}={value}" for name, value in joined.items()]
+
+
 def relatives(folder: Folder) -> list[Folder]:
     """The run and every other point of the same sweep, if this folder is a point."""
     if not isinstance(folder, Point):

@@ -13,10 +13,12 @@ from typing import Any
 import jinja2
 import yaml
 
+from pipeline.command_line import from_tree
 from pipeline.config import RunConfig, to_tree
 from pipeline.dataset import shown
 from pipeline.findings import findings, in_parts, made_with, scope, surrogates
 from pipeline.pictures import COUNTERED, draw
+from pipeline.points import sweep_of
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
@@ -30,7 +32,7 @@ from pipeline.results import (
     trained,
 )
 from pipeline.shards import read_table
-from pipeline.stage import Manifest, Stage, digest, flatten
+from pipeline.stage import Manifest, Stage, flatten
 from pipeline.storage import Folder
 from sep.countermeasures import clean_share
 
@@ -42,7 +44,7 @@ SHOWN_QUARANTINED = 50
 SHOWN_MISSING = 20  # names of victims
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-FLAGS_OF_A_CALL = ("preset", "add", "sweep", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
+FLAGS_OF_A_CALL = ("preset", "add", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
 __all__ = ["headline", "run", "summary"]
 
@@ -58,8 +60,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick and holds nothing of its own: when there is something new to show, it is made again without asking.
     there = trained(folder, found)
-    unfinished = {"trials": digest(there.rows), "missing": there.missing} if there.missing else {}  # no stage that has finished says it
-    stage = Stage(folder, "report", {"version": VERSION, **unfinished}, seed=config.seed, inputs=tuple(found), overwrite=True)
+    stage = Stage(folder, "report", {"version": VERSION, **there.unfinished}, seed=config.seed, inputs=tuple(found), overwrite=True)
     if stage.manifest:
         return stage.manifest
     drawn = {"light": draw(folder, found), "dark": draw(folder, found, dark=True)}
@@ -72,19 +73,31 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
 
 def command(tree: dict[str, Any]) -> str:
     """The command line that asks for these settings: the preset, and a flag for each value that differs from it."""
-    base = flatten(to_tree(preset(tree["preset"])))
+    base, swept = flatten(to_tree(preset(tree["preset"]))), _told_by_sweep(tree)
     words = ["python", "pipeline/run.py", "--preset", tree["preset"]]
     for name, value in flatten(tree).items():
-        if name in FLAGS_OF_A_CALL or value == base[name]:
+        if name in FLAGS_OF_A_CALL or name in swept or value == base[name]:
             continue
         words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return shlex.join(words)
 
 
+def _told_by_sweep(tree: dict[str, Any]) -> set[str]:
+    """Swept settings that need no flag as well; all do where the preset's values of them would not go with the other settings."""
+    swept = {text.partition("=")[0].replace("-", "_") for text in tree["sweep"]}
+    others = {name: value for name, value in tree["protect"].items() if f"protect.{name}" not in swept}
+    try:
+        from_tree({**tree, "protect": others})
+    except ValueError:
+        return set()
+    return swept
+
+
 def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, dict[str, bytes]]) -> str:
     """The page."""
-    tree = configuration(config, found) | {"stages": [*found, "report"]}  # whatever the last start was asked for
     there = trained(folder, found)
+    stages = [*found, *(["victim"] if there.missing else []), "report"]  # whatever the last start was asked for
+    tree = configuration(config, found, there) | {"stages": stages, "sweep": sweep_of(folder)}
     measured = pairs(there.rows)
     said = findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there)
     whole, countered = in_parts(said)

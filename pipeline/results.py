@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -105,18 +105,20 @@ def finished(run: Folder) -> Finished:
     return found
 
 
-def configuration(config: RunConfig, found: Finished) -> dict[str, Any]:
+def configuration(config: RunConfig, found: Finished, there: Trained | None = None) -> dict[str, Any]:
     """The tree of settings that made what is there: the stages' own records win over the present command line.
 
-    The tracking URI is left out: it may carry credentials, and decides nothing.
+    With the trials that are `there`, also those of victims of which some failed. The tracking URI is left out: it may carry credentials,
+    and decides nothing.
     """
     tree = to_tree(config)
     del tree["tracking_uri"]
     if "pack" in found:
         asked = found["pack"].asked
         tree |= {"data": asked.get("pack", {}).get("data", tree["data"]), "seed": asked["seed"]}
-    for stage, manifest in found.items():
-        recorded = manifest.asked.get(stage, {})
+    asked = {stage: manifest.asked for stage, manifest in found.items()} | ({"victim": there.asked} if there else {})
+    for stage in asked:
+        recorded = asked[stage].get(stage, {})
         tree[stage] = {name: recorded.get(name, value) for name, value in tree[stage].items()}
     return tree
 
@@ -132,36 +134,46 @@ class Trained:
 
     rows: list[dict[str, Any]]
     missing: list[str]
+    asked: dict[str, Any] = field(default_factory=dict)  # of the stage; nothing where there are no trials
+
+    @property
+    def unfinished(self) -> dict[str, Any]:
+        """What tells these trials from those of another start while no finished stage does; nothing if none is missing."""
+        return {"trials": digest(self.rows), "missing": self.missing} if self.missing else {}
 
 
 def trained(run: Folder, found: Finished) -> Trained:
     """The trials there are: all of them, or where some failed, those that have finished since the stages before were made."""
-    if "victim" in found or not run.exists(f"victim/{UNFINISHED}"):
-        return Trained(trials(run, found), [])
+    if "victim" in found:
+        return Trained(trials(run, found), [], found["victim"].asked)
+    if not run.exists(f"victim/{UNFINISHED}"):
+        return Trained([], [])
     try:
         asked, left = (json.loads(run.read(f"victim/{name}")) for name in (STARTED, UNFINISHED))
         now = {name: found[name].digest if name in found else None for name in asked["inputs"]}
         of_these = left["asked"] == digest(asked) and asked["inputs"] == now
-        return Trained(left["trials"], left["missing"]) if of_these else Trained([], [])
+        return Trained(left["trials"], left["missing"], asked) if of_these else Trained([], [])
     except (FileNotFoundError, ValueError, KeyError):  # begun anew, which was cut short
         return Trained([], [])
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
-    """The victims that were trained on both kinds of data.
+    """The victims that were trained on both kinds of data, over the seeds that both have.
 
     Networks without countermeasure come first; last those that have clean images besides, and those that have nothing else.
     """
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
-        groups.setdefault((row["network"], row["countermeasure"], row["data"]), []).append(row)
+        groups.setdefault((row["network"], row["countermeasure"], row["data"]), {})[row["seed"]] = row
     names = list(dict.fromkeys((row["network"], row["countermeasure"]) for row in rows))
     names.sort(key=lambda name: ((None, DILUTED, CLEAN_ONLY).index(clean_share(name[1])), name[1] != "none"))
-    return [
-        Pair(_cell((*name, "clean"), groups[*name, "clean"]), _cell((*name, "protected"), groups[*name, "protected"]))
-        for name in names
-        if (*name, "clean") in groups and (*name, "protected") in groups
-    ]
+    found = []
+    for name in names:
+        clean, protected = (groups.get((*name, data), {}) for data in ("clean", "protected"))
+        if both := [seed for seed in clean if seed in protected]:
+            of_clean, of_protected = ([own[seed] for seed in both] for own in (clean, protected))
+            found.append(Pair(_cell((*name, "clean"), of_clean), _cell((*name, "protected"), of_protected)))
+    return found
 
 
 def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> Cell:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from cluster.pool import WorkFailed
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config import STAGES, RunConfig, StageName
 from pipeline.results import configuration, finished
@@ -32,7 +33,11 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Coll
     missing: list[str] = []
     for name in STAGES:
         if name in stages:
-            missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
+            try:
+                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
+            except WorkFailed:
+                tracker.log_stage(name)  # what there is of it
+                raise
             # What the finished stages were made with, whatever this start was asked for besides.
             folder.write(CONFIG, to_json(configuration(config, finished(folder))))
             tracker.log_stage(name)

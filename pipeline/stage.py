@@ -105,8 +105,8 @@ class Stage:
             seed: the run's seed.
             inputs: the stages this one reads.
             overwrite: whether a different configuration clears the folder instead of stopping.
-            pieces_know: whether each piece records what it was made from, so that clearing may leave it to the stage which still hold;
-                such a stage does not stop where only its inputs were made anew.
+            pieces_know: whether each piece records what it was made from: then none is cleared, the stage finds out which still fit, and it
+                does not stop where only its inputs were made anew.
 
         Raises:
             ValueError: an input has not finished, the folder was made with another configuration, or it is not ours.
@@ -140,15 +140,13 @@ class Stage:
         reason = "; ".join(f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in changed)
         of_inputs = all(name.startswith("inputs.") for name in changed)
         if changed and not (overwrite or (self._pieces_know and of_inputs)):
+            keeps = ", which makes what is missing; what is finished and still fits stays" if self._pieces_know else " to redo it"
             raise ValueError(
                 f"stage {self.name!r} in {self.run.uri} was made with another configuration ({reason}): "
-                "use the earlier values, another --run, or --overwrite to redo it"
+                f"use the earlier values, another --run, or --overwrite{keeps}"
             )
-        if changed and self._pieces_know and before.keys() != {STARTED}:
-            log.info("%s: done again where this matters: %s", self.name, reason)
-            self.folder.remove(MANIFEST)
-        elif changed:
-            self.clear(reason)
+        if changed:
+            self._discard(reason)
         elif self.folder.exists(MANIFEST):
             try:
                 manifest = Manifest.load(self.run, self.name)
@@ -157,13 +155,21 @@ class Stage:
             except ValueError as error:
                 if not overwrite:
                     raise
-                self.clear(str(error))
+                self._discard(str(error))
             else:
                 if manifest.missing:
                     log.info("%s: done before, but for %d shards, which are tried again", self.name, len(manifest.missing))
                     return
                 self.manifest = manifest
                 log.info("%s: done before", self.name)
+
+    def _discard(self, reason: str) -> None:
+        """Have nothing count as done that does not fit what the stage is asked to do now."""
+        if self._pieces_know:
+            log.info("%s: done again where this matters: %s", self.name, reason)
+            self.folder.remove(MANIFEST)
+        else:
+            self.clear(reason)
 
     def clear(self, reason: str) -> None:
         """Remove the folder. What says that it is ours, and that it is being cleared, goes last: a start may be cut short here."""

@@ -76,7 +76,7 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
         return "no point of the sweep is protected yet"
     # From cheap to dear, in whatever order they were asked for.
     runs.sort(key=lambda measured: (measured.gradients_per_image, measured.uri))
-    made_from = digest([[stage.digest for stage in measured.found.values()] for measured in runs])
+    made_from = digest([[*(stage.digest for stage in of.found.values()), *of.trained.unfinished.values()] for of in runs])
     section = {"made_from": made_from, "version": VERSION}
     inputs = tuple(name for name in SHARED if any(name in measured.found for measured in runs))  # baselines need no surrogate
     compared, stage = compare(runs), Stage(folder, OUTCOME, section, seed=config.seed, inputs=inputs, overwrite=True)

@@ -1,18 +1,20 @@
 """A sweep in MLflow: its own run as parent, a child for every point, and below each what a run usually has.
 
-What the points share, the packing and the surrogate, is logged once, under the sweep's own run.
+What the points share, the packing and the surrogate, is logged once, under the sweep's own run. What they differ in, that run does not
+have: what was swept is a tag of it, and the values are those of its points.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.comparison import crafting_seconds
 from pipeline.config import RunConfig
+from pipeline.costs import crafting_seconds
 from pipeline.description import LONGEST
+from pipeline.grid import swept_fields
 from pipeline.mlflow_store import NOTE
 from pipeline.points import settings
 from pipeline.results import Finished, finished
@@ -51,18 +53,26 @@ class SweepTracker(Tracker):
         found = finished(self._folder)
         try:
             there = self._state["identity"] == self._identity(found) and self._store.is_active(self.run_id)
+            if there:
+                self._store.set_tags(self.run_id, self._swept())  # it may be of another sweep, or of a run without any
         except self._store.errors() as error:
             log.error("tracking: nobody knows whether the run is still there (%s)", error)
             return
         if not there:
             self._log_missing("what the points share")
 
+    def _swept(self) -> dict[str, str]:
+        return {"swept": ", ".join(swept_fields(self._config))}
+
+    def _of_points(self, found: Finished) -> Collection[str]:
+        return () if "protect" in found else swept_fields(self._config)
+
     def create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
         """A run in the experiment of this one."""
         return super()._create(name, tags, start)
 
     def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
-        kind = {"stage": "sweep"} if self._config.sweep and PARENT not in tags else {}
+        kind = {"stage": "sweep", **self._swept()} if self._config.sweep and PARENT not in tags else {}
         return self.create(name, {**tags, **kind}, start)
 
     def log_outcome(self, folder: Folder, text: str) -> None:

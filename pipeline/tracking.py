@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +22,6 @@ from pipeline.description import OF_EXPERIMENT, describe
 from pipeline.mlflow_store import NOTE, Store
 from pipeline.pictures import draw
 from pipeline.results import Finished
-from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, Manifest, digest, flatten, to_json
 from pipeline.storage import Folder
 from sep.countermeasures import trained_as
@@ -39,6 +38,11 @@ OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 VISIBLE = ("psnr_db", "ssim", "changed_percent")
 DATA_SETS = {"pack": "clean", "protect": "protected"}  # what the shards of a stage are called
+FOLLOWS_FROM = {  # tags, and the settings that decide them
+    "method": {"protect.method"},
+    "budget": {"protect.method", "protect.eps_levels"},
+    "targets": {"protect.method", "protect.targets"},
+}
 HEADLINE = {
     "pack": ("train_images", "test_images", "quarantined", "chance_accuracy"),
     "protect": ("linf_levels", *VISIBLE, "protected_images", "protected_classes", "gradient_similarity", "network_similarity"),
@@ -66,23 +70,30 @@ class Tracker:
         self._state = self._remembered()
 
     def log_stage(self, name: str) -> None:
-        """Log a finished stage unless it was logged already; what was logged of an earlier making of it is superseded.
+        """Log a stage unless it was logged already; what was logged of an earlier making of it is superseded.
 
-        A tracker out of reach is an error in the log, not the end of the run: the next start logs what is missing.
+        Logged is a stage that has finished, and of victims of which some failed, the others. A tracker out of reach is an error in the
+        log, not the end of the run: the next start logs what is missing.
         """
-        if not self._folder.exists(f"{name}/{MANIFEST}"):
-            return
-        manifest = Manifest.load(self._folder, name)
-        if self._logged(name) != manifest.digest:
+        there = self._digest(name)
+        if there and self._logged(name) != there:
             self._log_missing(name)
 
+    def _digest(self, stage: str) -> str | None:
+        """Of what there is of a stage; None where there is nothing to log."""
+        if self._folder.exists(f"{stage}/{MANIFEST}"):
+            return Manifest.load(self._folder, stage).digest
+        unfinished = results.trained(self._folder, results.finished(self._folder)).unfinished if stage == "victim" else {}
+        return digest(unfinished) if unfinished else None
+
     def _log_missing(self, name: str) -> None:
-        """Log every finished stage that was not logged; `name` is the one that this is about."""
+        """Log every stage that was not logged; `name` is the one that this is about."""
         found = results.finished(self._folder)
+        unfinished = ["victim"] if results.trained(self._folder, found).missing else []
         try:
             self._open(found)
-            for stage in [*found, *(["report"] if name == "report" else [])]:  # a new parent run gets everything there is
-                if self._logged(stage) != Manifest.load(self._folder, stage).digest:
+            for stage in [*found, *unfinished, *(["report"] if name == "report" else [])]:  # a new parent run gets everything there is
+                if self._logged(stage) != self._digest(stage):
                     self._log(stage, found)
         except self._store.errors() as error:
             log.error("tracking: %s was not logged, the next start will try again (%s)", name, error)
@@ -119,28 +130,34 @@ class Tracker:
 
     def _asked(self, found: Finished) -> dict[str, Any]:
         """The tree of settings that the parent has as parameters."""
-        return {name: value for name, value in results.configuration(self._config, found).items() if name not in OF_A_CALL}
+        tree = results.configuration(self._config, found, results.trained(self._folder, found))
+        return {name: value for name, value in tree.items() if name not in OF_A_CALL}
 
     def _identity(self, found: Finished) -> str:
         """By which a parent is known as that of these settings and images."""
         return digest([self._asked(found), found["pack"].digest])
+
+    def _of_points(self, found: Finished) -> Collection[str]:
+        """Settings that the run has in its points, each with a value of its own, and not itself."""
+        return ()
 
     def _open(self, found: Finished) -> None:
         """Have a running parent with the right parameters.
 
         Parameters and data sets of a run cannot be changed, so a pipeline redone with others gets a new parent.
         """
-        tree, identity = self._asked(found), self._identity(found)
-        protect, size = tree["protect"], found["pack"].counts
-        allowed = METHODS[protect["method"]].budget(protect["eps_levels"], (3, size["height"], size["width"]))
-        self._tags = {"method": protect["method"], "budget": str(allowed)}
-        self._tags |= {"targets": protect["targets"]} if METHODS[protect["method"]].targets else {}
-        self._tags |= {"dataset": tree["data"], "preset": tree["preset"]}
+        tree, identity, others = self._asked(found), self._identity(found), self._of_points(found)
+        self._tags = _tags(tree, found, others)
+        params = {name: value for name, value in flatten(tree).items() if name not in others}
         there = "parent" in self._state and self._store.is_active(self._state["parent"])
         if there and self._state["identity"] == identity:
             if self._state["status"] != "RUNNING":
                 self._store.client.update_run(self._state["parent"], status="RUNNING")
                 self._remember(status="RUNNING")
+            if self._state.get("of_points") and not others:  # begun for a sweep, it has a release of its own now
+                self._store.set_tags(self._state["parent"], self._tags)
+                self._store.log_params(self._state["parent"], params)
+                self._remember(of_points=[])
             return
         if self._state:
             log.info("tracking: a new MLflow run replaces the earlier one, which was deleted or had other settings or images")
@@ -148,8 +165,8 @@ class Tracker:
         tags = {"stage": "run", "run_folder": self._folder.uri, **self._tags}
         tags |= {name: ", ".join(tree["victim"][f"{name}s"]) for name in ("network", "countermeasure")}
         parent = self._create(self._name, tags, time.time())
-        self._store.log_params(parent, flatten(tree))
-        self._state = {}
+        self._store.log_params(parent, params)
+        self._state = {"of_points": list(others)}
         self._remember(tracker=digest(self._store.uri), parent=parent, identity=identity, status="RUNNING", stages={})
 
     def _create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
@@ -175,11 +192,12 @@ class Tracker:
         parent, known = self._state["parent"], results.headline(self._folder)
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
         if stage == "victim":  # the same names in every run, so that runs chart side by side
-            cells = [cell for pair in results.pairs(results.trials(self._folder, found)) for cell in (pair.clean, pair.protected)]
+            there = results.trained(self._folder, found)
+            cells = [cell for pair in results.pairs(there.rows) for cell in (pair.clean, pair.protected)]
             names = [f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure.replace('+', '_')}" for cell in cells]  # MLflow takes no +
             self._store.log_metrics(parent, {name: cell.last.mean for name, cell in zip(names, cells, strict=True)})
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
-        self._state["stages"][stage]["digest"] = Manifest.load(self._folder, stage).digest
+        self._state["stages"][stage]["digest"] = self._digest(stage)
         self._remember()
 
     def _log_input(self, run: str, manifest: Manifest, context: str) -> None:
@@ -213,9 +231,10 @@ class Tracker:
         self._store.client.set_terminated(run)
 
     def _victim(self, found: Finished) -> None:
-        for row in results.trials(self._folder, found):
+        there = results.trained(self._folder, found)
+        training = {name: value for name, value in there.asked["victim"].items() if not isinstance(value, list)}
+        for row in there.rows:
             cell = {name: row[name] for name in ("network", "data", "countermeasure", "seed")}
-            training = {name: value for name, value in found["victim"].asked["victim"].items() if not isinstance(value, list)}
             # What differs most comes first, because the UI cuts names short.
             name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
             run = self._child("victim", name, cell, training | cell)
@@ -225,11 +244,21 @@ class Tracker:
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
             self._store.client.set_terminated(run)
-        table = read_table(self._folder.child("victim"), "results.parquet")
+        plain = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in there.rows]
         stream = io.BytesIO()
-        csv.write_csv(table.drop_columns([field.name for field in table.schema if pa.types.is_nested(field.type)]), stream)
+        csv.write_csv(pa.Table.from_pylist(plain), stream)
         self._store.log_files(self._state["parent"], {"victims.csv": stream.getvalue()})
 
     def _report(self, found: Finished) -> None:
         shown = [f"report/{name}" for name in self._folder.child("report").names() if name.endswith((".html", ".png"))]
         self._store.log_files(self._state["parent"], {name: self._folder.read(name) for name in shown})
+
+
+def _tags(tree: Mapping[str, Any], found: Finished, others: Collection[str]) -> dict[str, Any]:
+    """By which a run and everything below it can be found; none that follows from the `others`, which are settings of its points."""
+    protect, size = tree["protect"], found["pack"].counts
+    kind = METHODS[protect["method"]]
+    allowed = kind.budget(protect["eps_levels"], (3, size["height"], size["width"]))
+    tags = {"method": protect["method"], "budget": str(allowed), "dataset": tree["data"], "preset": tree["preset"]}
+    tags |= {"targets": protect["targets"]} if kind.targets else {}
+    return {name: value for name, value in tags.items() if not FOLLOWS_FROM.get(name, set()) & set(others)}

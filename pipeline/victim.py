@@ -216,6 +216,8 @@ def _trained_elsewhere(tasks: Collection[Task], folder: Folder) -> None:
 def run(config: RunConfig, folder: Folder) -> Manifest:
     """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
+    Outcomes that are not asked for stay where they are: each knows what it was made from, and may be asked for again.
+
     Raises:
         ValueError: an earlier stage has not finished, there are no test images, or the stage was done with another
             configuration.
@@ -256,9 +258,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         stage.folder.write(UNFINISHED, outcomes.encode({"asked": stage.hash, "trials": rows, "missing": lost}))
         raise failed
     assert len(rows) == len(tasks)
-    for name in stage.folder.names():
-        if name.endswith(".json") and name.removesuffix(".json") not in (*tasks, "started"):
-            stage.folder.remove(name)  # of an earlier configuration
+    stage.folder.remove(UNFINISHED)
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     return stage.finish({"trials": len(rows)})
 

@@ -13,10 +13,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline import compare, comparison_figures, results, sweep
-from pipeline.comparison import NONE, Measured, crafting_seconds, made, measured, read, rows
+from pipeline.comparison import NONE, Measured, made, measured, read, rows
 from pipeline.comparison import compare as side_by_side
 from pipeline.comparison_page import VERSION
 from pipeline.config import RunConfig
+from pipeline.costs import crafting_seconds
 from pipeline.grid import grid
 from pipeline.points import begin
 from pipeline.shards import read_table
@@ -106,7 +107,7 @@ def test_says_why_figures_do_not_compare(runs: dict[str, Path]) -> None:
     said = "\n".join(side_by_side(both(runs["eight"], runs["other"], runs["four"], runs["without"])).warnings)
     assert "the data differ, so accuracies do not compare: eight, four, without: generated, 36 + 18 images of 3 classes; other:" in said
     assert "victim.epochs: 4 (eight, four); 2 (other)" in said
-    assert "without: no victim has been trained yet" in said
+    assert "without: there are no results of victims yet" in said
     assert side_by_side(both(runs["eight"], runs["four"])).warnings == ()
 
 

@@ -99,6 +99,22 @@ def test_overwrite_redoes_a_stage_whose_records_are_damaged(run: Folder, damaged
     assert start(run, overwrite=True).manifest is None
 
 
+@pytest.mark.parametrize("damaged", [None, "started.json", MANIFEST])
+def test_pieces_that_know_what_they_were_made_from_are_never_cleared(run: Folder, damaged: str | None) -> None:
+    stage = start(run, "victim", pieces_know=True)
+    stage.folder.write("piece.json", b"whole")
+    stage.finish({})
+    if damaged:
+        stage.folder.write(damaged, b"{")
+    changed = SECTION if damaged else {**SECTION, "size": 64}
+    with pytest.raises(ValueError, match="--overwrite") as refused:
+        start(run, "victim", changed, pieces_know=True)
+    assert ("what is finished and still fits stays" in str(refused.value)) == (damaged != MANIFEST)
+    again = start(run, "victim", changed, pieces_know=True, overwrite=True)
+    assert again.manifest is None
+    assert again.folder.names() == ["piece.json", "started.json"]
+
+
 def test_inputs_are_chained_by_digest(run: Folder) -> None:
     start(run).finish({"train": 3}, SHARDS)
     protect = start(run, "protect", {"steps": 3}, inputs=("pack",))

@@ -1,4 +1,4 @@
-"""A matrix of which some trainings failed: a report shows the others and names those, and nothing counts as finished."""
+"""A matrix of which some trainings failed: whatever shows the run shows the others and names those, and nothing counts as finished."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from cluster import session, sweep
 from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import report, results, victim
-from pipeline.config import RunConfig
+from pipeline.comparison import compare, read
+from pipeline.config import RunConfig, StageName
 from pipeline.results import UNFINISHED
+from pipeline.sequence import run_stages
+from pipeline.shards import read_table
 from pipeline.storage import Folder
+from pipeline.tracking import Tracker
 from tests import finished_run
 
 
@@ -70,8 +74,8 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert "The victims are not finished: 1 of 4 trainings failed, and are missing here: resnet8-protected-none-seed1." in said(folder)
     assert "accuracy" in first.counts["pictures"]
     known = results.headline(folder)
-    (row,) = (row for row in there.rows if row["data"] == "protected")
-    assert (known["protected_accuracy"], known["seeds"]) == (row["last_accuracy"], 1)
+    of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.rows if row["seed"] == 0}
+    assert (known["clean_accuracy"], known["protected_accuracy"], known["seeds"]) == (of_seed_0["clean"], of_seed_0["protected"], 1)
     assert re.search(r"missing victims +1 +of 4 trainings", report.summary(config, folder))
     assert report.run(config, folder) == first
 
@@ -104,3 +108,70 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     assert results.trained(folder, results.finished(folder)) == results.Trained([], [])
     report.run(config, folder)
     assert "trainings failed" not in said(folder)
+
+
+def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    run = read(folder)
+    (pair,) = run.pairs
+    assert pair.clean.seeds == pair.protected.seeds == [0]
+    assert pair.clean.last.deviation is None
+    assert compare([run]).warnings == ("run: 1 of 4 trainings missing: resnet8-protected-none-seed1",)
+    other = finished_run.configuration(Path(folder.path).parent / "other")
+    finished_run.write(Path(other.run), config=replace(other, victim=replace(config.victim, epochs=2)))
+    (said,) = (text for text in compare([run, read(Folder.open(other.run))]).warnings if "epochs" in text)
+    assert said == "victims were trained differently, victim.epochs: 1 (run); 2 (other)"
+
+
+def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    from mlflow import MlflowClient
+
+    config, folder = protected
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
+
+    def logged() -> tuple[Any, list[str]]:
+        """The run's own MLflow run, and the names of those of its victims."""
+        found = client.search_runs([client.get_experiment_by_name("run").experiment_id])
+        (parent,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
+        return parent, sorted(run.info.run_name for run in found if run.data.tags["stage"] == "victim")
+
+    def go(config: RunConfig, stage: StageName) -> None:
+        run_stages(config, folder, Tracker(config, folder), [stage])
+
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        go(config, "victim")
+    first, names = logged()
+    assert names == ["none · clean · resnet8 · seed 0", "none · clean · resnet8 · seed 1", "none · protected · resnet8 · seed 0"]
+    assert re.search(r"missing victims +1 +of 4 trainings", first.data.tags["mlflow.note.content"])
+    assert "protected_accuracy" in first.data.metrics
+
+    go(replace(config, victim=replace(config.victim, epochs=9)), "report")  # which says what it shows, and not what it is asked for besides
+    assert logged()[0].info.run_id == first.info.run_id
+    assert "--victim.epochs 1 " in said(folder)
+
+    trainings.broken = set()
+    go(config, "victim")
+    parent, names = logged()
+    assert parent.info.run_id == first.info.run_id
+    assert names == [f"none · {data} · resnet8 · seed {seed}" for data in ("clean", "protected") for seed in (0, 1)]
+
+
+def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+
+    def with_victims(*names: str) -> list[str]:
+        """Of the trials in the results, after asking for these."""
+        asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
+        victim.run(asked, folder)
+        return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
+
+    assert with_victims("none", "grayscale") == ["none", "none", "grayscale", "grayscale"]
+    before = {name: folder.child("victim").read(name) for name in folder.child("victim").names() if name.startswith("resnet8")}
+    trainings.broken = {name.removesuffix(".json") for name in before}
+    assert with_victims("jpeg-10") == ["jpeg-10", "jpeg-10"]
+    assert {name: folder.child("victim").read(name) for name in before} == before
+    assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]

@@ -139,7 +139,7 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
         name = f"victim/resnet8-{data}-none-seed0.json"
         folder.write(name, json.dumps(json.loads(folder.read(name)) | {"last_accuracy": -1.0}).encode())
     more = replace(config, victim=replace(config.victim, seeds=(1, 0)))
-    with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\]"):
+    with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\].*--overwrite, which makes what is missing"):
         victim.run(more, folder)
     victim.run(replace(more, overwrite=True), folder)
     rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
@@ -156,7 +156,6 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     assert set(rows) == {("clean", 0), ("protected", 0)}
     assert rows["clean", 0] == -1.0
     assert rows["protected", 0] >= 0
-    assert not folder.exists("victim/resnet8-clean-none-seed1.json"), "a trial nobody asks for any more was left"
 
 
 @pytest.mark.ray
