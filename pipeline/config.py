@@ -184,6 +184,11 @@ class RunConfig:
         idle = "protect" in self.stages and not self.protect.kind.surrogate
         return tuple(name for name in STAGES if name in self.stages and not (idle and name == "surrogate"))
 
+    @property
+    def trains_surrogate(self) -> bool:
+        """Whether a start with these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
+        return "surrogate" in self.needed_stages or ("protect" in self.stages and self.protect.kind.noise_rounds > 0)
+
     def __post_init__(self) -> None:
         """Check what only the whole tree shows.
 

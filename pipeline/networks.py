@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.config import RunConfig
 from pipeline.stage import Manifest
 from sep import models
 
@@ -11,3 +12,24 @@ def build_network(name: str, pack: Manifest) -> models.Network:
     counts = pack.counts
     side = min(counts["height"], counts["width"])
     return models.build(name, len(counts["classes"]), side, counts["mean"], counts["std"])
+
+
+def check_networks(config: RunConfig, pack: Manifest) -> None:
+    """See that every network that is asked for can take the images that were packed, before hours are spent on what comes before it.
+
+    Raises:
+        ValueError: one cannot.
+    """
+    trained = {
+        "surrogate.networks": config.surrogate.networks if config.trains_surrogate else (),
+        "victim.networks": config.victim.networks if "victim" in config.stages else (),
+    }
+    counts = pack.counts
+    for setting, names in trained.items():
+        for name in names:
+            try:
+                models.must_take(name, len(counts["classes"]), counts["height"], counts["width"])
+            except ValueError as error:
+                raise ValueError(
+                    f"{setting}: {error}. Choose another network, or pack images of another size (--pack.size cuts squares out)"
+                ) from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from cluster.pool import WorkFailed
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.networks import check_networks
 from pipeline.results import configuration, finished
 from pipeline.stage import Manifest, to_json
 from pipeline.storage import Folder
@@ -20,6 +21,7 @@ RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
     "report": report.run,
 }
 CONFIG = "config.json"
+TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 
 def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Collection[StageName]) -> list[str]:
@@ -31,8 +33,11 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Coll
         OSError: storage gave up.
     """
     missing: list[str] = []
+    first_training = next((name for name in TRAINING if name in stages), None)
     for name in STAGES:
         if name in stages:
+            if name == first_training:
+                check_networks(config, Manifest.load(folder, "pack"))
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
             except WorkFailed:

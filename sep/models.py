@@ -59,3 +59,16 @@ def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], s
         raise ValueError(f"unknown network {name!r}; known are {', '.join(TRUNKS)}")
     trunk, width = TRUNKS[name](image_size)
     return Network(trunk, width, num_classes, mean, std)
+
+
+def must_take(name: str, num_classes: int, height: int, width: int) -> None:
+    """See that a network can be built for images of this size and computes on them, at the cost of neither memory nor arithmetic.
+
+    Raises:
+        ValueError: the name is unknown, or the network cannot take such images.
+    """
+    with torch.device("meta"):
+        try:
+            build(name, num_classes, min(height, width), (0.0,) * 3, (1.0,) * 3)(torch.empty(2, 3, height, width))
+        except (RuntimeError, AssertionError) as error:  # torch's and torchvision's own words for a shape that does not fit
+            raise ValueError(f"{name} cannot take images of {height} x {width} pixels: {error}") from error

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sep.models import Network, NetworkName, build
+from sep.models import Network, NetworkName, build, must_take
 
 MEAN, STD = (120.0, 125.0, 130.0), (60.0, 65.0, 70.0)
 
@@ -90,3 +90,25 @@ def test_features_are_means_over_all_places_and_their_gradient_is_laid_out_as_th
     assert torch.allclose(features, maps.mean((2, 3)), atol=1e-6)
     (slope,) = torch.autograd.grad(features.square().sum(), maps)
     assert slope.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", get_args(NetworkName))
+def test_what_a_network_must_take_it_takes_for_real(name: str) -> None:
+    """What is said without arithmetic is what the arithmetic says."""
+    for height, width in ((32, 32), (28, 28), (48, 32), (30, 30)):
+        try:
+            must_take(name, 3, height, width)
+        except ValueError:
+            with pytest.raises((ValueError, AssertionError)):
+                build(name, 3, min(height, width), MEAN, STD)(torch.zeros(2, 3, height, width))
+        else:
+            build(name, 3, min(height, width), MEAN, STD)(torch.zeros(2, 3, height, width))
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width", "word"),
+    [("vgg16-bn", 28, 28, "needs 32 pixels"), ("vit-small", 48, 32, "48 x 32"), ("vit-small", 30, 30, "multiple of")],
+)
+def test_what_a_network_cannot_take_is_refused_with_the_reason(name: str, height: int, width: int, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        must_take(name, 3, height, width)

@@ -127,13 +127,15 @@ def test_changed_setting_stops_with_its_name(smoke_run: Smoke) -> None:
     [
         (["--data", "/no/such/folder"], "/no/such/folder"),
         (["--workers", "99"], "lower --workers"),
+        (["--pack.size", "28", "--victim.networks", "resnet8", "vgg16-bn"], "victim.networks: vgg16-bn"),
     ],
 )
-def test_what_a_user_can_mend_ends_in_one_line(tmp_path: Path, arguments: list[str], word: str) -> None:
+def test_what_a_user_can_mend_ends_in_one_line_and_trains_nothing(tmp_path: Path, arguments: list[str], word: str) -> None:
     code, _, err = finish("--run", str(tmp_path / "run"), *arguments)
     assert code == 1
     assert word in err
     assert "Traceback" not in err
+    assert not (tmp_path / "run" / "surrogate").exists()
 
 
 @pytest.mark.slow
