@@ -57,6 +57,17 @@ def test_card_is_made_of_what_the_runs_measured(tmp_path: Path) -> None:
     assert victim["other_accuracy"] is None
 
 
+def test_card_has_what_the_gradients_of_the_checkpoints_have_in_common(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run")
+    folder.write("config.json", to_json(to_tree(config)))
+    card = make("name", [config.run])
+    (own,) = (matrix for matrix in json.loads(folder.read("protect/similarity.json"))["checkpoints"])
+    above = [value for i, row in enumerate(own["cosines"]) for value in row[i + 1 :]]
+    (shown,) = (alike for alike in card["gradient_cosines"] if alike["network"] == "resnet8")
+    assert shown["mean"] == pytest.approx(statistics.fmean(above), abs=0.001)
+    assert shown["members"] == [str(epoch + 1) for epoch in own["epochs"]]
+
+
 def write(run: Path, **victim: Any) -> RunConfig:
     """A run with one short training unless asked otherwise."""
     config = finished_run.configuration(run)

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.command_line import from_tree
 from pipeline.points import open_run
 from pipeline.reproduction.machine import hardware
-from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, trials
+from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, similarities, trials
 from pipeline.stage import flatten, to_json
 from pipeline.storage import Folder
 from tests.benchmarks import tables
@@ -66,6 +66,9 @@ def make(name: str, runs: list[str]) -> Card:
         "settings": settings[0] | {"victim": victims[0] if len(victims) == 1 else victims},
         "linf_levels": max(stage["protect"].counts["linf_levels"] for stage in stages),
         "psnr_db": spread([sum(values) / len(values) for values in map(psnr_values, releases.values())]),
+        "gradient_cosines": [  # of the first release; between pairs of checkpoints, the network None: of several networks' last ones
+            {"network": alike.network, "members": alike.labels, "mean": round(alike.mean, 3)} for alike in similarities(folders[0])
+        ],
         "victims": trained(folders, stages, trees),
         "seconds": {stage: spread([m.seconds for (made_by, _), (_, m) in made.items() if made_by == stage]) for stage in stages[0]},
         "hardware": hardware(),
