@@ -117,12 +117,12 @@ def schedule(card: Card, victim: Card) -> tuple[int, int]:
 
 
 def kernels() -> str:
-    """One line per way to compute the same gradients."""
+    """One line per way to compute the same gradients; cards that do not say in what precision are of a CPU's float32."""
     return rows(
-        "kernels | n | clean | protected | peak | relabelled",
+        "arithmetic | n | clean | protected | peak | relabelled",
         [
-            f"{card['settings']['protect']['kernels']} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
-            f"| {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
+            f"{card['settings']['protect']['kernels']}, {card.get('precision', 'float32')} | {ours['trainings']} | {measured(clean)} "
+            f"| {measured(ours, bold=True)} | {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
             for card in cards("kernels")
             for clean, ours in pairs(card)
         ],
