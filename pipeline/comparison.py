@@ -149,7 +149,7 @@ def _untrained(there: Trained) -> str:
     """Which victims the figures are without; nothing where all are there."""
     count = len(there.missing)
     if count:
-        return f"{count} of {len(there.rows) + count} trainings missing: {shown(there.missing, SHOWN_MISSING)}"
+        return f"{count} of {len(there.rows) + count} results missing: {shown(there.missing, SHOWN_MISSING)}"
     return "" if there.rows else "there are no results of victims yet"
 
 
@@ -265,9 +265,16 @@ def _measured(pair: Pair) -> tuple[str, ...]:
     return (str(len(pair.protected.seeds)), *map(str, figures))
 
 
+def without_release(comparison: Comparison) -> str:
+    """What to know of victims that had no image of a release; nothing where there are none."""
+    names = dict.fromkeys(pair.clean.countermeasure for run in comparison.runs.values() for pair in run.pairs if len(pair.trained) == 1)
+    return f"Victims under {', '.join(names)} had no image of a release: one training stands in every column." if names else ""
+
+
 def text(comparison: Comparison) -> str:
-    """Warnings, and both tables with what the costs in the first are, for a terminal."""
-    costs = textwrap.fill(EXPLAINED, 120, initial_indent="  ", subsequent_indent="  ")
-    tables = [made(comparison), costs, *([measured(comparison)] if comparison.victims else [])]
+    """Warnings, and both tables with what the figures in them are, for a terminal."""
+    said = (textwrap.fill(words, 120, initial_indent="  ", subsequent_indent="  ") for words in (EXPLAINED, without_release(comparison)))
+    costs, alone = said
+    tables = [made(comparison), costs, *([measured(comparison)] if comparison.victims else []), *([alone] if alone else [])]
     warned = "".join(f"warning: {warning}\n" for warning in comparison.warnings)
     return warned + "\n" + "\n\n".join(map(str, tables))

@@ -76,21 +76,32 @@ def has_costs(comparison: Comparison) -> bool:
     return len({run.gradients_per_image for run in _costly(comparison).values()}) > 1
 
 
+def _has_release(run: Measured) -> bool:
+    """Whether a victim had images of the release."""
+    return any(len(pair.trained) > 1 for pair in run.pairs)
+
+
 def _costly(comparison: Comparison) -> dict[str, Measured]:
     """Runs that can stand on a scale of costs; those of methods that need no gradient cannot."""
-    return {name: run for name, run in comparison.runs.items() if run.gradients_per_image and run.pairs}
+    return {name: run for name, run in comparison.runs.items() if run.gradients_per_image and _has_release(run)}
 
 
 def _free(comparison: Comparison) -> list[str]:
     """The methods of measured releases that needed no gradient."""
-    runs = (run for run in comparison.runs.values() if run.pairs and not run.gradients_per_image)
+    runs = (run for run in comparison.runs.values() if _has_release(run) and not run.gradients_per_image)
     return list(dict.fromkeys(str(run.of("protect", "method")) for run in runs))
+
+
+def _of_release(run: Measured, victim: str) -> Pair | None:
+    """The victim, unless it had no image of the release."""
+    pair = _pair(run, victim)
+    return pair if pair and len(pair.trained) > 1 else None
 
 
 def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     """Protected accuracy against gradients per image, a panel per victim; the points of a sweep are joined along one field of numbers."""
     runs = _costly(comparison)
-    victims = [victim for victim in comparison.victims if any(_pair(run, victim) for run in runs.values())]
+    victims = [victim for victim in comparison.victims if any(_of_release(run, victim) for run in runs.values())]
     along, groups = _curves(runs)
     below = ["gradients per image" + (f" (numbers in the picture: {_words(along)})" if along else "")]
     if free := _free(comparison):

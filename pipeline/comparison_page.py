@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from pyarrow import csv
 
-from pipeline.comparison import SCHEMA, Comparison, made, measured, rows
+from pipeline.comparison import SCHEMA, Comparison, made, measured, rows, without_release
 from pipeline.costs import EXPLAINED
 from pipeline.shards import rows_to_table, write_table
 from pipeline.storage import Folder
@@ -67,6 +67,7 @@ def _page(comparison: Comparison, title: str, drawn: dict[str, dict[str, bytes]]
         made=made(comparison),
         costs=EXPLAINED,
         measured=measured(comparison),
+        without_release=without_release(comparison),
         places={name: run.uri for name, run in comparison.runs.items()},
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline import results
 from pipeline.config import RunConfig
-from pipeline.findings import findings, in_parts, scope
+from pipeline.findings import findings, in_parts, on_missing, scope
 from pipeline.report import summary
 from pipeline.results import Pair
 from pipeline.storage import Folder
@@ -32,12 +32,14 @@ Each run here is one release of protected images. Open it (+) for what it was ma
 def describe(config: RunConfig, folder: Folder) -> str:
     """The description of a run, from whatever stages have finished."""
     found = results.finished(folder)
-    measured = results.pairs(results.trained(folder, found).rows)
+    there = results.trained(folder, found)
+    measured = results.pairs(there.rows)
     figures = textwrap.dedent(summary(config, folder)).strip()
     parts = [f"```\n{figures}\n```"]
     if measured:
         whole, countered = in_parts(findings(found, measured, results.measured_images(folder, found)))
         parts[:0] = [" ".join(whole), *(["\n".join(f"- {sentence}" for sentence in countered)] if countered else []), scope(measured)]
+        parts += on_missing(there)
         parts.append(f"Accuracy on clean test images in percent, trained on clean → **on protected** images:\n\n{_matrix(measured)}")
     parts.append("Pictures: artifacts, under `report`; `report/index.html` is all of it on one page.")
     text = "\n\n".join(parts)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.margins import ALIKE, NEAR, error, lost, much
-from pipeline.results import Pair
+from pipeline.margins import ALIKE, NEAR, error_between, lost
+from pipeline.results import Cell, Pair
 from sep.countermeasures import CLEAN_ONLY, DILUTED, clean_share, control_of, plan
 
 START = "Where a stranger has"
@@ -24,24 +24,28 @@ def on_diluted(measured: list[Pair], guess: float, tests: int) -> list[str]:
         tests: how many test images they were measured on.
     """
     diluted: dict[str, list[Pair]] = {}
-    alone: dict[tuple[str, str], float] = {}
+    alone: dict[tuple[str, str], Cell] = {}
     for pair in measured:
         network, name = pair.clean.network, pair.clean.countermeasure
         if clean_share(name) == DILUTED:
             diluted.setdefault(name, []).append(pair)
         elif clean_share(name) == CLEAN_ONLY:
-            alone[network, name] = pair.clean.last.mean
+            alone[network, name] = pair.clean
     return [_sentence(name, pairs, alone, guess, tests) for name, pairs in diluted.items()]
 
 
-def _sentence(name: str, pairs: list[Pair], measured_alone: Mapping[tuple[str, str], float], guess: float, tests: int) -> str:
-    """What one dilution gives; `measured_alone` has the accuracies from clean shares, by network and countermeasure."""
+def _sentence(name: str, pairs: list[Pair], controls: Mapping[tuple[str, str], Cell], guess: float, tests: int) -> str:
+    """What one dilution gives; `controls` are the victims of clean shares, by network and countermeasure."""
     start, control = f"{START} {plan(name).clean_percent} % of the protected images clean ({name})", control_of(name)
-    beside = [(pair, measured_alone[pair.clean.network, control]) for pair in pairs if (pair.clean.network, control) in measured_alone]
+    beside = []
+    for pair in pairs:
+        own = controls.get((pair.clean.network, control))
+        if own and own.seeds == pair.protected.seeds:  # a seed decides as well which images are clean
+            beside.append((pair, own.last.mean))
     if not beside:
         best = max(pairs, key=lambda pair: pair.protected.last.mean)
         got = f"{best.clean.network} gets {best.protected.last.mean:.1f} % right"
-        return f"{start}, {got}; how much of that those clean images give alone was not measured: add {control}."
+        return f"{start}, {got}; how much of that those clean images give alone is not known without {control} of the same seeds."
     pair, alone = max(beside, key=lambda each: (_tells(each[0], each[1], guess, tests), each[0].protected.last.mean - each[1]))
     got = f"{pair.clean.network} gets {pair.protected.last.mean:.1f} % right"
     clean = f"from those clean images alone {alone:.1f} % and from all images clean {pair.clean.last.mean:.1f} %"
@@ -51,13 +55,14 @@ def _sentence(name: str, pairs: list[Pair], measured_alone: Mapping[tuple[str, s
 def _tells(pair: Pair, alone: float, guess: float, tests: int) -> bool:
     """Whether the clean share alone leaves something that the other images could add."""
     clean = pair.clean.last.mean
-    return clean - alone > max(error(alone, tests), min(NEAR, (clean - guess) / 2))
+    return clean - alone > max(error_between(alone, clean, tests), min(NEAR, (clean - guess) / 2))
 
 
 def _added(pair: Pair, alone: float, guess: float, tests: int) -> str:
     """What the protected images add to `alone`, which their clean share gives."""
-    added, all_clean = pair.protected.last.mean - alone, pair.clean.last.mean - alone
-    little = max(error(alone, tests), ALIKE * all_clean)
+    mixed, clean = pair.protected.last.mean, pair.clean.last.mean
+    added, all_clean = mixed - alone, clean - alone
+    little = max(error_between(alone, mixed, tests), ALIKE * all_clean)
     if added < -little:
         return f"the protected ones take {-added:.1f} points away"
     if not _tells(pair, alone, guess, tests):
@@ -65,4 +70,5 @@ def _added(pair: Pair, alone: float, guess: float, tests: int) -> str:
     if added <= little:
         return "the protected ones add next to nothing"
     said = f"the protected ones add {added:.1f} of the {all_clean:.1f} points that they would add if they were clean"
-    return f"{said}, so that beside clean images their protection is undone" if lost(pair) < much(pair, alone) else said
+    undone = lost(pair) <= max(error_between(mixed, clean, tests), ALIKE * all_clean)
+    return f"{said}, so that beside clean images their protection is undone" if undone else said

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 
+from pipeline.classes import protected_classes
+from pipeline.config import RunConfig
 from pipeline.seeding import derive
 from pipeline.shards import Sample, Shard, read_shard, read_table
+from pipeline.stage import Manifest
 from pipeline.storage import Folder
+from sep.countermeasures import plan
 
 
 def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
@@ -30,6 +34,11 @@ def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
         # By the share of its class that would be taken with it, so that classes fill alike whatever their sizes.
         ranked += [((place + 0.5) / len(keys), derive(seed, key), key) for place, key in enumerate(keys)]
     return frozenset(key for *_, key in sorted(ranked)[: round(percent / 100 * len(labels))])
+
+
+def clean_keys(labels: dict[str, int], percent: int, run_seed: int, victim_seed: int) -> frozenset[str]:
+    """The keys whose clean form a victim has: others for each of its seeds, the same for every network and countermeasure."""
+    return choose(labels, percent, derive(run_seed, "dilution", victim_seed))
 
 
 def _of_classes(labels: Mapping[str, int]) -> dict[int, list[str]]:
@@ -135,3 +144,20 @@ class Repeated:
             CorruptShard: the shard is not as recorded.
         """
         return [self.instead.get(sample.key, sample) for sample in read_shard(folder, shard)]
+
+
+def check_clean_shares(config: RunConfig, folder: Folder, pack: Manifest) -> None:
+    """See that each share of clean images that is to be trained on alone has some of every class, before anything is crafted.
+
+    Raises:
+        ValueError: one has not.
+    """
+    names = [name for name in config.victim.countermeasures if plan(name).clean_only] if "victim" in config.stages else []
+    if not names:
+        return
+    labels = protected_labels(folder.child("pack"), pack.shards["train"], protected_classes(config, pack.counts["classes"]))
+    for name, seed in product(names, config.victim.seeds):
+        try:
+            repeats(labels, clean_keys(labels, plan(name).clean_percent, config.seed, seed))
+        except ValueError as error:
+            raise ValueError(f"victim.countermeasures: {name}: {error}") from error

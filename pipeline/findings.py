@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pipeline import diluted_findings
+from pipeline.dataset import shown
 from pipeline.margins import ALIKE, FAR, NEAR, error, lost, much, share_lost
-from pipeline.results import Finished, Pair, chance
+from pipeline.results import Finished, Pair, Trained, chance
 from sep.countermeasures import clean_share
 from sep.methods import METHODS
 
@@ -14,6 +15,7 @@ ON_COUNTERMEASURES = (
     "It is undone by",
     "Nothing can be said of those under which even clean images teach the victim hardly more than guessing:",
 )
+SHOWN_MISSING = 20  # names of victims
 MAPS = {"shift": "fixed shift of labels", "random-class": "fixed map of labels"}  # targets that one renaming of the classes undoes
 
 
@@ -187,6 +189,15 @@ def _on_other_classes(found: Finished, pair: Pair) -> list[str]:
         f"Of the test images of the {classes}, {pair.name} gets {clean:.1f} % right after training on the clean images and "
         f"{protected:.1f} % after training on the release, {_apart(clean, protected)}: {outcome}."
     ]
+
+
+def on_missing(there: Trained) -> list[str]:
+    """Which victims nothing is said of because they failed, if there are any, by name."""
+    count = len(there.missing)
+    if not count:
+        return []
+    names = shown(there.missing, SHOWN_MISSING)
+    return [f"The victims are not finished: {count} of {len(there.rows) + count} results are missing here, as trainings failed: {names}."]
 
 
 def scope(measured: list[Pair]) -> str:

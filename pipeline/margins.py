@@ -1,4 +1,4 @@
-"""How large a difference between accuracies must be to be called one.."""
+"""How large a difference between accuracies must be to be called one."""
 
 from __future__ import annotations
 
@@ -27,5 +27,10 @@ def much(pair: Pair, guess: float) -> float:
 
 
 def error(accuracy: float, tests: int) -> float:
-    """Points within which another accuracy on so many test images cannot be told from this one: three standard errors."""
+    """Points by which an accuracy on so many test images may miss what it would be on all there are: three standard errors."""
     return 300 * math.sqrt(accuracy / 100 * (1 - accuracy / 100) / tests)
+
+
+def error_between(one: float, other: float, tests: int) -> float:
+    """Points within which two accuracies on so many test images each cannot be told apart: three standard errors of their difference."""
+    return math.hypot(error(one, tests), error(other, tests))

@@ -9,7 +9,7 @@ from pipeline import results
 from pipeline.results import Finished
 from pipeline.shards import Sample, read_shard, read_table
 from pipeline.storage import Folder
-from sep.countermeasures import CLEAN_ONLY, clean_share
+from sep.countermeasures import clean_share
 
 SHOWN_SAMPLES = 4
 SPECTRUM_IMAGES = 128  # protected images the spectrum is the mean of
@@ -28,11 +28,11 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
     drawn = _of_images(folder, found, theme) if "protect" in found else {}
     measured = results.pairs(results.trained(folder, found).rows)
     chance = results.chance(found) if measured else 0.0
-    plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
-    if measured:
-        drawn["accuracy"] = figures.accuracy(plain or measured[:1], chance, theme)
-    if measured and clean_share(measured[0].clean.countermeasure) != CLEAN_ONLY:
-        first = measured[0]
+    alone = [pair for pair in measured if clean_share(pair.clean.countermeasure) is None]  # with nothing but the release
+    if alone:
+        first = alone[0]
+        plain = [pair for pair in alone if pair.clean.countermeasure == "none"]
+        drawn["accuracy"] = figures.accuracy(plain or [first], chance, theme)
         tables = [(f"trained on {cell.data} images", results.confusion(folder, cell)) for cell in (first.clean, first.protected)]
         drawn["classes"] = class_figures.classes(tables, found["pack"].counts["classes"], theme)
     if len({pair.clean.countermeasure for pair in measured}) > 1:

@@ -15,18 +15,16 @@ import yaml
 
 from pipeline.command_line import from_tree
 from pipeline.config import RunConfig, to_tree
-from pipeline.dataset import shown
-from pipeline.findings import findings, in_parts, made_with, scope, surrogates
+from pipeline.findings import findings, in_parts, made_with, on_missing, scope, surrogates
+from pipeline.headline import headline
 from pipeline.pictures import COUNTERED, draw
 from pipeline.points import sweep_of
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
-    Trained,
     budget,
     configuration,
     finished,
-    headline,
     measured_images,
     pairs,
     trained,
@@ -41,12 +39,11 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 VERSION = 4  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
-SHOWN_MISSING = 20  # names of victims
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 FLAGS_OF_A_CALL = ("preset", "add", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
-__all__ = ["headline", "run", "summary"]
+__all__ = ["run", "summary"]
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
@@ -99,7 +96,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
     stages = [*found, *(["victim"] if there.missing else []), "report"]  # whatever the last start was asked for
     tree = configuration(config, found, there) | {"stages": stages, "sweep": sweep_of(folder)}
     measured = pairs(there.rows)
-    said = findings(found, measured, measured_images(folder, found) if measured else 0) + _on_missing(there)
+    said = findings(found, measured, measured_images(folder, found) if measured else 0) + on_missing(there)
     whole, countered = in_parts(said)
     refused = read_table(folder.child("pack"), "quarantine.parquet").to_pylist() if "pack" in found else []
     environment = jinja2.Environment(
@@ -131,15 +128,6 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
         settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
         versions={"python": platform.python_version()} | next(reversed(found.values())).versions,
     )
-
-
-def _on_missing(there: Trained) -> list[str]:
-    """Which victims the page is without, if there are any, by name."""
-    count = len(there.missing)
-    if not count:
-        return []
-    names = shown(there.missing, SHOWN_MISSING)
-    return [f"The victims are not finished: {count} of {len(there.rows) + count} trainings failed, and are missing here: {names}."]
 
 
 def _released(found: Finished) -> dict[str, list[str]]:
@@ -174,7 +162,7 @@ def summary(config: RunConfig, folder: Folder) -> str:
         *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
         *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
-        *line("missing victims", "missing_trials", "", f"of {known.get('trials')} trainings; the same command tries them again", "d"),
+        *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),

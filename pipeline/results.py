@@ -17,7 +17,6 @@ from pipeline.stage import MANIFEST, STARTED, Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import Budget
 from sep.countermeasures import CLEAN_ONLY, DILUTED, clean_share
-from sep.methods import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +67,11 @@ class Pair:
 
     clean: Cell
     protected: Cell
+
+    @property
+    def trained(self) -> tuple[Cell, ...]:
+        """Both, or the one training that a countermeasure which leaves no protected image makes of them."""
+        return (self.clean,) if clean_share(self.clean.countermeasure) == CLEAN_ONLY else (self.clean, self.protected)
 
     @property
     def name(self) -> str:
@@ -250,44 +254,3 @@ def budget(found: Finished) -> Budget:
     """What might be spent on an image; releases of earlier versions say only the radius of the L-infinity ball."""
     counts = found["protect"].counts
     return Budget(**counts["budget"]) if "budget" in counts else Budget("linf", counts["eps_levels"])
-
-
-def headline(run: Folder) -> dict[str, float | str]:
-    """The figures by which a run is known, under the same names wherever they appear; what was not measured is missing.
-
-    Accuracies are percent of the clean test images of protected classes after the last epoch, mean over the seeds of the first network
-    without countermeasure, and never of one that has clean images alone; `*_other_accuracy` are those on the other classes, if there are
-    any; `*_std` is their sample standard deviation where there are several seeds. `*_similarity` are mean cosines between the gradients
-    of different checkpoints of a network, and of different networks.
-    """
-    found = finished(run)
-    figures: dict[str, float | str] = {}
-    if "pack" in found:
-        counts = found["pack"].counts
-        figures |= {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
-        figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
-    if "protect" in found:
-        counts, visible = found["protect"].counts, imperceptibility(run)
-        figures |= {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(budget(found))}
-        figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
-        figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
-        figures |= {"missing_shards": len(missing)} if (missing := found["protect"].missing) else {}
-        figures |= {name: statistics.fmean(visible[name]) for name in ("psnr_db", "ssim", "changed_percent") if visible[name]}
-        alike = similarities(run)
-        within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))
-        figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
-        figures |= {"network_similarity": between[0]} if between else {}
-    there = trained(run, found)
-    figures |= {"missing_trials": len(there.missing), "trials": len(there.rows) + len(there.missing)} if there.missing else {}
-    measured = pairs(there.rows)
-    if measured and clean_share(measured[0].clean.countermeasure) != CLEAN_ONLY:
-        clean, protected = measured[0].clean, measured[0].protected
-        figures |= {"victim": measured[0].name, "seeds": len(protected.seeds)}
-        named = {"clean": clean.last, "protected": protected.last, "protected_relabelled": protected.relabelled}
-        if clean.other and protected.other:
-            named |= {"clean_other": clean.other, "protected_other": protected.other}
-        for name, spread in named.items():
-            figures[f"{name}_accuracy"] = spread.mean
-            if spread.deviation is not None:
-                figures[f"{name}_accuracy_std"] = spread.deviation
-    return figures

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from cluster.pool import WorkFailed
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.dilution import check_clean_shares
 from pipeline.networks import check_networks
 from pipeline.results import configuration, finished
 from pipeline.stage import Manifest, to_json
@@ -37,7 +38,9 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Coll
     for name in STAGES:
         if name in stages:
             if name == first_training:
-                check_networks(config, Manifest.load(folder, "pack"))
+                packed = Manifest.load(folder, "pack")
+                check_networks(config, packed)
+                check_clean_shares(config, folder, packed)
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
             except WorkFailed:

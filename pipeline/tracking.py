@@ -19,6 +19,7 @@ from pyarrow import csv
 from pipeline import results
 from pipeline.config import RunConfig
 from pipeline.description import OF_EXPERIMENT, describe
+from pipeline.headline import headline
 from pipeline.mlflow_store import NOTE, Store
 from pipeline.pictures import draw
 from pipeline.results import Finished
@@ -189,11 +190,11 @@ class Tracker:
         self._state["stages"][stage] = {"digest": None, "runs": []}
         self._remember()
         getattr(self, f"_{stage}")(found)
-        parent, known = self._state["parent"], results.headline(self._folder)
+        parent, known = self._state["parent"], headline(self._folder)
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
         if stage == "victim":  # the same names in every run, so that runs chart side by side
             there = results.trained(self._folder, found)
-            cells = [cell for pair in results.pairs(there.rows) for cell in (pair.clean, pair.protected)]
+            cells = [cell for pair in results.pairs(there.rows) for cell in pair.trained]
             names = [f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure.replace('+', '_')}" for cell in cells]  # MLflow takes no +
             self._store.log_metrics(parent, {name: cell.last.mean for name, cell in zip(names, cells, strict=True)})
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
@@ -224,7 +225,7 @@ class Tracker:
         self._log_input(run, found["pack"], "clean")
         self._log_input(self._state["parent"], manifest, "protected")
         measured = {name: value for name, value in manifest.counts.items() if name not in manifest.asked["protect"]} | manifest.timing
-        measured |= {name: value for name, value in results.headline(self._folder).items() if name in VISIBLE}
+        measured |= {name: value for name, value in headline(self._folder).items() if name in VISIBLE}
         self._store.log_metrics(run, {name: value for name, value in measured.items() if isinstance(value, int | float)})
         drawn = draw(self._folder, {stage: found[stage] for stage in ("pack", "protect")})
         self._store.log_files(run, {f"{name}.png": png for name, png in drawn.items()})

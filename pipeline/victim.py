@@ -27,7 +27,7 @@ from pipeline import outcomes
 from pipeline.batches import Batches, Read, Split, Transform, fits, open_batches, open_tests, unchanged
 from pipeline.config import RunConfig, VictimConfig, to_tree
 from pipeline.dataset import shown
-from pipeline.dilution import Diluted, Repeated, choose, protected_labels
+from pipeline.dilution import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.networks import build_network
 from pipeline.points import relatives
 from pipeline.results import UNFINISHED, trial_name
@@ -120,7 +120,7 @@ def _training_images(task: Task, seed: int, device: torch.device) -> Batches:
     if plan.clean_percent:
         pack, packed = task.run.child("pack"), task.pack.shards["train"]
         labels = protected_labels(pack, shards, task.protected)
-        keys = choose(labels, plan.clean_percent, derive(task.run_seed, "dilution", cell.seed))
+        keys = clean_keys(labels, plan.clean_percent, task.run_seed, cell.seed)
         read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
     image_bytes = 3 * counts["height"] * counts["width"] * _bytes_of_a_level(plan)

@@ -14,11 +14,17 @@ import torch
 
 from cluster import session, sweep
 from cluster.session import Resources
-from pipeline import report, results, victim
+from pipeline import comparison_figures, report, victim
+from pipeline.comparison import compare, read, text
+from pipeline.comparison_page import write
 from pipeline.config import RunConfig
+from pipeline.dilution import check_clean_shares
+from pipeline.headline import headline
+from pipeline.sequence import run_stages
 from pipeline.shards import read_shard
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
+from pipeline.tracking import Tracker
 from tests import finished_run
 
 
@@ -109,9 +115,34 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
     asked = asking(config, "clean-only-50")
     victim.run(asked, folder)
     manifest = report.run(asked, folder)
-    assert not {"clean_accuracy", "protected_accuracy"} & results.headline(folder).keys()
+    assert not {"clean_accuracy", "protected_accuracy"} & headline(folder).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
     assert "No victim is finished yet that had nothing but the release" in page
     assert "Protected victim" not in page
-    assert "classes" not in manifest.counts["pictures"]
+    assert not {"accuracy", "classes"} & set(manifest.counts["pictures"])
     assert "protected victim" not in report.summary(asked, folder)
+
+
+def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
+    config, folder = protected_run(tmp_path / "run")
+    victim.run(asking(config, "none", "clean-only-50"), folder)
+    both = compare([read(folder)])
+    said = "Victims under clean-only-50 had no image of a release: one training stands in every column."
+    assert said in re.sub(r"\s+", " ", text(both))
+    write(both, Folder.open(str(tmp_path / "comparison")), "title")
+    assert said in (tmp_path / "comparison" / "index.html").read_text()
+    assert [len(pair.trained) for pair in both.runs["run"].pairs] == [2, 1]
+
+    alone_config, alone = protected_run(tmp_path / "alone")
+    victim.run(asking(alone_config, "clean-only-50"), alone)
+    assert not comparison_figures.has_costs(compare([read(alone)]))
+    assert "had no image" not in text(compare([read(finished_run.write(tmp_path / "other")[1])]))
+
+
+def test_a_share_without_images_of_a_class_is_refused_before_anything_is_trained(tmp_path: Path, trained: list[str]) -> None:
+    config, folder = finished_run.write(tmp_path / "run", ("pack",))
+    asked = replace(asking(config, "none", "clean-only-1"), stages=("surrogate", "protect", "victim"))
+    with pytest.raises(ValueError, match=r"victim.countermeasures: clean-only-1: of the \d+ images of class \d+ none"):
+        run_stages(asked, folder, Tracker(asked, folder), asked.needed_stages)
+    assert not folder.exists("surrogate/started.json")
+    check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), folder, Manifest.load(folder, "pack"))

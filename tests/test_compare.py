@@ -19,6 +19,7 @@ from pipeline.comparison_page import VERSION
 from pipeline.config import RunConfig
 from pipeline.costs import crafting_seconds
 from pipeline.grid import grid
+from pipeline.headline import headline
 from pipeline.points import begin
 from pipeline.shards import read_table
 from pipeline.storage import Folder
@@ -55,8 +56,7 @@ def test_prints_what_the_runs_measured(runs: dict[str, Path], tmp_path: Path, ca
     out, err = capsys.readouterr()
     assert "warning" not in out + err
     for name, levels, steps in (("eight", 8, 4), ("four", 4, 2)):
-        folder = Folder.open(str(runs[name]))
-        known = results.headline(folder)
+        known = headline(folder := Folder.open(str(runs[name])))
         (pair,) = results.pairs(results.trials(folder, results.finished(folder)))
         spreads = " ".join(str(spread) for spread in (pair.clean.last, pair.protected.last, pair.protected.peak, pair.protected.relabelled))
         assert f"resnet8 {name} 2 {spreads}" in words(out)
@@ -73,7 +73,7 @@ def test_writes_the_same_as_tables_pictures_and_a_page(runs: dict[str, Path], tm
     rows = {row["run"]: row for row in read_table(Folder.open(str(to)), "comparison.parquet").to_pylist()}
     assert list(rows) == ["eight", "four", "without"]
     for name in ("eight", "four"):
-        known = results.headline(Folder.open(str(runs[name])))
+        known = headline(Folder.open(str(runs[name])))
         for column in (
             "clean_accuracy",
             "clean_accuracy_std",

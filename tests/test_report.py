@@ -19,6 +19,7 @@ from pipeline import pictures, report, results
 from pipeline.command_line import from_tree, parse
 from pipeline.config import RunConfig, to_tree
 from pipeline.findings import findings
+from pipeline.headline import headline
 from pipeline.shards import read_table, rows_to_table, write_table
 from pipeline.storage import Folder
 from pipeline.verify import verify
@@ -70,7 +71,7 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
     accuracy = {data: [row["last_accuracy"] for row in rows if row["data"] == data] for data in ("clean", "protected")}
     relabelled = [row["relabelled_accuracy"] for row in rows if row["data"] == "protected"]
     assert all(len(values) == 2 for values in accuracy.values())
-    known = results.headline(folder)
+    known = headline(folder)
     assert known["clean_accuracy"] == pytest.approx(sum(accuracy["clean"]) / 2)
     assert known["protected_accuracy"] == pytest.approx(sum(accuracy["protected"]) / 2)
     assert known["protected_accuracy_std"] == pytest.approx(statistics.stdev(accuracy["protected"]))
@@ -108,7 +109,7 @@ def test_page_makes_no_request_and_holds_its_pictures(whole_run: tuple[RunConfig
 def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConfig, Folder]) -> None:
     config, folder = mixed_run
     rows = {(row["network"], row["data"]): row for row in read_table(folder, "victim/results.parquet").to_pylist()}
-    known, text = results.headline(folder), words(folder)
+    known, text = headline(folder), words(folder)
     assert known["clean_other_accuracy"] == rows["resnet8", "clean"]["other_accuracy"]
     assert known["protected_other_accuracy"] == rows["resnet8", "protected"]["other_accuracy"]
     assert "protected_other_accuracy_std" not in known  # of a single seed
@@ -133,7 +134,7 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     changed = [row["psnr_db"] for row in table if row["label"] != 0]
     assert {row["linf_levels"] for row in table if row["label"] == 0} == {0}
     assert len(changed) == 24
-    assert results.headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
+    assert headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
     found = results.finished(folder)
     shown = pictures.triplets(folder, found, pictures.chosen_samples(folder, found))
     assert [triplet.class_name for triplet in shown] == ["horizontal", "vertical"]
@@ -147,11 +148,11 @@ def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunCo
     _, folder = mixed_run
     said = json.loads(folder.read("protect/similarity.json"))
     first, second = (own["cosines"][0][1] for own in said["checkpoints"])
-    known = results.headline(folder)
+    known = headline(folder)
     assert known["gradient_similarity"] == pytest.approx((first + second) / 2)
     assert known["network_similarity"] == pytest.approx(said["networks"]["cosines"][0][1])
     assert [matrix.labels for matrix in results.similarities(folder)] == [["1", "2"], ["1", "2"], ["resnet8", "vit-small"]]
-    assert "network_similarity" not in results.headline(whole_run[1])
+    assert "network_similarity" not in headline(whole_run[1])
     assert "between networks, of their last checkpoints" in words(folder)
     assert "between networks" not in words(whole_run[1])
 
@@ -205,7 +206,7 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
     redone = replace(config, protect=replace(config.protect, steps=2), overwrite=True)
     finished_run.write(Path(folder.path), ("protect",), redone)
     assert list(results.finished(folder)) == ["pack", "surrogate", "protect"]
-    assert "protected_accuracy" not in results.headline(folder)
+    assert "protected_accuracy" not in headline(folder)
     report.run(redone, folder)
     assert "No victim is finished yet" in words(folder)
 
@@ -217,7 +218,7 @@ def test_a_run_of_before_these_were_measured_is_reported_without_them(copied_run
     assert not verify(folder).faults
     folder.child("report").delete()
     report.run(config, folder)
-    known = results.headline(folder)
+    known = headline(folder)
     assert known["psnr_db"] == pytest.approx(statistics.fmean(table["psnr_db"].to_pylist()))
     assert not {"ssim", "changed_percent"} & known.keys()
     assert "SSIM 0." not in words(folder)
@@ -244,7 +245,7 @@ def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> N
 def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
     text = report.summary(config, folder)
-    known = results.headline(folder)
+    known = headline(folder)
     for part in (
         f"{known['clean_accuracy']:.1f} %",
         f"{known['protected_relabelled_accuracy']:.1f} %",

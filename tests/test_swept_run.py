@@ -143,7 +143,7 @@ def test_a_point_that_fails_leaves_the_others_and_is_tried_again(copied: tuple[R
     assert list(outcome.failed) == ["steps-1_checkpoints-2"]
     assert f"{shard} was altered" in outcome.failed["steps-1_checkpoints-2"]
     assert victims(folder, "steps-2_checkpoints-1").keys() == {"clean", "protected"}
-    assert "steps-1_checkpoints-2: 1 of 2 trainings missing: resnet8-protected-none-seed0" in outcome.text
+    assert "steps-1_checkpoints-2: 1 of 2 results missing: resnet8-protected-none-seed0" in outcome.text
     broken.child("protect").write(shard, whole)
     assert go(config, folder).failed == {}
     assert victims(folder, "steps-1_checkpoints-2").keys() == {"clean", "protected"}

@@ -15,6 +15,7 @@ from pyarrow import fs
 
 from pipeline import report, results
 from pipeline.config import STAGES, RunConfig
+from pipeline.headline import headline
 from pipeline.shards import read_table
 from pipeline.storage import Folder
 from pipeline.tracking import Tracker
@@ -143,7 +144,7 @@ def test_every_run_can_be_found_by_its_tags(tracked_run: tuple[RunConfig, Folder
 def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -> None:
     _, folder = tracked_run
     parent, children = runs(folder)
-    known = results.headline(folder)
+    known = headline(folder)
     for name in (
         "clean_accuracy",
         "protected_accuracy",
@@ -182,7 +183,7 @@ def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: P
     config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
     track(config, folder, *finished_run.STAGES)
     parent, children = runs(folder)
-    known = results.headline(folder)
+    known = headline(folder)
     assert {name for name in children if name.startswith("surrogate")} == {"surrogate · resnet8", "surrogate · vit-small"}
     for network, entries in results.checkpoints(folder).items():
         child = children[f"surrogate · {network}"]
@@ -223,7 +224,7 @@ def test_a_pipeline_goes_on_with_the_runs_it_began(template: Path, copied_run: t
     assert (parent.info.run_id, parent.info.status) == (first.info.run_id, "FINISHED")
     assert set(now) == {"surrogate", "protect"} | VICTIMS
     assert {now[name].info.run_id for name in children} == {run.info.run_id for run in children.values()}
-    assert parent.data.metrics["protected_accuracy"] == pytest.approx(results.headline(folder)["protected_accuracy"])
+    assert parent.data.metrics["protected_accuracy"] == pytest.approx(headline(folder)["protected_accuracy"])
 
 
 def test_a_stage_made_again_replaces_its_own_run_only(copied_run: tuple[RunConfig, Folder]) -> None:

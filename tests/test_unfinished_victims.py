@@ -17,6 +17,7 @@ from cluster.session import Resources
 from pipeline import report, results, victim
 from pipeline.comparison import compare, read
 from pipeline.config import RunConfig, StageName
+from pipeline.headline import headline
 from pipeline.results import UNFINISHED
 from pipeline.sequence import run_stages
 from pipeline.shards import read_table
@@ -71,12 +72,14 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     there = results.trained(folder, found)
     assert {(row["data"], row["seed"]) for row in there.rows} == {("clean", 0), ("clean", 1), ("protected", 0)}
     first = report.run(config, folder)
-    assert "The victims are not finished: 1 of 4 trainings failed, and are missing here: resnet8-protected-none-seed1." in said(folder)
+    assert "The victims are not finished: 1 of 4 results are missing here, as trainings failed: resnet8-protected-none-seed1." in said(
+        folder
+    )
     assert "accuracy" in first.counts["pictures"]
-    known = results.headline(folder)
+    known = headline(folder)
     of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.rows if row["seed"] == 0}
     assert (known["clean_accuracy"], known["protected_accuracy"], known["seeds"]) == (of_seed_0["clean"], of_seed_0["protected"], 1)
-    assert re.search(r"missing victims +1 +of 4 trainings", report.summary(config, folder))
+    assert re.search(r"missing victims +1 +of 4 results", report.summary(config, folder))
     assert report.run(config, folder) == first
 
     trainings.broken = set()
@@ -85,7 +88,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert report.run(config, folder) != first
     assert "not finished" not in said(folder)
     assert "missing victims" not in report.summary(config, folder)
-    assert results.headline(folder)["seeds"] == 2
+    assert headline(folder)["seeds"] == 2
 
 
 def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
@@ -95,7 +98,18 @@ def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple
         victim.run(config, folder)
     report.run(config, folder)
     assert "No victim is finished yet on both clean and protected images" in said(folder)
-    assert "2 of 4 trainings failed" in said(folder)
+    assert "2 of 4 results are missing here" in said(folder)
+
+
+def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    config = replace(config, victim=replace(config.victim, countermeasures=("none", "grayscale")))
+    trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    report.run(config, folder)
+    assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(folder).keys()
+    assert "Trained on the clean images, resnet8, grayscale gets" in said(folder)
 
 
 def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
@@ -119,7 +133,7 @@ def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: 
     (pair,) = run.pairs
     assert pair.clean.seeds == pair.protected.seeds == [0]
     assert pair.clean.last.deviation is None
-    assert compare([run]).warnings == ("run: 1 of 4 trainings missing: resnet8-protected-none-seed1",)
+    assert compare([run]).warnings == ("run: 1 of 4 results missing: resnet8-protected-none-seed1",)
     other = finished_run.configuration(Path(folder.path).parent / "other")
     finished_run.write(Path(other.run), config=replace(other, victim=replace(config.victim, epochs=2)))
     (said,) = (text for text in compare([run, read(Folder.open(other.run))]).warnings if "epochs" in text)
@@ -146,7 +160,8 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
         go(config, "victim")
     first, names = logged()
     assert names == ["none · clean · resnet8 · seed 0", "none · clean · resnet8 · seed 1", "none · protected · resnet8 · seed 0"]
-    assert re.search(r"missing victims +1 +of 4 trainings", first.data.tags["mlflow.note.content"])
+    assert re.search(r"missing victims +1 +of 4 results", first.data.tags["mlflow.note.content"])
+    assert "resnet8-protected-none-seed1." in first.data.tags["mlflow.note.content"]
     assert "protected_accuracy" in first.data.metrics
 
     go(replace(config, victim=replace(config.victim, epochs=9)), "report")  # which says what it shows, and not what it is asked for besides

@@ -1,0 +1,61 @@
+"""The figures by which a run is known: in its summary, on its page, in its tracker."""
+
+from __future__ import annotations
+
+import statistics
+
+from pipeline.results import Pair, Trained, budget, chance, finished, imperceptibility, pairs, similarities, trained
+from pipeline.storage import Folder
+from sep.countermeasures import clean_share
+from sep.methods import METHODS
+
+
+def headline(run: Folder) -> dict[str, float | str]:
+    """What was measured, under the same names wherever they appear; what was not measured is missing.
+
+    Accuracies are percent of the clean test images of protected classes after the last epoch, mean over the seeds of the `victim` that is
+    first among those asked for, one without countermeasure before others; they are missing where that one is, or has clean images
+    besides. `*_other_accuracy` are those on the other classes, if there are any; `*_std` is their sample standard deviation where there
+    are several seeds. `*_similarity` are mean cosines between the gradients of different checkpoints of a network, and of different
+    networks.
+    """
+    found = finished(run)
+    figures: dict[str, float | str] = {}
+    if "pack" in found:
+        counts = found["pack"].counts
+        figures |= {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
+        figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
+    if "protect" in found:
+        counts, visible = found["protect"].counts, imperceptibility(run)
+        figures |= {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(budget(found))}
+        figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
+        figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
+        figures |= {"missing_shards": len(missing)} if (missing := found["protect"].missing) else {}
+        figures |= {name: statistics.fmean(visible[name]) for name in ("psnr_db", "ssim", "changed_percent") if visible[name]}
+        alike = similarities(run)
+        within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))
+        figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
+        figures |= {"network_similarity": between[0]} if between else {}
+    there = trained(run, found)
+    figures |= {"missing_trials": len(there.missing), "trials": len(there.rows) + len(there.missing)} if there.missing else {}
+    if first := _first(there):
+        clean, protected = first.clean, first.protected
+        figures |= {"victim": first.name, "seeds": len(protected.seeds)}
+        named = {"clean": clean.last, "protected": protected.last, "protected_relabelled": protected.relabelled}
+        if clean.other and protected.other:
+            named |= {"clean_other": clean.other, "protected_other": protected.other}
+        for name, spread in named.items():
+            figures[f"{name}_accuracy"] = spread.mean
+            if spread.deviation is not None:
+                figures[f"{name}_accuracy_std"] = spread.deviation
+    return figures
+
+
+def _first(there: Trained) -> Pair | None:
+    """The victim by which a run is known; no other stands in for one that failed, nor one that has clean images besides."""
+    if not there.rows:
+        return None
+    asked = there.asked["victim"]
+    alone = [name for name in asked["countermeasures"] if clean_share(name) is None]
+    wanted = (asked["networks"][0], "none" if "none" in alone else alone[0]) if alone else None
+    return next((pair for pair in pairs(there.rows) if (pair.clean.network, pair.clean.countermeasure) == wanted), None)
