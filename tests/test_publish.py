@@ -50,7 +50,7 @@ def test_card_is_made_of_what_the_runs_measured(tmp_path: Path) -> None:
     (victim,) = (victim for victim in card["victims"] if victim["data"] == "protected")
     values = [row["last_accuracy"] for row in rows]
     assert victim["trainings"] == len(rows) == 2
-    assert victim["last_accuracy"] == {"mean": round(statistics.fmean(values), 2), "std": round(statistics.stdev(values), 2)}
+    assert victim["last_accuracy"] == {"mean": round(statistics.fmean(values), 4), "std": round(statistics.stdev(values), 4)}
     assert card["budget"] == "8/255"
     assert card["linf_levels"] <= 8
     assert (card["targets"], card["protected_classes"], card["classes"]) == ("shift", 3, 3)

@@ -29,9 +29,9 @@ WHERE = ("run", "data", "add", "seed", "stages", "workers", "keep_going", "overw
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, two decimals."""
+    """Mean and sample standard deviation, with more decimals than are shown, or what is rounded twice would differ from the reports."""
     of = Spread.of(values)
-    return {"mean": round(of.mean, 2), "std": None if of.deviation is None else round(of.deviation, 2)}
+    return {"mean": round(of.mean, 4), "std": None if of.deviation is None else round(of.deviation, 4)}
 
 
 def make(name: str, runs: list[str]) -> Card:

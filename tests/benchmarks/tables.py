@@ -105,15 +105,15 @@ def transfer() -> str:
             f"| {shown(ours['relabelled_accuracy'])}"
             for clean, ours in pairs(card)
         )
-    header = "victim | epochs, batch | n | clean | protected | relabelled"
+    header = "victim | epochs, batch, rate | n | clean | protected | relabelled"
     return "\n\n".join([part for line, found in lines.items() for part in (f"{line}.", rows(header, found))] or [rows(header, [])])
 
 
-def schedule(card: Card, victim: Card) -> tuple[int, int]:
-    """How many epochs and in what batches a victim was trained."""
+def schedule(card: Card, victim: Card) -> tuple[int, int, float]:
+    """For how many epochs, in what batches and at what largest learning rate a victim was trained."""
     sections = card["settings"]["victim"]
     section = next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
-    return section["epochs"], section["batch_size"]
+    return section["epochs"], section["batch_size"], section["lr"]
 
 
 def kernels() -> str:
