@@ -139,14 +139,14 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     put("transfer-mixed")
     before, table = TABLES["transfer"]().split("\n\n")
     assert before == "Surrogate resnet8, vit-small, preset `smoke`, 2 of 3 classes, random-class targets, sep-fa at 8/255."
-    assert f"\n| vit-small | 2, 12 | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in table
+    assert f"\n| vit-small | 2, 12, 0.1 | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in table
 
     put("transfer-more")
     assert TABLES["transfer"]().count("\n\n") == 1  # one table for what was made alike
     assert TABLES["transfer"]().count("| vit-small |") == 2
 
     put("kernels-fused")
-    assert f"\n| fused | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in TABLES["kernels"]()
+    assert f"\n| fused, float32 | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in TABLES["kernels"]()
 
     one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
     for kind in ("untargeted", "random-class", "shift"):
@@ -164,10 +164,11 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     assert "| 85.4 | 84.4 | 84.1 | ISS; TAP: APBench |" in table
 
 
-def test_methods_stand_side_by_side_where_all_were_measured(mixed_card: Card) -> None:
+def test_methods_stand_side_by_side_where_several_were_measured(mixed_card: Card) -> None:
     one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
     more = [{**victim, "countermeasure": "jpeg-10"} for victim in one]
-    for method, budget, victims in (("one-pixel", "1 pixel", one + more), ("tap", "8/255", one)):
+    only = [{**victim, "countermeasure": "grayscale"} for victim in one]  # by one method, so that nothing is beside it
+    for method, budget, victims in (("one-pixel", "1 pixel", one + more), ("tap", "8/255", one), ("sep-fa", "8/255", one + more + only)):
         card = {**mixed_card, "name": f"methods-{method}", "method": method, "budget": budget, "victims": victims}
         (tables.CARDS / f"methods-{method}.json").write_bytes(to_json(card))
     before, table = TABLES["methods"]().split("\n\n")
@@ -175,11 +176,12 @@ def test_methods_stand_side_by_side_where_all_were_measured(mixed_card: Card) ->
     figures = {victim["data"]: f"{victim['last_accuracy']['mean']:.1f}" for victim in one}
     psnr = f"{mixed_card['psnr_db']['mean']:.1f} dB"
     assert table.splitlines() == [
-        "| method, budget | n | PSNR | none |",
-        "|---|---|---|---|",
-        f"| clean images | 1 | | {figures['clean']} (94.7) |",
-        f"| tap, 8/255 | 1 | {psnr} | **{figures['protected']}** (8.2) |",
-        f"| one-pixel, 1 pixel | 1 | {psnr} | **{figures['protected']}** (36.5) |",
+        "| method, budget | n | PSNR | none | jpeg-10 |",
+        "|---|---|---|---|---|",
+        f"| clean images | 1 | | {figures['clean']} (94.7) | {figures['clean']} (85.4) |",
+        f"| sep-fa, 8/255 | 1 | {psnr} | **{figures['protected']}** (3.9) | **{figures['protected']}** (84.4) |",
+        f"| tap, 8/255 | 1 | {psnr} | **{figures['protected']}** (8.2) |  |",
+        f"| one-pixel, 1 pixel | 1 | {psnr} | **{figures['protected']}** (36.5) | **{figures['protected']}** (82.5) |",
     ]
 
 

@@ -58,7 +58,7 @@ def make(name: str, runs: list[str]) -> Card:
         "name": name,
         "preset": trees[0]["preset"],
         "seeds": sorted({tree["seed"] for tree in trees}),
-        **{key: counts[key] for key in ("method", "targets", "precision")},
+        **{key: counts[key] for key in ("method", "targets", "precision") if key in counts},
         "budget": str(budget(stages[0])),
         "surrogate": ", ".join(settings[0]["surrogate"]["networks"]),
         "classes": len(stages[0]["pack"].counts["classes"]),

@@ -152,21 +152,26 @@ def beside(countermeasure: str) -> str:
 
 
 def methods() -> str:
-    """One line per method and one for clean images, a column per countermeasure that all of them were measured under.
+    """One line per method and one for clean images, a column per countermeasure that several of them were measured under.
 
     In parentheses what was published of the method, with feature alignment of SEP.
     """
     found = sorted(cards("methods"), key=lambda card: list(METHODS).index(card["method"]))
     by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
-    names = [name for name in by_name[0] if all(name in other for other in by_name)] if found else []
+    several = min(2, len(found))
+    every = dict.fromkeys(name for own in by_name for name in own)
+    names = [name for name in every if sum(name in own for own in by_name) >= several]
     header = " | ".join(["method, budget", "n", "PSNR", *names])
     if not found:
         return rows(header, [])
-    clean = " | ".join(shown(by_name[0][name][0]["last_accuracy"]) + known("clean", name) for name in names)
-    lines = [f"clean images | {by_name[0][names[0]][0]['trainings']} | | {clean}"]
+    clean_of = {name: next(own[name][0] for own in by_name if name in own) for name in names}
+    clean = " | ".join(shown(clean_of[name]["last_accuracy"]) + known("clean", name) for name in names)
+    lines = [f"clean images | {clean_of[names[0]]['trainings']} | | {clean}"]
     for card, own in zip(found, by_name, strict=True):
-        figures = " | ".join(f"**{shown(own[name][1]['last_accuracy'])}**{known(card['method'], name)}" for name in names)
-        lines.append(f"{card['method']}, {card['budget']} | {own[names[0]][1]['trainings']} | {card['psnr_db']['mean']:.1f} dB | {figures}")
+        there = {name: f"**{shown(own[name][1]['last_accuracy'])}**{known(card['method'], name)}" for name in names if name in own}
+        figures = " | ".join(there.get(name, "") for name in names)
+        n = own[next(iter(own))][1]["trainings"]
+        lines.append(f"{card['method']}, {card['budget']} | {n} | {card['psnr_db']['mean']:.1f} dB | {figures}")
     common = ", ".join(dict.fromkeys(f"preset {setting({**card, 'method': 'noise'}, '`')}; victims {trainings(card)}" for card in found))
     return f"{common[0].upper()}{common[1:]}.\n\n{rows(header, lines)}"
 
