@@ -163,15 +163,16 @@ def table(card: dict[str, Any]) -> str:
         "",
         f"Measured on {card['hardware']}; torch {card['versions']['torch']}. The whole protect stage ({whole['workers']} workers, "
         f"{whole['network']}) crafts {whole['stage_images_per_second']:,.1f} images/s, {whole['ratio']:.2f} of what as many bare "
-        f"processes do{_scaling(by_workers)}; starting Ray, the class means and the tables take {besides:.0f} s besides. "
+        f"processes do{_alone(by_workers)}; starting Ray, the class means and the tables take {besides:.0f} s besides. "
         "Memory that crafting takes on top of libraries and ensemble: "
         + "; ".join(f"{name} {_memory(found['memory'])}" for name, found in card["networks"].items())
         + ". A worker of the stage holds "
         + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in sorted(held.items(), key=lambda item: int(item[0])))
         + ".",
         "",
-        "How far the arithmetic is that of the plain loop, on the same trained checkpoints; steps go by signs, so that a difference of one "
-        "early sign is in the image to the end (what victims make of it is in the table of kernels above):",
+        "How far the arithmetic is that of the plain loop, on the same trained checkpoints. Steps go by signs, so that the last bit of a "
+        "gradient near 0 may be seen in the finished image: the plain kernels in the library's loop, which differ in nothing but the order "
+        "of sums, show how much of that is noise. What victims make of it is in the table of kernels above.",
         "",
         *_agreement(card),
     ]
@@ -192,12 +193,12 @@ def _agreement(card: dict[str, Any]) -> list[str]:
     ]
 
 
-def _scaling(rates: dict[str, dict[str, float]]) -> str:
+def _alone(rates: dict[str, dict[str, float]]) -> str:
+    """The same with one worker, where there are several."""
     if len(rates["stage"]) < 2:
         return ""
-    many = max(rates["stage"], key=int)
-    stage, bare = (rates[kind][many] / rates[kind]["1"] for kind in ("stage", "bare"))
-    return f", and {stage:.2f} times what it does with one worker (bare processes: {bare:.2f})"
+    stage, bare = rates["stage"]["1"], rates["bare"]["1"]
+    return f" (with one worker {stage:,.1f}, {stage / bare:.2f} of one bare process)"
 
 
 def _memory(found: dict[str, dict[str, float]]) -> str:
