@@ -123,14 +123,18 @@ class VictimConfig(TrainConfig):
     and what the clean images of a dilution give alone: clean-only-1, clean-only-10, clean-only-20, clean-only-50"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
+    trials_per_gpu: int = 1
+    """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 
     def __post_init__(self) -> None:
         """Refuse unknown or missing names.
 
         Raises:
-            ValueError: a countermeasure is unknown or does not go with another, or a list is empty.
+            ValueError: a countermeasure is unknown or does not go with another, a list is empty, or a number is out of range.
         """
         super().__post_init__()
+        if self.trials_per_gpu < 1:
+            raise ValueError(f"victim.trials-per-gpu must be at least 1, got {self.trials_per_gpu}")
         for name in self.countermeasures:
             try:
                 countermeasures.plan(name)

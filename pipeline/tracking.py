@@ -132,6 +132,7 @@ class Tracker:
     def _asked(self, found: Finished) -> dict[str, Any]:
         """The tree of settings that the parent has as parameters."""
         tree = results.configuration(self._config, found, results.trained(self._folder, found))
+        del tree["victim"]["trials_per_gpu"]  # which decides how fast, and may differ as well
         return {name: value for name, value in tree.items() if name not in OF_A_CALL}
 
     def _identity(self, found: Finished) -> str:
