@@ -196,9 +196,14 @@ def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
 
 def confusion(run: Folder, cell: Cell) -> list[list[int]]:
     """How often test images of each true class (rows) were given each class (columns) after the last epoch, over all seeds."""
-    names = [trial_name(cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
-    tables = [json.loads(run.read(f"victim/{name}.json"))["confusion"] for name in names]
+    tables = [trial_confusion(run, cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
     return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+
+def trial_confusion(run: Folder, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
+    """The same of one trial."""
+    counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["confusion"]
+    return counts
 
 
 def chance(found: Finished) -> float:
