@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter
@@ -211,9 +212,15 @@ class RunConfig:
                     f"protect.epochs are counted from 0 to {trained - 1}, as surrogate.epochs = {trained}; got {max(self.protect.epochs)}"
                 )
         elif self.protect.per_network > trained:
+            usual = f" (the paper's for {self.protect.method})" if self.protect.checkpoints is None else ""
             raise ValueError(
-                f"protect.checkpoints = {self.protect.checkpoints} needs as many surrogate epochs, but surrogate.epochs = {trained}"
+                f"protect.checkpoints = {self.protect.per_network}{usual} needs as many surrogate epochs, but surrogate.epochs = {trained}"
             )
+
+
+def resolved(config: ProtectConfig) -> ProtectConfig:
+    """With the number of checkpoints that it comes to: as it is recorded, and not before flags and a sweep have chosen the method."""
+    return replace(config, checkpoints=config.asked_checkpoints)
 
 
 def to_tree(config: Any) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import RunConfig, to_tree
+from pipeline.config import RunConfig, resolved, to_tree
 from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, STARTED, Manifest, digest
 from pipeline.storage import Folder
@@ -115,7 +115,7 @@ def configuration(config: RunConfig, found: Finished, there: Trained | None = No
     With the trials that are `there`, also those of victims of which some failed. The tracking URI is left out: it may carry credentials,
     and decides nothing.
     """
-    tree = to_tree(config)
+    tree = to_tree(replace(config, protect=resolved(config.protect)))
     del tree["tracking_uri"]
     if "pack" in found:
         asked = found["pack"].asked
