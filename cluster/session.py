@@ -56,11 +56,11 @@ class Resources:
         """GPUs that a rank or a task holds, 0 or 1."""
         return int(any(gpus for _, gpus in self.nodes))
 
-    def cpus_for(self, at_once: int) -> int:
-        """CPUs of each of so many equal tasks or ranks, none of which can stretch over two machines."""
+    def cpus_for(self, at_once: int, per_gpu: int = 1) -> int:
+        """CPUs of each of so many equal tasks or ranks, none of which can stretch over two machines; on a GPU, so many share it."""
 
         def room(each: int) -> int:
-            return sum(min(cpus // each, gpus) if self.gpu else cpus // each for cpus, gpus in self.nodes)
+            return sum(min(cpus // each, gpus * per_gpu) if self.gpu else cpus // each for cpus, gpus in self.nodes)
 
         return max((each for each in range(1, self.cpus + 1) if room(each) >= at_once), default=1)
 

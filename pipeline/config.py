@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter
@@ -123,14 +124,18 @@ class VictimConfig(TrainConfig):
     and what the clean images of a dilution give alone: clean-only-1, clean-only-10, clean-only-20, clean-only-50"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
+    trials_per_gpu: int = 1
+    """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 
     def __post_init__(self) -> None:
         """Refuse unknown or missing names.
 
         Raises:
-            ValueError: a countermeasure is unknown or does not go with another, or a list is empty.
+            ValueError: a countermeasure is unknown or does not go with another, a list is empty, or a number is out of range.
         """
         super().__post_init__()
+        if self.trials_per_gpu < 1:
+            raise ValueError(f"victim.trials-per-gpu must be at least 1, got {self.trials_per_gpu}")
         for name in self.countermeasures:
             try:
                 countermeasures.plan(name)
@@ -207,9 +212,15 @@ class RunConfig:
                     f"protect.epochs are counted from 0 to {trained - 1}, as surrogate.epochs = {trained}; got {max(self.protect.epochs)}"
                 )
         elif self.protect.per_network > trained:
+            usual = f" (the paper's for {self.protect.method})" if self.protect.checkpoints is None else ""
             raise ValueError(
-                f"protect.checkpoints = {self.protect.checkpoints} needs as many surrogate epochs, but surrogate.epochs = {trained}"
+                f"protect.checkpoints = {self.protect.per_network}{usual} needs as many surrogate epochs, but surrogate.epochs = {trained}"
             )
+
+
+def resolved(config: ProtectConfig) -> ProtectConfig:
+    """With the number of checkpoints that it comes to: as it is recorded, and not before flags and a sweep have chosen the method."""
+    return replace(config, checkpoints=config.asked_checkpoints)
 
 
 def to_tree(config: Any) -> dict[str, Any]:

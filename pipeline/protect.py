@@ -21,7 +21,7 @@ from cluster import session
 from cluster.pool import Chain, Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
 from pipeline.classes import protected_classes
-from pipeline.config import ProtectConfig, RunConfig, to_tree
+from pipeline.config import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.crafting import Task, protect_images
 from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
@@ -142,7 +142,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     pack, protect = Manifest.load(folder, "pack"), config.protect
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
-    section = {name: value for name, value in to_tree(protect).items() if name not in MAY_CHANGE}
+    section = {name: value for name, value in to_tree(resolved(protect)).items() if name not in MAY_CHANGE}
     if protect.kind.noise_rounds:  # the network that is trained against the noise is trained as a surrogate is
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         default="sep-fa-vr",
         help="how the perturbation is made",
     )
-    add("--checkpoints", type=int, default=15, metavar="N", help="ensemble size N")
+    add("--checkpoints", type=int, metavar="N", help="ensemble size N; the paper's if not given: 30, and 15 of sep-fa-vr")
     add("--inner-steps", type=int, metavar="N", help="inner steps M of sep-fa-vr; N if not given")
     add("--steps", type=int, default=30, metavar="N", help="outer steps T, one grey level each")
     add("--network", choices=get_args(NetworkName), default="resnet18", help="of the surrogate and of the victims")
@@ -120,7 +120,7 @@ def plan(given: argparse.Namespace, clock: Clock) -> Run:
         epochs=given.epochs,
         victim_epochs=given.epochs if given.victim_epochs is None else given.victim_epochs,
         method=given.method,
-        checkpoints=given.checkpoints,
+        checkpoints=METHODS[given.method].usual if given.checkpoints is None else given.checkpoints,
         inner_steps=given.inner_steps,
         steps=given.steps,
         precision=resolve(given.precision, torch.device(device)),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import RunConfig, to_tree
+from pipeline.config import RunConfig, resolved, to_tree
 from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, STARTED, Manifest, digest
 from pipeline.storage import Folder
@@ -115,7 +115,7 @@ def configuration(config: RunConfig, found: Finished, there: Trained | None = No
     With the trials that are `there`, also those of victims of which some failed. The tracking URI is left out: it may carry credentials,
     and decides nothing.
     """
-    tree = to_tree(config)
+    tree = to_tree(replace(config, protect=resolved(config.protect)))
     del tree["tracking_uri"]
     if "pack" in found:
         asked = found["pack"].asked
@@ -196,9 +196,14 @@ def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
 
 def confusion(run: Folder, cell: Cell) -> list[list[int]]:
     """How often test images of each true class (rows) were given each class (columns) after the last epoch, over all seeds."""
-    names = [trial_name(cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
-    tables = [json.loads(run.read(f"victim/{name}.json"))["confusion"] for name in names]
+    tables = [trial_confusion(run, cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
     return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+
+def trial_confusion(run: Folder, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
+    """The same of one trial."""
+    counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["confusion"]
+    return counts
 
 
 def chance(found: Finished) -> float:

@@ -65,7 +65,9 @@ class SweepTracker(Tracker):
         return {"swept": ", ".join(swept_fields(self._config))}
 
     def _of_points(self, found: Finished) -> Collection[str]:
-        return () if "protect" in found else swept_fields(self._config)
+        fields = () if "protect" in found else swept_fields(self._config)
+        by_method = "protect.method" in fields and self._config.protect.checkpoints is None
+        return {*fields, "protect.checkpoints"} if by_method else fields
 
     def create(self, name: str, tags: Mapping[str, Any], start: float) -> str:
         """A run in the experiment of this one."""

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from pipeline import results
+from pipeline import class_files, results
 from pipeline.config import RunConfig
 from pipeline.description import OF_EXPERIMENT, describe
 from pipeline.headline import headline
@@ -132,6 +132,7 @@ class Tracker:
     def _asked(self, found: Finished) -> dict[str, Any]:
         """The tree of settings that the parent has as parameters."""
         tree = results.configuration(self._config, found, results.trained(self._folder, found))
+        del tree["victim"]["trials_per_gpu"]  # which decides how fast, and may differ as well
         return {name: value for name, value in tree.items() if name not in OF_A_CALL}
 
     def _identity(self, found: Finished) -> str:
@@ -234,6 +235,7 @@ class Tracker:
     def _victim(self, found: Finished) -> None:
         there = results.trained(self._folder, found)
         training = {name: value for name, value in there.asked["victim"].items() if not isinstance(value, list)}
+        names, drawn = found["pack"].counts["classes"], set[tuple[str, ...]]()
         for row in there.rows:
             cell = {name: row[name] for name in ("network", "data", "countermeasure", "seed")}
             # What differs most comes first, because the UI cuts names short.
@@ -244,6 +246,13 @@ class Tracker:
             curves = zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True)
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
+            counts = results.trial_confusion(self._folder, **cell)
+            files = {"classes.csv": class_files.table(counts, names)}
+            # Half a second each, in this process: one for the first seed, which the others look like, and their tables have the figures.
+            if (like := (row["network"], row["data"], row["countermeasure"])) not in drawn:
+                files["classes.png"] = class_files.picture(counts, names, f"trained on {data} images, seed {row['seed']}")
+                drawn.add(like)
+            self._store.log_files(run, files)
             self._store.client.set_terminated(run)
         plain = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in there.rows]
         stream = io.BytesIO()

@@ -37,12 +37,13 @@ from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
 from sep import countermeasures
 from sep.countermeasures import Data
-from sep.execution import use_cpu
+from sep.execution import share_memory, use_cpu
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 
 log = logging.getLogger(__name__)
 
 RESULTS = "results.parquet"
+MAY_CHANGE = ("trials_per_gpu",)  # between two starts: it decides how fast, not what
 SCHEMA = pa.schema(
     [
         ("network", pa.string()),
@@ -152,6 +153,7 @@ def trial(task: Task, report: sweep.Report) -> None:
     plan, classes = countermeasures.plan(cell.countermeasure), len(counts["classes"])
     config, change = plan.training(task.config), plan.change(classes)
     device = torch.device("cuda" if task.gpu else "cpu")
+    share_memory(device, task.config.trials_per_gpu)
     # Clean and protected victims of one seed start from the same weights and see their images in the same order.
     seed = derive(task.run_seed, "victim", cell.network, cell.seed)
     torch.manual_seed(seed)
@@ -224,7 +226,8 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         WorkFailed: trials failed, after all others were finished.
     """
     victim, inputs = config.victim, ("pack", "protect")
-    stage = Stage(folder, "victim", to_tree(victim), seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
+    section = {name: value for name, value in to_tree(victim).items() if name not in MAY_CHANGE}
+    stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
@@ -233,7 +236,8 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     resources = session.connect(config.workers)
     kinds: tuple[Data, Data] = ("clean", "protected")
     cells = [Cell(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
-    at_once = min(len(cells), resources.tasks)  # not of those missing: a trial that is done again gets as many threads as before
+    each = victim.trials_per_gpu if resources.gpu else 1
+    at_once = min(len(cells), resources.tasks * each)  # not of those missing: a trial that is done again gets as many threads as before
     tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
@@ -243,9 +247,9 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
     failed = None
     if trained:
-        cpus = resources.cpus_for(at_once)
+        cpus = resources.cpus_for(at_once, each)
         try:
-            sweep.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu, on_result=_log)
+            sweep.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
         except WorkFailed as error:
             failed = error
     for name, task in missing.items():
@@ -270,7 +274,7 @@ def _task(
     train = pack if cell.trained.data == "clean" else protect
     protected = tuple(protect.counts["classes"])
     training = {field.name: getattr(config.victim, field.name) for field in fields(TrainConfig)}
-    cpus, gpu = resources.cpus_for(at_once), bool(resources.gpu)
+    cpus, gpu = resources.cpus_for(at_once, config.victim.trials_per_gpu), bool(resources.gpu)
     plan = countermeasures.plan(cell.trained.countermeasure)
     decides = [cell.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []

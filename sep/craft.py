@@ -34,8 +34,8 @@ class CraftConfig:
     """L-infinity budget, in grey levels of 255; linear-separable, autoregressive (both L2) and one-pixel have their papers' own"""
     steps: int = 30
     """outer steps T, one grey level each; of error-min, in each round"""
-    checkpoints: int = 30
-    """ensemble size N, equally spaced over the epochs of each surrogate network"""
+    checkpoints: int | None = None
+    """ensemble size N, equally spaced over the epochs of each surrogate network; the paper's if not given: 30, and 15 of sep-fa-vr"""
     inner_steps: int | None = None
     """inner steps M of sep-fa-vr; as many as the ensemble has members if not given"""
     targets: Targets = "shift"
@@ -63,7 +63,12 @@ class CraftConfig:
     def per_network(self) -> int:
         """How many checkpoints of each surrogate network the method reads: N, one for tap, none for those without an ensemble."""
         count = self.kind.checkpoints
-        return self.checkpoints if count is None else count
+        return self.asked_checkpoints if count is None else count
+
+    @property
+    def asked_checkpoints(self) -> int:
+        """N as it is recorded, also where the method reads none or one: what was asked for, or else what is usual."""
+        return self.kind.usual if self.checkpoints is None else self.checkpoints
 
     @property
     def kind(self) -> Kind:

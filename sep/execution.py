@@ -101,7 +101,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def share_memory(device: torch.device, processes: int) -> None:
     """Let this process have its part of a GPU's memory and no more: beyond it, memory has run out, and micro-batches are halved."""
     if device.type == "cuda" and processes > 1:
-        torch.cuda.set_per_process_memory_fraction(SHARED / processes, device)
+        torch.cuda.set_per_process_memory_fraction(SHARED / processes, device.index)  # None: the present one, which torch refuses as `cuda`
 
 
 def use_cpu(threads: int) -> None:

@@ -38,6 +38,7 @@ class Kind:
     Attributes:
         surrogate: whether it goes with a trained surrogate: it reads its checkpoints, or, of the control, is compared by them.
         checkpoints: how many of each surrogate network it reads; None: as many as are asked for.
+        usual: how many are asked for where nobody gives a number: the paper's (method, section 2).
         targets: whether an image is drawn towards a wrong class.
         preparation: what is to be found over the whole training set before the first shard; None: nothing.
         perturb: how it protects images, if not by gradients of an ensemble.
@@ -48,6 +49,7 @@ class Kind:
 
     surrogate: bool = False
     checkpoints: int | None = 0
+    usual: int = 15
     targets: bool = False
     preparation: Preparation | None = None
     perturb: Callable[[Request], Tensor] | None = None
@@ -57,9 +59,9 @@ class Kind:
 
 
 METHODS: dict[Method, Kind] = {
-    "sep": Kind(surrogate=True, checkpoints=None, targets=True),
-    "sep-fa": Kind(surrogate=True, checkpoints=None, targets=True, preparation="class-means"),
-    "sep-fa-vr": Kind(surrogate=True, checkpoints=None, targets=True, preparation="class-means"),
+    "sep": Kind(surrogate=True, checkpoints=None, usual=30, targets=True),
+    "sep-fa": Kind(surrogate=True, checkpoints=None, usual=30, targets=True, preparation="class-means"),
+    "sep-fa-vr": Kind(surrogate=True, checkpoints=None, usual=15, targets=True, preparation="class-means"),
     "tap": Kind(surrogate=True, checkpoints=1, targets=True),
     "noise": Kind(surrogate=True),
     "error-min": Kind(preparation="own-noise", perturb=own_noise, noise_rounds=MOST_ROUNDS, grows=False),

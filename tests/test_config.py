@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from pipeline.command_line import from_tree, parse
-from pipeline.config import STAGES, RunConfig, to_tree
+from pipeline.config import STAGES, RunConfig, resolved, to_tree
+from pipeline.grid import grid
 from pipeline.presets import PRESETS, preset
+from pipeline.results import configuration
 from sep.countermeasures import COUNTERMEASURES
 from sep.ensemble import equally_spaced
+from sep.methods import Method
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -36,7 +39,7 @@ def test_presets_resolve_and_survive_json(name: str) -> None:
     config = preset(name)
     assert config.preset == name
     assert config.stages == STAGES
-    assert len(equally_spaced(config.surrogate.epochs, config.protect.per_network)) == config.protect.checkpoints
+    assert len(equally_spaced(config.surrogate.epochs, config.protect.per_network)) == config.protect.asked_checkpoints
     assert from_tree(json.loads(json.dumps(to_tree(config)))) == config
     assert parse(["--preset", name, "--data", "/images"]).surrogate == config.surrogate
 
@@ -52,8 +55,39 @@ def test_cifar10_is_the_papers_protocol() -> None:
     surrogate, protect = config.surrogate, config.protect
     assert (surrogate.networks, surrogate.epochs, surrogate.batch_size, surrogate.lr) == (("resnet18",), 120, 128, 0.1)
     assert (surrogate.momentum, surrogate.weight_decay, surrogate.schedule) == (0.9, 5e-4, "step")
-    assert (protect.method, protect.checkpoints, protect.steps, protect.eps_levels) == ("sep-fa-vr", 15, 30, 8)
+    assert (protect.method, protect.per_network, protect.steps, protect.eps_levels) == ("sep-fa-vr", 15, 30, 8)
     assert protect.gradients_per_image(15) == 900
+
+
+def with_method(name: str, method: Method) -> RunConfig:
+    base = preset(name)
+    return dataclasses.replace(base, protect=dataclasses.replace(base.protect, method=method))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet-subset"])
+def test_the_papers_number_of_checkpoints_is_that_of_the_method(name: str) -> None:
+    usual: dict[Method, int] = {"sep": 30, "sep-fa": 30, "sep-fa-vr": 15, "tap": 1, "noise": 0, "one-pixel": 0}
+    for method, count in usual.items():
+        assert with_method(name, method).protect.per_network == count
+    assert preset(name).protect.members(2) == 30
+    points = grid(dataclasses.replace(preset(name), sweep=("protect.method=sep-fa-vr,sep,tap",)))
+    assert [point.config.protect.per_network for point in points] == [15, 30, 1]
+
+
+def test_a_number_that_is_given_stands_whatever_the_method() -> None:
+    paper = ["--preset", "cifar10", "--data", "/images", "--protect.method", "sep"]
+    assert parse(paper).protect.per_network == 30
+    assert parse([*paper, "--protect.checkpoints", "10"]).protect.per_network == 10
+    for name, count in {"quickstart": 5, "smoke": 2, "cifar10-small": 10, "imagenet-subset-small": 10}.items():
+        assert with_method(name, "sep").protect.per_network == with_method(name, "sep-fa-vr").protect.per_network == count
+
+
+def test_what_is_recorded_is_the_number_that_it_comes_to() -> None:
+    methods: dict[Method, int] = {"sep": 30, "sep-fa-vr": 15, "tap": 15}  # of tap what it was when the preset had a number
+    for method, count in methods.items():
+        config = with_method("cifar10", method)
+        assert configuration(config, {})["protect"]["checkpoints"] == count
+        assert from_tree(configuration(config, {})).protect == resolved(config.protect)
 
 
 def test_cifar100_is_the_same_protocol() -> None:
@@ -144,6 +178,14 @@ def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> 
         (["--preset", "cifar10"], "needs --data"),
         (["--config", "/none/run.yaml"], "/none/run.yaml"),
         (["--surrogate.epochs", "3"], "protect.checkpoints = 5 needs as many surrogate epochs, but surrogate.epochs = 3"),
+        (
+            ["--preset", "cifar10", "--data", "/images", "--surrogate.epochs", "20", "--protect.method", "sep"],
+            "protect.checkpoints = 30 (the paper's for sep) needs as many surrogate epochs, but surrogate.epochs = 20",
+        ),
+        (
+            ["--preset", "cifar10", "--data", "/images", "--surrogate.epochs", "20", "--sweep", "protect.method=sep,sep-fa-vr"],
+            "method-sep: protect.checkpoints = 30 (the paper's for sep) needs as many surrogate epochs",
+        ),
         (["--surrogate.epochs", "0"], "epochs must be at least 1, got 0"),
         (["--protect.epochs", "0", "15"], "protect.epochs are counted from 0 to 14, as surrogate.epochs = 15; got 15"),
         (["--protect.epochs", "-1"], "protect.epochs are counted from 0, got -1"),
@@ -156,6 +198,7 @@ def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> 
         (["--surrogate.networks", "resnet8", "resnet8"], "surrogate.networks needs one value or more, none of them twice"),
         (["--protect.targets", "anywhere"], "random-class"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--victim.trials-per-gpu", "0"], "victim.trials-per-gpu must be at least 1, got 0"),
         (["--victim.countermeasures", "blur"], "unknown countermeasure 'blur'; known are none, no-augmentation"),
         (["--victim.countermeasures", "none+cutmix"], "'none+cutmix' cannot be: none is nothing; known are none, no-augmentation"),
         (["--pack.test-fraction", "1"], "test-fraction must be"),

@@ -192,7 +192,7 @@ def test_targets_stay_among_the_protected_classes(packed: tuple[RunConfig, Folde
     """What is stored is what crafting towards the next but one of the protected classes gives, and not towards any other."""
     config, folder = copy(packed, tmp_path, method="sep", classes=("1", "2", "5", "8"), batch_size=100)
     protect.run(config, folder)
-    members = Ensemble(folder, choose(read_index(folder), config.protect.checkpoints)).members()
+    members = Ensemble(folder, choose(read_index(folder), config.protect.per_network)).members()
     shift = {1: 5, 2: 8, 5: 1, 8: 2}
     for shard in range(4):
         pairs = [pair for pair in both(folder)[20 * shard : 20 * shard + 20] if pair[0].label in shift]

@@ -99,5 +99,14 @@ def test_defaults_are_the_papers(small_parquet: Path) -> None:
     assert run.settings.craft(8) == CraftConfig(method="sep-fa-vr", eps_levels=8, steps=30, checkpoints=15, precision="float32")
     assert 50_000 * run.settings.craft(8).gradients_per_image(15) == 45_000_000
     assert (run.eps_levels, run.victim_seeds, run.batch_size, run.kernels) == ((2, 8), (0,), None, "fused")
+    for flags, count, paper in (
+        (["--method", "sep"], 30, True),
+        (["--method", "sep-fa"], 30, True),
+        (["--method", "sep-fa", "--checkpoints", "15"], 15, False),
+        (["--method", "tap"], 1, False),
+    ):
+        given = reproduce.parser().parse_args(["--data", str(small_parquet), "--device", "cpu", *flags])
+        settings = reproduce.plan(given, Clock(None)).settings
+        assert (len(settings.ensemble_epochs()), follows_the_paper(settings)) == (count, paper)
     other = reproduce.parser().parse_args(["--data", str(small_parquet), "--device", "cpu", "--steps", "6"])
     assert not follows_the_paper(reproduce.plan(other, Clock(None)).settings)

@@ -56,6 +56,8 @@ def test_more_workers_than_machines_can_hold_are_refused(nodes: list[tuple[int, 
 
 def test_cpus_are_shared_among_equal_tasks() -> None:
     assert [divide([(8, 0)], None).cpus_for(at_once) for at_once in (1, 3, 8, 100)] == [8, 2, 1, 1]
+    assert [divide([(16, 2)], None).cpus_for(at_once, per_gpu=4) for at_once in (2, 8, 9)] == [8, 2, 1]
+    assert divide([(8, 0)], None).cpus_for(3, per_gpu=4) == 2
 
 
 @pytest.fixture
