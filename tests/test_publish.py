@@ -46,6 +46,7 @@ def test_card_is_made_of_what_the_runs_measured(tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "run")
     folder.write("config.json", to_json(to_tree(config)))
     card = make("name", [config.run])
+    assert card["precision"] == "float32"
     rows = [row for row in read_table(folder.child("victim"), "results.parquet").to_pylist() if row["data"] == "protected"]
     (victim,) = (victim for victim in card["victims"] if victim["data"] == "protected")
     values = [row["last_accuracy"] for row in rows]
@@ -146,7 +147,7 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     assert TABLES["transfer"]().count("| vit-small |") == 2
 
     put("kernels-fused")
-    assert f"\n| fused | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in TABLES["kernels"]()
+    assert f"\n| fused, float32 | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in TABLES["kernels"]()
 
     one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
     for kind in ("untargeted", "random-class", "shift"):
