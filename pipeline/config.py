@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
+from typing_extensions import Doc
 
 from sep import countermeasures
 from sep.craft import CraftConfig
@@ -23,6 +24,16 @@ def _each_once(section: str, *, required: bool = True, **lists: tuple[Any, ...])
         if (required and not values) or len(set(values)) < len(values):
             needs = "one value or more, none of them twice" if required else "each value once"
             raise ValueError(f"{section}.{name} needs {needs}; got {', '.join(map(str, values)) or 'none'}")
+
+
+def _known_countermeasures() -> str:
+    """What the help says of them, from their table."""
+    alone = [name for name, each in countermeasures.COUNTERMEASURES.items() if each.clean_only]
+    others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
+    return (
+        f"what is done against the protection: {', '.join(others)} (or any other percentage), or several at once, in order, as in "
+        f"grayscale+jpeg-10; and what the clean images of a dilution give alone: {', '.join(alone)}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -117,11 +128,7 @@ class VictimConfig(TrainConfig):
 
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures trained on the clean and on the protected images"""
-    countermeasures: tuple[str, ...] = ("none",)
-    """what is done against the protection: none, no-augmentation, cutout, cutmix, mixup, grayscale, jpeg-10, jpeg-50, jpeg-90,
-    bit-depth-2, gaussian-blur, trivial-augment, ueraser, adversarial-4, adversarial-8, random-warp, orthogonal-projection, early-stop,
-    dilution-1, dilution-10, dilution-20, dilution-50 (or any other percentage), or several at once, in order, as in grayscale+jpeg-10;
-    and what the clean images of a dilution give alone: clean-only-1, clean-only-10, clean-only-20, clean-only-50"""
+    countermeasures: Annotated[tuple[str, ...], Doc(_known_countermeasures())] = ("none",)
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
     trials_per_gpu: int = 1

@@ -45,9 +45,11 @@ def moments(images: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, 
 def search(counts: Tensor, sums: Tensor, products: Tensor) -> Tensor:
     """The pixel and colour of each class from which its clean images are far, and all alike: `(K, 2 + C)` int64, row, column, colour.
 
-    The paper's objective: `E[d] / Var[d]` is largest, where `d = sum_c |x_c - colour_c|` at the pixel and the colour is a corner of the
-    cube of colours, so that d is linear in x. A variance below one squared level counts as one. Deviates from the paper in that no two
-    classes get the same pixel and colour: the classes choose in order.
+    The paper's objective (equation 2): `E[d] / Var[d]` is largest, where `d = sum_c |x_c - colour_c|` at the pixel and the colour is a
+    corner of the cube of colours, so that d is linear in x. A variance below one squared level counts as one. Deviates from the paper in
+    that no two classes get the same pixel and colour: the classes choose in order, as in its authors' code. That code divides by something
+    else: by the standard deviation of `|x_c - colour_c|` over images and channels alike, not by the variance of their sum over channels.
+    It may choose other pixels.
 
     Args:
         counts: see `moments`, of the whole training set; every class has an image.

@@ -3,7 +3,9 @@
 UEraser's authors (Qin et al. 2023, "Learning the Unlearnable") call `TrivialAugment` of the library kornia, 0.6.12 in their benchmark
 APBench. Operations and ranges are that policy's, computed as kornia does: brightness is added, contrast multiplied, what moves in is
 black, and posterising to no bits leaves nothing. The ranges are narrower than those of `distortion.trivial_augment`: up to 30 degrees
-and not 135, a slope of 0.3 and not 0.99, half of the side and not all of it.
+and not 135, a slope of 0.3 and not 0.99, half of the side and not all of it. Where kornia is installed, a test holds the pixels to it;
+they differ in that levels between whole ones are rounded before they are equalized, not cut off, and that a flat channel is not
+stretched to black.
 
 It differs where the library falls short of its own policy: that version rotates and shifts in one direction only, and takes the slope
 for degrees, so that its shears can hardly be seen. And it draws one operation for a whole batch; here every image has its own, as in

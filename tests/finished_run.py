@@ -30,6 +30,7 @@ from sep import fitting
 from sep.budget import linf_levels, psnr_db
 from sep.craft import craft
 from sep.ensemble import Member, class_sums
+from sep.execution import resolve
 from sep.models import Network, NetworkName
 from sep.objective import choose_targets, shifted
 from sep.quality import changed_percent, ssim
@@ -240,6 +241,7 @@ def _protect(config: RunConfig, folder: Folder) -> None:
     counts |= {name: getattr(protect, name) for name in ("method", "targets", "eps_levels", "steps")}
     counts |= {"networks": list(dict.fromkeys(c.network for c in checkpoints)), "epochs": sorted({c.epoch for c in checkpoints})}
     counts |= {"gradients": int(chosen.sum()) * protect.gradients_per_image(len(checkpoints)), "linf_levels": int(largest.max())}
+    counts |= {"precision": resolve(protect.precision, torch.device("cpu"))}
     stage.finish({**counts, "psnr_db": float(quality[chosen].mean())}, {"train": shards}, images_per_second=1.0)
 
 

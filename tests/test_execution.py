@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import shutil
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sep.craft import CraftConfig, gradient
-from sep.ensemble import Member, compile_together, freeze
+import sep.craft
+from sep.craft import CraftConfig, Method, craft, gradient
+from sep.ensemble import Member, class_sums, compile_together, freeze
 from sep.execution import Kernels, MicroBatch, arithmetic, to_device
 from sep.models import Network, build
 
@@ -138,6 +140,46 @@ def test_other_errors_and_one_image_too_many_are_final() -> None:
         list(MicroBatch(8).run(Memory(2, RuntimeError("shapes differ")), 8))
     with pytest.raises(torch.OutOfMemoryError):
         list(MicroBatch(8).run(Memory(0, torch.OutOfMemoryError("no")), 8))
+
+
+class Scarce:
+    """The gradient, on a device with memory for any number of images until so many gradients were taken, and then for `most`."""
+
+    def __init__(self, most: int, plenty: int) -> None:
+        self.most, self.plenty = most, plenty
+        self.sizes: list[int] = []
+
+    def __call__(self, member: Member, x: Tensor, targets: Tensor, *, ascend: bool) -> Tensor:
+        self.sizes.append(len(x))
+        if len(self.sizes) > self.plenty and len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient(member, x, targets, ascend=ascend)
+
+
+@pytest.mark.parametrize("method", ["sep-fa", "sep-fa-vr"])
+@pytest.mark.parametrize("when", ["at once", "in the midst of a step", "after half of the images"])
+def test_crafting_gives_the_same_images_where_memory_runs_out(
+    networks: list[Network], monkeypatch: pytest.MonkeyPatch, method: Method, when: str
+) -> None:
+    """What was begun is begun again, towards the same means and, with variance reduction, by the same draws."""
+    images = torch.randint(256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(8) % 5
+    frozen = [freeze(copy.deepcopy(network).double()) for network in networks]
+    sums = [class_sums(network, [(images, labels)], 5) for network in frozen]
+    members = [Member(network, total / count[:, None]) for network, (total, count) in zip(frozen, sums, strict=True)]
+    config = CraftConfig(method=method, eps_levels=4, steps=2, inner_steps=2)
+
+    def crafted(batch_size: int) -> Tensor:
+        return craft(members, images, (labels + 2) % 5, config, torch.Generator().manual_seed(1), batch_size)
+
+    wanted = crafted(2)
+    of_a_part = config.gradients_per_image(len(members))
+    scarce = Scarce(2, {"at once": 0, "in the midst of a step": 3, "after half of the images": of_a_part}[when])
+    monkeypatch.setattr(sep.craft, "gradient", scarce)
+    assert torch.equal(crafted(4), wanted)
+    begun, left = scarce.plenty + 1, 2 if scarce.plenty == of_a_part else 4  # gradients of four images, and pairs of images after those
+    assert scarce.sizes == [4] * begun + [2] * (of_a_part * left)
+    assert not torch.equal(wanted, images)
 
 
 def test_size_to_begin_with() -> None:

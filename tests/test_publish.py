@@ -46,6 +46,7 @@ def test_card_is_made_of_what_the_runs_measured(tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "run")
     folder.write("config.json", to_json(to_tree(config)))
     card = make("name", [config.run])
+    assert card["precision"] == "float32"
     rows = [row for row in read_table(folder.child("victim"), "results.parquet").to_pylist() if row["data"] == "protected"]
     (victim,) = (victim for victim in card["victims"] if victim["data"] == "protected")
     values = [row["last_accuracy"] for row in rows]
@@ -80,6 +81,28 @@ def copied(first: RunConfig, run: Path, **victim: Any) -> RunConfig:
     shutil.copytree(first.run, run, ignore=shutil.ignore_patterns("victim"))
     config = replace(first, run=str(run), victim=replace(first.victim, **victim))
     return finished_run.write(run, ("victim",), config)[0]
+
+
+def of_noise(run: Path, seed: int, rounds: int, error: float) -> RunConfig:
+    """A run whose release says of itself how far its noise came."""
+    config = replace(finished_run.configuration(run), seed=seed)
+    config = replace(config, victim=replace(config.victim, epochs=1, seeds=(0,)))
+    _, folder = finished_run.write(run, ("pack", "surrogate", "protect"), config)
+    said = json.loads(folder.read("protect/manifest.json"))
+    said["counts"] |= {"noise_rounds": rounds, "noise_error": error}
+    folder.write("protect/manifest.json", to_json(said))
+    return finished_run.write(run, ("victim",), config)[0]
+
+
+def test_card_says_how_far_error_minimising_noise_came(tmp_path: Path) -> None:
+    """Over releases: what two runs share counts once."""
+    first, second = of_noise(tmp_path / "first", 0, 12, 0.9), of_noise(tmp_path / "second", 1, 30, 2.5)
+    more = copied(first, tmp_path / "more", seeds=(1,))
+    card = make("name", [first.run, more.run, second.run])
+    assert card["noise_rounds"] == {"mean": 21.0, "std": round(18 / 2**0.5, 2)}
+    assert card["noise_error"] == {"mean": 1.7, "std": round(1.6 / 2**0.5, 2)}
+    assert make("name", [first.run])["noise_error"] == {"mean": 0.9, "std": None}
+    assert not {"noise_rounds", "noise_error"} & make("name", [write(tmp_path / "other").run]).keys()
 
 
 def test_victims_of_one_release_from_several_runs_make_one_card(tmp_path: Path) -> None:

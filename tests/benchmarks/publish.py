@@ -53,6 +53,7 @@ def make(name: str, runs: list[str]) -> Card:
     # Runs that share a release, or an earlier stage, hold copies of it: what was made once counts once.
     made = {(stage, found[stage].digest): (folder, found[stage]) for folder, found in zip(folders, stages, strict=True) for stage in found}
     releases = {digest: folder for (stage, digest), (folder, _) in made.items() if stage == "protect"}
+    released = [manifest.counts for (stage, _), (_, manifest) in made.items() if stage == "protect"]
     counts = stages[0]["protect"].counts
     return {
         "name": name,
@@ -65,6 +66,8 @@ def make(name: str, runs: list[str]) -> Card:
         "protected_classes": len(counts["classes"]),
         "settings": settings[0] | {"victim": victims[0] if len(victims) == 1 else victims},
         "linf_levels": max(stage["protect"].counts["linf_levels"] for stage in stages),
+        # Of methods that train against their noise: whether it was done, or the rounds ran out.
+        **{name: spread([each[name] for each in released]) for name in ("noise_rounds", "noise_error") if name in counts},
         "psnr_db": spread([sum(values) / len(values) for values in map(psnr_values, releases.values())]),
         "gradient_cosines": [  # of the first release; between pairs of checkpoints, the network None: of several networks' last ones
             {"network": alike.network, "members": alike.labels, "mean": round(alike.mean, 3)} for alike in similarities(folders[0])
