@@ -11,15 +11,11 @@ from torch import Tensor
 
 from pipeline import class_means
 from pipeline.class_means import Sums, sum_shard
-from pipeline.config import RunConfig
 from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.stage import Manifest
-from pipeline.storage import Folder
 from sep.ensemble import class_sums
 from sep.models import Network
-from tests.packed_run import copy
-
-pytestmark = pytest.mark.ray
+from tests import finished_run
 
 
 class Scarce:
@@ -38,11 +34,9 @@ class Scarce:
         return class_sums(network, batches, num_classes)
 
 
-def test_a_shards_sums_are_the_same_where_memory_runs_out(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shards_sums_are_the_same_where_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every checkpoint; the size that the first could not do is not tried again by the next."""
-    _, folder = copy(packed, tmp_path, method="sep-fa")
+    _, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
     ensemble, pack = Ensemble(folder, choose(read_index(folder), 2)), Manifest.load(folder, "pack")
     shard, number = pack.shards["train"][1], len(pack.counts["classes"])
     monkeypatch.setattr(class_means, "use_cpu", lambda threads: None)  # the body of a task, which has a process of its own
@@ -50,13 +44,13 @@ def test_a_shards_sums_are_the_same_where_memory_runs_out(
     def summed(batch_size: int | None) -> Sums:
         return sum_shard(ensemble, number, batch_size, shard)
 
-    wanted, counts = summed(5)
+    wanted, counts = summed(4)
     scarce = Scarce(6)
     monkeypatch.setattr(class_means, "class_sums", scarce)
     sums, again = summed(None)
-    assert scarce.sizes == [20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
+    assert scarce.sizes == [18, 9, 4, 4, 4, 4, 2, 4, 4, 4, 4, 2]
     assert len(sums) == 2
     assert all(torch.equal(found, total) for found, total in zip(sums, wanted, strict=True))
     assert torch.equal(again, counts)
-    assert int(counts.sum()) == 20
+    assert int(counts.sum()) == 18
     assert float(sums[0].abs().sum()) > 0
