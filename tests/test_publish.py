@@ -99,8 +99,8 @@ def test_card_says_how_far_error_minimising_noise_came(tmp_path: Path) -> None:
     first, second = of_noise(tmp_path / "first", 0, 12, 0.9), of_noise(tmp_path / "second", 1, 30, 2.5)
     more = copied(first, tmp_path / "more", seeds=(1,))
     card = make("name", [first.run, more.run, second.run])
-    assert card["noise_rounds"] == {"mean": 21.0, "std": round(18 / 2**0.5, 2)}
-    assert card["noise_error"] == {"mean": 1.7, "std": round(1.6 / 2**0.5, 2)}
+    assert card["noise_rounds"] == {"mean": 21.0, "std": round(18 / 2**0.5, 4)}
+    assert card["noise_error"] == {"mean": 1.7, "std": round(1.6 / 2**0.5, 4)}
     assert make("name", [first.run])["noise_error"] == {"mean": 0.9, "std": None}
     assert not {"noise_rounds", "noise_error"} & make("name", [write(tmp_path / "other").run]).keys()
 
