@@ -25,6 +25,17 @@ CONFIG = "config.json"
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 
+def check(config: RunConfig, folder: Folder) -> None:
+    """See that the packed images allow what is asked for, before hours are spent on what comes first.
+
+    Raises:
+        ValueError: they do not, or are not packed.
+    """
+    packed = Manifest.load(folder, "pack")
+    check_networks(config, packed)
+    check_clean_shares(config, folder, packed)
+
+
 def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Collection[StageName]) -> list[str]:
     """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
@@ -38,9 +49,7 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Coll
     for name in STAGES:
         if name in stages:
             if name == first_training:
-                packed = Manifest.load(folder, "pack")
-                check_networks(config, packed)
-                check_clean_shares(config, folder, packed)
+                check(config, folder)
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
             except WorkFailed:
