@@ -273,8 +273,11 @@ def without_release(comparison: Comparison) -> str:
 
 def text(comparison: Comparison) -> str:
     """Warnings, and both tables with what the figures in them are, for a terminal."""
-    said = (textwrap.fill(words, 120, initial_indent="  ", subsequent_indent="  ") for words in (EXPLAINED, without_release(comparison)))
-    costs, alone = said
-    tables = [made(comparison), costs, *([measured(comparison)] if comparison.victims else []), *([alone] if alone else [])]
+    costs, alone = map(_paragraph, (EXPLAINED, without_release(comparison)))
+    parts = [str(made(comparison)), costs, str(measured(comparison)) if comparison.victims else "", alone]
     warned = "".join(f"warning: {warning}\n" for warning in comparison.warnings)
-    return warned + "\n" + "\n\n".join(map(str, tables))
+    return warned + "\n" + "\n\n".join(filter(None, parts))
+
+
+def _paragraph(words: str) -> str:
+    return textwrap.fill(words, 120, initial_indent="  ", subsequent_indent="  ")
