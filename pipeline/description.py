@@ -39,8 +39,8 @@ def describe(config: RunConfig, folder: Folder) -> str:
     if measured:
         whole, countered = in_parts(findings(found, measured, results.measured_images(folder, found)))
         parts[:0] = [" ".join(whole), *(["\n".join(f"- {sentence}" for sentence in countered)] if countered else []), scope(measured)]
-        parts += on_missing(there)
         parts.append(f"Accuracy on clean test images in percent, trained on clean → **on protected** images:\n\n{_matrix(measured)}")
+    parts += on_missing(there)
     parts.append("Pictures: artifacts, under `report`; `report/index.html` is all of it on one page.")
     text = "\n\n".join(parts)
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
