@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 
 from sep.execution import Kernels, arithmetic
 from sep.models import Network
+from sep.winograd import replace_convolutions
 
 EXACT = torch.tensor(24)  # binary places of features that are summed
 
@@ -52,7 +53,10 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
     with warnings.catch_warnings():  # torch announces a successor of fx's fusion that does not exist yet
         warnings.simplefilter("ignore")
         frozen.trunk = fuse(frozen.trunk, inplace=True)
-    return frozen.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    frozen = frozen.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    if kernels == "fused":
+        replace_convolutions(frozen.trunk)
+    return frozen
 
 
 class _Compiled(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sep.craft import CraftConfig, Method
+from sep.ensemble import freeze
 from sep.execution import Kernels, MicroBatch, Precision
 from tests.benchmarks import plain
 from tests.benchmarks.apart import apart
@@ -93,7 +94,7 @@ def against_plain(trained: Trained, images: int, batch_size: int, methods: Seque
 
 def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
     """What computes the convolutions of one gradient an image, and nothing else: what a loop could reach if all the rest took no time."""
-    network = trained.members("sep")[0].network
+    network = freeze(trained.networks[0], "compiled").to(device())  # folded, and every convolution torch's own
     shape = trained.images.shape[1:]
     size = min(images, MicroBatch.fitting(shape, device()).size)
     calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
