@@ -40,7 +40,8 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
     Args:
         network: as trained.
         kernels: plain: the operations it was trained with; otherwise batch-norm is folded into the convolution before it, where there is
-            one (what DenseNet has left stays in eval mode), and weights are laid out channels last.
+            one (what DenseNet has left stays in eval mode), and weights are laid out channels last; fused has on a CPU also
+            convolutions of its own, see `sep.winograd`.
 
     Raises:
         ValueError: weights or running statistics are not finite; such a network has no gradients to follow.
