@@ -113,6 +113,7 @@ class Winograd(nn.Module):
         super().__init__()
         assert not convolution.weight.requires_grad  # it has no gradients for them
         self.convolution = convolution
+        self.train(convolution.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, K, H, W)`; without gradients of the weights."""

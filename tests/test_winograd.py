@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sep.winograd
-from sep.ensemble import freeze
+from sep.ensemble import Member, freeze
 from sep.execution import Kernels
 from sep.models import build
 from sep.winograd import Winograd, replace_convolutions, suits
@@ -121,6 +121,7 @@ def test_frozen_networks_have_it(name: str, count: int) -> None:
 
     assert (found("fused"), found("plain"), found("compiled")) == (count, 0, 0)
     assert not any(isinstance(part, Winograd) for part in network.modules())
+    Member(freeze(network))  # which refuses whatever could still change
 
 
 @pytest.mark.parametrize(("name", "layers"), [("resnet18", 14), ("vgg16-bn", 10), ("googlenet", 20), ("senet18", 14)])
