@@ -16,7 +16,7 @@ from pipeline.results import Finished, Pair, Spread, Trained, budget, chance, fi
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import largest_change
-from sep.methods import METHODS
+from sep.methods.registry import METHODS
 
 NONE = "–"  # where a table has no figure
 SHOWN_MISSING = 10  # names of victims

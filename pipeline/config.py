@@ -9,7 +9,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
-from sep import countermeasures
+from sep.countermeasures import registry as countermeasures
 from sep.craft import CraftConfig
 from sep.fitting import TrainConfig
 from sep.models import NetworkName

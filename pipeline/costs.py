@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.results import Finished
 from pipeline.stage import Manifest
-from sep.methods import METHODS
+from sep.methods.registry import METHODS
 
 EXPLAINED = (
     "Gradients are those of all images together. Surrogate is the training of the networks whose checkpoints a method reads, one for "

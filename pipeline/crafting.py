@@ -21,8 +21,8 @@ from pipeline.storage import Folder
 from sep.budget import Budget
 from sep.craft import craft_in_parts
 from sep.execution import MicroBatch, use_cpu
+from sep.methods.request import Request
 from sep.objective import choose_targets
-from sep.perturbation import Request
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pipeline.margins import ALIKE, NEAR, error_between, lost
 from pipeline.results import Cell, Pair
-from sep.countermeasures import CLEAN_ONLY, DILUTED, clean_share, control_of, plan
+from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share, control_of, plan
 
 START = "Where a stranger has"
 

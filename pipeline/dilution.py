@@ -17,7 +17,7 @@ from pipeline.seeding import derive
 from pipeline.shards import Sample, Shard, read_shard, read_table
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
-from sep.countermeasures import plan
+from sep.countermeasures.registry import plan
 
 
 def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:

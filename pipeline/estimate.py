@@ -9,7 +9,7 @@ from itertools import product
 
 from pipeline.config import RunConfig
 from pipeline.probe import Images, Speed
-from sep import countermeasures
+from sep.countermeasures import registry as countermeasures
 
 # Read from one run of `cifar10-small` on two CPU cores, whose stages took 12, 158, 273, 258 and 2 seconds.
 STAGE_SECONDS = 5.0  # to start workers that import torch

@@ -6,8 +6,8 @@ from pipeline import diluted_findings
 from pipeline.dataset import shown
 from pipeline.margins import ALIKE, FAR, NEAR, error, lost, much, share_lost
 from pipeline.results import Finished, Pair, Trained, chance
-from sep.countermeasures import clean_share
-from sep.methods import METHODS
+from sep.countermeasures.registry import clean_share
+from sep.methods.registry import METHODS
 
 ON_COUNTERMEASURES = (
     "The protection holds against",

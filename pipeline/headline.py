@@ -6,8 +6,8 @@ import statistics
 
 from pipeline.results import Pair, Trained, budget, chance, finished, imperceptibility, pairs, similarities, trained
 from pipeline.storage import Folder
-from sep.countermeasures import clean_share
-from sep.methods import METHODS
+from sep.countermeasures.registry import clean_share
+from sep.methods.registry import METHODS
 
 
 def headline(run: Folder) -> dict[str, float | str]:

@@ -9,7 +9,7 @@ from pipeline import results
 from pipeline.results import Finished
 from pipeline.shards import Sample, read_shard, read_table
 from pipeline.storage import Folder
-from sep.countermeasures import clean_share
+from sep.countermeasures.registry import clean_share
 
 SHOWN_SAMPLES = 4
 SPECTRUM_IMAGES = 128  # protected images the spectrum is the mean of

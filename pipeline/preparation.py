@@ -26,10 +26,10 @@ from pipeline.seeding import derive, generator
 from pipeline.shards import Shard, read_shard
 from pipeline.stage import Manifest
 from pipeline.storage import Folder
-from sep.error_minimising import NoiseConfig, Perturbed, minimise
 from sep.execution import use_cpu
-from sep.methods import Preparation
-from sep.one_pixel import moments, search
+from sep.methods.error_minimising import NoiseConfig, Perturbed, minimise
+from sep.methods.one_pixel import moments, search
+from sep.methods.registry import Preparation
 
 log = logging.getLogger(__name__)
 

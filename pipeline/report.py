@@ -32,7 +32,7 @@ from pipeline.results import (
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage, flatten
 from pipeline.storage import Folder
-from sep.countermeasures import clean_share
+from sep.countermeasures.registry import clean_share
 
 log = logging.getLogger(__name__)
 

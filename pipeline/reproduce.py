@@ -24,7 +24,7 @@ from pipeline.reproduction.pieces import Clock, TimeIsUp, save_json
 from pipeline.reproduction.protocol import Run, Settings
 from pipeline.reproduction.stages import STAGES
 from sep.execution import Kernels, Precision, resolve, use_cpu
-from sep.methods import METHODS
+from sep.methods.registry import METHODS
 from sep.models import NetworkName
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pipeline.shards import read_table
 from pipeline.stage import MANIFEST, STARTED, Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import Budget
-from sep.countermeasures import CLEAN_ONLY, DILUTED, clean_share
+from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share
 
 log = logging.getLogger(__name__)
 

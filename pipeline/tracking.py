@@ -25,8 +25,8 @@ from pipeline.pictures import draw
 from pipeline.results import Finished
 from pipeline.stage import MANIFEST, Manifest, digest, flatten, to_json
 from pipeline.storage import Folder
-from sep.countermeasures import trained_as
-from sep.methods import METHODS
+from sep.countermeasures.registry import trained_as
+from sep.methods.registry import METHODS
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from pipeline.shards import read_table
 from pipeline.stage import Manifest, digest
 from pipeline.storage import Folder
 from sep.budget import UNITS, Budget
-from sep.methods import METHODS
+from sep.methods.registry import METHODS
 
 
 @dataclass(frozen=True)

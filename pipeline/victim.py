@@ -35,8 +35,8 @@ from pipeline.seeding import derive, generator
 from pipeline.shards import read_shard, rows_to_table, write_table
 from pipeline.stage import Manifest, Stage, digest
 from pipeline.storage import Folder
-from sep import countermeasures
-from sep.countermeasures import Data
+from sep.countermeasures import registry as countermeasures
+from sep.countermeasures.registry import Data
 from sep.execution import share_memory, use_cpu
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
 

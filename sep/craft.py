@@ -15,7 +15,7 @@ from torch import Tensor
 from sep.budget import Budget, project
 from sep.ensemble import Member
 from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
-from sep.methods import METHODS, Kind, Method
+from sep.methods.registry import METHODS, Kind, Method
 from sep.objective import Targets, feature_alignment, target_cross_entropy
 
 __all__ = ["CraftConfig", "Method", "craft", "craft_in_parts", "gradient"]

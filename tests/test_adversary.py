@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sep import adversary
-from sep.adversary import adversarial, losses, ueraser
-from sep.countermeasures import plan
-from sep.distortion import strong
+from sep.countermeasures import adversary
+from sep.countermeasures.adversary import adversarial, losses, ueraser
+from sep.countermeasures.distortion import strong
+from sep.countermeasures.registry import plan
 from sep.fitting import TrainConfig, optimiser, train_epoch
 from sep.models import Network, build
 

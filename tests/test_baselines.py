@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sep.autoregressive import EDGE, ORDER, STRONGEST, answer, autoregressive, field, processes
 from sep.budget import Budget, hold, spent
-from sep.methods import METHODS, Method
-from sep.one_pixel import moments, search
-from sep.perturbation import Request
+from sep.methods.autoregressive import EDGE, ORDER, STRONGEST, answer, autoregressive, field, processes
+from sep.methods.one_pixel import moments, search
+from sep.methods.registry import METHODS, Method
+from sep.methods.request import Request
 
 K, EACH, SIDE = 10, 12, 32
 PATTERNS: tuple[Method, ...] = ("linear-separable", "autoregressive")

@@ -13,9 +13,9 @@ from pipeline.config import STAGES, RunConfig, resolved, to_tree
 from pipeline.grid import grid
 from pipeline.presets import PRESETS, preset
 from pipeline.results import configuration
-from sep.countermeasures import COUNTERMEASURES
+from sep.countermeasures.registry import COUNTERMEASURES
 from sep.ensemble import equally_spaced
-from sep.methods import Method
+from sep.methods.registry import Method
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

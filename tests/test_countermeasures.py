@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.config import VictimConfig
-from sep.countermeasures import COUNTERMEASURES, clean_share, control_of, plan, trained_as
+from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
 from sep.fitting import TrainConfig, optimiser, train_epoch
 from sep.models import build
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sep import distortion
-from sep.distortion import WARP_PIXELS, plasma, random_warp, strong, trivial_augment
+from sep.countermeasures import distortion
+from sep.countermeasures.distortion import WARP_PIXELS, plasma, random_warp, strong, trivial_augment
 
 
 def draws(seed: int) -> torch.Generator:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import sep.error_minimising
 from sep.ensemble import freeze
-from sep.error_minimising import MOST_ROUNDS, Noise, NoiseConfig, Perturbed, minimise
 from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.methods import error_minimising
+from sep.methods.error_minimising import MOST_ROUNDS, Noise, NoiseConfig, Perturbed, minimise
 from sep.models import Network, build
 
 K, COUNT, SIDE, EPS = 4, 256, 8, 8
@@ -80,7 +80,7 @@ def test_it_ends_when_hardly_an_image_is_wrong_and_says_so() -> None:
 
 
 def test_it_ends_after_so_many_rounds_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sep.error_minimising, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(error_minimising, "MOST_ROUNDS", 2)
     _, noise = made(torch.arange(COUNT), COUNT, replace(CONFIG, eps_levels=1, steps=1))
     assert noise.rounds == 2
     assert noise.error > 1

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sep.countermeasures import plan
+from sep.countermeasures.mixing import GREY, cutmix, cutout, mixup
+from sep.countermeasures.registry import plan
 from sep.fitting import TrainConfig, optimiser, train_epoch
-from sep.mixing import GREY, cutmix, cutout, mixup
 
 CLASSES = 6
 

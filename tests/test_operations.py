@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sep import operations
-from sep.operations import OPERATIONS, Operation, one_operation_each
+from sep.countermeasures import image_operations
+from sep.countermeasures.image_operations import OPERATIONS, Operation, one_operation_each
 
 HEIGHT, WIDTH = 16, 32
 
@@ -105,7 +105,7 @@ def test_channels_are_stretched_each_by_itself(name: str) -> None:
 
 def test_every_image_has_one_operation_of_its_own_with_a_strength_of_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
     adding = {"ones": Operation(lambda levels, strengths: levels + strengths, 1, 2), "tens": Operation(torch.add, 10, 20)}
-    monkeypatch.setattr(operations, "OPERATIONS", adding)
+    monkeypatch.setattr(image_operations, "OPERATIONS", adding)
     levels = torch.zeros(2000, 3, 4, 4)
     after = one_operation_each(levels, draws(0))
     assert torch.equal(after.amin((1, 2, 3)), after.amax((1, 2, 3)))

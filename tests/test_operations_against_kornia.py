@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sep import distortion
-from sep.distortion import WARP_PIXELS, plasma, random_warp, strong
-from sep.operations import OPERATIONS
+from sep.countermeasures import distortion
+from sep.countermeasures.distortion import WARP_PIXELS, plasma, random_warp, strong
+from sep.countermeasures.image_operations import OPERATIONS
 
 kornia = pytest.importorskip("kornia")
 augmentation, enhance, geometry = kornia.augmentation, kornia.enhance, kornia.geometry.transform

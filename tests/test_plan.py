@@ -16,7 +16,7 @@ from pipeline.estimate import EPOCH_SECONDS, STAGE_SECONDS, Workers, Workload, h
 from pipeline.presets import preset
 from pipeline.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
 from pipeline.sources import scan
-from sep.countermeasures import plan as plan_of
+from sep.countermeasures.registry import plan as plan_of
 from tests.pictures import class_folders
 
 CONFIG = replace(preset("cifar10-small"), data="somewhere")

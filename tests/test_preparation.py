@@ -21,8 +21,8 @@ from pipeline.stage import Manifest
 from pipeline.storage import Folder
 from pipeline.verify import main, verify
 from sep.budget import Budget, hold, spent
-from sep.methods import METHODS, Method
-from sep.perturbation import Request
+from sep.methods.registry import METHODS, Method
+from sep.methods.request import Request
 from tests.packed_run import digests
 from tests.pictures import class_folders, encoded, picture, write
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sep.countermeasures import plan
-from sep.projection import directions, fit, orthogonal_projection, project_out
+from sep.countermeasures.projection import directions, fit, orthogonal_projection, project_out
+from sep.countermeasures.registry import plan
 
 CLASSES = 4
 

@@ -1,7 +1,7 @@
 """A refactor leaves the bytes of a release identical: four small releases, computed on one thread, against their recorded digests.
 
-The record was made by `python -m tests.test_released_bytes`. It speaks for one version of torch and of Pillow, and for processors that round
-alike: the instructions that libraries choose from are restricted to those that all of them have, and a small computation tells whether that
+The record was made by `python -m tests.test_released_bytes`. It speaks for one version of torch and of Pillow, and for processors that
+round alike: libraries are restricted to instructions that all of them have, and a small computation tells whether that
 was enough. Elsewhere the test is skipped, by name.
 """
 

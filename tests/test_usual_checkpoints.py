@@ -13,7 +13,7 @@ from pipeline import protect
 from pipeline.config import RunConfig
 from pipeline.storage import Folder
 from pipeline.sweep_tracking import SweepTracker
-from sep.methods import Method
+from sep.methods.registry import Method
 from tests import finished_run
 
 

@@ -19,8 +19,8 @@ from pipeline.presets import preset
 from pipeline.shards import read_table
 from pipeline.stage import Manifest, Stage
 from pipeline.storage import Folder
-from sep.countermeasures import COUNTERMEASURES
-from sep.projection import directions, fit
+from sep.countermeasures.projection import directions, fit
+from sep.countermeasures.registry import COUNTERMEASURES
 from tests import finished_run
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from sep.countermeasures import CLEAN_ONLY, clean_share
-from sep.methods import METHODS
+from sep.countermeasures.registry import CLEAN_ONLY, clean_share
+from sep.methods.registry import METHODS
 from sep.objective import Targets
 from tests.benchmarks.published import BY_METHOD, PUBLISHED
 

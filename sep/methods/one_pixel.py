@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sep.budget import Budget
-from sep.perturbation import Request
+from sep.methods.request import Request
 
 
 def single_pixel(_: int, shape: Sequence[int]) -> Budget:

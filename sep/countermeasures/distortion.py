@@ -14,8 +14,8 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from sep.augment import beside, drawing_from
-from sep.operations import one_operation_each
-from sep.preprocessing import as_stored
+from sep.countermeasures.image_operations import one_operation_each
+from sep.countermeasures.preprocessing import as_stored
 
 WARP_PIXELS = 2.0
 # As in the code of UEraser's authors, whose chances differ from one version to the next.

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from sep.augment import beside
-from sep.preprocessing import as_stored
+from sep.countermeasures.preprocessing import as_stored
 
 
 class Operation(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sep.budget import Budget, whole_levels
-from sep.perturbation import Request, added
+from sep.methods.request import Request, added
 
 WINDOW = 3  # pixels a side; the last of a window follows from the eight before it
 ORDER = WINDOW**2 - 1

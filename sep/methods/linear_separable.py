@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sep.budget import Budget, whole_levels
-from sep.perturbation import Request, added
+from sep.methods.request import Request, added
 
 CELLS = 4  # G: the paper's patches of 8 x 8 in an image of 32 x 32
 LEVELS = 6  # root mean square of a change: the paper's radius is 6/255 times the root of the number of values

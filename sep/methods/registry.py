@@ -11,10 +11,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from sep import autoregressive, linear_separable, one_pixel
 from sep.budget import Budget, largest_change
-from sep.error_minimising import MOST_ROUNDS
-from sep.perturbation import Request, class_noise, own_noise
+from sep.methods import autoregressive, linear_separable, one_pixel
+from sep.methods.error_minimising import MOST_ROUNDS
+from sep.methods.request import Request, class_noise, own_noise
 
 Method = Literal[
     "sep",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sep.augment import beside
-from sep.distortion import strong
+from sep.countermeasures.distortion import strong
 from sep.ensemble import freeze
 from sep.models import Network
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sep import adversary, distortion, mixing, preprocessing
+from sep.countermeasures import adversary, distortion, mixing, preprocessing
+from sep.countermeasures.projection import orthogonal_projection
 from sep.fitting import Change, TrainConfig
-from sep.projection import orthogonal_projection
 
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]

@@ -1,0 +1,1 @@
+"""What an adversary may do against the protection: a registry, and one file a kind."""

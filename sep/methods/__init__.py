@@ -1,0 +1,1 @@
+"""Ways to protect: a registry, and one file a method."""
