@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.seeding import generator
-from pipeline.shards import Pixels, Sample, Shard, read_shard
-from pipeline.storage import Folder
+from pipeline.shards import Pixels, Sample, read_shard
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
 
 Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]

@@ -18,9 +18,10 @@ from torch import Tensor
 from cluster.pool import Room, Work, combine_all
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Ensemble, load_networks
-from pipeline.shards import Shard, read_shard, sha256
-from pipeline.stage import to_json
-from pipeline.storage import Folder
+from pipeline.shards import read_shard
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256, to_json
+from pipeline.storage.stage import Shard
 from sep.ensemble import class_sums
 from sep.execution import MicroBatch, use_cpu
 from sep.models import Network

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.classes import from_files
 from pipeline.config import RunConfig, to_tree
-from pipeline.filesystems import refuse_password
 from pipeline.grid import grid
 from pipeline.presets import preset
-from pipeline.storage import absolute
+from pipeline.storage.filesystems import refuse_password
+from pipeline.storage.folder import absolute
 
 Config = TypeVar("Config", bound=RunConfig)
 

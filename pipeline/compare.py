@@ -11,8 +11,8 @@ from tyro.conf import Positional
 
 from pipeline.comparison import Comparison, Measured, compare, read, text
 from pipeline.comparison_page import PAGE, PARQUET, write
-from pipeline.points import open_run
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import open_run
 
 
 def _read_all(uris: Sequence[str]) -> list[Measured]:

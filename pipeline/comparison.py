@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.costs import EXPLAINED, crafting_seconds, surrogate_seconds
-from pipeline.dataset import shown
-from pipeline.points import settings
 from pipeline.results import Finished, Pair, Spread, Trained, budget, chance, finished, pairs, trained
-from pipeline.stage import Manifest, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import settings
+from pipeline.storage.records import digest, shown
+from pipeline.storage.stage import Manifest
 from sep.budget import largest_change
 from sep.methods.registry import METHODS
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.results import Finished
-from pipeline.stage import Manifest
+from pipeline.storage.stage import Manifest
 from sep.methods.registry import METHODS
 
 EXPLAINED = (

@@ -17,7 +17,7 @@ from pipeline.config import ProtectConfig
 from pipeline.ensemble import Ensemble
 from pipeline.prepared import load_prepared
 from pipeline.seeding import derive, generator
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from sep.budget import Budget
 from sep.craft import craft_in_parts
 from sep.execution import MicroBatch, use_cpu

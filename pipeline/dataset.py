@@ -10,9 +10,9 @@ from typing import Protocol
 
 from pipeline.classes import choose_classes
 from pipeline.shards import Pixels
+from pipeline.storage.records import SHOWN, shown
 
 SPLITS = ("train", "test")
-SHOWN = 10  # names listed in a message
 
 
 class SourceError(ValueError):
@@ -154,11 +154,6 @@ def held_out(entries: Sequence[Entry], fraction: float) -> list[Entry]:
 def limited(entries: Sequence[Entry], most: int) -> list[Entry]:
     """At most `most` entries: the first of each class by key, evenly over the classes."""
     return [entry for _, entry in sorted(_ranked(entries), key=lambda pair: pair[0])[:most]]
-
-
-def shown(values: Sequence[object], most: int = SHOWN) -> str:
-    """A list for a message, cut to a readable length."""
-    return ", ".join(str(value) for value in values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 def _ranked(entries: Iterable[Entry]) -> Iterator[tuple[int, Entry]]:

@@ -10,7 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.findings import findings, in_parts, on_missing, scope
 from pipeline.report import summary
 from pipeline.results import Pair
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 
 LONGEST = 7900  # characters; MLflow takes 8000
 OF_EXPERIMENT = """\

@@ -14,9 +14,9 @@ from itertools import cycle, product
 from pipeline.classes import protected_classes
 from pipeline.config import RunConfig
 from pipeline.seeding import derive
-from pipeline.shards import Sample, Shard, read_shard, read_table
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.shards import Sample, read_shard, read_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest, Shard
 from sep.countermeasures.registry import plan
 
 

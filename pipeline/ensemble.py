@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cluster.pool import own_gpu
 from pipeline.networks import build_network
-from pipeline.shards import sha256
-from pipeline.stage import Manifest, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, sha256
+from pipeline.storage.stage import Manifest
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
 from sep.execution import Kernels, share_memory
 from sep.models import Network

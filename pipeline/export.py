@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from pipeline.points import open_run
 from pipeline.shards import CorruptShard, pixels_sha256, read_shard, read_table
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import open_run
+from pipeline.storage.stage import Manifest
 
 SAMPLES = "samples.parquet"
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another

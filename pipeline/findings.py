@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline import diluted_findings
-from pipeline.dataset import shown
 from pipeline.margins import ALIKE, FAR, NEAR, error, lost, much, share_lost
 from pipeline.results import Finished, Pair, Trained, chance
+from pipeline.storage.records import shown
 from sep.countermeasures.registry import clean_share
 from sep.methods.registry import METHODS
 

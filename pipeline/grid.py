@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.classes import from_files
 from pipeline.config import ProtectConfig, RunConfig
-from pipeline.stage import digest
+from pipeline.storage.records import digest
 
 SECTION = "protect"  # what comes before it is shared by all points, and victims have a matrix of their own
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")  # in the name of a folder

@@ -10,12 +10,12 @@ import logging
 from collections.abc import Iterable
 
 from pipeline import pack, protect
-from pipeline.additions import ADDED, additions
 from pipeline.config import RunConfig
 from pipeline.shards import read_table
 from pipeline.sources import scan_more
-from pipeline.stage import MANIFEST, STARTED, Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import ADDED, additions
+from pipeline.storage.stage import MANIFEST, STARTED, Manifest
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from pipeline.results import Pair, Trained, budget, chance, finished, imperceptibility, pairs, similarities, trained
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import clean_share
 from sep.methods.registry import METHODS
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.batches import stack
-from pipeline.shards import Pixels, Shard, decode_whole_png, pixels_sha256, sha256
-from pipeline.storage import Folder
+from pipeline.shards import Pixels, decode_whole_png, pixels_sha256
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
+from pipeline.storage.stage import Shard
 from pipeline.tar_members import content, open_tar
 from sep.budget import UNITS, Budget, spent
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from pyarrow import fs
 
-from pipeline.dataset import SourceError, shown
-from pipeline.storage import Folder
+from pipeline.dataset import SourceError
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import shown
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.stage import Manifest, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest
+from pipeline.storage.stage import Manifest
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

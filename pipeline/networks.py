@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config import RunConfig
-from pipeline.stage import Manifest
+from pipeline.storage.stage import Manifest
 from sep import models
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 
 
 def write(folder: Folder, name: str, outcome: dict[str, Any]) -> None:

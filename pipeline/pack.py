@@ -14,12 +14,13 @@ import pyarrow as pa
 from cluster import pool, session
 from pipeline import images
 from pipeline.config import PackConfig, RunConfig, to_tree
-from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes, shown
+from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.parts import PARTS, Part, read_part, write_part, write_rows
-from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, rows_to_table, write_shard, write_table
+from pipeline.shards import Pixels, Sample, encode_png, pixels_sha256, rows_to_table, write_shard, write_table
 from pipeline.sources import scan
-from pipeline.stage import Manifest, Stage, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, shown
+from pipeline.storage.stage import Manifest, Shard, Stage
 
 log = logging.getLogger(__name__)
 

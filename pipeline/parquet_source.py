@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset import Dataset, Entry, SourceError, numbered
 from pipeline.listing import Listing
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "fine_label")

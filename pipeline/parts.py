@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.pool import Room, Work, run_all
-from pipeline.shards import Shard, parse_table, sha256, write_table
-from pipeline.stage import digest, to_json
-from pipeline.storage import Folder
+from pipeline.shards import parse_table, write_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, sha256, to_json
+from pipeline.storage.stage import Shard
 
 PARTS = "parts"  # folder in the stage's folder; deleted when the stage is done
 CHECKED_TOGETHER = 100  # shards that one task reads again

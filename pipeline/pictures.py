@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import results
 from pipeline.results import Finished
 from pipeline.shards import Sample, read_shard, read_table
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import clean_share
 
 SHOWN_SAMPLES = 4

@@ -23,9 +23,9 @@ from pipeline.ensemble import Ensemble
 from pipeline.networks import build_network
 from pipeline.prepared import EVERY, Prepared, read_prepared, write_file, write_record
 from pipeline.seeding import derive, generator
-from pipeline.shards import Shard, read_shard
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.shards import read_shard
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest, Shard
 from sep.execution import use_cpu
 from sep.methods.error_minimising import NoiseConfig, Perturbed, minimise
 from sep.methods.one_pixel import moments, search

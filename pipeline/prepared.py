@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.shards import sha256
-from pipeline.stage import digest, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, sha256, to_json
 
 RECORD = "prepared.json"
 FILES = "prepared"  # folder in the stage's folder

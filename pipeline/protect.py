@@ -27,10 +27,11 @@ from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
 from pipeline.preparation import Site, kept, prepare
 from pipeline.prepared import Prepared
-from pipeline.shards import Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard
+from pipeline.shards import Sample, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard
 from pipeline.similarity import SIMILARITY, write_similarity
-from pipeline.stage import Manifest, Stage, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest
+from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget, hold, linf_levels, psnr_db
 from sep.execution import Precision, resolve
 from sep.quality import changed_percent, ssim

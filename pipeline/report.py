@@ -18,7 +18,6 @@ from pipeline.config import RunConfig, to_tree
 from pipeline.findings import findings, in_parts, made_with, on_missing, scope, surrogates
 from pipeline.headline import headline
 from pipeline.pictures import COUNTERED, draw
-from pipeline.points import sweep_of
 from pipeline.presets import preset
 from pipeline.results import (
     Finished,
@@ -30,13 +29,14 @@ from pipeline.results import (
     trained,
 )
 from pipeline.shards import read_table
-from pipeline.stage import Manifest, Stage, flatten
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PAGE, sweep_of
+from pipeline.storage.records import flatten
+from pipeline.storage.stage import Manifest, Stage
 from sep.countermeasures.registry import clean_share
 
 log = logging.getLogger(__name__)
 
-PAGE = "index.html"
 VERSION = 4  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.

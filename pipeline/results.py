@@ -13,15 +13,18 @@ import pyarrow.compute as pc
 
 from pipeline.config import RunConfig, resolved, to_tree
 from pipeline.shards import read_table
-from pipeline.stage import MANIFEST, STARTED, Manifest, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import UNFINISHED, trial_name
+from pipeline.storage.records import digest
+from pipeline.storage.stage import MANIFEST, STARTED, Manifest
 from sep.budget import Budget
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share
 
 log = logging.getLogger(__name__)
 
 MEASURED = ("pack", "surrogate", "protect", "victim")
-UNFINISHED = "unfinished.json"  # of the victim stage, where trials failed: those that are there, and the names of those that are missing
+
+
 IMPERCEPTIBILITY = ("psnr_db", "ssim", "linf_levels", "changed_percent")
 Finished = dict[str, Manifest]
 
@@ -187,11 +190,6 @@ def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> Cell:
     network, countermeasure, data = name
     curves = [row["accuracy_per_epoch"] for row in rows]
     return Cell(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, other, curves)
-
-
-def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
-    """What a trial and its file are called; without the `+` of several countermeasures, which some object stores take for a blank."""
-    return f"{network}-{data}-{countermeasure.replace('+', '_')}-seed{seed}"
 
 
 def confusion(run: Folder, cell: Cell) -> list[list[int]]:

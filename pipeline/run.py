@@ -17,9 +17,9 @@ from cluster.training import TrainingFailed
 from pipeline import grow, report, sweep
 from pipeline.command_line import parse
 from pipeline.config import RunConfig
-from pipeline.lock import sole_driver
-from pipeline.points import Point, open_run
 from pipeline.sequence import run_stages
+from pipeline.storage.driver_lock import sole_driver
+from pipeline.storage.layout import Point, open_run
 from pipeline.sweep_tracking import SweepTracker
 
 log = logging.getLogger(__name__)

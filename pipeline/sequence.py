@@ -10,8 +10,9 @@ from pipeline.config import STAGES, RunConfig, StageName
 from pipeline.dilution import check_clean_shares
 from pipeline.networks import check_networks
 from pipeline.results import configuration, finished
-from pipeline.stage import Manifest, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import to_json
+from pipeline.storage.stage import Manifest
 from pipeline.tracking import Tracker
 
 RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from webdataset.tariterators import group_by_keys
 
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
+from pipeline.storage.stage import Shard
 from pipeline.tar_members import content, files, open_tar
 
 wds.utils.enforce_security = True  # a second lock, in every process: no shell commands as names of shards, no unpickling
@@ -47,15 +49,6 @@ class Sample:
     def pixels(self) -> Pixels:
         """The decoded image, `(H, W, 3)`."""
         return decode_png(self.png)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What a manifest records of one shard."""
-
-    name: str
-    sha256: str
-    count: int
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -91,11 +84,6 @@ def decode_whole_png(png: bytes) -> Pixels:
 def pixels_sha256(pixels: Pixels) -> str:
     """Digest of an image's decoded levels (row by row, RGB), independent of how it was compressed."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def sha256(data: bytes) -> str:
-    """Digest of a file's bytes."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def encode_shard(samples: Iterable[Sample]) -> bytes:

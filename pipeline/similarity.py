@@ -12,9 +12,10 @@ from typing import Any
 from cluster.pool import Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
 from pipeline.ensemble import Checkpoint, Ensemble, choose
-from pipeline.shards import Shard, read_shard
-from pipeline.stage import to_json
-from pipeline.storage import Folder
+from pipeline.shards import read_shard
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import to_json
+from pipeline.storage.stage import Shard
 from sep.ensemble import equally_spaced
 from sep.execution import use_cpu
 from sep.objective import shifted

@@ -26,10 +26,10 @@ from pipeline.dataset import (
     limited,
     numbered,
     restricted,
-    shown,
 )
 from pipeline.listing import TEST_NAMES, Listing
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import shown
 from pipeline.tar_members import content, files, open_tar
 
 log = logging.getLogger(__name__)

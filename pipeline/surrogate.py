@@ -22,9 +22,9 @@ from pipeline.config import RunConfig, SurrogateConfig, to_tree
 from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
 from pipeline.seeding import derive, generator
-from pipeline.shards import sha256
-from pipeline.stage import Manifest, Stage, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256, to_json
+from pipeline.storage.stage import Manifest, Stage
 from sep.execution import use_cpu
 from sep.fitting import optimiser, train_epoch
 

@@ -14,10 +14,11 @@ from pipeline.comparison import compare, read, text
 from pipeline.comparison_page import PAGE, VERSION, write
 from pipeline.config import RunConfig, StageName
 from pipeline.grid import GridPoint, grid
-from pipeline.points import SHARED, begin, point
 from pipeline.sequence import run_stages
-from pipeline.stage import STARTED, Stage, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SHARED, begin, point
+from pipeline.storage.records import digest
+from pipeline.storage.stage import STARTED, Stage
 from pipeline.sweep_tracking import PointTracker, SweepTracker
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from pipeline.costs import crafting_seconds
 from pipeline.description import LONGEST
 from pipeline.grid import swept_fields
 from pipeline.mlflow_store import NOTE
-from pipeline.points import settings
 from pipeline.results import Finished, finished
-from pipeline.stage import digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import settings
+from pipeline.storage.records import digest
 from pipeline.tracking import Tracker
 
 log = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from pipeline.headline import headline
 from pipeline.mlflow_store import NOTE, Store
 from pipeline.pictures import draw
 from pipeline.results import Finished
-from pipeline.stage import MANIFEST, Manifest, digest, flatten, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, flatten, to_json
+from pipeline.storage.stage import MANIFEST, Manifest
 from sep.countermeasures.registry import trained_as
 from sep.methods.registry import METHODS
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from pipeline.additions import additions
 from pipeline.classes import choose_classes
 from pipeline.inspection import SAMPLES, Row, compare, inspect
-from pipeline.points import open_run
 from pipeline.shards import read_table
-from pipeline.stage import Manifest, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import additions, open_run
+from pipeline.storage.records import digest
+from pipeline.storage.stage import Manifest
 from sep.budget import UNITS, Budget
 from sep.methods.registry import METHODS
 

@@ -26,15 +26,14 @@ from cluster.pool import WorkFailed
 from pipeline import outcomes
 from pipeline.batches import Batches, Read, Split, Transform, fits, open_batches, open_tests, unchanged
 from pipeline.config import RunConfig, VictimConfig, to_tree
-from pipeline.dataset import shown
 from pipeline.dilution import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.networks import build_network
-from pipeline.points import relatives
-from pipeline.results import UNFINISHED, trial_name
 from pipeline.seeding import derive, generator
 from pipeline.shards import read_shard, rows_to_table, write_table
-from pipeline.stage import Manifest, Stage, digest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import UNFINISHED, relatives, trial_name
+from pipeline.storage.records import digest, shown
+from pipeline.storage.stage import Manifest, Stage
 from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data
 from sep.execution import share_memory, use_cpu

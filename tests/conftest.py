@@ -18,7 +18,7 @@ from cluster.session import Resources
 from pipeline import pack, reproduce
 from pipeline.config import RunConfig
 from pipeline.presets import preset
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from tests import packed_run, s3_servers, small_reproduction
 
 _numbers = itertools.count()

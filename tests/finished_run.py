@@ -21,11 +21,12 @@ from pipeline.classes import choose_classes
 from pipeline.config import RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
 from pipeline.networks import build_network
-from pipeline.points import open_run
 from pipeline.presets import preset
-from pipeline.shards import Pixels, Sample, Shard, encode_png, pixels_sha256, read_shard, rows_to_table, sha256, write_shard, write_table
-from pipeline.stage import Manifest, Stage, to_json
-from pipeline.storage import Folder
+from pipeline.shards import Pixels, Sample, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard, write_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import open_run
+from pipeline.storage.records import sha256, to_json
+from pipeline.storage.stage import Manifest, Shard, Stage
 from sep import fitting
 from sep.budget import linf_levels, psnr_db
 from sep.craft import craft

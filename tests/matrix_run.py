@@ -8,10 +8,10 @@ from typing import Any
 
 from pipeline import report
 from pipeline.config import RunConfig
-from pipeline.results import trial_name
 from pipeline.shards import rows_to_table, write_table
-from pipeline.stage import to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import trial_name
+from pipeline.storage.records import to_json
 from tests import finished_run
 
 NAMES = (

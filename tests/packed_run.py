@@ -13,9 +13,9 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
-from pipeline.shards import sha256
-from pipeline.stage import Manifest, Stage, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256, to_json
+from pipeline.storage.stage import Manifest, Stage
 from sep.models import NetworkName
 
 

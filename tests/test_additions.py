@@ -11,14 +11,14 @@ import torch
 
 from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect, verify
-from pipeline.additions import additions
 from pipeline.config import RunConfig
 from pipeline.dataset import SourceError
 from pipeline.export import export
 from pipeline.presets import preset
-from pipeline.shards import Shard, read_shard, read_table
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.shards import read_shard, read_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import additions
+from pipeline.storage.stage import Manifest, Shard
 from tests.packed_run import digests, write_checkpoints
 from tests.pictures import class_folders, encoded, picture, write
 

@@ -12,8 +12,9 @@ import torch
 from pipeline import batches as batches_module
 from pipeline.batches import InMemory, Split, Streaming, load, open_batches
 from pipeline.seeding import derive
-from pipeline.shards import Sample, Shard, encode_png, write_shard
-from pipeline.storage import Folder
+from pipeline.shards import Sample, encode_png, write_shard
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
 
 SIZES = (7, 12, 9, 12, 5)
 

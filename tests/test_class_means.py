@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import class_means
 from pipeline.class_means import Sums, sum_shard
 from pipeline.ensemble import Ensemble, choose, read_index
-from pipeline.stage import Manifest
+from pipeline.storage.stage import Manifest
 from sep.ensemble import class_sums
 from sep.models import Network
 from tests import finished_run

@@ -22,8 +22,8 @@ from pipeline.dilution import check_clean_shares
 from pipeline.headline import headline
 from pipeline.sequence import run_stages
 from pipeline.shards import read_shard
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
 from pipeline.tracking import Tracker
 from tests import finished_run
 

@@ -20,9 +20,9 @@ from pipeline.config import RunConfig
 from pipeline.costs import crafting_seconds
 from pipeline.grid import grid
 from pipeline.headline import headline
-from pipeline.points import begin
 from pipeline.shards import read_table
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import begin
 from tests import finished_run
 from tests.s3_servers import Server
 

@@ -14,7 +14,7 @@ from pipeline import comparison_figures
 from pipeline.comparison import NONE, Comparison, Measured, compare, made, read, rows, text
 from pipeline.comparison_page import PAGE, write
 from pipeline.costs import EXPLAINED
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from tests import finished_run
 
 

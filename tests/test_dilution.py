@@ -12,8 +12,9 @@ import torch
 
 from pipeline.batches import Split, Streaming, load, open_batches
 from pipeline.dilution import Diluted, Repeated, choose, protected_labels, repeats
-from pipeline.shards import CorruptShard, Sample, Shard, encode_png, rows_to_table, write_shard, write_table
-from pipeline.storage import Folder
+from pipeline.shards import CorruptShard, Sample, encode_png, rows_to_table, write_shard, write_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
 
 LABELS = {f"key-{number:04d}": number % 10 for number in range(1000)}
 

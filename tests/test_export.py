@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from pipeline.export import export, main, names, safe
-from pipeline.shards import decode_shard, read_table, rows_to_table, sha256, write_table
-from pipeline.storage import Folder
+from pipeline.shards import decode_shard, read_table, rows_to_table, write_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
 from tests import finished_run
 
 

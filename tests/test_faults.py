@@ -23,9 +23,8 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config import RunConfig
 from pipeline.parts import Part
-from pipeline.shards import Shard
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest, Shard
 from pipeline.verify import verify
 from tests.packed_run import copy, digests
 
@@ -81,7 +80,7 @@ def killed_before_it_is_marked(task: protect.Task, shard: Shard, clean: protect.
 
 
 def storage_refuses_once(task: protect.Task, shard: Shard, clean: protect.Clean, crafted: Tensor) -> Part:
-    with patch("pipeline.storage.Folder.write", refuse) if first_time(task, shard) else nullcontext():
+    with patch("pipeline.storage.folder.Folder.write", refuse) if first_time(task, shard) else nullcontext():
         return protect.release(task, shard, clean, crafted)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.findings import findings, made_with, scope
 from pipeline.results import Pair, pairs
-from pipeline.stage import Manifest
+from pipeline.storage.stage import Manifest
 
 
 def pair(

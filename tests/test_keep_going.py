@@ -14,8 +14,9 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config import RunConfig
 from pipeline.export import export
-from pipeline.shards import Shard, read_table
-from pipeline.storage import Folder
+from pipeline.shards import read_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
 from pipeline.verify import verify
 from tests.packed_run import copy
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from pipeline import lock
-from pipeline.lock import BEAT, Driven, sole_driver
-from pipeline.storage import Folder
+from pipeline.storage import driver_lock
+from pipeline.storage.driver_lock import BEAT, Driven, sole_driver
+from pipeline.storage.folder import Folder
 
 pytestmark = pytest.mark.faults
 
@@ -28,7 +28,7 @@ HOLD += "with lock.sole_driver(Folder.open(sys.argv[1])): print('held', flush=Tr
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder of a filesystem that is treated like an object store, with quick beats."""
     for name, seconds in (("BEAT_SECONDS", 0.02), ("SETTLE_SECONDS", 0.02)):
-        monkeypatch.setattr(lock, name, seconds)
+        monkeypatch.setattr(driver_lock, name, seconds)
     folder = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run", "s3://bucket/run")
     folder.filesystem.create_dir("run")
     return folder
@@ -76,12 +76,12 @@ def test_a_store_has_one_driver_for_as_long_as_it_is_alive(store: Folder) -> Non
 
 
 def test_a_driver_that_is_silent_for_long_is_dead(store: Folder) -> None:
-    other_driver(store, lock.DEAD_SECONDS - 10)
+    other_driver(store, driver_lock.DEAD_SECONDS - 10)
     with pytest.raises(Driven, match="process 1 on elsewhere"), sole_driver(store):
         pass
-    other_driver(store, lock.DEAD_SECONDS + 1)
+    other_driver(store, driver_lock.DEAD_SECONDS + 1)
     with sole_driver(store):
-        assert time.time() - alive(store) < lock.DEAD_SECONDS
+        assert time.time() - alive(store) < driver_lock.DEAD_SECONDS
 
 
 class Stopped(Exception):
@@ -111,7 +111,7 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store
 
 @pytest.mark.usefixtures("sigterm_stops")
 def test_a_driver_that_lost_its_run_is_told_until_it_leaves_and_closes_in_peace(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(driver_lock, "AGAIN_SECONDS", 0.05)
     told, closed = 0, False
     with pytest.raises(Stopped), sole_driver(store) as leaving:  # noqa: PT012
         try:

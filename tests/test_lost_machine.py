@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline import run
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
 from pipeline.verify import verify
 from tests.benchmarks.memory import in_a_fresh_process
 from tests.packed_run import digests

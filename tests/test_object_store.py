@@ -13,11 +13,11 @@ from typing import BinaryIO
 import pytest
 from pyarrow import fs
 
-from pipeline import filesystems
 from pipeline.config import RunConfig
-from pipeline.filesystems import PatientS3
 from pipeline.sources import scan
-from pipeline.storage import PUTS, Folder
+from pipeline.storage import filesystems
+from pipeline.storage.filesystems import PatientS3
+from pipeline.storage.folder import PUTS, Folder
 from tests import s3_servers
 from tests.s3_servers import SECRET, Server
 from tests.source_kinds import KINDS, contents, expected

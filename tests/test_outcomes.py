@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline import outcomes
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 
 OUTCOME = {"network": "resnet8", "seed": 0, "loss_per_epoch": [2.0, 1.5], "other_accuracy": None, "made_from": "these"}
 

@@ -17,8 +17,8 @@ from pipeline.pack import Statistics, pack_shard, plan, run
 from pipeline.parts import read_part
 from pipeline.shards import Sample, pixels_sha256, read_shard, read_table
 from pipeline.sources import scan
-from pipeline.stage import Manifest, Stage
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest, Stage
 from tests.pictures import class_folders, encoded, picture, raw_png, write
 
 pytestmark = pytest.mark.usefixtures("ray_2_cpus")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.parts import Part, write_part, write_rows
-from pipeline.shards import Shard, read_table, rows_to_table
-from pipeline.storage import Folder
+from pipeline.shards import read_table, rows_to_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
 
 NOW = pa.schema({"key": pa.string(), "psnr_db": pa.float64(), "ssim": pa.float64()})
 BEFORE = pa.schema({"key": pa.string(), "psnr_db": pa.float64()})

@@ -13,7 +13,7 @@ from pipeline.config import PackConfig, ProtectConfig, RunConfig
 from pipeline.dataset import SourceError
 from pipeline.listing import Listing
 from pipeline.sources import scan
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from tests.pictures import class_folders, write
 from tests.source_kinds import KINDS, config, contents, expected, write_folders
 

@@ -16,9 +16,9 @@ from pipeline import report
 from pipeline.command_line import from_tree, parse
 from pipeline.config import RunConfig, to_tree
 from pipeline.grid import grid
-from pipeline.points import begin
 from pipeline.presets import preset
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import begin
 from tests import finished_run
 
 

@@ -16,9 +16,9 @@ from pipeline import grow, pack, protect
 from pipeline.batches import to_tensors
 from pipeline.config import RunConfig
 from pipeline.presets import preset
-from pipeline.shards import Pixels, Shard, encode_png, read_shard, write_shard
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.shards import Pixels, encode_png, read_shard, write_shard
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest, Shard
 from pipeline.verify import main, verify
 from sep.budget import Budget, hold, spent
 from sep.methods.registry import METHODS, Method

@@ -19,8 +19,8 @@ from pipeline.batches import to_tensors
 from pipeline.config import RunConfig
 from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.shards import Sample, read_shard, read_table
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
 from pipeline.verify import verify
 from sep.craft import Method, craft
 from sep.quality import ssim

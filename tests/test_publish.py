@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import RunConfig, to_tree
 from pipeline.shards import read_table
-from pipeline.stage import to_json
+from pipeline.storage.records import to_json
 from tests import finished_run
 from tests.benchmarks import publish, tables
 from tests.benchmarks.publish import make

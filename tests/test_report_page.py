@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from tests import browser, matrix_run
 from tests.browser import DESKTOP, PHONE
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.ray

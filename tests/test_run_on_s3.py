@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from tests import s3_servers
 from tests.s3_servers import Server
 from tests.test_run import finish, tool

@@ -14,7 +14,6 @@ from pipeline.shards import (
     CorruptShard,
     Pixels,
     Sample,
-    Shard,
     decode_png,
     decode_shard,
     encode_png,
@@ -23,11 +22,12 @@ from pipeline.shards import (
     read_shard,
     read_table,
     rows_to_table,
-    sha256,
     write_shard,
     write_table,
 )
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
+from pipeline.storage.stage import Shard
 
 NAME = "train-000000.tar"
 

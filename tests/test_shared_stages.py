@@ -12,8 +12,8 @@ from pipeline import run as entry
 from pipeline import sequence
 from pipeline.command_line import from_tree
 from pipeline.config import RunConfig, StageName
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
 
 
 @pytest.fixture

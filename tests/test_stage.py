@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.shards import Shard
-from pipeline.stage import MANIFEST, Manifest, Stage, digest, flatten
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, flatten
+from pipeline.storage.stage import MANIFEST, Manifest, Shard, Stage
 
 SECTION = {"size": 32, "deep": {"shard_images": 250}}
 SHARDS = {"train": [Shard("train-000000.tar", "ab" * 32, 3)]}

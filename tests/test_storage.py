@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from pipeline import storage
-from pipeline.storage import TEMPORARY, Folder, absolute
+from pipeline.storage import folder as folder_module
+from pipeline.storage.folder import TEMPORARY, Folder, absolute
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_what_is_written_is_read_and_listed(folder: Folder) -> None:
 
 @pytest.mark.parametrize("local", [True, False], ids=["local", "object store"])
 def test_a_file_is_written_from_its_beginning_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool) -> None:
-    monkeypatch.setattr(storage, "BLOCK", 4)
+    monkeypatch.setattr(folder_module, "BLOCK", 4)
     asked: list[int] = []
 
     class Noted(io.BytesIO):

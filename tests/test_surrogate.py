@@ -13,8 +13,8 @@ from cluster.session import Resources
 from pipeline import pack, surrogate
 from pipeline.ensemble import Ensemble, choose, load_networks, read_index
 from pipeline.presets import preset
-from pipeline.shards import sha256
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
 
 pytestmark = pytest.mark.ray
 

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.grid import grid
-from pipeline.points import begin
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import begin
 from pipeline.sweep_tracking import PointTracker, SweepTracker
 from tests import finished_run
 

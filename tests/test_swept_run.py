@@ -16,10 +16,10 @@ from pipeline import run as entry
 from pipeline import sweep, verify
 from pipeline.config import RunConfig
 from pipeline.export import main as export
-from pipeline.points import SHARED, Point, open_run, point
 from pipeline.shards import read_table
-from pipeline.stage import Manifest
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SHARED, Point, open_run, point
+from pipeline.storage.stage import Manifest
 from pipeline.sweep_tracking import SweepTracker
 from tests import finished_run, packed_run
 

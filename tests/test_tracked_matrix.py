@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline import class_files, results
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from tests import matrix_run
 from tests.drawn import decoded

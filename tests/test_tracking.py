@@ -17,7 +17,7 @@ from pipeline import report, results
 from pipeline.config import STAGES, RunConfig
 from pipeline.headline import headline
 from pipeline.shards import read_table
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from tests import finished_run
 

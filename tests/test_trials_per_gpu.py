@@ -15,7 +15,7 @@ from cluster import session, sweep
 from cluster.session import Resources
 from pipeline import victim
 from pipeline.config import RunConfig
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from sep.execution import SHARED, share_memory
 from tests import finished_run

@@ -18,10 +18,10 @@ from pipeline import report, results, victim
 from pipeline.comparison import compare, read
 from pipeline.config import RunConfig, StageName
 from pipeline.headline import headline
-from pipeline.results import UNFINISHED
 from pipeline.sequence import run_stages
 from pipeline.shards import read_table
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import UNFINISHED
 from pipeline.tracking import Tracker
 from tests import finished_run
 

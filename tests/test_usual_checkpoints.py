@@ -11,7 +11,7 @@ import pytest
 from cluster import session
 from pipeline import protect
 from pipeline.config import RunConfig
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 from pipeline.sweep_tracking import SweepTracker
 from sep.methods.registry import Method
 from tests import finished_run

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from pipeline.shards import Sample, decode_shard, encode_png, encode_shard, pixels_sha256, read_table, rows_to_table, sha256, write_table
-from pipeline.stage import digest
-from pipeline.storage import Folder
+from pipeline.shards import Sample, decode_shard, encode_png, encode_shard, pixels_sha256, read_table, rows_to_table, write_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, sha256
 from pipeline.verify import main, verify
 from tests import finished_run
 

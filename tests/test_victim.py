@@ -14,11 +14,11 @@ from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import outcomes, pack, victim
 from pipeline.config import RunConfig
-from pipeline.points import begin
 from pipeline.presets import preset
 from pipeline.shards import read_table
-from pipeline.stage import Manifest, Stage
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import begin
+from pipeline.storage.stage import Manifest, Stage
 from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
 from tests import finished_run

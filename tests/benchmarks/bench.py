@@ -25,7 +25,7 @@ import torch
 
 from cluster import session
 from pipeline.reproduction.machine import hardware
-from pipeline.stage import to_json
+from pipeline.storage.records import to_json
 from sep.execution import use_cpu
 from tests.benchmarks import agreement, memory, rates, whole_stage
 from tests.benchmarks.tables import README

@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from pipeline.protect import PROTECT, Task
-from pipeline.shards import Shard
+from pipeline.storage.stage import Shard
 from sep.execution import use_cpu
 from tests.benchmarks.trained import Trained, device
 

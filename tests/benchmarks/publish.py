@@ -16,11 +16,11 @@ import sys
 from typing import Any
 
 from pipeline.command_line import from_tree
-from pipeline.points import open_run
 from pipeline.reproduction.machine import hardware
 from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, similarities, trials
-from pipeline.stage import flatten, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import open_run
+from pipeline.storage.records import flatten, to_json
 from tests.benchmarks import tables
 from tests.benchmarks.tables import TABLES, Card, with_table
 

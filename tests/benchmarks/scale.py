@@ -23,8 +23,8 @@ from cluster.pool import Room, Work, run_all
 from pipeline.parts import PARTS, finished_parts, write_rows
 from pipeline.protect import SAMPLES, SCHEMA
 from pipeline.reproduction.machine import hardware
-from pipeline.stage import to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident
 from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
 

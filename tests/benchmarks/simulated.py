@@ -15,8 +15,10 @@ import ray
 
 from pipeline.parts import Part, write_part
 from pipeline.protect import SCHEMA
-from pipeline.shards import Sample, Shard, encode_png, encode_shard, rows_to_table, sha256
-from pipeline.storage import Folder
+from pipeline.shards import Sample, encode_png, encode_shard, rows_to_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
+from pipeline.storage.stage import Shard
 
 MADE_FROM = "a simulation"
 SLEEP_SECONDS = 0.01

@@ -22,9 +22,9 @@ from pipeline.class_means import MEANS
 from pipeline.config import RunConfig
 from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_digest
 from pipeline.presets import preset
-from pipeline.shards import sha256
-from pipeline.stage import Manifest, Stage, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256, to_json
+from pipeline.storage.stage import Manifest, Stage
 from sep.budget import Budget
 from sep.execution import use_cpu
 from sep.models import NetworkName

@@ -22,8 +22,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.stage import to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import to_json
 
 log = logging.getLogger(__name__)
 

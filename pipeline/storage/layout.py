@@ -1,6 +1,10 @@
-"""Where the points of a sweep are: `sweep/steps-5_checkpoints-1`, ..., each itself a run folder, whose pack and surrogate are the run's.
+"""What lies where in the folder of a run.
 
-`sweep.py` makes them; `verify.py`, `export.py` and `compare.py` take one of them as a run.
+```
+pack/ surrogate/ protect/ victim/ report/    the five stages, each with its manifest
+sweep/steps-5_checkpoints-1/                 a point of a sweep: a run folder that shares the run's pack and surrogate
+added/0001/                                  images that came later: a run folder with a pack and a protect stage
+```
 """
 
 from __future__ import annotations
@@ -11,13 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import StageName
-from pipeline.stage import MANIFEST, to_json
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import to_json
+from pipeline.storage.stage import MANIFEST
 
 SWEEP = "sweep"
 POINT = "point.json"  # by which a point is known as one; holds what was swept, `{"protect.steps": 5, ...}`
-SHARED: tuple[StageName, ...] = ("pack", "surrogate")
+SHARED: tuple[str, ...] = ("pack", "surrogate")
+UNFINISHED = "unfinished.json"  # of the victim stage, where trials failed: those that are there, and the names of those that are missing
+PAGE = "index.html"  # of the report
+ADDED = "added"  # folder of the additions
 
 
 @dataclass(frozen=True)
@@ -103,3 +110,14 @@ def open_run(uri: str) -> Folder:
     if not run.exists(f"pack/{MANIFEST}"):
         raise ValueError(f"{folder.uri} is a point of a sweep, and reads the pack and surrogate of its run, which is not at {run.uri}")
     return Point(folder.filesystem, folder.path, folder.uri, run)
+
+
+def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
+    """What a trial and its file are called; without the `+` of several countermeasures, which some object stores take for a blank."""
+    return f"{network}-{data}-{countermeasure.replace('+', '_')}-seed{seed}"
+
+
+def additions(run: Folder) -> dict[str, Folder]:
+    """Every addition of a run, finished or not, by name (`added/0001`), in the order in which they were made."""
+    numbers = sorted({name.split("/")[0] for name in run.child(ADDED).names(recursive=True) if "/" in name})
+    return {f"{ADDED}/{number}": run.child(ADDED).child(number) for number in numbers}

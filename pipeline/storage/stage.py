@@ -5,7 +5,6 @@ A stage's folder gets `started.json` first (what it was asked to do) and `manife
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -14,8 +13,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.shards import Shard
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest, flatten, to_json
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +22,15 @@ MANIFEST = "manifest.json"
 STARTED = "started.json"
 CLEARING = {"clearing": True}  # in the place of what a stage was asked to do, until its folder is gone
 PACKAGES = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "pillow", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a manifest records of one shard."""
+
+    name: str
+    sha256: str
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,24 +208,3 @@ class Stage:
         self.folder.write(MANIFEST, to_json(self.manifest.as_dict()))
         log.info("%s: finished in %.0f s", self.name, self.manifest.seconds)
         return self.manifest
-
-
-def to_json(value: Any) -> bytes:
-    """Readable JSON with sorted keys, the same bytes for the same value."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-
-
-def digest(value: Any) -> str:
-    """Digest of a value made of JSON types."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`: the names under which the command line knows the fields."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

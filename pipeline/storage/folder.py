@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from pyarrow import NativeFile, fs
 
-from pipeline.filesystems import connect, split
+from pipeline.storage.filesystems import connect, split
 
 TEMPORARY = ".partial-"  # prefix of files that are still being built; never read, never listed
 BLOCK = 2**24  # bytes; each costs an object store one request

@@ -1,0 +1,41 @@
+"""How values become bytes, digests and words: the same everywhere a run writes, compares or prints them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+SHOWN = 10  # names listed in a message
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with sorted keys, the same bytes for the same value."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """Digest of a value made of JSON types."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`: the names under which the command line knows the fields."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def sha256(data: bytes) -> str:
+    """Digest of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def shown(values: Sequence[object], most: int = SHOWN) -> str:
+    """A list for a message, cut to a readable length."""
+    return ", ".join(str(value) for value in values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
