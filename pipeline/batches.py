@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.seeding import generator
+from pipeline.config.seeds import generator
 from pipeline.shards import Pixels, Sample, read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard

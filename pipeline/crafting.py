@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.class_means import load_means
-from pipeline.config import ProtectConfig
+from pipeline.config.schema import ProtectConfig
+from pipeline.config.seeds import derive, generator
 from pipeline.ensemble import Ensemble
 from pipeline.prepared import load_prepared
-from pipeline.seeding import derive, generator
 from pipeline.storage.folder import Folder
 from sep.budget import Budget
 from sep.craft import craft_in_parts

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pipeline.classes import choose_classes
+from pipeline.config.class_selection import choose_classes
 from pipeline.shards import Pixels
 from pipeline.storage.records import SHOWN, shown
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from pipeline import results
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.findings import findings, in_parts, on_missing, scope
 from pipeline.report import summary
 from pipeline.results import Pair

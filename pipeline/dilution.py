@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 
-from pipeline.classes import protected_classes
-from pipeline.config import RunConfig
-from pipeline.seeding import derive
+from pipeline.config.class_selection import protected_classes
+from pipeline.config.schema import RunConfig
+from pipeline.config.seeds import derive
 from pipeline.shards import Sample, read_shard, read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.probe import Images, Speed
 from sep.countermeasures import registry as countermeasures
 

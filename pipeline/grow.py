@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 
 from pipeline import pack, protect
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.shards import read_table
 from pipeline.sources import scan_more
 from pipeline.storage.folder import Folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.storage.stage import Manifest
 from sep import models
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cluster import pool, session
 from pipeline import images
-from pipeline.config import PackConfig, RunConfig, to_tree
+from pipeline.config.schema import PackConfig, RunConfig, to_tree
 from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.parts import PARTS, Part, read_part, write_part, write_rows
 from pipeline.shards import Pixels, Sample, encode_png, pixels_sha256, rows_to_table, write_shard, write_table

@@ -14,9 +14,9 @@ from pydantic.dataclasses import dataclass
 
 from cluster import session
 from cluster.pool import Room, Work, WorkFailed, run_all
-from pipeline.classes import protected_classes
-from pipeline.command_line import parse_as
-from pipeline.config import STRICT, RunConfig
+from pipeline.config.class_selection import protected_classes
+from pipeline.config.command_line import parse_as
+from pipeline.config.schema import STRICT, RunConfig
 from pipeline.dataset import Dataset
 from pipeline.estimate import Workers, Workload, text
 from pipeline.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled

@@ -18,11 +18,11 @@ from cluster.pool import Room, Work, combine_all, own_gpu, run_all
 from cluster.session import Resources
 from pipeline.batches import load, to_tensors
 from pipeline.class_means import read_digest, write_means
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.seeds import derive, generator
 from pipeline.ensemble import Ensemble
 from pipeline.networks import build_network
 from pipeline.prepared import EVERY, Prepared, read_prepared, write_file, write_record
-from pipeline.seeding import derive, generator
 from pipeline.shards import read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster.pool import own_gpu
 from pipeline import images
 from pipeline.batches import stack
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.dataset import Entry, Reader, SourceError
 from pipeline.shards import Pixels, encode_png
 from sep.budget import project

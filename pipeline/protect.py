@@ -20,8 +20,8 @@ from torch import Tensor
 from cluster import session
 from cluster.pool import Chain, Room, Work, WorkFailed, run_all
 from pipeline.batches import to_tensors
-from pipeline.classes import protected_classes
-from pipeline.config import ProtectConfig, RunConfig, resolved, to_tree
+from pipeline.config.class_selection import protected_classes
+from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.crafting import Task, protect_images
 from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows

@@ -13,12 +13,11 @@ from typing import Any
 import jinja2
 import yaml
 
-from pipeline.command_line import from_tree
-from pipeline.config import RunConfig, to_tree
+from pipeline.config.presets import from_tree, preset
+from pipeline.config.schema import RunConfig, to_tree
 from pipeline.findings import findings, in_parts, made_with, on_missing, scope, surrogates
 from pipeline.headline import headline
 from pipeline.pictures import COUNTERED, draw
-from pipeline.presets import preset
 from pipeline.results import (
     Finished,
     budget,

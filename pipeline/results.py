@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import RunConfig, resolved, to_tree
+from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED, trial_name

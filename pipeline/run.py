@@ -15,8 +15,8 @@ from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline import grow, report, sweep
-from pipeline.command_line import parse
-from pipeline.config import RunConfig
+from pipeline.config.command_line import parse
+from pipeline.config.schema import RunConfig
 from pipeline.sequence import run_stages
 from pipeline.storage.driver_lock import sole_driver
 from pipeline.storage.layout import Point, open_run

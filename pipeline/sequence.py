@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from cluster.pool import WorkFailed
 from pipeline import pack, protect, report, surrogate, victim
-from pipeline.config import STAGES, RunConfig, StageName
+from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.dilution import check_clean_shares
 from pipeline.networks import check_networks
 from pipeline.results import configuration, finished

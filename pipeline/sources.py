@@ -12,8 +12,8 @@ from itertools import groupby
 from pyarrow import fs
 
 from pipeline import cifar_source, generated, parquet_source
-from pipeline.classes import choose_classes, protected_classes
-from pipeline.config import RunConfig
+from pipeline.config.class_selection import choose_classes, protected_classes
+from pipeline.config.schema import RunConfig
 from pipeline.dataset import (
     SPLITS,
     Dataset,

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cluster import session, training
 from pipeline.batches import Split, open_batches
-from pipeline.classes import protected_classes
-from pipeline.config import RunConfig, SurrogateConfig, to_tree
+from pipeline.config.class_selection import protected_classes
+from pipeline.config.schema import RunConfig, SurrogateConfig, to_tree
+from pipeline.config.seeds import derive, generator
 from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
-from pipeline.seeding import derive, generator
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.sweep_grid import swept_fields
 from pipeline.costs import crafting_seconds
 from pipeline.description import LONGEST
-from pipeline.grid import swept_fields
 from pipeline.mlflow_store import NOTE
 from pipeline.results import Finished, finished
 from pipeline.storage.folder import Folder

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline import class_files, results
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.description import OF_EXPERIMENT, describe
 from pipeline.headline import headline
 from pipeline.mlflow_store import NOTE, Store

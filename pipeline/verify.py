@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from pipeline.classes import choose_classes
+from pipeline.config.class_selection import choose_classes
 from pipeline.inspection import SAMPLES, Row, compare, inspect
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder

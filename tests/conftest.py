@@ -16,8 +16,8 @@ from pyarrow import fs
 from cluster import session
 from cluster.session import Resources
 from pipeline import pack, reproduce
-from pipeline.config import RunConfig
-from pipeline.presets import preset
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
 from tests import packed_run, s3_servers, small_reproduction
 

@@ -17,11 +17,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from pipeline.classes import choose_classes
-from pipeline.config import RunConfig, to_tree
+from pipeline.config.class_selection import choose_classes
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
 from pipeline.networks import build_network
-from pipeline.presets import preset
 from pipeline.shards import Pixels, Sample, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run

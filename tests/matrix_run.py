@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import report
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.shards import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import trial_name

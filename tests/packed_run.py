@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.ensemble import INDEX, weights_digest
 from pipeline.networks import build_network
 from pipeline.storage.folder import Folder

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import PackConfig, RunConfig
+from pipeline.config.schema import PackConfig, RunConfig
 from pipeline.dataset import Dataset
 from pipeline.images import decode
 from pipeline.shards import Pixels

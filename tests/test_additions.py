@@ -11,10 +11,10 @@ import torch
 
 from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect, verify
-from pipeline.config import RunConfig
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.dataset import SourceError
 from pipeline.export import export
-from pipeline.presets import preset
 from pipeline.shards import read_shard, read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import additions

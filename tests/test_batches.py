@@ -11,7 +11,7 @@ import torch
 
 from pipeline import batches as batches_module
 from pipeline.batches import InMemory, Split, Streaming, load, open_batches
-from pipeline.seeding import derive
+from pipeline.config.seeds import derive
 from pipeline.shards import Sample, encode_png, write_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard

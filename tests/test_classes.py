@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.classes import choose_classes, from_files
+from pipeline.config.class_selection import choose_classes, from_files
 
 NAMES = ["ant", "bee", "cat", "dog"]
 

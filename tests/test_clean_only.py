@@ -17,7 +17,7 @@ from cluster.session import Resources
 from pipeline import comparison_figures, report, victim
 from pipeline.comparison import compare, read, text
 from pipeline.comparison_page import write
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.dilution import check_clean_shares
 from pipeline.headline import headline
 from pipeline.sequence import run_stages

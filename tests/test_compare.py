@@ -16,9 +16,9 @@ from pipeline import compare, comparison_figures, results, sweep
 from pipeline.comparison import NONE, Measured, made, measured, read, rows
 from pipeline.comparison import compare as side_by_side
 from pipeline.comparison_page import VERSION
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.sweep_grid import grid
 from pipeline.costs import crafting_seconds
-from pipeline.grid import grid
 from pipeline.headline import headline
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder

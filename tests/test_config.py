@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.command_line import from_tree, parse
-from pipeline.config import STAGES, RunConfig, resolved, to_tree
-from pipeline.grid import grid
-from pipeline.presets import PRESETS, preset
+from pipeline.config.command_line import parse
+from pipeline.config.presets import PRESETS, from_tree, preset
+from pipeline.config.schema import STAGES, RunConfig, resolved, to_tree
+from pipeline.config.sweep_grid import grid
 from pipeline.results import configuration
 from sep.countermeasures.registry import COUNTERMEASURES
 from sep.ensemble import equally_spaced

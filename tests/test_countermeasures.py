@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.config import VictimConfig
+from pipeline.config.schema import VictimConfig
 from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
 from sep.fitting import TrainConfig, optimiser, train_epoch
 from sep.models import build

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cluster.pool import Chain, WorkFailed
 from pipeline import protect
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.parts import Part
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard

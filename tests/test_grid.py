@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.command_line import parse
-from pipeline.config import RunConfig
-from pipeline.grid import grid
+from pipeline.config.command_line import parse
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
+from pipeline.config.sweep_grid import grid
 from pipeline.plan import main as plan
-from pipeline.presets import preset
 
 
 def asked(*sweep: str) -> RunConfig:

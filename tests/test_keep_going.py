@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster.pool import Chain, WorkFailed
 from pipeline import protect
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.export import export
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from pipeline import report
 from pipeline.canvas import DPI, WIDTH
-from pipeline.config import STAGES
+from pipeline.config.schema import STAGES
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from tests import browser, finished_run, mlflow_server

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 from pyarrow import fs
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.sources import scan
 from pipeline.storage import filesystems
 from pipeline.storage.filesystems import PatientS3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import PackConfig, RunConfig, to_tree
+from pipeline.config.schema import PackConfig, RunConfig, to_tree
 from pipeline.dataset import SourceError
 from pipeline.pack import Statistics, pack_shard, plan, run
 from pipeline.parts import read_part

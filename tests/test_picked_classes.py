@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import PackConfig, ProtectConfig, RunConfig
+from pipeline.config.schema import PackConfig, ProtectConfig, RunConfig
 from pipeline.dataset import SourceError
 from pipeline.listing import Listing
 from pipeline.sources import scan

@@ -11,9 +11,9 @@ import torch
 
 from cluster import session
 from pipeline import plan
-from pipeline.config import RunConfig
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.estimate import EPOCH_SECONDS, STAGE_SECONDS, Workers, Workload, human_bytes, human_time, stage_seconds, storage_bytes
-from pipeline.presets import preset
 from pipeline.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
 from pipeline.sources import scan
 from sep.countermeasures.registry import plan as plan_of

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from pipeline import report
-from pipeline.command_line import from_tree, parse
-from pipeline.config import RunConfig, to_tree
-from pipeline.grid import grid
-from pipeline.presets import preset
+from pipeline.config.command_line import parse
+from pipeline.config.presets import from_tree, preset
+from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.sweep_grid import grid
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from tests import finished_run

@@ -14,8 +14,8 @@ import torch
 from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect
 from pipeline.batches import to_tensors
-from pipeline.config import RunConfig
-from pipeline.presets import preset
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.shards import Pixels, encode_png, read_shard, write_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard

@@ -16,7 +16,7 @@ import torch
 from cluster.pool import WorkFailed
 from pipeline import protect
 from pipeline.batches import to_tensors
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.ensemble import Ensemble, choose, read_index
 from pipeline.shards import Sample, read_shard, read_table
 from pipeline.storage.folder import Folder

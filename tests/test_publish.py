@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RunConfig, to_tree
+from pipeline.config.schema import RunConfig, to_tree
 from pipeline.shards import read_table
 from pipeline.storage.records import to_json
 from tests import finished_run

@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from pipeline import pictures, report, results
-from pipeline.command_line import from_tree, parse
-from pipeline.config import RunConfig, to_tree
+from pipeline.config.command_line import parse
+from pipeline.config.presets import from_tree
+from pipeline.config.schema import RunConfig, to_tree
 from pipeline.findings import findings
 from pipeline.headline import headline
 from pipeline.shards import read_table, rows_to_table, write_table

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipeline import reproduce
+from pipeline.config.seeds import generator
 from pipeline.reproduction.pieces import Clock, TimeIsUp, load, save
 from pipeline.reproduction.protocol import Run
 from pipeline.reproduction.stages import STAGES, ensemble
-from pipeline.seeding import generator
 from sep.budget import linf_levels
 from sep.craft import CraftConfig, craft
 from sep.ensemble import Member, class_sums, freeze
@@ -271,7 +271,7 @@ except SystemExit as end:
     assert end.code == 0, end.code
 assert sys.path[0] == {str(ROOT)!r}
 assert not {{name.partition(".")[0] for name in sys.modules}} & set({blocked})
-assert "pipeline.config" not in sys.modules
+assert "pipeline.config.schema" not in sys.modules
 print("only torch and pyarrow")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)

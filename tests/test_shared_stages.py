@@ -10,8 +10,8 @@ import pytest
 from cluster import session
 from pipeline import run as entry
 from pipeline import sequence
-from pipeline.command_line import from_tree
-from pipeline.config import RunConfig, StageName
+from pipeline.config.presets import from_tree
+from pipeline.config.schema import RunConfig, StageName
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 

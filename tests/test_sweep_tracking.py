@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RunConfig
-from pipeline.grid import grid
+from pipeline.config.schema import RunConfig
+from pipeline.config.sweep_grid import grid
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from pipeline.sweep_tracking import PointTracker, SweepTracker

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import run as entry
 from pipeline import sweep, verify
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.export import main as export
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from pipeline import report, results
-from pipeline.config import STAGES, RunConfig
+from pipeline.config.schema import STAGES, RunConfig
 from pipeline.headline import headline
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder

@@ -14,7 +14,7 @@ import torch
 from cluster import session, sweep
 from cluster.session import Resources
 from pipeline import victim
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from sep.execution import SHARED, share_memory

@@ -16,7 +16,7 @@ from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import report, results, victim
 from pipeline.comparison import compare, read
-from pipeline.config import RunConfig, StageName
+from pipeline.config.schema import RunConfig, StageName
 from pipeline.headline import headline
 from pipeline.sequence import run_stages
 from pipeline.shards import read_table

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import session
 from pipeline import protect
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
 from pipeline.sweep_tracking import SweepTracker
 from sep.methods.registry import Method

@@ -13,8 +13,8 @@ import torch
 from cluster.pool import WorkFailed
 from cluster.session import Resources
 from pipeline import outcomes, pack, victim
-from pipeline.config import RunConfig
-from pipeline.presets import preset
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.shards import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.config.seeds import derive, generator
 from pipeline.reproduction import resident
 from pipeline.reproduction.machine import machine
 from pipeline.reproduction.pieces import load, load_json, measured, save
 from pipeline.reproduction.protocol import Run
 from pipeline.reproduction.resident import Split
 from pipeline.reproduction.training import train, weights
-from pipeline.seeding import derive, generator
 from sep.budget import check
 from sep.craft import craft
 from sep.ensemble import Member, class_sums, compile_together, freeze

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config.seeds import derive, generator
 from pipeline.reproduction.machine import machine
 from pipeline.reproduction.pieces import Clock, TimeIsUp, load, load_json, measured, save, save_json
 from pipeline.reproduction.resident import Split
-from pipeline.seeding import derive, generator
 from sep import models
 from sep.execution import Precision, arithmetic
 from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch

@@ -15,7 +15,7 @@ import json
 import sys
 from typing import Any
 
-from pipeline.command_line import from_tree
+from pipeline.config.presets import from_tree
 from pipeline.reproduction.machine import hardware
 from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, similarities, trials
 from pipeline.storage.folder import Folder

@@ -19,9 +19,9 @@ import torch
 from cluster import session
 from pipeline import pack, protect
 from pipeline.class_means import MEANS
-from pipeline.config import RunConfig
+from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_digest
-from pipeline.presets import preset
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage

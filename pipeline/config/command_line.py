@@ -11,32 +11,15 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from pipeline.classes import from_files
-from pipeline.config import RunConfig, to_tree
-from pipeline.grid import grid
-from pipeline.presets import preset
+from pipeline.config.class_selection import from_files
+from pipeline.config.presets import from_tree
+from pipeline.config.schema import RunConfig
+from pipeline.config.sweep_grid import grid
 from pipeline.storage.filesystems import refuse_password
 from pipeline.storage.folder import absolute
 
 Config = TypeVar("Config", bound=RunConfig)
-
-
-def from_tree(tree: dict[str, Any]) -> RunConfig:
-    """A configuration from nested mappings, as read from JSON or YAML; what is missing comes from its preset.
-
-    Raises:
-        ValueError: a key is unknown or a value does not fit; the message names it.
-    """
-    base = to_tree(preset(tree.get("preset", RunConfig.preset)))
-    for key, value in tree.items():
-        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
-    try:
-        return TypeAdapter(RunConfig).validate_python(base)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"configuration: {faults}") from error
 
 
 def _read_yaml(path: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.classes import from_files
-from pipeline.config import ProtectConfig, RunConfig
+from pipeline.config.class_selection import from_files
+from pipeline.config.schema import ProtectConfig, RunConfig
 from pipeline.storage.records import digest
 
 SECTION = "protect"  # what comes before it is shared by all points, and victims have a matrix of their own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 
 SHOWN = 10  # names listed in a message
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config import PackConfig, ProtectConfig, RunConfig, SurrogateConfig, VictimConfig
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config.schema import PackConfig, ProtectConfig, RunConfig, SurrogateConfig, VictimConfig, to_tree
 
 
 def quickstart() -> RunConfig:
@@ -113,3 +115,19 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def from_tree(tree: dict[str, Any]) -> RunConfig:
+    """A configuration from nested mappings, as read from JSON or YAML; what is missing comes from its preset.
+
+    Raises:
+        ValueError: a key is unknown or a value does not fit; the message names it.
+    """
+    base = to_tree(preset(tree.get("preset", RunConfig.preset)))
+    for key, value in tree.items():
+        base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
+    try:
+        return TypeAdapter(RunConfig).validate_python(base)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"configuration: {faults}") from error
