@@ -10,47 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config.seeds import generator
-from pipeline.shards import Pixels, Sample, read_shard
+from pipeline.shards.shard import read_shard
+from pipeline.shards.tensors import Batch, Read, in_order, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 
-Batch = tuple[Tensor, Tensor]
 Transform = Callable[[Tensor], Tensor]
-Read = Callable[[Folder, Shard], list[Sample]]
+
+
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
 TRANSFORMED_TOGETHER = 1000  # images at a time, by what a countermeasure does to stored images
-TESTED_TOGETHER = 100  # likewise; of more, what lies between two layers is larger than the caches, and memory is asked for anew
-
-
-def to_tensors(samples: Sequence[Sample]) -> Batch:
-    """Decoded images and labels of samples of one size."""
-    return stack([sample.pixels for sample in samples]), torch.tensor([sample.label for sample in samples])
-
-
-def stack(images: Sequence[Pixels]) -> Tensor:
-    """Images of one size, `(H, W, C)` each, as `(B, C, H, W)`."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard) -> Batch:
-    """All images and labels of some shards, in order; `read` gives the samples of one.
-
-    Raises:
-        CorruptShard: a shard is not as recorded.
-    """
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(lambda shard: to_tensors(read(folder, shard)), shards))
-    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
-
-
-def in_order(images: Tensor, labels: Tensor, size: int = TESTED_TOGETHER) -> Iterator[Batch]:
-    """Every image once, for evaluation."""
-    yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)
 
 
 class Batches(Protocol):

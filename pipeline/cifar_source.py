@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import Dataset, Entry, SourceError
 from pipeline.listing import Listing
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 from pipeline.storage.folder import Folder
 
 PIXELS = 3 * 32 * 32  # bytes: the red, then the green, then the blue plane

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from cluster.pool import Room, Work, combine_all
-from pipeline.batches import to_tensors
 from pipeline.ensemble import Ensemble, load_networks
-from pipeline.shards import read_shard
+from pipeline.shards.shard import read_shard
+from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Shard

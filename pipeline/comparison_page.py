@@ -11,7 +11,7 @@ from pyarrow import csv
 
 from pipeline.comparison import SCHEMA, Comparison, made, measured, rows, without_release
 from pipeline.costs import EXPLAINED
-from pipeline.shards import rows_to_table, write_table
+from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 
 PAGE, CSV, PARQUET = "index.html", "comparison.csv", "comparison.parquet"

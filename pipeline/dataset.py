@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pipeline.config.class_selection import choose_classes
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 from pipeline.storage.records import SHOWN, shown
 
 SPLITS = ("train", "test")

@@ -14,7 +14,8 @@ from itertools import cycle, product
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive
-from pipeline.shards import Sample, read_shard, read_table
+from pipeline.shards.shard import Sample, read_shard
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from sep.countermeasures.registry import plan

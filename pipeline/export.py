@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from pipeline.shards import CorruptShard, pixels_sha256, read_shard, read_table
+from pipeline.shards.pixels import pixels_sha256
+from pipeline.shards.shard import CorruptShard, read_shard
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
 from pipeline.storage.stage import Manifest

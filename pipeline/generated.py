@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import SPLITS, Dataset, Entry
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 
 SIDE = 32  # pixels
 IMAGES = {"train": 2000, "test": 1000}

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
 MOST_BINS = 40

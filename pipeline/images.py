@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 
 # Still images only: among Pillow's other formats are some that start programs (EPS) or parse far more than an image.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

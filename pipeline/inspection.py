@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.batches import stack
-from pipeline.shards import Pixels, decode_whole_png, pixels_sha256
+from pipeline.shards.pixels import Pixels, decode_whole_png, pixels_sha256
+from pipeline.shards.tar import content, open_tar
+from pipeline.shards.tensors import stack
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
-from pipeline.tar_members import content, open_tar
 from sep.budget import UNITS, Budget, spent
 
 SAMPLES = "samples.parquet"

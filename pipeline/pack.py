@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +14,10 @@ from cluster import pool, session
 from pipeline import images
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
 from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
-from pipeline.parts import PARTS, Part, read_part, write_part, write_rows
-from pipeline.shards import Pixels, Sample, encode_png, pixels_sha256, rows_to_table, write_shard, write_table
+from pipeline.shards.finished_shards import PARTS, Part, read_part, write_part, write_rows
+from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
+from pipeline.shards.shard import Sample, write_shard
+from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.sources import scan
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, shown
@@ -172,35 +173,6 @@ def pack_shard(
     extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
     shard = write_shard(folder, name, [samples[key] for key in order]) if order else Shard(name, "", 0)
     return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES), extra, made_from)
-
-
-class Statistics:
-    """Count, sums and sums of squares per channel, in integers: the same whatever the order in which they are combined."""
-
-    def __init__(self) -> None:
-        """Start with no pixels."""
-        self.pixels, self.sums, self.squares = 0, [0, 0, 0], [0, 0, 0]
-
-    def add(self, pixels: Pixels) -> None:
-        """Take in one image `(H, W, 3)`."""
-        flat = pixels.reshape(-1, 3).astype("int64")
-        self.merge([len(flat), *flat.sum(0).tolist(), *(flat**2).sum(0).tolist()])
-
-    def merge(self, other: list[int]) -> None:
-        """Take in what `as_list` gave elsewhere."""
-        self.pixels += other[0]
-        self.sums = [a + b for a, b in zip(self.sums, other[1:4], strict=True)]
-        self.squares = [a + b for a, b in zip(self.squares, other[4:], strict=True)]
-
-    def as_list(self) -> list[int]:
-        """Seven integers."""
-        return [self.pixels, *self.sums, *self.squares]
-
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Per channel, in grey levels; a constant channel has standard deviation 1, as networks divide by it."""
-        n = self.pixels
-        variances = [n * square - total**2 for square, total in zip(self.squares, self.sums, strict=True)]  # times n squared
-        return [total / n for total in self.sums], [math.sqrt(variance) / n or 1.0 for variance in variances]
 
 
 def _refused(parts: Mapping[str, Part]) -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from pipeline import results
 from pipeline.results import Finished
-from pipeline.shards import Sample, read_shard, read_table
+from pipeline.shards.shard import Sample, read_shard
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import clean_share
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from cluster.pool import Room, Work, combine_all, own_gpu, run_all
 from cluster.session import Resources
-from pipeline.batches import load, to_tensors
 from pipeline.class_means import read_digest, write_means
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.ensemble import Ensemble
 from pipeline.networks import build_network
 from pipeline.prepared import EVERY, Prepared, read_prepared, write_file, write_record
-from pipeline.shards import read_shard
+from pipeline.shards.shard import read_shard
+from pipeline.shards.tensors import load, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from sep.execution import use_cpu

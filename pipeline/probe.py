@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.pool import own_gpu
 from pipeline import images
-from pipeline.batches import stack
 from pipeline.config.schema import RunConfig
 from pipeline.dataset import Entry, Reader, SourceError
-from pipeline.shards import Pixels, encode_png
+from pipeline.shards.pixels import Pixels, encode_png
+from pipeline.shards.tensors import stack
 from sep.budget import project
 from sep.craft import gradient
 from sep.ensemble import Member, freeze

@@ -19,15 +19,17 @@ from torch import Tensor
 
 from cluster import session
 from cluster.pool import Chain, Room, Work, WorkFailed, run_all
-from pipeline.batches import to_tensors
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.crafting import Task, protect_images
 from pipeline.ensemble import Ensemble, choose, read_index
-from pipeline.parts import PARTS, Part, finished_parts, write_part, write_rows
 from pipeline.preparation import Site, kept, prepare
 from pipeline.prepared import Prepared
-from pipeline.shards import Sample, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard
+from pipeline.shards.finished_shards import PARTS, Part, finished_parts, write_part, write_rows
+from pipeline.shards.pixels import encode_png, pixels_sha256
+from pipeline.shards.shard import Sample, read_shard, write_shard
+from pipeline.shards.tables import rows_to_table
+from pipeline.shards.tensors import to_tensors
 from pipeline.similarity import SIMILARITY, write_similarity
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest

@@ -27,7 +27,7 @@ from pipeline.results import (
     pairs,
     trained,
 )
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PAGE, sweep_of
 from pipeline.storage.records import flatten

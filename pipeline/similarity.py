@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.pool import Room, Work, WorkFailed, run_all
-from pipeline.batches import to_tensors
 from pipeline.ensemble import Checkpoint, Ensemble, choose
-from pipeline.shards import read_shard
+from pipeline.shards.shard import read_shard
+from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Shard

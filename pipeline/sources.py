@@ -28,9 +28,9 @@ from pipeline.dataset import (
     restricted,
 )
 from pipeline.listing import TEST_NAMES, Listing
+from pipeline.shards.tar import content, files, open_tar
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import shown
-from pipeline.tar_members import content, files, open_tar
 
 log = logging.getLogger(__name__)
 

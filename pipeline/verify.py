@@ -15,7 +15,7 @@ import tyro
 
 from pipeline.config.class_selection import choose_classes
 from pipeline.inspection import SAMPLES, Row, compare, inspect
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import additions, open_run
 from pipeline.storage.records import digest

@@ -24,12 +24,14 @@ from torch import Tensor
 from cluster import session, sweep
 from cluster.pool import WorkFailed
 from pipeline import outcomes
-from pipeline.batches import Batches, Read, Split, Transform, fits, open_batches, open_tests, unchanged
+from pipeline.batches import Batches, Split, Transform, fits, open_batches, open_tests, unchanged
 from pipeline.config.schema import RunConfig, VictimConfig, to_tree
 from pipeline.config.seeds import derive, generator
 from pipeline.dilution import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.networks import build_network
-from pipeline.shards import read_shard, rows_to_table, write_table
+from pipeline.shards.shard import read_shard
+from pipeline.shards.tables import rows_to_table, write_table
+from pipeline.shards.tensors import Read
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED, relatives, trial_name
 from pipeline.storage.records import digest, shown

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 
 
 def decoded(png: bytes) -> Pixels:

@@ -22,7 +22,9 @@ from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
 from pipeline.networks import build_network
-from pipeline.shards import Pixels, Sample, encode_png, pixels_sha256, read_shard, rows_to_table, write_shard, write_table
+from pipeline.shards.pixels import Pixels, encode_png, pixels_sha256
+from pipeline.shards.shard import Sample, read_shard, write_shard
+from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
 from pipeline.storage.records import sha256, to_json

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import report
 from pipeline.config.schema import RunConfig
-from pipeline.shards import rows_to_table, write_table
+from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import trial_name
 from pipeline.storage.records import to_json

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 
 
 def picture(seed: int = 0, height: int = 8, width: int = 8) -> Pixels:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.config.schema import PackConfig, RunConfig
 from pipeline.dataset import Dataset
 from pipeline.images import decode
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 from tests.pictures import encoded, picture, write
 
 IMAGES = [picture(i, 32, 32) for i in range(6)]

@@ -15,7 +15,8 @@ from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.dataset import SourceError
 from pipeline.export import export
-from pipeline.shards import read_shard, read_table
+from pipeline.shards.shard import read_shard
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import additions
 from pipeline.storage.stage import Manifest, Shard

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from pipeline import batches as batches_module
-from pipeline.batches import InMemory, Split, Streaming, load, open_batches
+from pipeline.batches import InMemory, Split, Streaming, open_batches
 from pipeline.config.seeds import derive
-from pipeline.shards import Sample, encode_png, write_shard
+from pipeline.shards.pixels import encode_png
+from pipeline.shards.shard import Sample, write_shard
+from pipeline.shards.tensors import load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 

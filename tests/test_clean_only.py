@@ -21,7 +21,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.dilution import check_clean_shares
 from pipeline.headline import headline
 from pipeline.sequence import run_stages
-from pipeline.shards import read_shard
+from pipeline.shards.shard import read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.tracking import Tracker

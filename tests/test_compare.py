@@ -20,7 +20,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from pipeline.costs import crafting_seconds
 from pipeline.headline import headline
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from tests import finished_run

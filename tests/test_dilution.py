@@ -10,9 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.batches import Split, Streaming, load, open_batches
+from pipeline.batches import Split, Streaming, open_batches
 from pipeline.dilution import Diluted, Repeated, choose, protected_labels, repeats
-from pipeline.shards import CorruptShard, Sample, encode_png, rows_to_table, write_shard, write_table
+from pipeline.shards.pixels import encode_png
+from pipeline.shards.shard import CorruptShard, Sample, write_shard
+from pipeline.shards.tables import rows_to_table, write_table
+from pipeline.shards.tensors import load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.export import export, main, names, safe
-from pipeline.shards import decode_shard, read_table, rows_to_table, write_table
+from pipeline.shards.shard import decode_shard
+from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from tests import finished_run

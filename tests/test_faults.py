@@ -22,7 +22,7 @@ from torch import Tensor
 from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
-from pipeline.parts import Part
+from pipeline.shards.finished_shards import Part
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.verify import verify

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.images import Refused, decode, fit
-from pipeline.shards import Pixels
+from pipeline.shards.pixels import Pixels
 from tests.pictures import encoded, picture, raw_png
 
 RGB = picture(1, 5, 7)

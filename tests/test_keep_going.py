@@ -14,7 +14,7 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
 from pipeline.export import export
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.verify import verify

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.parts import Part, write_part, write_rows
-from pipeline.shards import read_table, rows_to_table
+from pipeline.shards.finished_shards import Part, write_part, write_rows
+from pipeline.shards.tables import read_table, rows_to_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 

@@ -13,10 +13,11 @@ import torch
 
 from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect
-from pipeline.batches import to_tensors
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.shards import Pixels, encode_png, read_shard, write_shard
+from pipeline.shards.pixels import Pixels, encode_png
+from pipeline.shards.shard import read_shard, write_shard
+from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.verify import main, verify

@@ -15,10 +15,11 @@ import torch
 
 from cluster.pool import WorkFailed
 from pipeline import protect
-from pipeline.batches import to_tensors
 from pipeline.config.schema import RunConfig
 from pipeline.ensemble import Ensemble, choose, read_index
-from pipeline.shards import Sample, read_shard, read_table
+from pipeline.shards.shard import Sample, read_shard
+from pipeline.shards.tables import read_table
+from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.verify import verify

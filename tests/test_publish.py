@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.records import to_json
 from tests import finished_run
 from tests.benchmarks import publish, tables

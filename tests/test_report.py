@@ -21,7 +21,7 @@ from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.findings import findings
 from pipeline.headline import headline
-from pipeline.shards import read_table, rows_to_table, write_table
+from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.verify import verify
 from tests import finished_run

@@ -10,21 +10,9 @@ import pyarrow as pa
 import pytest
 import webdataset as wds
 
-from pipeline.shards import (
-    CorruptShard,
-    Pixels,
-    Sample,
-    decode_png,
-    decode_shard,
-    encode_png,
-    encode_shard,
-    pixels_sha256,
-    read_shard,
-    read_table,
-    rows_to_table,
-    write_shard,
-    write_table,
-)
+from pipeline.shards.pixels import Pixels, decode_png, encode_png, pixels_sha256
+from pipeline.shards.shard import CorruptShard, Sample, decode_shard, encode_shard, read_shard, write_shard
+from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard

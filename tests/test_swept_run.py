@@ -16,7 +16,7 @@ from pipeline import run as entry
 from pipeline import sweep, verify
 from pipeline.config.schema import RunConfig
 from pipeline.export import main as export
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, Point, open_run, point
 from pipeline.storage.stage import Manifest

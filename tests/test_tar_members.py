@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import tar_members
 from pipeline.dataset import SourceError
 from pipeline.inspection import read_members
-from pipeline.shards import CorruptShard, decode_shard
+from pipeline.shards import tar
+from pipeline.shards.shard import CorruptShard, decode_shard
+from pipeline.shards.tar import content, files, open_tar
 from pipeline.sources import scan
-from pipeline.tar_members import content, files, open_tar
 from tests.source_kinds import add, config
 
 
@@ -80,7 +80,7 @@ def test_an_audit_takes_such_a_member_for_missing(bomb: str) -> None:
 
 
 def test_a_member_may_be_as_large_as_an_image_and_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar_members, "MOST_BYTES", 1000)
+    monkeypatch.setattr(tar, "MOST_BYTES", 1000)
     assert decode_shard(tar_of(*SAMPLE[:2], ("a.png", bytes(1000))))[0].png == bytes(1000)
     with pytest.raises(CorruptShard, match="claims 1001 bytes"):
         decode_shard(tar_of(*SAMPLE[:2], ("a.png", bytes(1001))))

@@ -16,7 +16,7 @@ from pyarrow import fs
 from pipeline import report, results
 from pipeline.config.schema import STAGES, RunConfig
 from pipeline.headline import headline
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from tests import finished_run

@@ -19,7 +19,7 @@ from pipeline.comparison import compare, read
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.headline import headline
 from pipeline.sequence import run_stages
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED
 from pipeline.tracking import Tracker

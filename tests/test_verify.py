@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from pipeline.shards import Sample, decode_shard, encode_png, encode_shard, pixels_sha256, read_table, rows_to_table, write_table
+from pipeline.shards.pixels import encode_png, pixels_sha256
+from pipeline.shards.shard import Sample, decode_shard, encode_shard
+from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256
 from pipeline.verify import main, verify

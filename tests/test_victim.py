@@ -15,7 +15,7 @@ from cluster.session import Resources
 from pipeline import outcomes, pack, victim
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.shards import read_table
+from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from pipeline.storage.stage import Manifest, Stage

@@ -20,9 +20,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.pool import Room, Work, run_all
-from pipeline.parts import PARTS, finished_parts, write_rows
 from pipeline.protect import SAMPLES, SCHEMA
 from pipeline.reproduction.machine import hardware
+from pipeline.shards.finished_shards import PARTS, finished_parts, write_rows
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pipeline.parts import Part, write_part
 from pipeline.protect import SCHEMA
-from pipeline.shards import Sample, encode_png, encode_shard, rows_to_table
+from pipeline.shards.finished_shards import Part, write_part
+from pipeline.shards.pixels import encode_png
+from pipeline.shards.shard import Sample, encode_shard
+from pipeline.shards.tables import rows_to_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.pool import Room, Work, run_all
-from pipeline.shards import parse_table, write_table
+from pipeline.shards.tables import ROW_GROUP, parse_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256, to_json
 from pipeline.storage.stage import Shard
@@ -25,7 +25,6 @@ from pipeline.storage.stage import Shard
 PARTS = "parts"  # folder in the stage's folder; deleted when the stage is done
 CHECKED_TOGETHER = 100  # shards that one task reads again
 READ_TOGETHER = 8  # files at a time, which costs an object store no more than one
-ROW_GROUP = 2**16  # rows that are in memory at a time when parts become one table
 
 
 @dataclass(frozen=True)

@@ -6,30 +6,22 @@ Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import webdataset as wds
-from numpy.typing import NDArray
-from PIL import Image
 from webdataset.tariterators import group_by_keys
 
+from pipeline.shards.pixels import Pixels, decode_png
+from pipeline.shards.tar import content, files, open_tar
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
-from pipeline.tar_members import content, files, open_tar
 
 wds.utils.enforce_security = True  # a second lock, in every process: no shell commands as names of shards, no unpickling
-
-Pixels = NDArray[np.uint8]
-LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class CorruptShard(ValueError):
@@ -49,41 +41,6 @@ class Sample:
     def pixels(self) -> Pixels:
         """The decoded image, `(H, W, 3)`."""
         return decode_png(self.png)
-
-
-def encode_png(pixels: Pixels) -> bytes:
-    """A lossless PNG of `(H, W, 3)` levels; the same pixels always give the same bytes for one version of Pillow."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels, "RGB").save(stream, "png")
-    return stream.getvalue()
-
-
-def decode_png(data: bytes) -> Pixels:
-    """The `(H, W, 3)` levels of a PNG.
-
-    Raises:
-        OSError, SyntaxError: the bytes are not a whole PNG.
-    """
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        return np.array(image.convert("RGB"))
-
-
-def decode_whole_png(png: bytes) -> Pixels:
-    """The `(H, W, 3)` levels of a PNG, after checking every chunk's checksum, which decoding alone skips.
-
-    Raises:
-        Exception: whatever damaged bytes make the decoder raise.
-    """
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.verify()
-    if not png.endswith(LAST_CHUNK):
-        raise ValueError("broken end")
-    return decode_png(png)
-
-
-def pixels_sha256(pixels: Pixels) -> str:
-    """Digest of an image's decoded levels (row by row, RGB), independent of how it was compressed."""
-    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def encode_shard(samples: Iterable[Sample]) -> bytes:
@@ -157,37 +114,3 @@ def write_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> Shard:
     folder.write(name, data)
     read_shard(folder, shard)
     return shard
-
-
-def write_table(folder: Folder, name: str, table: pa.Table) -> str:
-    """Write a Parquet table whole, and return the digest of the file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    folder.write(name, data)
-    return sha256(data)
-
-
-def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        pyarrow.ArrowInvalid: it is damaged.
-    """
-    return parse_table(folder.read(name), columns)
-
-
-def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes.
-
-    Raises:
-        pyarrow.ArrowInvalid: it is damaged.
-    """
-    # Not pq.read_table: a pool thread may release its buffer, which is a Python object, while the interpreter exits, and abort.
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
-
-
-def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of the rows; an empty list gives an empty table of the same schema."""
-    return pa.Table.from_pylist(list(rows), schema=schema)

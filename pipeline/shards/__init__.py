@@ -1,0 +1,1 @@
+"""WebDataset shards, the tables beside them, and their samples as tensors."""

@@ -1,0 +1,48 @@
+"""Parquet tables with a fixed schema, written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import sha256
+
+ROW_GROUP = 2**16  # rows that are in memory at a time when parts become one table
+
+
+def write_table(folder: Folder, name: str, table: pa.Table) -> str:
+    """Write a Parquet table whole, and return the digest of the file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    folder.write(name, data)
+    return sha256(data)
+
+
+def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet table.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        pyarrow.ArrowInvalid: it is damaged.
+    """
+    return parse_table(folder.read(name), columns)
+
+
+def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The table in a Parquet file's bytes.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is damaged.
+    """
+    # Not pq.read_table: a pool thread may release its buffer, which is a Python object, while the interpreter exits, and abort.
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+
+def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of the rows; an empty list gives an empty table of the same schema."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
