@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from cluster import pool, session
-from pipeline import images
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
-from pipeline.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.shards.finished_shards import PARTS, Part, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
-from pipeline.sources import scan
+from pipeline.sources import decoding
+from pipeline.sources.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
+from pipeline.sources.scan import scan
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest, Shard, Stage
@@ -151,11 +151,11 @@ def pack_shard(
     refused += [(e.source, f"{e.size} bytes are more than any image of pack.max-pixels") for e in entries if e.size > most_bytes]
     for entry, content in reader.read([e for e in entries if e.size <= most_bytes]):
         try:
-            pixels = images.decode(content, config.max_pixels) if isinstance(content, bytes) else content
-        except images.Refused as refusal:
+            pixels = decoding.decode(content, config.max_pixels) if isinstance(content, bytes) else content
+        except decoding.Refused as refusal:
             refused.append((entry.source, str(refusal)))
             continue
-        pixels = images.fit(pixels, config.size) if config.size else pixels
+        pixels = decoding.fit(pixels, config.size) if config.size else pixels
         height, width = pixels.shape[:2]
         sizes[f"{height}x{width}"] += 1
         if len(sizes) > 1:  # the stage will stop: go on only to tell the sizes

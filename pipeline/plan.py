@@ -17,10 +17,10 @@ from cluster.pool import Room, Work, WorkFailed, run_all
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.command_line import parse_as
 from pipeline.config.schema import STRICT, RunConfig
-from pipeline.dataset import Dataset
 from pipeline.estimate import Workers, Workload, text
 from pipeline.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
-from pipeline.sources import scan
+from pipeline.sources.dataset import Dataset
+from pipeline.sources.scan import scan
 
 PROBE_SECONDS = 10.0
 SIZES = (8, 64)  # clusters of so many workers stand beside the present one

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.pool import own_gpu
-from pipeline import images
 from pipeline.config.schema import RunConfig
-from pipeline.dataset import Entry, Reader, SourceError
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.tensors import stack
+from pipeline.sources import decoding
+from pipeline.sources.dataset import Entry, Reader, SourceError
 from sep.budget import project
 from sep.craft import gradient
 from sep.ensemble import Member, freeze
@@ -80,10 +80,10 @@ def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
     begun, decoded, clean = time.perf_counter(), [], 0
     for _, content in reader.read(entries):
         try:
-            found = images.decode(content, config.pack.max_pixels) if isinstance(content, bytes) else content
-        except images.Refused:
+            found = decoding.decode(content, config.pack.max_pixels) if isinstance(content, bytes) else content
+        except decoding.Refused:
             continue
-        decoded.append(images.fit(found, config.pack.size) if config.pack.size else found)
+        decoded.append(decoding.fit(found, config.pack.size) if config.pack.size else found)
         clean += len(encode_png(decoded[-1]))
     seconds = time.perf_counter() - begun
     sizes = {pixels.shape for pixels in decoded}

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.schema import PackConfig, RunConfig
-from pipeline.dataset import Dataset
-from pipeline.images import decode
 from pipeline.shards.pixels import Pixels
+from pipeline.sources.dataset import Dataset
+from pipeline.sources.decoding import decode
 from tests.pictures import encoded, picture, write
 
 IMAGES = [picture(i, 32, 32) for i in range(6)]

@@ -13,10 +13,10 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect, verify
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.dataset import SourceError
 from pipeline.export import export
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tables import read_table
+from pipeline.sources.dataset import SourceError
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import additions
 from pipeline.storage.stage import Manifest, Shard

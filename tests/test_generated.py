@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.generated import CLASSES, SIDE, dataset, textures
+from pipeline.sources.textures import CLASSES, SIDE, dataset, textures
 
 
 def test_any_subset_gives_the_same_images() -> None:

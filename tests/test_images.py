@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images import Refused, decode, fit
 from pipeline.shards.pixels import Pixels
+from pipeline.sources.decoding import Refused, decode, fit
 from tests.pictures import encoded, picture, raw_png
 
 RGB = picture(1, 5, 7)

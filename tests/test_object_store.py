@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from pipeline.config.schema import RunConfig
-from pipeline.sources import scan
+from pipeline.sources.scan import scan
 from pipeline.storage import filesystems
 from pipeline.storage.filesystems import PatientS3
 from pipeline.storage.folder import PUTS, Folder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import PackConfig, ProtectConfig, RunConfig
-from pipeline.dataset import SourceError
-from pipeline.listing import Listing
-from pipeline.sources import scan
+from pipeline.sources.dataset import SourceError
+from pipeline.sources.listing import Listing
+from pipeline.sources.scan import scan
 from pipeline.storage.folder import Folder
 from tests.pictures import class_folders, write
 from tests.source_kinds import KINDS, config, contents, expected, write_folders

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.dataset import SourceError
-from pipeline.sources import scan
+from pipeline.sources.dataset import SourceError
+from pipeline.sources.scan import scan
 from tests.pictures import class_folders, encoded, write
 from tests.source_kinds import (
     IMAGES,

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.dataset import SourceError
 from pipeline.inspection import read_members
 from pipeline.shards import tar
 from pipeline.shards.shard import CorruptShard, decode_shard
 from pipeline.shards.tar import content, files, open_tar
-from pipeline.sources import scan
+from pipeline.sources.dataset import SourceError
+from pipeline.sources.scan import scan
 from tests.source_kinds import add, config
 
 

@@ -12,8 +12,8 @@ from tests.test_layering import TREES, imports
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "subprocess", "pty", "ctypes"}
 # The published CIFAR batches are pickles; their reader builds arrays and containers, and refuses to call anything else.
 # And of the C library that is loaded anyway one function is called, which sets how it gives memory back.
-MAY_IMPORT = {"pipeline.cifar_source": {"pickle"}, "sep.execution": {"ctypes"}}
-MAY_CALL = {"pipeline.cifar_source": {"pickle.UnpicklingError"}}
+MAY_IMPORT = {"pipeline.sources.cifar": {"pickle"}, "sep.execution": {"ctypes"}}
+MAY_CALL = {"pipeline.sources.cifar": {"pickle.UnpicklingError"}}
 NEVER = ("eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "wds.WebDataset", "wds.DataPipeline")
 NEVER_METHOD = ("extract", "extractall", "unpack_archive", "tar_file_expander", "url_opener", "gopen")
 
@@ -78,7 +78,7 @@ def test_what_is_allowed_is_not() -> None:
 
 def test_the_reader_of_pickled_batches_calls_nothing() -> None:
     """Its allowance is for one class that says for every name whether it may be called."""
-    tree = TREES["pipeline.cifar_source"]
+    tree = TREES["pipeline.sources.cifar"]
     bases = [ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
     assert bases == ["pickle.Unpickler"]
     finder = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "find_class")

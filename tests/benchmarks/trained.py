@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pipeline.generated import CLASSES, SIDE, textures
+from pipeline.sources.textures import CLASSES, SIDE, textures
 from sep.craft import CraftConfig, Method, craft
 from sep.ensemble import Member, class_sums, compile_together, freeze
 from sep.execution import Kernels, Precision

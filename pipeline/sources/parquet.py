@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset import Dataset, Entry, SourceError, numbered
-from pipeline.listing import Listing
+from pipeline.sources.dataset import Dataset, Entry, SourceError, numbered
+from pipeline.sources.listing import Listing
 from pipeline.storage.folder import Folder
 
 IMAGE_NAMES = ("image", "img")

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import Dataset, Entry, SourceError
-from pipeline.listing import Listing
 from pipeline.shards.pixels import Pixels
+from pipeline.sources.dataset import Dataset, Entry, SourceError
+from pipeline.sources.listing import Listing
 from pipeline.storage.folder import Folder
 
 PIXELS = 3 * 32 * 32  # bytes: the red, then the green, then the blue plane

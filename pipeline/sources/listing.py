@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from pyarrow import fs
 
-from pipeline.dataset import SourceError
+from pipeline.sources.dataset import Entry, SourceError
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import shown
 
@@ -100,3 +101,19 @@ def _inside_classes(folder: Folder, classes: Collection[str]) -> list[fs.FileInf
 def _is_folder(folder: Folder) -> bool:
     with folder.errors():
         return bool(folder.filesystem.get_file_info(folder.path).type == fs.FileType.Directory)
+
+
+@dataclass(frozen=True)
+class FileReader:
+    """Reads whole files, or byte ranges of them."""
+
+    folder: Folder
+    by_file: bool = False
+
+    def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
+        """Each entry with its encoded bytes; every file is opened once."""
+        for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
+            with self.folder.stream(file) as stream:
+                for entry in inside:
+                    stream.seek(entry.start)
+                    yield entry, bytes(stream.read(entry.size))

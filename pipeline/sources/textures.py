@@ -13,8 +13,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import SPLITS, Dataset, Entry
 from pipeline.shards.pixels import Pixels
+from pipeline.sources.dataset import SPLITS, Dataset, Entry
 
 SIDE = 32  # pixels
 IMAGES = {"train": 2000, "test": 1000}

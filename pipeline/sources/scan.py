@@ -1,0 +1,137 @@
+"""Finding the images: which kind of source a folder is, and every image in it, without decoding any."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from pipeline.config.class_selection import choose_classes, protected_classes
+from pipeline.config.schema import RunConfig
+from pipeline.sources import cifar, parquet, textures
+from pipeline.sources.class_folders import by_class, class_folders
+from pipeline.sources.dataset import (
+    SPLITS,
+    Dataset,
+    Entry,
+    SourceError,
+    check_classes,
+    check_entries,
+    count,
+    held_out,
+    limited,
+    restricted,
+)
+from pipeline.sources.listing import Listing
+from pipeline.sources.tars import tars
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import shown
+
+log = logging.getLogger(__name__)
+
+UNDERSTOOD = (
+    "folders of class folders (train/<class>/* with test/ or val/ beside it, or <class>/* alone), "
+    "Parquet files (train-*.parquet, test-*.parquet), WebDataset tars (train-*.tar, test-*.tar), "
+    "and the published CIFAR folders"
+)
+
+
+def scan(config: RunConfig) -> Dataset:
+    """Every image to be packed, checked, restricted to the classes wanted, split and limited as configured.
+
+    Raises:
+        SourceError: nothing is found, the layout is not understood, or classes, labels and splits do not fit together.
+    """
+    named = config.pack.classes
+    dataset = textures.dataset(config.seed) if config.data == "generated" else find(_listing(Folder.open(config.data), named))
+    check_entries(dataset)
+    try:
+        dataset = restricted(dataset, named)
+        if "protect" in config.stages:  # now, and not when the surrogate is trained
+            protected_classes(config, dataset.classes)
+    except ValueError as error:  # a wrong name is here a fault of what is asked of the source
+        raise SourceError(str(error)) from error
+    dataset = replace(dataset, entries=_divided(dataset.entries, config))
+    check_classes(dataset.classes, count(dataset.entries))
+    entries = []
+    for split, most in zip(SPLITS, (config.pack.max_train_images, config.pack.max_test_images), strict=True):
+        chosen = dataset.split(split)
+        if most is not None and most < len(dataset.classes):
+            raise SourceError(f"pack.max-{split}-images = {most} leaves classes without images: there are {len(dataset.classes)}")
+        kept = chosen if most is None else limited(chosen, most)
+        if len(kept) < len(chosen):
+            log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
+        entries += kept
+    return replace(dataset, entries=entries)
+
+
+def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str]) -> Dataset:
+    """The training images of `config.add` that a run does not have yet, labelled as the run labels their classes.
+
+    An image is known by its place and name: one that was changed under its old name is not packed again.
+
+    Args:
+        config: of the run.
+        classes: the run's, in label order.
+        known: names of the images of this place that the run has, whether it trains on them or measures with them.
+
+    Raises:
+        SourceError: nothing is found, the layout is not understood, or there is a class that the run does not have.
+    """
+    assert config.add is not None
+    dataset = find(_listing(Folder.open(config.add), ()))
+    check_entries(dataset)
+    if strange := [name for name in dataset.classes if name not in classes]:
+        raise SourceError(f"--add: the run has no class {shown(strange)}; its classes are {shown(classes)}: pack a run of its own")
+    labels = [classes.index(name) for name in dataset.classes]
+    origin = "" if config.add == config.data else f"{config.add}\n"
+    found = [replace(entry, label=labels[entry.label], origin=origin) for entry in dataset.split("train")]
+    if others := len(dataset.entries) - len(found):
+        log.info("add: %d images are not training images, and are left out", others)
+    return Dataset(tuple(classes), [entry for entry in found if entry.source not in known], dataset.reader)
+
+
+def _listing(folder: Folder, named: Sequence[str]) -> Listing:
+    """What lies in a folder, but nothing in the class folders of train/ and test/ that are not wanted.
+
+    A full ImageNet has more than a million files, each of which costs time and memory; no other kind of source looks that deep.
+    """
+    if not named:
+        return Listing.of(folder)
+    shallow = Listing.of(folder, classes=())
+    if not shallow.by_folder("train/"):
+        return shallow
+    classes, _, _ = by_class(shallow)
+    try:
+        return Listing.of(folder, [classes[label] for label in choose_classes(named, classes, "pack.classes")])
+    except ValueError:  # of another kind, or an unknown class, which is refused when the kind is known
+        return shallow
+
+
+def find(listing: Listing) -> Dataset:
+    """The data set in a folder, of whichever kind it is.
+
+    Raises:
+        SourceError: it is of no known kind, or damaged.
+    """
+    for kind in (cifar.find, parquet.find, tars, class_folders):
+        if (dataset := kind(listing)) is not None:
+            return dataset
+    raise SourceError(f"{listing.folder.uri} has no layout that is understood: expected {UNDERSTOOD}")
+
+
+def _divided(entries: list[Entry], config: RunConfig) -> list[Entry]:
+    """The entries with a test split, if there is to be one."""
+    fraction = config.pack.test_fraction
+    if any(entry.split == "test" for entry in entries):
+        if fraction:
+            raise SourceError(f"pack.test-fraction = {fraction} was given, but {config.data} has test images of its own: leave it out")
+        return entries
+    if fraction:
+        return held_out(entries, fraction)
+    if "victim" in config.stages:
+        raise SourceError(
+            f"{config.data} has no test images, which measuring needs: set some aside with --pack.test-fraction 0.1, "
+            "or protect without measuring by --stages pack surrogate protect"
+        )
+    return entries
