@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from cluster.pool import own_gpu
-from pipeline.networks import build_network
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256
 from pipeline.storage.stage import Manifest
+from pipeline.training.networks import build_network
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
 from sep.execution import Kernels, share_memory
 from sep.models import Network

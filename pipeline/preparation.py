@@ -20,12 +20,12 @@ from pipeline.class_means import read_digest, write_means
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.ensemble import Ensemble
-from pipeline.networks import build_network
 from pipeline.prepared import EVERY, Prepared, read_prepared, write_file, write_record
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import load, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
+from pipeline.training.networks import build_network
 from sep.execution import use_cpu
 from sep.methods.error_minimising import NoiseConfig, Perturbed, minimise
 from sep.methods.one_pixel import moments, search

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection
 from cluster.pool import WorkFailed
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config.schema import STAGES, RunConfig, StageName
-from pipeline.dilution import check_clean_shares
-from pipeline.networks import check_networks
 from pipeline.results import configuration, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
 from pipeline.tracking import Tracker
+from pipeline.training.clean_shares import check_clean_shares
+from pipeline.training.networks import check_networks
 
 RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
     "pack": pack.run,

@@ -21,7 +21,6 @@ from pipeline.config.class_selection import choose_classes
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
-from pipeline.networks import build_network
 from pipeline.shards.pixels import Pixels, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
@@ -29,6 +28,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Shard, Stage
+from pipeline.training.networks import build_network
 from sep import fitting
 from sep.budget import linf_levels, psnr_db
 from sep.craft import craft

@@ -12,10 +12,10 @@ import torch
 
 from pipeline.config.schema import RunConfig
 from pipeline.ensemble import INDEX, weights_digest
-from pipeline.networks import build_network
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage
+from pipeline.training.networks import build_network
 from sep.models import NetworkName
 
 

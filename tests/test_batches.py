@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import batches as batches_module
-from pipeline.batches import InMemory, Split, Streaming, open_batches
 from pipeline.config.seeds import derive
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, write_shard
 from pipeline.shards.tensors import load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from pipeline.training import batches as batches_module
+from pipeline.training.batches import InMemory, Split, Streaming, open_batches
 
 SIZES = (7, 12, 9, 12, 5)
 

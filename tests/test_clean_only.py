@@ -18,13 +18,14 @@ from pipeline import comparison_figures, report, victim
 from pipeline.comparison import compare, read, text
 from pipeline.comparison_page import write
 from pipeline.config.schema import RunConfig
-from pipeline.dilution import check_clean_shares
 from pipeline.headline import headline
 from pipeline.sequence import run_stages
 from pipeline.shards.shard import read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.tracking import Tracker
+from pipeline.training import trial
+from pipeline.training.clean_shares import check_clean_shares
 from tests import finished_run
 
 
@@ -94,9 +95,9 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
     ]
     seen, steps = {}, set()
     for name in ("dilution-50", "clean-only-50"):
-        cell = victim.Cell("resnet8", "protected", name, 0)
+        cell = trial.Trial("resnet8", "protected", name, 0)
         task = victim._task(cell, config, folder, pack, protect, Resources(((1, 0),), 1, 1), 1)
-        batches = victim._training_images(task, 7, torch.device("cpu"))
+        batches = trial._training_images(task, 7, torch.device("cpu"))
         steps.add(batches.steps)
         seen[name] = [image.permute(1, 2, 0).numpy().tobytes() for images, _ in batches.epoch(0) for image in images]
         assert len(seen[name]) == 36

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.batches import Split, Streaming, open_batches
-from pipeline.dilution import Diluted, Repeated, choose, protected_labels, repeats
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import CorruptShard, Sample, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.shards.tensors import load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from pipeline.training.batches import Split, Streaming, open_batches
+from pipeline.training.clean_shares import Diluted, Repeated, choose, protected_labels, repeats
 
 LABELS = {f"key-{number:04d}": number % 10 for number in range(1000)}
 

@@ -12,13 +12,14 @@ import torch
 
 from cluster.pool import WorkFailed
 from cluster.session import Resources
-from pipeline import outcomes, pack, victim
+from pipeline import pack, victim
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from pipeline.storage.stage import Manifest, Stage
+from pipeline.training import trial, trial_records
 from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
 from tests import finished_run
@@ -27,12 +28,12 @@ from tests import finished_run
 def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
     shifted = np.roll(np.diag([30, 30, 40]), 1, axis=1)
     assert shifted.trace() == 0
-    assert victim.relabelled_accuracy(shifted) == 100.0
-    assert victim.relabelled_accuracy(np.array([[8, 2], [1, 9]])) == 85.0
+    assert trial.relabelled_accuracy(shifted) == 100.0
+    assert trial.relabelled_accuracy(np.array([[8, 2], [1, 9]])) == 85.0
     # Rows of some classes only: their images may be taken for any class.
-    assert victim.relabelled_accuracy(np.array([[1, 0, 9, 0], [0, 2, 0, 8]])) == 85.0
+    assert trial.relabelled_accuracy(np.array([[1, 0, 9, 0], [0, 2, 0, 8]])) == 85.0
     # Two classes predicted as one: one-to-one renaming can win back only one of them.
-    assert victim.relabelled_accuracy(np.array([[0, 10, 0], [0, 10, 0], [0, 0, 10]])) == pytest.approx(200 / 3)
+    assert trial.relabelled_accuracy(np.array([[0, 10, 0], [0, 10, 0], [0, 0, 10]])) == pytest.approx(200 / 3)
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_what_decides_a_trial_is_what_it_was_made_from(striped: tuple[RunConfig,
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
 
     def made_from(name: str = "cutout", memory_limit_mb: int = 2000, seed: int = 0) -> str:
-        cell, asked = victim.Cell("resnet8", "protected", name, 0), replace(config, memory_limit_mb=memory_limit_mb, seed=seed)
+        cell, asked = trial.Trial("resnet8", "protected", name, 0), replace(config, memory_limit_mb=memory_limit_mb, seed=seed)
         return victim._task(cell, asked, folder, pack, protect, Resources(((2, 0),), 2, 2), 1).made_from
 
     first = made_from()
@@ -88,18 +89,18 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
     config, folder = striped
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     own, other = (begin(folder, name, {}) for name in ("steps-1", "steps-2"))
-    cells = [victim.Cell("resnet8", data, "none", seed) for data in ("clean", "protected") for seed in (0, 1)]
+    cells = [trial.Trial("resnet8", data, "none", seed) for data in ("clean", "protected") for seed in (0, 1)]
     tasks = [victim._task(cell, config, folder, pack, protect, Resources(((2, 0),), 2, 2), 1) for cell in cells]
     for place, trained in ((own, tasks[:1]), (other, tasks)):
         for task in trained:
-            outcomes.write(place.child("victim"), task.cell.name, {"made_from": task.made_from, "by": place.path})
-    read, looked_at = outcomes.read, []
+            trial_records.write(place.child("victim"), task.cell.name, {"made_from": task.made_from, "by": place.path})
+    read, looked_at = trial_records.read, []
 
     def watched(place: Folder, name: str, made_from: str) -> dict[str, object] | None:
         looked_at.append((place.path, name))
         return read(place, name, made_from)
 
-    monkeypatch.setattr(outcomes, "read", watched)
+    monkeypatch.setattr(trial_records, "read", watched)
     victim._trained_elsewhere(tasks, own)
     assert {name for place, name in looked_at if place != own.child("victim").path} == {"resnet8-clean-none-seed1"}
     by = {name: json.loads(own.read(f"victim/{name}"))["by"] for name in own.child("victim").names()}
@@ -171,7 +172,7 @@ def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfi
         assert table.sum(1).tolist() == [4] * 10
         assert row["last_accuracy"] == pytest.approx(100 * table.diagonal()[protected].sum() / 12)
         assert row["other_accuracy"] == pytest.approx(100 * table.diagonal()[others].sum() / 28)
-        assert row["relabelled_accuracy"] == pytest.approx(victim.relabelled_accuracy(table[protected]))
+        assert row["relabelled_accuracy"] == pytest.approx(trial.relabelled_accuracy(table[protected]))
 
 
 @pytest.mark.ray
@@ -210,7 +211,7 @@ def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasu
             json.loads(folder.read(f"victim/resnet8-{data}-{name.replace('+', '_')}-seed0.json")) for data in ("clean", "protected")
         ]
         assert {outcome["countermeasure"] for outcome in outcomes} == {name}
-        assert outcomes[0]["loss_per_epoch"] == outcomes[1]["loss_per_epoch"]
+        assert outcomes[0]["loss_per_epoch"] == trial_records[1]["loss_per_epoch"]
         table = np.array(outcomes[1]["confusion"])
         assert table.sum() == 40
         assert (
@@ -232,8 +233,8 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
     for name in names:
         reports: list[dict[str, float]] = []
         for data in ("clean", "protected"):
-            cell = victim.Cell("resnet8", data, name, 0)
-            victim.trial(victim._task(cell, config, folder, pack, protect, alone, 1), reports.append)
+            cell = trial.Trial("resnet8", data, name, 0)
+            trial.trial(victim._task(cell, config, folder, pack, protect, alone, 1), reports.append)
             outcome = json.loads(folder.read(f"victim/{cell.name}.json"))
             assert len(outcome["accuracy_per_epoch"]) == (1 if name == "early-stop" else config.victim.epochs), name
             assert np.isfinite(outcome["loss_per_epoch"]).all(), name
@@ -257,12 +258,12 @@ def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: 
     config, folder = striped
     config = replace(config, memory_limit_mb=memory_limit_mb)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
-    cell = victim.Cell("resnet8", "protected", "grayscale+orthogonal-projection", 0)
+    cell = trial.Trial("resnet8", "protected", "grayscale+orthogonal-projection", 0)
     task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((2, 0),), workers=1, tasks=1), 1)
-    batches = victim._training_images(task, 7, torch.device("cpu"))
+    batches = trial._training_images(task, 7, torch.device("cpu"))
     images = torch.cat([images for images, _ in batches.epoch(0)])
     plain = replace(task, cell=replace(cell, countermeasure="grayscale"))
-    grey = victim._training_images(plain, 7, torch.device("cpu"))
+    grey = trial._training_images(plain, 7, torch.device("cpu"))
     assert torch.allclose(images[:, 0], images[:, 1], atol=0.01), "grey stays grey: what is taken out is grey as well"
     basis = directions(fit(grey.epoch, len(pack.counts["classes"])))
     before = torch.cat([images for images, _ in grey.epoch(0)]).float()

@@ -1,0 +1,1 @@
+"""What the trainings of surrogates and victims share."""
