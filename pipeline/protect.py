@@ -10,129 +10,31 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import torch
-from torch import Tensor
 
 from cluster import session
-from cluster.pool import Chain, Room, Work, WorkFailed, run_all
+from cluster.pool import Room, Work, WorkFailed, run_all
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
-from pipeline.crafting import Task, protect_images
-from pipeline.ensemble import Ensemble, choose, read_index
-from pipeline.preparation import Site, kept, prepare
-from pipeline.prepared import Prepared
-from pipeline.shards.finished_shards import PARTS, Part, finished_parts, write_part, write_rows
-from pipeline.shards.pixels import encode_png, pixels_sha256
-from pipeline.shards.shard import Sample, read_shard, write_shard
-from pipeline.shards.tables import rows_to_table
-from pipeline.shards.tensors import to_tensors
-from pipeline.similarity import SIMILARITY, write_similarity
+from pipeline.protection.checkpoints import Ensemble, choose, read_index
+from pipeline.protection.crafting import CraftingTask
+from pipeline.protection.gradient_similarity import SIMILARITY, write_similarity
+from pipeline.protection.preparation import Site, kept, prepare
+from pipeline.protection.preparation_files import Prepared
+from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
+from pipeline.shards.finished_shards import PARTS, Part, finished_parts, write_rows
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest
 from pipeline.storage.stage import Manifest, Shard, Stage
-from sep.budget import Budget, hold, linf_levels, psnr_db
+from sep.budget import Budget
 from sep.execution import Precision, resolve
-from sep.quality import changed_percent, ssim
-
-__all__ = ["Task", "add", "run"]
 
 log = logging.getLogger(__name__)
 
 SAMPLES = "samples.parquet"
 MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.int64()),
-        ("shard", pa.string()),
-        ("sha256", pa.string()),
-        ("clean_sha256", pa.string()),
-        ("linf_levels", pa.int32()),
-        ("psnr_db", pa.float64()),
-        ("ssim", pa.float64()),
-        ("changed_percent", pa.float64()),
-    ]
-)
-MEASURES = {"linf_levels": linf_levels, "psnr_db": psnr_db, "ssim": ssim, "changed_percent": changed_percent}
-
-
-@dataclass(frozen=True)
-class Clean:
-    """A clean shard, decoded."""
-
-    samples: list[Sample]
-    images: Tensor  # (B, C, H, W) uint8
-    labels: Tensor  # (B,)
-    chosen: Tensor  # which of them are protected, in order
-
-
-def read_clean(task: Task, shard: Shard) -> Clean:
-    """The shard, checked and decoded.
-
-    Raises:
-        CorruptShard: it was altered.
-    """
-    samples = read_shard(task.clean, shard)
-    images, labels = to_tensors(samples)
-    return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
-
-
-def craft_chosen(task: Task, shard: Shard, clean: Clean) -> Tensor:
-    """The protected images of those classes that are to be protected, `(b, C, H, W)` uint8 on the CPU.
-
-    Raises:
-        ValueError: a checkpoint, or what was prepared, was altered.
-    """
-    chosen = clean.chosen.tolist()
-    return protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], [clean.samples[i].key for i in chosen])
-
-
-def release(task: Task, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
-    """Write the protected shard and check it; its part is written last and makes it finished.
-
-    Raises:
-        ValueError: a protected image as stored breaks the budget.
-    """
-    released = list(clean.samples)
-    for i, image in zip(clean.chosen.tolist(), crafted.permute(0, 2, 3, 1).contiguous().numpy(), strict=True):
-        released[i] = dataclasses.replace(released[i], png=encode_png(image))
-    written = write_shard(task.out, shard.name, released)
-    rows = _check(task.out, written, clean.samples, clean.images, task.budget)
-    finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
-    extra = {
-        "protected": len(clean.chosen),
-        "linf_levels": max(row["linf_levels"] for row in rows),
-        "psnr_db": [math.fsum(finite), len(finite)],
-    }
-    return write_part(task.out, written, rows_to_table(rows, SCHEMA), extra, task.made_from)
-
-
-def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, budget: Budget) -> list[dict[str, Any]]:
-    """Hold the shard, as storage gives it back, to its clean one; one row per image."""
-    back = read_shard(out, written)
-    if [(s.key, s.label, s.info) for s in back] != [(s.key, s.label, s.info) for s in samples]:
-        raise ValueError(f"{out.uri}/{written.name}: keys or labels differ from the clean shard")
-    stored, _ = to_tensors(back)
-    hold(stored, clean, budget)
-    measured = {name: measure(stored, clean).tolist() for name, measure in MEASURES.items()}
-    return [
-        {
-            "key": after.key,
-            "label": after.label,
-            "shard": written.name,
-            "sha256": pixels_sha256(after.pixels),
-            "clean_sha256": pixels_sha256(before.pixels),
-            **{name: values[i] for name, values in measured.items()},
-        }
-        for i, (after, before) in enumerate(zip(back, samples, strict=True))
-    ]
-
-
-PROTECT = Chain(read_clean, craft_chosen, release)
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
@@ -165,7 +67,7 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, room))
     made_from = digest([stage.hash, precision, prepared.digest or None])
     budget = budget_of(protect, pack)
-    task = Task(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
+    task = CraftingTask(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
     return _craft_all(task, stage, pack.shards["train"], config, room, prepared)
 
 
@@ -199,7 +101,7 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     prepared = kept(run.child("protect"), config)
     classes, clean = tuple(base.counts["classes"]), folder.child("pack")
     means, budget = run.child("protect"), budget_of(protect, pack)
-    task = Task(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
+    task = CraftingTask(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
     return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources), prepared)
 
 
@@ -228,7 +130,7 @@ def _room(config: RunConfig, resources: session.Resources) -> Room:
     return Room(config.workers and config.workers * each, gpus=resources.gpu / each)
 
 
-def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room, prepared: Prepared) -> Manifest:
+def _craft_all(task: CraftingTask, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room, prepared: Prepared) -> Manifest:
     """Craft the shards that are not finished, and finish the stage."""
     parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, Room(config.workers))
     missing = [shard for shard in shards if shard.name not in parts]
@@ -245,11 +147,13 @@ def _craft_all(task: Task, stage: Stage, shards: Sequence[Shard], config: RunCon
     return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun), prepared)
 
 
-def _finish(task: Task, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float, prepared: Prepared) -> Manifest:
+def _finish(
+    task: CraftingTask, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float, prepared: Prepared
+) -> Manifest:
     """Combine the parts into one table, and say what came out."""
     config, checkpoints = task.config, task.ensemble.checkpoints
     ordered = [parts[shard.name] for shard in shards if shard.name in parts]
-    write_rows(stage.folder, SAMPLES, ordered, SCHEMA)
+    write_rows(stage.folder, SAMPLES, ordered, PROTECTED_SCHEMA)
     protected = sum(part.extra["protected"] for part in ordered)
     psnr, changed = (math.fsum(part.extra["psnr_db"][i] for part in ordered) for i in range(2))
     counts: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any
 from cluster import session, training
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.ensemble import INDEX, weights_digest
+from pipeline.protection.checkpoints import INDEX, weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest, Stage

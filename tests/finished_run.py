@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.config.class_selection import choose_classes
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.ensemble import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
+from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, load_networks, read_index, weights_digest
 from pipeline.shards.pixels import Pixels, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table, write_table

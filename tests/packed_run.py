@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipeline.config.schema import RunConfig
-from pipeline.ensemble import INDEX, weights_digest
+from pipeline.protection.checkpoints import INDEX, weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage

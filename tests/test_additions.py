@@ -14,6 +14,7 @@ from pipeline import grow, pack, protect, verify
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.export import export
+from pipeline.protection import crafting, release
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
@@ -97,7 +98,7 @@ def test_an_added_image_is_crafted_as_the_run_would_have(released: tuple[RunConf
     assert not keys[0] & keys[1]
 
 
-def broken(task: protect.Task, shard: object, clean: object) -> None:
+def broken(task: crafting.CraftingTask, shard: object, clean: object) -> None:
     raise ValueError("no luck")
 
 
@@ -108,7 +109,7 @@ def test_an_addition_cut_short_is_finished_before_another_begins(
     class_folders(tmp_path / "more", {"ant": 3})
     class_folders(tmp_path / "other", {"bee": 2})
     with monkeypatch.context() as patch:
-        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, broken, protect.release))
+        patch.setattr(protect, "PROTECT", Chain(release.read_clean, broken, release.release))
         with pytest.raises(WorkFailed, match="no luck"):
             grow.run(replace(config, add=str(tmp_path / "more")), folder)
     with pytest.raises(ValueError, match=r"added/0001 was begun with --add .*more and is not finished"):
@@ -126,10 +127,10 @@ def test_an_addition_cut_short_is_finished_before_another_begins(
     assert digests(first) != digests(second)
 
 
-def unlucky(task: protect.Task, shard: Shard, clean: protect.Clean) -> torch.Tensor:
+def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> torch.Tensor:
     if shard.name == "train-000000.tar":
         raise ValueError("no luck")
-    return protect.craft_chosen(task, shard, clean)
+    return release.craft_chosen(task, shard, clean)
 
 
 def test_shards_that_an_addition_lacks_are_tried_again(
@@ -140,7 +141,7 @@ def test_shards_that_an_addition_lacks_are_tried_again(
     class_folders(tmp_path / "other", {"bee": 2})
     more = replace(config, add=str(tmp_path / "more"), keep_going=True)
     with monkeypatch.context() as patch:
-        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, unlucky, protect.release))
+        patch.setattr(protect, "PROTECT", Chain(release.read_clean, unlucky, release.release))
         first = grow.run(more, folder)
     assert first is not None
     assert first.missing == ["train-000000.tar"]

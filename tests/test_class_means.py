@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import class_means
-from pipeline.class_means import Sums, sum_shard
-from pipeline.ensemble import Ensemble, choose, read_index
+from pipeline.protection import class_means
+from pipeline.protection.checkpoints import Ensemble, choose, read_index
+from pipeline.protection.class_means import Sums, sum_shard
 from pipeline.storage.stage import Manifest
 from sep.ensemble import class_sums
 from sep.models import Network

@@ -22,6 +22,7 @@ from torch import Tensor
 from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
+from pipeline.protection import crafting, release
 from pipeline.shards.finished_shards import Part
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
@@ -41,11 +42,11 @@ def undisturbed(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Man
     return protect.run(config, folder)
 
 
-def notes(task: protect.Task) -> Path:
+def notes(task: crafting.CraftingTask) -> Path:
     return Path(task.out.path).parent / "notes"
 
 
-def first_time(task: protect.Task, shard: Shard) -> bool:
+def first_time(task: crafting.CraftingTask, shard: Shard) -> bool:
     """Whether the unlucky shard has its accident now."""
     if shard.name != UNLUCKY or (notes(task) / "happened").exists():
         return False
@@ -61,33 +62,33 @@ def refuse(*arguments: object) -> None:
     raise OSError(5, "Input/output error")
 
 
-def noted_craft(task: protect.Task, shard: Shard, clean: protect.Clean) -> Tensor:
+def noted_craft(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
     """Crafting that leaves a note each time."""
     (notes(task) / f"{shard.name}-{uuid.uuid4().hex}").touch()
-    return protect.craft_chosen(task, shard, clean)
+    return release.craft_chosen(task, shard, clean)
 
 
-def killed_while_crafting(task: protect.Task, shard: Shard, clean: protect.Clean) -> Tensor:
+def killed_while_crafting(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
     crafted = noted_craft(task, shard, clean)
     if first_time(task, shard):
         die()
     return crafted
 
 
-def killed_before_it_is_marked(task: protect.Task, shard: Shard, clean: protect.Clean, crafted: Tensor) -> Part:
+def killed_before_it_is_marked(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: Tensor) -> Part:
     with patch("pipeline.protect.write_part", die) if first_time(task, shard) else nullcontext():
-        return protect.release(task, shard, clean, crafted)
+        return release.release(task, shard, clean, crafted)
 
 
-def storage_refuses_once(task: protect.Task, shard: Shard, clean: protect.Clean, crafted: Tensor) -> Part:
+def storage_refuses_once(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: Tensor) -> Part:
     with patch("pipeline.storage.folder.Folder.write", refuse) if first_time(task, shard) else nullcontext():
-        return protect.release(task, shard, clean, crafted)
+        return release.release(task, shard, clean, crafted)
 
 
 ACCIDENTS = {
-    "killed while crafting": Chain(protect.read_clean, killed_while_crafting, protect.release),
-    "killed between shard and mark": Chain(protect.read_clean, noted_craft, killed_before_it_is_marked),
-    "storage refuses once": Chain(protect.read_clean, noted_craft, storage_refuses_once),
+    "killed while crafting": Chain(release.read_clean, killed_while_crafting, release.release),
+    "killed between shard and mark": Chain(release.read_clean, noted_craft, killed_before_it_is_marked),
+    "storage refuses once": Chain(release.read_clean, noted_craft, storage_refuses_once),
 }
 
 

@@ -14,6 +14,7 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
 from pipeline.export import export
+from pipeline.protection import crafting, release
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
@@ -24,11 +25,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 POISON = "train-000001.tar"
 
 
-def poisoned(task: protect.Task, shard: Shard, clean: protect.Clean) -> Tensor:
+def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
     """Crafting that fails on one shard as often as it is tried."""
     if shard.name == POISON:
         os.kill(os.getpid(), signal.SIGKILL)
-    return protect.craft_chosen(task, shard, clean)
+    return release.craft_chosen(task, shard, clean)
 
 
 def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
@@ -38,7 +39,7 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     whole = protect.run(config, folder)
     config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
     with monkeypatch.context() as patch:
-        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, poisoned, protect.release))
+        patch.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
         with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
             protect.run(config, folder)
         assert not folder.exists("protect/manifest.json")

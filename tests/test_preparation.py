@@ -15,6 +15,7 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
+from pipeline.protection import crafting, release
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.shard import read_shard, write_shard
 from pipeline.shards.tensors import to_tensors
@@ -158,7 +159,7 @@ def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
     whole = protect.run(config, folder)
     config, folder = alone(packed, tmp_path / "broken", method)
     with monkeypatch.context() as patch:
-        patch.setattr(protect, "PROTECT", Chain(protect.read_clean, unlucky, protect.release))
+        patch.setattr(protect, "PROTECT", Chain(release.read_clean, unlucky, release.release))
         with pytest.raises(WorkFailed, match=r"1 failed after every other was finished.*train-000002.tar.*no luck"):
             protect.run(config, folder)
     stamps = {name: Path(folder.file(name)).stat().st_mtime_ns for name in folder.names(recursive=True) if name.startswith("protect/")}
@@ -172,10 +173,10 @@ def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
         assert Path(folder.file(name)).stat().st_mtime_ns == stamps[name], f"{name} was made twice"
 
 
-def unlucky(task: protect.Task, shard: Shard, clean: protect.Clean) -> torch.Tensor:
+def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> torch.Tensor:
     if shard.name == "train-000002.tar":
         raise ValueError("no luck")
-    return protect.craft_chosen(task, shard, clean)
+    return release.craft_chosen(task, shard, clean)
 
 
 def test_what_was_prepared_and_damaged_is_made_again(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:

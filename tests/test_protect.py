@@ -16,7 +16,7 @@ import torch
 from cluster.pool import WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
-from pipeline.ensemble import Ensemble, choose, read_index
+from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.shards.tensors import to_tensors

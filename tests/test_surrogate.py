@@ -12,7 +12,7 @@ import torch
 from cluster.session import Resources
 from pipeline import pack, surrogate
 from pipeline.config.presets import preset
-from pipeline.ensemble import Ensemble, choose, load_networks, read_index
+from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 

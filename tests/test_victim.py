@@ -211,7 +211,7 @@ def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasu
             json.loads(folder.read(f"victim/resnet8-{data}-{name.replace('+', '_')}-seed0.json")) for data in ("clean", "protected")
         ]
         assert {outcome["countermeasure"] for outcome in outcomes} == {name}
-        assert outcomes[0]["loss_per_epoch"] == trial_records[1]["loss_per_epoch"]
+        assert outcomes[0]["loss_per_epoch"] == outcomes[1]["loss_per_epoch"]
         table = np.array(outcomes[1]["confusion"])
         assert table.sum() == 40
         assert (

@@ -13,7 +13,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from pipeline.protect import PROTECT, Task
+from pipeline.protection.crafting import CraftingTask
+from pipeline.protection.release import PROTECT
 from pipeline.storage.stage import Shard
 from sep.execution import use_cpu
 from tests.benchmarks.trained import Trained, device
@@ -65,7 +66,7 @@ def crafting(trained: Trained, images: int, batch_size: int) -> dict[str, dict[s
     return {kind: in_a_fresh_process(_crafting, kind, packed, images, batch_size, torch.get_num_threads()) for kind in ("plain", "ours")}
 
 
-def _worker(task: Task, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
+def _worker(task: CraftingTask, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
     held = {}
     for number in range(1, max(after) + 1):
         PROTECT(task, shards[(number - 1) % len(shards)])
@@ -74,6 +75,6 @@ def _worker(task: Task, shards: Sequence[Shard], after: Sequence[int]) -> dict[s
     return held
 
 
-def of_a_worker(task: Task, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
+def of_a_worker(task: CraftingTask, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
     """What one process holds after so many shards, by the body of the stage's tasks; one outer step each, which takes as much as thirty."""
     return in_a_fresh_process(_worker, replace(task, config=replace(task.config, steps=1)), shards, after)

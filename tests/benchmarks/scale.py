@@ -20,7 +20,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.pool import Room, Work, run_all
-from pipeline.protect import SAMPLES, SCHEMA
+from pipeline.protect import SAMPLES
+from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.reproduction.machine import hardware
 from pipeline.shards.finished_shards import PARTS, finished_parts, write_rows
 from pipeline.storage.folder import Folder
@@ -75,7 +76,7 @@ def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
     resume = time.perf_counter() - begun
     assert len(parts) == sizes.shards - lost
     begun = time.perf_counter()
-    write_rows(folder, SAMPLES, list(parts.values()), SCHEMA)
+    write_rows(folder, SAMPLES, list(parts.values()), PROTECTED_SCHEMA)
     return {
         "shards_per_second": round(sizes.shards / crafting, 1),
         "driver_mib": memory,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from pipeline.protect import SCHEMA
+from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.shards.finished_shards import Part, write_part
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, encode_shard
@@ -35,7 +35,7 @@ def _content(images: int) -> tuple[bytes, Shard, pa.Table]:
     data = encode_shard([Sample(key, png, 0, b"{}") for key in keys])
     shard = Shard("any.tar", sha256(data), images)
     row = {"label": 0, "shard": shard.name, "sha256": "0" * 64, "clean_sha256": "0" * 64, "linf_levels": 8, "psnr_db": 30.0}
-    return data, shard, rows_to_table([{"key": key, **row} for key in keys], SCHEMA)
+    return data, shard, rows_to_table([{"key": key, **row} for key in keys], PROTECTED_SCHEMA)
 
 
 def sleep_shard(folder: Folder, name: str, images: int) -> Part:

@@ -18,10 +18,11 @@ import torch
 
 from cluster import session
 from pipeline import pack, protect
-from pipeline.class_means import MEANS
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.ensemble import INDEX, Ensemble, choose, read_index, weights_digest
+from pipeline.protection import crafting
+from pipeline.protection.checkpoints import INDEX, Ensemble, choose, read_index, weights_digest
+from pipeline.protection.class_means import MEANS
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage
@@ -147,5 +148,5 @@ def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float
     names = Manifest.load(folder, "pack").counts["classes"]
     classes = tuple(range(len(names)))
     budget = Budget("linf", config.eps_levels)
-    task = protect.Task(ensemble, config, prepared.config.seed, "memory", classes, folder.child("pack"), out, out, means, budget)
+    task = crafting.CraftingTask(ensemble, config, prepared.config.seed, "memory", classes, folder.child("pack"), out, out, means, budget)
     return memory.of_a_worker(task, Manifest.load(folder, "pack").shards["train"], after)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cluster.pool import Room, Work, combine_all
-from pipeline.ensemble import Ensemble, load_networks
+from pipeline.protection.checkpoints import Ensemble, load_networks
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder

@@ -12,11 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pipeline.class_means import load_means
 from pipeline.config.schema import ProtectConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.ensemble import Ensemble
-from pipeline.prepared import load_prepared
+from pipeline.protection.checkpoints import Ensemble
+from pipeline.protection.class_means import load_means
+from pipeline.protection.preparation_files import load_prepared
 from pipeline.storage.folder import Folder
 from sep.budget import Budget
 from sep.craft import craft_in_parts
@@ -26,7 +26,7 @@ from sep.objective import choose_targets
 
 
 @dataclass(frozen=True)
-class Task:
+class CraftingTask:
     """What every shard's task is told."""
 
     ensemble: Ensemble
@@ -41,7 +41,7 @@ class Task:
     budget: Budget  # of each image
 
 
-def protect_images(task: Task, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
     """Images of classes that are to be protected, as they are released: `(B, C, H, W)` uint8 on the CPU.
 
     Args:
@@ -62,7 +62,7 @@ def protect_images(task: Task, shard: str, images: Tensor, labels: Tensor, keys:
     return _perturb(task, shard, images, labels, keys) if task.config.kind.perturb else _craft(task, images, labels, keys)
 
 
-def _perturb(task: Task, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+def _perturb(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
     """By a function of the images alone and of what was prepared."""
     config, seed, method = task.config, task.seed, task.config.method
     assert config.kind.perturb is not None
@@ -78,7 +78,7 @@ def _perturb(task: Task, shard: str, images: Tensor, labels: Tensor, keys: Seque
     return config.kind.perturb(request)
 
 
-def _craft(task: Task, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+def _craft(task: CraftingTask, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
     """By the gradients of the ensemble, or at random."""
     config, ensemble = task.config, task.ensemble
     draws = torch.tensor([derive(task.seed, "target", key) for key in keys])

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cluster.pool import Room, Work, combine_all, own_gpu, run_all
 from cluster.session import Resources
-from pipeline.class_means import read_digest, write_means
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.ensemble import Ensemble
-from pipeline.prepared import EVERY, Prepared, read_prepared, write_file, write_record
+from pipeline.protection.checkpoints import Ensemble
+from pipeline.protection.class_means import read_digest, write_means
+from pipeline.protection.preparation_files import EVERY, Prepared, read_prepared, write_file, write_record
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import load, to_tensors
 from pipeline.storage.folder import Folder

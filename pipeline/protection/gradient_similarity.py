@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.pool import Room, Work, WorkFailed, run_all
-from pipeline.ensemble import Checkpoint, Ensemble, choose
+from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder

@@ -1,0 +1,114 @@
+"""One shard of the release: read clean, crafted, written, and checked in integers on what storage gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cluster.pool import Chain
+from pipeline.protection.crafting import CraftingTask, protect_images
+from pipeline.shards.finished_shards import Part, write_part
+from pipeline.shards.pixels import encode_png, pixels_sha256
+from pipeline.shards.shard import Sample, read_shard, write_shard
+from pipeline.shards.tables import rows_to_table
+from pipeline.shards.tensors import to_tensors
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
+from sep.budget import Budget, hold, linf_levels, psnr_db
+from sep.quality import changed_percent, ssim
+
+PROTECTED_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int64()),
+        ("shard", pa.string()),
+        ("sha256", pa.string()),
+        ("clean_sha256", pa.string()),
+        ("linf_levels", pa.int32()),
+        ("psnr_db", pa.float64()),
+        ("ssim", pa.float64()),
+        ("changed_percent", pa.float64()),
+    ]
+)
+MEASURES = {"linf_levels": linf_levels, "psnr_db": psnr_db, "ssim": ssim, "changed_percent": changed_percent}
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A clean shard, decoded."""
+
+    samples: list[Sample]
+    images: Tensor  # (B, C, H, W) uint8
+    labels: Tensor  # (B,)
+    chosen: Tensor  # which of them are protected, in order
+
+
+def read_clean(task: CraftingTask, shard: Shard) -> Clean:
+    """The shard, checked and decoded.
+
+    Raises:
+        CorruptShard: it was altered.
+    """
+    samples = read_shard(task.clean, shard)
+    images, labels = to_tensors(samples)
+    return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
+
+
+def craft_chosen(task: CraftingTask, shard: Shard, clean: Clean) -> Tensor:
+    """The protected images of those classes that are to be protected, `(b, C, H, W)` uint8 on the CPU.
+
+    Raises:
+        ValueError: a checkpoint, or what was prepared, was altered.
+    """
+    chosen = clean.chosen.tolist()
+    return protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], [clean.samples[i].key for i in chosen])
+
+
+def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
+    """Write the protected shard and check it; its part is written last and makes it finished.
+
+    Raises:
+        ValueError: a protected image as stored breaks the budget.
+    """
+    released = list(clean.samples)
+    for i, image in zip(clean.chosen.tolist(), crafted.permute(0, 2, 3, 1).contiguous().numpy(), strict=True):
+        released[i] = dataclasses.replace(released[i], png=encode_png(image))
+    written = write_shard(task.out, shard.name, released)
+    rows = _check(task.out, written, clean.samples, clean.images, task.budget)
+    finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
+    extra = {
+        "protected": len(clean.chosen),
+        "linf_levels": max(row["linf_levels"] for row in rows),
+        "psnr_db": [math.fsum(finite), len(finite)],
+    }
+    return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
+
+
+def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, budget: Budget) -> list[dict[str, Any]]:
+    """Hold the shard, as storage gives it back, to its clean one; one row per image."""
+    back = read_shard(out, written)
+    if [(s.key, s.label, s.info) for s in back] != [(s.key, s.label, s.info) for s in samples]:
+        raise ValueError(f"{out.uri}/{written.name}: keys or labels differ from the clean shard")
+    stored, _ = to_tensors(back)
+    hold(stored, clean, budget)
+    measured = {name: measure(stored, clean).tolist() for name, measure in MEASURES.items()}
+    return [
+        {
+            "key": after.key,
+            "label": after.label,
+            "shard": written.name,
+            "sha256": pixels_sha256(after.pixels),
+            "clean_sha256": pixels_sha256(before.pixels),
+            **{name: values[i] for name, values in measured.items()},
+        }
+        for i, (after, before) in enumerate(zip(back, samples, strict=True))
+    ]
+
+
+PROTECT = Chain(read_clean, craft_chosen, release)
