@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import tyro
 from tyro.conf import Positional
 
-from pipeline.comparison import Comparison, Measured, compare, read, text
 from pipeline.comparison_page import PAGE, PARQUET, write
+from pipeline.results.comparison import Comparison, compare, text
+from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
 

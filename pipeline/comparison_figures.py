@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
 
 from pipeline.canvas import LIGHT, SMALL, Theme, drawing, percent, png
-from pipeline.comparison import Comparison, Measured
-from pipeline.results import Pair, Spread
+from pipeline.results.comparison import Comparison
+from pipeline.results.run_results import Measured, Pair, Spread
 
 LINE = 0.34  # inches a run takes in a panel
 LONGEST_NAME = 24  # letters in a line

@@ -9,8 +9,7 @@ from pathlib import Path
 import jinja2
 from pyarrow import csv
 
-from pipeline.comparison import SCHEMA, Comparison, made, measured, rows, without_release
-from pipeline.costs import EXPLAINED
+from pipeline.results.comparison import EXPLAINED, SCHEMA, Comparison, made, measured, rows, without_release
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 

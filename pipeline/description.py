@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from pipeline import results
 from pipeline.config.schema import RunConfig
-from pipeline.findings import findings, in_parts, on_missing, scope
-from pipeline.report import summary
-from pipeline.results import Pair
+from pipeline.results import run_results
+from pipeline.results.findings import findings, in_parts, on_missing, scope
+from pipeline.results.run_results import Pair
+from pipeline.results.summary import summary
 from pipeline.storage.folder import Folder
 
 LONGEST = 7900  # characters; MLflow takes 8000
@@ -31,13 +31,13 @@ Each run here is one release of protected images. Open it (+) for what it was ma
 
 def describe(config: RunConfig, folder: Folder) -> str:
     """The description of a run, from whatever stages have finished."""
-    found = results.finished(folder)
-    there = results.trained(folder, found)
-    measured = results.pairs(there.rows)
+    found = run_results.finished(folder)
+    there = run_results.trained(folder, found)
+    measured = run_results.pairs(there.rows)
     figures = textwrap.dedent(summary(config, folder)).strip()
     parts = [f"```\n{figures}\n```"]
     if measured:
-        whole, countered = in_parts(findings(found, measured, results.measured_images(folder, found)))
+        whole, countered = in_parts(findings(found, measured, run_results.measured_images(folder, found)))
         parts[:0] = [" ".join(whole), *(["\n".join(f"- {sentence}" for sentence in countered)] if countered else []), scope(measured)]
         parts.append(f"Accuracy on clean test images in percent, trained on clean → **on protected** images:\n\n{_matrix(measured)}")
     parts += on_missing(there)

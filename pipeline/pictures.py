@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline import results
-from pipeline.results import Finished
+from pipeline.results import run_results
+from pipeline.results.run_results import Finished
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
@@ -27,14 +27,14 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
 
     theme = figures.DARK if dark else figures.LIGHT
     drawn = _of_images(folder, found, theme) if "protect" in found else {}
-    measured = results.pairs(results.trained(folder, found).rows)
-    chance = results.chance(found) if measured else 0.0
+    measured = run_results.pairs(run_results.trained(folder, found).rows)
+    chance = run_results.chance(found) if measured else 0.0
     alone = [pair for pair in measured if clean_share(pair.clean.countermeasure) is None]  # with nothing but the release
     if alone:
         first = alone[0]
         plain = [pair for pair in alone if pair.clean.countermeasure == "none"]
         drawn["accuracy"] = figures.accuracy(plain or [first], chance, theme)
-        tables = [(f"trained on {cell.data} images", results.confusion(folder, cell)) for cell in (first.clean, first.protected)]
+        tables = [(f"trained on {cell.data} images", run_results.confusion(folder, cell)) for cell in (first.clean, first.protected)]
         drawn["classes"] = class_figures.classes(tables, found["pack"].counts["classes"], theme)
     if len({pair.clean.countermeasure for pair in measured}) > 1:
         drawn["matrix"] = figures.matrix(measured, theme)
@@ -43,7 +43,7 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
             drawn[COUNTERED + network] = figures.accuracy(own, chance, theme)
     if "surrogate" in found:
         chosen = found["protect"].counts["epochs"] if "protect" in found else []
-        drawn["surrogate"] = figures.surrogate(results.checkpoints(folder), chosen, theme)
+        drawn["surrogate"] = figures.surrogate(run_results.checkpoints(folder), chosen, theme)
     return drawn
 
 
@@ -53,11 +53,11 @@ def _of_images(folder: Folder, found: Finished, theme: Any) -> dict[str, bytes]:
     drawn = {}
     if shown := triplets(folder, found, chosen_samples(folder, found)):
         drawn["samples"] = image_figures.samples(shown, found["protect"].counts["linf_levels"], theme)
-    visible = results.imperceptibility(folder)
+    visible = run_results.imperceptibility(folder)
     if any(visible.values()):
         drawn["imperceptibility"] = image_figures.imperceptibility(visible, theme)
         drawn["spectrum"] = image_figures.spectrum(triplets(folder, found, changed_samples(folder, found)), theme)
-    if alike := results.similarities(folder):
+    if alike := run_results.similarities(folder):
         drawn["similarity"] = figures.similarity(alike, theme)
     return drawn
 

@@ -15,18 +15,10 @@ import yaml
 
 from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.findings import findings, in_parts, made_with, on_missing, scope, surrogates
-from pipeline.headline import headline
 from pipeline.pictures import COUNTERED, draw
-from pipeline.results import (
-    Finished,
-    budget,
-    configuration,
-    finished,
-    measured_images,
-    pairs,
-    trained,
-)
+from pipeline.results.findings import findings, in_parts, made_with, on_missing, scope, surrogates
+from pipeline.results.run_results import Finished, budget, configuration, finished, measured_images, pairs, trained
+from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PAGE, sweep_of
@@ -38,11 +30,9 @@ log = logging.getLogger(__name__)
 
 VERSION = 4  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 SHOWN_QUARANTINED = 50
-# Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
-RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-FLAGS_OF_A_CALL = ("preset", "add", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
-__all__ = ["run", "summary"]
+
+FLAGS_OF_A_CALL = ("preset", "add", "config", "keep_going", "overwrite", "tracking_uri")  # settings that say how, not what
 
 
 def run(config: RunConfig, folder: Folder) -> Manifest:
@@ -145,33 +135,3 @@ def _protection(found: Finished) -> dict[str, Any]:
     renamed = {"epochs": "epochs, counted from 0", "protected": "protected images", "images": "released images"}
     shown = counts | {"classes": len(counts["classes"]), "budget": str(budget(found))}
     return {renamed.get(name, name): value for name, value in shown.items()}
-
-
-def summary(config: RunConfig, folder: Folder) -> str:
-    """The short table for the end of a run: the figures there are, and where to look next."""
-    known = headline(folder)
-
-    def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
-        return [f"  {label:<24}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
-
-    seeds = f"{known.get('victim')}, {known.get('seeds')} seed{'s' if known.get('seeds') != 1 else ''}"
-    lines = [
-        *line("clean victim", "clean_accuracy", "%", seeds),
-        *line("protected victim", "protected_accuracy", "%", f"chance is {known.get('chance_accuracy', 0):.3g} %"),
-        *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
-        *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
-        *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
-        *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
-        *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
-        *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
-        *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),
-        *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),
-        *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),
-    ]
-    where = shlex.quote(folder.uri)
-    looks = [f"audit     python pipeline/verify.py --run {where}"]
-    if folder.is_local and not config.tracking_uri:
-        looks.insert(0, f"runs      make ui RUN={where}, then {RUNS_ADDRESS}")
-    if folder.exists(f"report/{PAGE}"):
-        looks.insert(0, f"report    {folder.uri}/report/{PAGE}")
-    return "\n".join(["", *lines, "", *(f"  {look}" for look in looks)])

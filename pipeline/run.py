@@ -14,9 +14,10 @@ from typing import Any
 from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
-from pipeline import grow, report, sweep
+from pipeline import grow, sweep
 from pipeline.config.command_line import parse
 from pipeline.config.schema import RunConfig
+from pipeline.results.summary import summary
 from pipeline.sequence import run_stages
 from pipeline.storage.driver_lock import sole_driver
 from pipeline.storage.layout import Point, open_run
@@ -56,7 +57,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
             leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
             session.close()
-    return swept.text if swept else report.summary(config, folder), faults
+    return swept.text if swept else summary(config, folder), faults
 
 
 def _stop(number: int, frame: Any) -> None:

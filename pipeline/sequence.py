@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from cluster.pool import WorkFailed
 from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config.schema import STAGES, RunConfig, StageName
-from pipeline.results import configuration, finished
+from pipeline.results.run_results import configuration, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.pool import WorkFailed
-from pipeline.comparison import compare, read, text
 from pipeline.comparison_page import PAGE, VERSION, write
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
+from pipeline.results.comparison import compare, text
+from pipeline.results.run_results import read
 from pipeline.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, begin, point

@@ -13,10 +13,10 @@ from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import swept_fields
-from pipeline.costs import crafting_seconds
 from pipeline.description import LONGEST
 from pipeline.mlflow_store import NOTE
-from pipeline.results import Finished, finished
+from pipeline.results.comparison import crafting_seconds
+from pipeline.results.run_results import Finished, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import settings
 from pipeline.storage.records import digest

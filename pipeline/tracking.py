@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from pipeline import class_files, results
+from pipeline import class_files
 from pipeline.config.schema import RunConfig
 from pipeline.description import OF_EXPERIMENT, describe
-from pipeline.headline import headline
 from pipeline.mlflow_store import NOTE, Store
 from pipeline.pictures import draw
-from pipeline.results import Finished
+from pipeline.results import run_results
+from pipeline.results.run_results import Finished
+from pipeline.results.summary import headline
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, flatten, to_json
 from pipeline.storage.stage import MANIFEST, Manifest
@@ -85,13 +86,13 @@ class Tracker:
         """Of what there is of a stage; None where there is nothing to log."""
         if self._folder.exists(f"{stage}/{MANIFEST}"):
             return Manifest.load(self._folder, stage).digest
-        unfinished = results.trained(self._folder, results.finished(self._folder)).unfinished if stage == "victim" else {}
+        unfinished = run_results.trained(self._folder, run_results.finished(self._folder)).unfinished if stage == "victim" else {}
         return digest(unfinished) if unfinished else None
 
     def _log_missing(self, name: str) -> None:
         """Log every stage that was not logged; `name` is the one that this is about."""
-        found = results.finished(self._folder)
-        unfinished = ["victim"] if results.trained(self._folder, found).missing else []
+        found = run_results.finished(self._folder)
+        unfinished = ["victim"] if run_results.trained(self._folder, found).missing else []
         try:
             self._open(found)
             for stage in [*found, *unfinished, *(["report"] if name == "report" else [])]:  # a new parent run gets everything there is
@@ -132,7 +133,7 @@ class Tracker:
 
     def _asked(self, found: Finished) -> dict[str, Any]:
         """The tree of settings that the parent has as parameters."""
-        tree = results.configuration(self._config, found, results.trained(self._folder, found))
+        tree = run_results.configuration(self._config, found, run_results.trained(self._folder, found))
         del tree["victim"]["trials_per_gpu"]  # which decides how fast, and may differ as well
         return {name: value for name, value in tree.items() if name not in OF_A_CALL}
 
@@ -195,8 +196,8 @@ class Tracker:
         parent, known = self._state["parent"], headline(self._folder)
         self._store.log_metrics(parent, {name: known[name] for name in HEADLINE.get(stage, ()) if name in known})
         if stage == "victim":  # the same names in every run, so that runs chart side by side
-            there = results.trained(self._folder, found)
-            cells = [cell for pair in results.pairs(there.rows) for cell in pair.trained]
+            there = run_results.trained(self._folder, found)
+            cells = [cell for pair in run_results.pairs(there.rows) for cell in pair.trained]
             names = [f"{cell.data}_accuracy/{cell.network}/{cell.countermeasure.replace('+', '_')}" for cell in cells]  # MLflow takes no +
             self._store.log_metrics(parent, {name: cell.last.mean for name, cell in zip(names, cells, strict=True)})
         self._store.client.set_tag(parent, NOTE, describe(self._config, self._folder))
@@ -210,7 +211,7 @@ class Tracker:
         self._log_input(self._state["parent"], found["pack"], "clean")
 
     def _surrogate(self, found: Finished) -> None:
-        manifest, networks = found["surrogate"], results.checkpoints(self._folder)
+        manifest, networks = found["surrogate"], run_results.checkpoints(self._folder)
         for network, entries in networks.items():  # each a child of its own, so that the same metrics stand beside one another
             epochs = [entry["metrics"] for entry in entries]
             name = "surrogate" if len(networks) == 1 else f"surrogate · {network}"
@@ -234,7 +235,7 @@ class Tracker:
         self._store.client.set_terminated(run)
 
     def _victim(self, found: Finished) -> None:
-        there = results.trained(self._folder, found)
+        there = run_results.trained(self._folder, found)
         training = {name: value for name, value in there.asked["victim"].items() if not isinstance(value, list)}
         names, drawn = found["pack"].counts["classes"], set[tuple[str, ...]]()
         for row in there.rows:
@@ -247,7 +248,7 @@ class Tracker:
             curves = zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True)
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
-            counts = results.trial_confusion(self._folder, **cell)
+            counts = run_results.trial_confusion(self._folder, **cell)
             files = {"classes.csv": class_files.table(counts, names)}
             # Half a second each, in this process: one for the first seed, which the others look like, and their tables have the figures.
             if (like := (row["network"], row["data"], row["countermeasure"])) not in drawn:

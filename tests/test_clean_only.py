@@ -15,10 +15,12 @@ import torch
 from cluster import session, sweep
 from cluster.session import Resources
 from pipeline import comparison_figures, report, victim
-from pipeline.comparison import compare, read, text
 from pipeline.comparison_page import write
 from pipeline.config.schema import RunConfig
-from pipeline.headline import headline
+from pipeline.results import summary
+from pipeline.results.comparison import compare, text
+from pipeline.results.run_results import read
+from pipeline.results.summary import headline
 from pipeline.sequence import run_stages
 from pipeline.shards.shard import read_shard
 from pipeline.storage.folder import Folder
@@ -121,7 +123,7 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
     assert "No victim is finished yet that had nothing but the release" in page
     assert "Protected victim" not in page
     assert not {"accuracy", "classes"} & set(manifest.counts["pictures"])
-    assert "protected victim" not in report.summary(asked, folder)
+    assert "protected victim" not in summary.summary(asked, folder)
 
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline import compare, comparison_figures, results, sweep
-from pipeline.comparison import NONE, Measured, made, measured, read, rows
-from pipeline.comparison import compare as side_by_side
+from pipeline import compare, comparison_figures, sweep
 from pipeline.comparison_page import VERSION
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
-from pipeline.costs import crafting_seconds
-from pipeline.headline import headline
+from pipeline.results import run_results
+from pipeline.results.comparison import NONE, crafting_seconds, made, measured, rows
+from pipeline.results.comparison import compare as side_by_side
+from pipeline.results.run_results import Measured, read
+from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
@@ -57,7 +58,7 @@ def test_prints_what_the_runs_measured(runs: dict[str, Path], tmp_path: Path, ca
     assert "warning" not in out + err
     for name, levels, steps in (("eight", 8, 4), ("four", 4, 2)):
         known = headline(folder := Folder.open(str(runs[name])))
-        (pair,) = results.pairs(results.trials(folder, results.finished(folder)))
+        (pair,) = run_results.pairs(run_results.trials(folder, run_results.finished(folder)))
         spreads = " ".join(str(spread) for spread in (pair.clean.last, pair.protected.last, pair.protected.peak, pair.protected.relabelled))
         assert f"resnet8 {name} 2 {spreads}" in words(out)
         gradients = 36 * steps * 2  # images, steps, checkpoints

@@ -12,7 +12,7 @@ from pipeline.config.command_line import parse
 from pipeline.config.presets import PRESETS, from_tree, preset
 from pipeline.config.schema import STAGES, RunConfig, resolved, to_tree
 from pipeline.config.sweep_grid import grid
-from pipeline.results import configuration
+from pipeline.results.run_results import configuration
 from sep.countermeasures.registry import COUNTERMEASURES
 from sep.ensemble import equally_spaced
 from sep.methods.registry import Method

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pipeline import comparison_figures
-from pipeline.comparison import NONE, Comparison, Measured, compare, made, read, rows, text
 from pipeline.comparison_page import PAGE, write
-from pipeline.costs import EXPLAINED
+from pipeline.results.comparison import EXPLAINED, NONE, Comparison, compare, made, rows, text
+from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder
 from tests import finished_run
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.findings import findings, in_parts
-from pipeline.results import Pair, pairs
+from pipeline.results.findings import findings, in_parts
+from pipeline.results.run_results import Pair, pairs
 from tests.test_findings import found_of, pair
 
 RELEASE = pair(57.0, 19.8, 25.0)

@@ -11,7 +11,7 @@ from matplotlib.text import Annotation
 
 from pipeline import canvas, figures
 from pipeline.canvas import DARK, LIGHT, Theme
-from pipeline.results import Similarity, pairs
+from pipeline.results.run_results import Similarity, pairs
 from sep.models import NetworkName
 from tests.drawn import decoded, share
 

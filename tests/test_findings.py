@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.findings import findings, made_with, scope
-from pipeline.results import Pair, pairs
+from pipeline.results.findings import findings, made_with, scope
+from pipeline.results.run_results import Pair, pairs
 from pipeline.storage.stage import Manifest
 
 

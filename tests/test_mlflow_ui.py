@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from pipeline import report
 from pipeline.canvas import DPI, WIDTH
 from pipeline.config.schema import STAGES
+from pipeline.results import summary
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from tests import browser, finished_run, mlflow_server
@@ -59,7 +60,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 def open_runs(page: Page, address: str) -> Locator:
     """The row of the only release among the runs, by the path that `make ui` and the end of a run say."""
-    page.goto(address + report.RUNS_ADDRESS.removeprefix("http://127.0.0.1:5000"), wait_until="domcontentloaded")
+    page.goto(address + summary.RUNS_ADDRESS.removeprefix("http://127.0.0.1:5000"), wait_until="domcontentloaded")
     row = page.locator(".ag-row", has=page.get_by_role("link", name=NAME))
     expect(row).to_be_visible()
     return row

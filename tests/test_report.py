@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import pictures, report, results
+from pipeline import pictures, report
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.findings import findings
-from pipeline.headline import headline
+from pipeline.results import run_results, summary
+from pipeline.results.findings import findings
+from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.verify import verify
@@ -116,13 +117,13 @@ def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConf
     assert "protected_other_accuracy_std" not in known  # of a single seed
     assert (known["protected_images"], known["protected_classes"], known["targets"]) == (24, 2, "random-class")
     assert "24 of 36 images, those of 2 of 3 classes, protected by sep-fa (random-class targets)" in text
-    found = results.finished(folder)
-    for sentence in findings(found, results.pairs(results.trials(folder, found)), tests=12):
+    found = run_results.finished(folder)
+    for sentence in findings(found, run_results.pairs(run_results.trials(folder, found)), tests=12):
         assert sentence in text
     assert f"Other classes, protected {known['protected_other_accuracy']:.1f} %" in text
     assert "Protected classes (2) horizontal, vertical Other classes (1) diagonal" in text
     for line in ("others, clean", "others, protected"):
-        assert line in report.summary(config, folder)
+        assert line in summary.summary(config, folder)
     for network in ("resnet8", "vit-small"):  # the transfer table: a line per victim
         shown = [rows[network, "clean"]["last_accuracy"]] + [rows[network, "protected"][f"{kind}_accuracy"] for kind in FIGURES]
         shown += [rows[network, data]["other_accuracy"] for data in ("clean", "protected")]
@@ -136,10 +137,10 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     assert {row["linf_levels"] for row in table if row["label"] == 0} == {0}
     assert len(changed) == 24
     assert headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
-    found = results.finished(folder)
+    found = run_results.finished(folder)
     shown = pictures.triplets(folder, found, pictures.chosen_samples(folder, found))
     assert [triplet.class_name for triplet in shown] == ["horizontal", "vertical"]
-    assert results.measured_images(folder, found) == 12
+    assert run_results.measured_images(folder, found) == 12
     for triplet in pictures.triplets(folder, found, pictures.changed_samples(folder, found)):
         assert triplet.class_name != "diagonal"
         assert (triplet.clean != triplet.protected).any()
@@ -152,7 +153,7 @@ def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunCo
     known = headline(folder)
     assert known["gradient_similarity"] == pytest.approx((first + second) / 2)
     assert known["network_similarity"] == pytest.approx(said["networks"]["cosines"][0][1])
-    assert [matrix.labels for matrix in results.similarities(folder)] == [["1", "2"], ["1", "2"], ["resnet8", "vit-small"]]
+    assert [matrix.labels for matrix in run_results.similarities(folder)] == [["1", "2"], ["1", "2"], ["resnet8", "vit-small"]]
     assert "network_similarity" not in headline(whole_run[1])
     assert "between networks, of their last checkpoints" in words(folder)
     assert "between networks" not in words(whole_run[1])
@@ -161,8 +162,8 @@ def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunCo
 @pytest.mark.parametrize("name", ["whole_run", "mixed_run"])
 def test_command_and_settings_on_the_page_give_the_configuration_back(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     config, folder = request.getfixturevalue(name)
-    found = results.finished(folder)
-    tree = results.configuration(config, found)
+    found = run_results.finished(folder)
+    tree = run_results.configuration(config, found)
     again = parse(report.command(tree).split()[2:])
     assert to_tree(again) == to_tree(config)
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree))
@@ -172,7 +173,7 @@ def test_command_and_settings_on_the_page_give_the_configuration_back(name: str,
 def test_settings_shown_are_those_a_stage_was_made_with(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
     other = replace(config, protect=replace(config.protect, steps=29), tracking_uri="http://user:secret@host")
-    tree = results.configuration(other, results.finished(folder))
+    tree = run_results.configuration(other, run_results.finished(folder))
     assert tree["protect"]["steps"] == config.protect.steps
     assert "secret" not in str(tree)
 
@@ -184,8 +185,8 @@ def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_pat
     drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", *OF_IMAGES}}[stages[-1]]
     assert set(manifest.counts["pictures"]) == drawn
     assert "No victim is finished yet" in words(folder)
-    assert "clean victim" not in report.summary(config, folder)
-    assert ("PSNR" in report.summary(config, folder)) == ("protect" in stages)
+    assert "clean victim" not in summary.summary(config, folder)
+    assert ("PSNR" in summary.summary(config, folder)) == ("protect" in stages)
 
 
 def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +207,7 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
     config, folder = copied_run
     redone = replace(config, protect=replace(config.protect, steps=2), overwrite=True)
     finished_run.write(Path(folder.path), ("protect",), redone)
-    assert list(results.finished(folder)) == ["pack", "surrogate", "protect"]
+    assert list(run_results.finished(folder)) == ["pack", "surrogate", "protect"]
     assert "protected_accuracy" not in headline(folder)
     report.run(redone, folder)
     assert "No victim is finished yet" in words(folder)
@@ -233,7 +234,7 @@ def test_images_that_were_left_as_they_are_are_in_no_spectrum(copied_run: tuple[
     for row in unchanged:
         row["linf_levels"] = 0
     write_table(folder.child("protect"), "samples.parquet", rows_to_table([*unchanged, last], table.schema))
-    assert pictures.changed_samples(folder, results.finished(folder)) == [(last["key"], last["shard"])]
+    assert pictures.changed_samples(folder, run_results.finished(folder)) == [(last["key"], last["shard"])]
     folder.child("report").delete()
     assert "spectrum" in report.run(config, folder).counts["pictures"]
 
@@ -245,7 +246,7 @@ def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> N
 
 def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
-    text = report.summary(config, folder)
+    text = summary.summary(config, folder)
     known = headline(folder)
     for part in (
         f"{known['clean_accuracy']:.1f} %",
@@ -263,4 +264,4 @@ def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunCo
 def test_settings_of_a_finished_run_win_over_those_of_a_later_start(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
     later = replace(config, data="/elsewhere", seed=config.seed + 1)
-    assert results.configuration(later, results.finished(folder)) == results.configuration(config, results.finished(folder))
+    assert run_results.configuration(later, run_results.finished(folder)) == run_results.configuration(config, run_results.finished(folder))

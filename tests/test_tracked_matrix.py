@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import class_files, results
+from pipeline import class_files
+from pipeline.results import run_results
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
 from tests import matrix_run
@@ -50,7 +51,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
 
 def test_countermeasures_one_after_the_other_are_logged_as_any_other(logged: Logged) -> None:
     assert not logged.said
-    for pair in results.pairs(results.trials(logged.folder, results.finished(logged.folder))):
+    for pair in run_results.pairs(run_results.trials(logged.folder, run_results.finished(logged.folder))):
         name = {"none": "none", COMPOSED: "grayscale_jpeg-10", SHARE: SHARE}[pair.clean.countermeasure]
         for cell in pair.trained:
             assert logged.parent.data.metrics[f"{cell.data}_accuracy/resnet18/{name}"] == cell.last.mean

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from pipeline import report, results
+from pipeline import report
 from pipeline.config.schema import STAGES, RunConfig
-from pipeline.headline import headline
+from pipeline.results import run_results
+from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
@@ -171,7 +172,7 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         assert curve(name, "train_loss") == row["loss_per_epoch"]
         assert children[name].data.metrics["relabelled_accuracy"] == row["relabelled_accuracy"]
         assert "other_accuracy" not in children[name].data.metrics  # every class is protected
-    epochs = results.checkpoints(folder)["resnet8"]
+    epochs = run_results.checkpoints(folder)["resnet8"]
     assert curve("surrogate", "train_loss") == [entry["metrics"]["loss"] for entry in epochs]
     assert curve("surrogate", "lr") == [entry["metrics"]["lr"] for entry in epochs]
 
@@ -185,7 +186,7 @@ def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: P
     parent, children = runs(folder)
     known = headline(folder)
     assert {name for name in children if name.startswith("surrogate")} == {"surrogate · resnet8", "surrogate · vit-small"}
-    for network, entries in results.checkpoints(folder).items():
+    for network, entries in run_results.checkpoints(folder).items():
         child = children[f"surrogate · {network}"]
         assert child.data.tags["network"] == child.data.params["network"] == network
         assert child.data.metrics["train_loss"] == entries[-1]["metrics"]["loss"]

@@ -14,10 +14,12 @@ import torch
 from cluster import session, sweep
 from cluster.pool import WorkFailed
 from cluster.session import Resources
-from pipeline import report, results, victim
-from pipeline.comparison import compare, read
+from pipeline import report, victim
 from pipeline.config.schema import RunConfig, StageName
-from pipeline.headline import headline
+from pipeline.results import run_results, summary
+from pipeline.results.comparison import compare
+from pipeline.results.run_results import read
+from pipeline.results.summary import headline
 from pipeline.sequence import run_stages
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
@@ -66,10 +68,10 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
         victim.run(config, folder)
-    found = results.finished(folder)
+    found = run_results.finished(folder)
     assert "victim" not in found
-    assert results.trials(folder, found) == []
-    there = results.trained(folder, found)
+    assert run_results.trials(folder, found) == []
+    there = run_results.trained(folder, found)
     assert {(row["data"], row["seed"]) for row in there.rows} == {("clean", 0), ("clean", 1), ("protected", 0)}
     first = report.run(config, folder)
     assert "The victims are not finished: 1 of 4 results are missing here, as trainings failed: resnet8-protected-none-seed1." in said(
@@ -79,7 +81,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     known = headline(folder)
     of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.rows if row["seed"] == 0}
     assert (known["clean_accuracy"], known["protected_accuracy"], known["seeds"]) == (of_seed_0["clean"], of_seed_0["protected"], 1)
-    assert re.search(r"missing victims +1 +of 4 results", report.summary(config, folder))
+    assert re.search(r"missing victims +1 +of 4 results", summary.summary(config, folder))
     assert report.run(config, folder) == first
 
     trainings.broken = set()
@@ -87,7 +89,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert not folder.exists(f"victim/{UNFINISHED}")
     assert report.run(config, folder) != first
     assert "not finished" not in said(folder)
-    assert "missing victims" not in report.summary(config, folder)
+    assert "missing victims" not in summary.summary(config, folder)
     assert headline(folder)["seeds"] == 2
 
 
@@ -117,9 +119,9 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     trainings.broken = {"resnet8-clean-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
         victim.run(config, folder)
-    assert results.trained(folder, results.finished(folder)).rows
+    assert run_results.trained(folder, run_results.finished(folder)).rows
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
-    assert results.trained(folder, results.finished(folder)) == results.Trained([], [])
+    assert run_results.trained(folder, run_results.finished(folder)) == run_results.Trained([], [])
     report.run(config, folder)
     assert "trainings failed" not in said(folder)
 

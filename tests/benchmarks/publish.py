@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.config.presets import from_tree
 from pipeline.reproduction.machine import hardware
-from pipeline.results import Finished, Spread, budget, configuration, finished, psnr_values, similarities, trials
+from pipeline.results.run_results import Finished, Spread, budget, configuration, finished, psnr_values, similarities, trials
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
 from pipeline.storage.records import flatten, to_json

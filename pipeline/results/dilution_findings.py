@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.margins import ALIKE, NEAR, error_between, lost
-from pipeline.results import Cell, Pair
+from pipeline.results.run_results import Cell, Pair
+from pipeline.results.thresholds import ALIKE, NEAR, error_between, lost
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share, control_of, plan
 
 START = "Where a stranger has"

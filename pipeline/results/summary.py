@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 
-from pipeline.results import Pair, Trained, budget, chance, finished, imperceptibility, pairs, similarities, trained
+from pipeline.config.schema import RunConfig
+from pipeline.results.run_results import Pair, Trained, budget, chance, finished, imperceptibility, pairs, similarities, trained
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PAGE
 from sep.countermeasures.registry import clean_share
 from sep.methods.registry import METHODS
+
+# Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
+RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 
 
 def headline(run: Folder) -> dict[str, float | str]:
@@ -59,3 +65,33 @@ def _first(there: Trained) -> Pair | None:
     alone = [name for name in asked["countermeasures"] if clean_share(name) is None]
     wanted = (asked["networks"][0], "none" if "none" in alone else alone[0]) if alone else None
     return next((pair for pair in pairs(there.rows) if (pair.clean.network, pair.clean.countermeasure) == wanted), None)
+
+
+def summary(config: RunConfig, folder: Folder) -> str:
+    """The short table for the end of a run: the figures there are, and where to look next."""
+    known = headline(folder)
+
+    def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
+        return [f"  {label:<24}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
+
+    seeds = f"{known.get('victim')}, {known.get('seeds')} seed{'s' if known.get('seeds') != 1 else ''}"
+    lines = [
+        *line("clean victim", "clean_accuracy", "%", seeds),
+        *line("protected victim", "protected_accuracy", "%", f"chance is {known.get('chance_accuracy', 0):.3g} %"),
+        *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
+        *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
+        *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
+        *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
+        *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
+        *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
+        *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),
+        *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),
+        *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),
+    ]
+    where = shlex.quote(folder.uri)
+    looks = [f"audit     python pipeline/verify.py --run {where}"]
+    if folder.is_local and not config.tracking_uri:
+        looks.insert(0, f"runs      make ui RUN={where}, then {RUNS_ADDRESS}")
+    if folder.exists(f"report/{PAGE}"):
+        looks.insert(0, f"report    {folder.uri}/report/{PAGE}")
+    return "\n".join(["", *lines, "", *(f"  {look}" for look in looks)])

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import UNFINISHED, trial_name
+from pipeline.storage.layout import UNFINISHED, settings, trial_name
 from pipeline.storage.records import digest
 from pipeline.storage.stage import MANIFEST, STARTED, Manifest
 from sep.budget import Budget
@@ -257,3 +257,45 @@ def budget(found: Finished) -> Budget:
     """What might be spent on an image; releases of earlier versions say only the radius of the L-infinity ball."""
     counts = found["protect"].counts
     return Budget(**counts["budget"]) if "budget" in counts else Budget("linf", counts["eps_levels"])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one run; any subset of the stages may be there."""
+
+    uri: str
+    found: Finished
+    trained: Trained
+    pairs: tuple[Pair, ...]
+    settings: dict[str, Any]  # of a point of a sweep, what was swept
+
+    def of(self, stage: str, name: str) -> Any:
+        """What a stage counted under that name; None where it has not finished, or counts no such thing."""
+        return self.found[stage].counts.get(name) if stage in self.found else None
+
+    @property
+    def data_digest(self) -> str:
+        """Of the packed images and labels: the same for the same data, wherever and whenever they were packed."""
+        return digest(self.found["pack"].as_dict()["shards"])
+
+    @property
+    def chance(self) -> float:
+        """Percent that guessing gets right."""
+        return chance(self.found)
+
+    @property
+    def gradients_per_image(self) -> float:
+        """What crafting an image took; 0 where there is nothing crafted, or no gradient was needed."""
+        return (self.of("protect", "gradients") or 0) / max(1, self.of("protect", "protected") or 0)
+
+
+def read(folder: Folder) -> Measured:
+    """What a run has measured so far.
+
+    Raises:
+        ValueError: a manifest or table is damaged.
+        OSError: storage refused.
+    """
+    found = finished(folder)
+    there = trained(folder, found)
+    return Measured(folder.uri, found, there, tuple(pairs(there.rows)), settings(folder))

@@ -9,10 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.costs import EXPLAINED, crafting_seconds, surrogate_seconds
-from pipeline.results import Finished, Pair, Spread, Trained, budget, chance, finished, pairs, trained
-from pipeline.storage.folder import Folder
-from pipeline.storage.layout import settings
+from pipeline.results.run_results import Finished, Measured, Pair, Spread, Trained, budget
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest
 from sep.budget import largest_change
@@ -29,36 +26,12 @@ SCHEMA = pa.schema(
     + [("network", pa.string()), ("countermeasure", pa.string()), ("seeds", pa.int64()), ("chance_accuracy", pa.float64())]
     + [(f"{name}_accuracy{std}", pa.float64()) for name in SPREADS for std in ("", "_std")]
 )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What is known of one run; any subset of the stages may be there."""
-
-    uri: str
-    found: Finished
-    trained: Trained
-    pairs: tuple[Pair, ...]
-    settings: dict[str, Any]  # of a point of a sweep, what was swept
-
-    def of(self, stage: str, name: str) -> Any:
-        """What a stage counted under that name; None where it has not finished, or counts no such thing."""
-        return self.found[stage].counts.get(name) if stage in self.found else None
-
-    @property
-    def data_digest(self) -> str:
-        """Of the packed images and labels: the same for the same data, wherever and whenever they were packed."""
-        return digest(self.found["pack"].as_dict()["shards"])
-
-    @property
-    def chance(self) -> float:
-        """Percent that guessing gets right."""
-        return chance(self.found)
-
-    @property
-    def gradients_per_image(self) -> float:
-        """What crafting an image took; 0 where there is nothing crafted, or no gradient was needed."""
-        return (self.of("protect", "gradients") or 0) / max(1, self.of("protect", "protected") or 0)
+EXPLAINED = (
+    "Gradients are those of all images together. Surrogate is the training of the networks whose checkpoints a method reads, one for "
+    "all points of a sweep, and – where it reads none. Crafting includes a network that a method trains for itself, as that of "
+    "error-minimising noise, and is told at the rate of its last start, if that crafted anything. Surrogate and victims are told as "
+    "long as their last start took, victims all together."
+)
 
 
 @dataclass(frozen=True)
@@ -72,18 +45,6 @@ class Comparison:
     def victims(self) -> list[str]:
         """Networks and countermeasures that any of the runs has measured."""
         return list(dict.fromkeys(pair.name for run in self.runs.values() for pair in run.pairs))
-
-
-def read(folder: Folder) -> Measured:
-    """What a run has measured so far.
-
-    Raises:
-        ValueError: a manifest or table is damaged.
-        OSError: storage refused.
-    """
-    found = finished(folder)
-    there = trained(folder, found)
-    return Measured(folder.uri, found, there, tuple(pairs(there.rows)), settings(folder))
 
 
 def compare(runs: Sequence[Measured]) -> Comparison:
@@ -281,3 +242,18 @@ def text(comparison: Comparison) -> str:
 
 def _paragraph(words: str) -> str:
     return textwrap.fill(words, 120, initial_indent="  ", subsequent_indent="  ")
+
+
+def crafting_seconds(protect: Manifest) -> float | None:
+    """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None where it crafted nothing.
+
+    With those that were spent before the first shard on training against the noise, or on looking for pixels, where a method does.
+    """
+    rate = protect.timing.get("images_per_second", 0)
+    return float(protect.timing.get("preparation_seconds", 0) + protect.counts["protected"] / rate) if rate else None
+
+
+def surrogate_seconds(found: Finished) -> float | None:
+    """Seconds that training took of the networks whose checkpoints the method reads; None where it reads none."""
+    reads = "protect" not in found or METHODS[found["protect"].counts["method"]].checkpoints != 0
+    return found["surrogate"].seconds if "surrogate" in found and reads else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pipeline.results import Pair
+from pipeline.results.run_results import Pair
 
 FAR = 10.0  # points; a difference this large is never called small, however much a victim learns
 ALIKE = 0.2  # of what there is to lose; shares no further apart are called alike

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline import diluted_findings
-from pipeline.margins import ALIKE, FAR, NEAR, error, lost, much, share_lost
-from pipeline.results import Finished, Pair, Trained, chance
+from pipeline.results import dilution_findings
+from pipeline.results.run_results import Finished, Pair, Trained, chance
+from pipeline.results.thresholds import ALIKE, FAR, NEAR, error, lost, much, share_lost
 from pipeline.storage.records import shown
 from sep.countermeasures.registry import clean_share
 from sep.methods.registry import METHODS
@@ -30,7 +30,7 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
     if not measured:
         return ["No victim is finished yet on both clean and protected images, so this run says nothing about how well they are protected."]
     guess = chance(found)
-    on_diluted = diluted_findings.on_diluted(measured, guess, tests)
+    on_diluted = dilution_findings.on_diluted(measured, guess, tests)
     # Who has clean images as well says nothing of the release alone.
     measured = [pair for pair in measured if clean_share(pair.clean.countermeasure) is None]
     if not measured:
@@ -59,7 +59,7 @@ def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
 
 def in_parts(said: list[str]) -> tuple[list[str], list[str]]:
     """The sentences on the whole, and those on countermeasures, one for each outcome: together too long for one paragraph."""
-    countered = [sentence for sentence in said if sentence.startswith((*ON_COUNTERMEASURES, diluted_findings.START))]
+    countered = [sentence for sentence in said if sentence.startswith((*ON_COUNTERMEASURES, dilution_findings.START))]
     return [sentence for sentence in said if sentence not in countered], countered
 
 

@@ -1,0 +1,1 @@
+"""What a run says: its figures, and what they mean in words."""
