@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 from tyro.conf import Positional
 
-from pipeline.comparison_page import PAGE, PARQUET, write
+from pipeline.pages.comparison_page import PAGE, PARQUET, write
 from pipeline.results.comparison import Comparison, compare, text
 from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.pool import WorkFailed
-from pipeline.comparison_page import PAGE, VERSION, write
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
+from pipeline.pages.comparison_page import PAGE, VERSION, write
 from pipeline.results.comparison import compare, text
 from pipeline.results.run_results import read
 from pipeline.sequence import run_stages

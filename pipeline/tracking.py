@@ -16,11 +16,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv
 
-from pipeline import class_files
 from pipeline.config.schema import RunConfig
 from pipeline.description import OF_EXPERIMENT, describe
 from pipeline.mlflow_store import NOTE, Store
-from pipeline.pictures import draw
+from pipeline.pages.gallery import draw
 from pipeline.results import run_results
 from pipeline.results.run_results import Finished
 from pipeline.results.summary import headline
@@ -236,6 +235,8 @@ class Tracker:
 
     def _victim(self, found: Finished) -> None:
         there = run_results.trained(self._folder, found)
+        from pipeline.pages import confusion_figures  # matplotlib takes seconds to load
+
         training = {name: value for name, value in there.asked["victim"].items() if not isinstance(value, list)}
         names, drawn = found["pack"].counts["classes"], set[tuple[str, ...]]()
         for row in there.rows:
@@ -249,10 +250,10 @@ class Tracker:
             self._store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
             self._store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
             counts = run_results.trial_confusion(self._folder, **cell)
-            files = {"classes.csv": class_files.table(counts, names)}
+            files = {"classes.csv": confusion_figures.table(counts, names)}
             # Half a second each, in this process: one for the first seed, which the others look like, and their tables have the figures.
             if (like := (row["network"], row["data"], row["countermeasure"])) not in drawn:
-                files["classes.png"] = class_files.picture(counts, names, f"trained on {data} images, seed {row['seed']}")
+                files["classes.png"] = confusion_figures.picture(counts, names, f"trained on {data} images, seed {row['seed']}")
                 drawn.add(like)
             self._store.log_files(run, files)
             self._store.client.set_terminated(run)

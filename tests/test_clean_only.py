@@ -14,9 +14,10 @@ import torch
 
 from cluster import session, sweep
 from cluster.session import Resources
-from pipeline import comparison_figures, report, victim
-from pipeline.comparison_page import write
+from pipeline import report, victim
 from pipeline.config.schema import RunConfig
+from pipeline.pages import comparison_figures
+from pipeline.pages.comparison_page import write
 from pipeline.results import summary
 from pipeline.results.comparison import compare, text
 from pipeline.results.run_results import read

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline import compare, comparison_figures, sweep
-from pipeline.comparison_page import VERSION
+from pipeline import compare, sweep
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
+from pipeline.pages import comparison_figures
+from pipeline.pages.comparison_page import VERSION
 from pipeline.results import run_results
 from pipeline.results.comparison import NONE, crafting_seconds, made, measured, rows
 from pipeline.results.comparison import compare as side_by_side

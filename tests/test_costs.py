@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pipeline import comparison_figures
-from pipeline.comparison_page import PAGE, write
+from pipeline.pages import comparison_figures
+from pipeline.pages.comparison_page import PAGE, write
 from pipeline.results.comparison import EXPLAINED, NONE, Comparison, compare, made, rows, text
 from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline import image_figures
-from pipeline.canvas import DARK, LIGHT, Theme
-from pipeline.image_figures import Triplet
+from pipeline.pages import image_figures
+from pipeline.pages.canvas import DARK, LIGHT, Theme
+from pipeline.pages.image_figures import Triplet
 from tests.drawn import decoded, share
 
 

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from pipeline import report
-from pipeline.canvas import DPI, WIDTH
 from pipeline.config.schema import STAGES
+from pipeline.pages.canvas import DPI, WIDTH
 from pipeline.results import summary
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker

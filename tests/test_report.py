@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import pictures, report
+from pipeline import report
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
+from pipeline.pages import gallery
+from pipeline.pages.page import command
 from pipeline.results import run_results, summary
 from pipeline.results.findings import findings
 from pipeline.results.summary import headline
@@ -138,10 +140,10 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     assert len(changed) == 24
     assert headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
     found = run_results.finished(folder)
-    shown = pictures.triplets(folder, found, pictures.chosen_samples(folder, found))
+    shown = gallery.triplets(folder, found, gallery.chosen_samples(folder, found))
     assert [triplet.class_name for triplet in shown] == ["horizontal", "vertical"]
     assert run_results.measured_images(folder, found) == 12
-    for triplet in pictures.triplets(folder, found, pictures.changed_samples(folder, found)):
+    for triplet in gallery.triplets(folder, found, gallery.changed_samples(folder, found)):
         assert triplet.class_name != "diagonal"
         assert (triplet.clean != triplet.protected).any()
 
@@ -164,7 +166,7 @@ def test_command_and_settings_on_the_page_give_the_configuration_back(name: str,
     config, folder = request.getfixturevalue(name)
     found = run_results.finished(folder)
     tree = run_results.configuration(config, found)
-    again = parse(report.command(tree).split()[2:])
+    again = parse(command(tree).split()[2:])
     assert to_tree(again) == to_tree(config)
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree))
     assert from_tree(yaml.safe_load((tmp_path / "settings.yaml").read_text())) == config
@@ -234,7 +236,7 @@ def test_images_that_were_left_as_they_are_are_in_no_spectrum(copied_run: tuple[
     for row in unchanged:
         row["linf_levels"] = 0
     write_table(folder.child("protect"), "samples.parquet", rows_to_table([*unchanged, last], table.schema))
-    assert pictures.changed_samples(folder, run_results.finished(folder)) == [(last["key"], last["shard"])]
+    assert gallery.changed_samples(folder, run_results.finished(folder)) == [(last["key"], last["shard"])]
     folder.child("report").delete()
     assert "spectrum" in report.run(config, folder).counts["pictures"]
 

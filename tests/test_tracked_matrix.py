@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import class_files
+from pipeline.pages import confusion_figures
 from pipeline.results import run_results
 from pipeline.storage.folder import Folder
 from pipeline.tracking import Tracker
@@ -92,7 +92,7 @@ def test_every_victim_has_a_table_of_its_classes_and_one_of_each_kind_a_picture(
 
 
 def test_a_class_without_test_images_has_no_accuracy_and_any_name_fits() -> None:
-    made = class_files.table([[3, 1, 0], [0, 0, 0], [0, 0, 2]], ['a "b", c', "é", "="]).decode()
+    made = confusion_figures.table([[3, 1, 0], [0, 0, 0], [0, 0, 2]], ['a "b", c', "é", "="]).decode()
     rows = list(csv.reader(made.splitlines()))
     assert rows[0][3:] == ['taken for a "b", c', "taken for é", "taken for ="]
     assert [row[:3] for row in rows[1:]] == [['a "b", c', "4", "75.0"], ["é", "0", ""], ["=", "2", "100.0"]]

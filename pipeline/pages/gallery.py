@@ -23,9 +23,12 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
     They are `samples`, `imperceptibility`, `spectrum` and `similarity` of a protection, `accuracy`, `classes`, `matrix` and
     `countermeasures-<network>` of victims, and `surrogate`; `dark` is for a dark page.
     """
-    from pipeline import class_figures, figures  # matplotlib takes seconds to load, which nobody should wait for who only wants figures
+    from pipeline.pages import (  # matplotlib takes seconds to load, which nobody should wait for who only wants figures
+        confusion_figures,
+        training_figures,
+    )
 
-    theme = figures.DARK if dark else figures.LIGHT
+    theme = training_figures.DARK if dark else training_figures.LIGHT
     drawn = _of_images(folder, found, theme) if "protect" in found else {}
     measured = run_results.pairs(run_results.trained(folder, found).rows)
     chance = run_results.chance(found) if measured else 0.0
@@ -33,22 +36,22 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
     if alone:
         first = alone[0]
         plain = [pair for pair in alone if pair.clean.countermeasure == "none"]
-        drawn["accuracy"] = figures.accuracy(plain or [first], chance, theme)
+        drawn["accuracy"] = training_figures.accuracy(plain or [first], chance, theme)
         tables = [(f"trained on {cell.data} images", run_results.confusion(folder, cell)) for cell in (first.clean, first.protected)]
-        drawn["classes"] = class_figures.classes(tables, found["pack"].counts["classes"], theme)
+        drawn["classes"] = confusion_figures.classes(tables, found["pack"].counts["classes"], theme)
     if len({pair.clean.countermeasure for pair in measured}) > 1:
-        drawn["matrix"] = figures.matrix(measured, theme)
+        drawn["matrix"] = training_figures.matrix(measured, theme)
         for network in dict.fromkeys(pair.clean.network for pair in measured):
             own = [pair for pair in measured if pair.clean.network == network]
-            drawn[COUNTERED + network] = figures.accuracy(own, chance, theme)
+            drawn[COUNTERED + network] = training_figures.accuracy(own, chance, theme)
     if "surrogate" in found:
         chosen = found["protect"].counts["epochs"] if "protect" in found else []
-        drawn["surrogate"] = figures.surrogate(run_results.checkpoints(folder), chosen, theme)
+        drawn["surrogate"] = training_figures.surrogate(run_results.checkpoints(folder), chosen, theme)
     return drawn
 
 
 def _of_images(folder: Folder, found: Finished, theme: Any) -> dict[str, bytes]:
-    from pipeline import figures, image_figures
+    from pipeline.pages import image_figures, training_figures
 
     drawn = {}
     if shown := triplets(folder, found, chosen_samples(folder, found)):
@@ -58,7 +61,7 @@ def _of_images(folder: Folder, found: Finished, theme: Any) -> dict[str, bytes]:
         drawn["imperceptibility"] = image_figures.imperceptibility(visible, theme)
         drawn["spectrum"] = image_figures.spectrum(triplets(folder, found, changed_samples(folder, found)), theme)
     if alike := run_results.similarities(folder):
-        drawn["similarity"] = figures.similarity(alike, theme)
+        drawn["similarity"] = training_figures.similarity(alike, theme)
     return drawn
 
 
@@ -90,7 +93,7 @@ def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
 
 def triplets(folder: Folder, found: Finished, wanted: list[tuple[str, str]]) -> list[Any]:
     """The images named by key and shard, before and after, in that order; reads only the shards these are in."""
-    from pipeline.image_figures import Triplet
+    from pipeline.pages.image_figures import Triplet
 
     classes, images = found["pack"].counts["classes"], {stage: _samples(folder, found, stage, wanted) for stage in ("pack", "protect")}
     return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]

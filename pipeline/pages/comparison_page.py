@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 
-import jinja2
 from pyarrow import csv
 
+from pipeline.pages import html
 from pipeline.results.comparison import EXPLAINED, SCHEMA, Comparison, made, measured, rows, without_release
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -43,7 +42,7 @@ def _pictures(comparison: Comparison, *, dark: bool = False) -> dict[str, bytes]
     """The PNGs there are, by names of `PICTURES`."""
     if not comparison.victims:
         return {}
-    from pipeline import canvas, comparison_figures  # matplotlib takes seconds to load, for which a table should not wait
+    from pipeline.pages import canvas, comparison_figures  # matplotlib takes seconds to load, for which a table should not wait
 
     theme = canvas.DARK if dark else canvas.LIGHT
     drawn = {"accuracy": comparison_figures.accuracies(comparison, theme)}
@@ -53,14 +52,8 @@ def _pictures(comparison: Comparison, *, dark: bool = False) -> dict[str, bytes]
 
 
 def _page(comparison: Comparison, title: str, drawn: dict[str, dict[str, bytes]]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("comparison.html.j2").render(
+    return html.render(
+        "comparison.html.j2",
         title=title,
         warnings=comparison.warnings,
         made=made(comparison),

@@ -1,19 +1,22 @@
-"""The picture of what victims take each class for."""
+"""What victims take each class for: as a picture, and as a table in CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades
+from pipeline.pages.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades
 
 NAMED = 20  # classes that have room for their names
 NUMBERED = 10  # and cells for a number
 LONGEST = 12  # characters of a name
 MOST_CELLS = 200  # a side; more would be smaller than pixels, of which some would then not be drawn
+Table = Sequence[Sequence[int]]
 
 
 def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequence[str], theme: Theme = LIGHT) -> bytes:
@@ -52,3 +55,19 @@ def _largest(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:
     """The largest value of each block, those at the right and lower edge being what is left."""
     starts = np.arange(0, len(values), block)
     return np.asarray(np.maximum.reduceat(np.maximum.reduceat(values, starts, 0), starts, 1), np.float64)
+
+
+def table(counts: Table, names: Sequence[str]) -> bytes:
+    """A confusion table `(K, K)` as CSV: of each true class its test images, percent correct, and how many were taken for each class."""
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["class", "test images", "accuracy", *(f"taken for {name}" for name in names)])
+    for label, row in enumerate(counts):
+        images = sum(row)
+        writer.writerow([names[label], images, round(100 * row[label] / images, 2) if images else "", *row])
+    return stream.getvalue().encode()
+
+
+def picture(counts: Table, names: Sequence[str], title: str) -> bytes:
+    """A confusion table `(K, K)` as a PNG."""
+    return classes([(title, counts)], names)

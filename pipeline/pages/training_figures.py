@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 
-from pipeline.canvas import DARK, FONT, LIGHT, SMALL, Theme, bare, drawing, epochs, ink_on, label_ends, percent, png, shades
+from pipeline.pages.canvas import DARK, FONT, LIGHT, SMALL, Theme, bare, drawing, epochs, ink_on, label_ends, percent, png, shades
 from pipeline.results.run_results import Pair, Similarity
 
 FEW = 10  # rows of a similarity matrix whose cells have room for a number

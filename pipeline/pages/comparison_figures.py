@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
 
-from pipeline.canvas import LIGHT, SMALL, Theme, drawing, percent, png
+from pipeline.pages.canvas import LIGHT, SMALL, Theme, drawing, percent, png
 from pipeline.results.comparison import Comparison
 from pipeline.results.run_results import Measured, Pair, Spread
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades
+from pipeline.pages.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades
 from pipeline.shards.pixels import Pixels
 
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
