@@ -21,7 +21,7 @@ from pipeline.results.summary import summary
 from pipeline.sequence import run_stages
 from pipeline.storage.driver_lock import sole_driver
 from pipeline.storage.layout import Point, open_run
-from pipeline.sweep_tracking import SweepTracker
+from pipeline.tracking.sweep_tracker import SweepTracker
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pipeline.results.run_results import configuration, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 

@@ -20,7 +20,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, begin, point
 from pipeline.storage.records import digest
 from pipeline.storage.stage import STARTED, Stage
-from pipeline.sweep_tracking import PointTracker, SweepTracker
+from pipeline.tracking.sweep_tracker import PointTracker, SweepTracker
 
 log = logging.getLogger(__name__)
 

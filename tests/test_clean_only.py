@@ -26,7 +26,7 @@ from pipeline.sequence import run_stages
 from pipeline.shards.shard import read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from pipeline.training import trial
 from pipeline.training.clean_shares import check_clean_shares
 from tests import finished_run

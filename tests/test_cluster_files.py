@@ -265,7 +265,7 @@ def test_the_environment_of_a_job_is_written_down_once(name: str) -> None:
     text = (ROOT / name).read_text()
     assert not [variable for variable in session.ENVIRONMENT if variable not in of_clusters and variable in text]
     assert set(re.findall(r"RAY_USAGE_STATS_ENABLED=(\w+)", text)) <= {session.ENVIRONMENT["RAY_USAGE_STATS_ENABLED"]}
-    assert "MLFLOW_DISABLE" not in text  # `pipeline/tracking.py` does, wherever a driver runs
+    assert "MLFLOW_DISABLE" not in text  # `pipeline/tracking/tracker.py` does, wherever a driver runs
 
 
 def test_a_jobs_package_has_the_code_and_nothing_else(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "cluster": {"cluster", "ray"},
     "pipeline": None,
 }
-ONLY_IN = {"webdataset": {"pipeline.shards.shard"}, "mlflow": {"pipeline.mlflow_store"}}
+ONLY_IN = {"webdataset": {"pipeline.shards.shard"}, "mlflow": {"pipeline.tracking.mlflow_store"}}
 NEVER = {"pipeline": {"ray", "pickle", "tests"}}
 
 

@@ -13,7 +13,7 @@ from pipeline.config.schema import STAGES
 from pipeline.pages.canvas import DPI, WIDTH
 from pipeline.results import summary
 from pipeline.storage.folder import Folder
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from tests import browser, finished_run, mlflow_server
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
-from pipeline.sweep_tracking import PointTracker, SweepTracker
+from pipeline.tracking.sweep_tracker import PointTracker, SweepTracker
 from tests import finished_run
 
 SHARED = ("pack", "surrogate")

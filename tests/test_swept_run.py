@@ -20,7 +20,7 @@ from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, Point, open_run, point
 from pipeline.storage.stage import Manifest
-from pipeline.sweep_tracking import SweepTracker
+from pipeline.tracking.sweep_tracker import SweepTracker
 from tests import finished_run, packed_run
 
 pytestmark = pytest.mark.ray

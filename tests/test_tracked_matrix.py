@@ -12,7 +12,7 @@ import pytest
 from pipeline.pages import confusion_figures
 from pipeline.results import run_results
 from pipeline.storage.folder import Folder
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from tests import matrix_run
 from tests.drawn import decoded
 
@@ -37,7 +37,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(matrix_run, "NAMES", ("none", COMPOSED, SHARE))
-        changed.setattr("pipeline.tracking.log.error", lambda message, *arguments: said.append(message % arguments))
+        changed.setattr("pipeline.tracking.tracker.log.error", lambda message, *arguments: said.append(message % arguments))
         config, folder = matrix_run.write(tmp_path_factory.mktemp("matrix") / "run", networks=1, seeds=2)
         tracker = Tracker(config, folder)
         for stage in ("victim", "report"):

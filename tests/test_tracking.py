@@ -19,7 +19,7 @@ from pipeline.results import run_results
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from tests import finished_run
 
 ALL = (*finished_run.STAGES, "report")

@@ -16,7 +16,7 @@ from cluster.session import Resources
 from pipeline import victim
 from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from sep.execution import SHARED, share_memory
 from tests import finished_run
 

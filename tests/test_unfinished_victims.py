@@ -24,7 +24,7 @@ from pipeline.sequence import run_stages
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from tests import finished_run
 
 

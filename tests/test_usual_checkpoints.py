@@ -12,7 +12,7 @@ from cluster import session
 from pipeline import protect
 from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
-from pipeline.sweep_tracking import SweepTracker
+from pipeline.tracking.sweep_tracker import SweepTracker
 from sep.methods.registry import Method
 from tests import finished_run
 

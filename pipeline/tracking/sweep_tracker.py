@@ -13,14 +13,14 @@ from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import swept_fields
-from pipeline.description import LONGEST
-from pipeline.mlflow_store import NOTE
 from pipeline.results.comparison import crafting_seconds
 from pipeline.results.run_results import Finished, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import settings
 from pipeline.storage.records import digest
-from pipeline.tracking import Tracker
+from pipeline.tracking.description import LONGEST
+from pipeline.tracking.mlflow_store import NOTE
+from pipeline.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

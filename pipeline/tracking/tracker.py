@@ -17,8 +17,6 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.config.schema import RunConfig
-from pipeline.description import OF_EXPERIMENT, describe
-from pipeline.mlflow_store import NOTE, Store
 from pipeline.pages.gallery import draw
 from pipeline.results import run_results
 from pipeline.results.run_results import Finished
@@ -26,6 +24,8 @@ from pipeline.results.summary import headline
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, flatten, to_json
 from pipeline.storage.stage import MANIFEST, Manifest
+from pipeline.tracking.description import OF_EXPERIMENT, describe
+from pipeline.tracking.mlflow_store import NOTE, Store
 from sep.countermeasures.registry import trained_as
 from sep.methods.registry import METHODS
 
