@@ -13,7 +13,7 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect, verify
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.export import export
+from pipeline.operations.image_folder import export
 from pipeline.protection import crafting, release
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tables import read_table

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.export import export, main, names, safe
+from pipeline.export import main
+from pipeline.operations.image_folder import export, names, safe
 from pipeline.shards.shard import decode_shard
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder

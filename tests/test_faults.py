@@ -22,11 +22,11 @@ from torch import Tensor
 from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
+from pipeline.operations.audit import verify
 from pipeline.protection import crafting, release
 from pipeline.shards.finished_shards import Part
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
-from pipeline.verify import verify
 from tests.packed_run import copy, digests
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]

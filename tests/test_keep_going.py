@@ -13,12 +13,12 @@ from torch import Tensor
 from cluster.pool import Chain, WorkFailed
 from pipeline import protect
 from pipeline.config.schema import RunConfig
-from pipeline.export import export
+from pipeline.operations.audit import verify
+from pipeline.operations.image_folder import export
 from pipeline.protection import crafting, release
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
-from pipeline.verify import verify
 from tests.packed_run import copy
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]

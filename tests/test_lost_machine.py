@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from pipeline import run
+from pipeline.operations.audit import verify
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
-from pipeline.verify import verify
 from tests.benchmarks.memory import in_a_fresh_process
 from tests.packed_run import digests
 

@@ -13,8 +13,17 @@ from cluster import session
 from pipeline import plan
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.estimate import EPOCH_SECONDS, STAGE_SECONDS, Workers, Workload, human_bytes, human_time, stage_seconds, storage_bytes
-from pipeline.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
+from pipeline.operations.estimate import (
+    EPOCH_SECONDS,
+    STAGE_SECONDS,
+    Workers,
+    Workload,
+    human_bytes,
+    human_time,
+    stage_seconds,
+    storage_bytes,
+)
+from pipeline.operations.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
 from pipeline.sources.scan import scan
 from sep.countermeasures.registry import plan as plan_of
 from tests.pictures import class_folders

@@ -15,13 +15,14 @@ from cluster.pool import Chain, WorkFailed
 from pipeline import grow, pack, protect
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
+from pipeline.operations.audit import verify
 from pipeline.protection import crafting, release
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.shard import read_shard, write_shard
 from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
-from pipeline.verify import main, verify
+from pipeline.verify import main
 from sep.budget import Budget, hold, spent
 from sep.methods.registry import METHODS, Method
 from sep.methods.request import Request

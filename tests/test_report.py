@@ -19,6 +19,7 @@ from pipeline import report
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
+from pipeline.operations.audit import verify
 from pipeline.pages import gallery
 from pipeline.pages.page import command
 from pipeline.results import run_results, summary
@@ -26,7 +27,6 @@ from pipeline.results.findings import findings
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
-from pipeline.verify import verify
 from tests import finished_run
 
 

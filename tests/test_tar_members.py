@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.inspection import read_members
+from pipeline.operations.shard_inspection import read_members
 from pipeline.shards import tar
 from pipeline.shards.shard import CorruptShard, decode_shard
 from pipeline.shards.tar import content, files, open_tar

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from pipeline.operations.audit import verify
 from pipeline.shards.pixels import encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, decode_shard, encode_shard
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256
-from pipeline.verify import main, verify
+from pipeline.verify import main
 from tests import finished_run
 
 SHARD = "protect/train-000001.tar"

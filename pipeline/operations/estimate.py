@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pipeline.config.schema import RunConfig
-from pipeline.probe import Images, Speed
+from pydantic.dataclasses import dataclass as validated
+
+from cluster import session
+from cluster.pool import Room, Work, run_all
+from pipeline.config.class_selection import protected_classes
+from pipeline.config.schema import STRICT, RunConfig
+from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
+from pipeline.sources.dataset import Dataset
+from pipeline.sources.scan import scan
 from sep.countermeasures import registry as countermeasures
 
 # Read from one run of `cifar10-small` on two CPU cores, whose stages took 12, 158, 273, 258 and 2 seconds.
@@ -18,6 +26,9 @@ REPORT_SECONDS = 3.0
 # Not measured: encoding and checking an image on its way out, in units of packing it.
 SHARD_PASSES = 2.0
 MOST_CPU_RANKS = 8
+PROBE_SECONDS = 10.0
+SIZES = (8, 64)  # clusters of so many workers stand beside the present one
+GPU_CPUS = 8  # of a machine with one GPU, where this cluster has none to look at
 
 
 @dataclass(frozen=True)
@@ -143,3 +154,66 @@ def text(
             price = f"{hours * price_per_worker_hour:>12,.2f}" if price_per_worker_hour else ""
             lines.append(f"  {stage:<12}{human_time(each):>10}{hours:>16.3g}{price}")
     return "\n".join(lines)
+
+
+@validated(frozen=True, kw_only=True, config=STRICT)
+class PlanConfig(RunConfig):
+    """Estimate time, machines, storage and money of a run, without starting it."""
+
+    gradients_per_second: float | None = None
+    """of one GPU and the (first) surrogate network, instead of measuring this cluster"""
+    price_per_gpu_hour: float | None = None
+    """in any currency; of a worker, where this cluster has no GPU and none is described"""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rate or price, and more than one run.
+
+        Raises:
+            ValueError: a number is out of range, or a sweep is asked for.
+        """
+        super().__post_init__()
+        if self.sweep:
+            raise ValueError("a plan is of one run: give the values of a point in the place of --sweep")
+        for name in ("gradients_per_second", "price_per_gpu_hour"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}")
+
+
+def plan(config: PlanConfig) -> str:
+    """The plan as a text.
+
+    Raises:
+        ValueError: the source cannot be packed as it is, or a setting does not fit it.
+        WorkFailed: the probe failed.
+    """
+    dataset = scan(config)
+    resources = session.connect(config.workers)
+    try:
+        images = look(dataset.split("train")[:LOOKED_AT], dataset.reader, config)
+        if config.gradients_per_second:
+            speed, gpu = scaled(config.gradients_per_second, images.pixels, config, len(dataset.classes)), True
+        else:
+            speed, gpu = _probe(config, images, len(dataset.classes), resources), bool(resources.gpu)
+    finally:
+        session.close()
+    cpus_each = resources.cpus / resources.tasks if resources.gpu else GPU_CPUS if gpu else 1
+    present = [] if gpu and not resources.gpu else [Workers(resources.tasks, gpu, cpus_each)]
+    clusters = [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)]
+    return text(config, _count(config, dataset, images), images, speed, clusters, config.price_per_gpu_hour)
+
+
+def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
+    labels = Counter(entry.label for entry in dataset.split("train"))
+    chosen = protected_classes(config, dataset.classes)
+    sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
+    protected = sum(labels[label] for label in chosen)
+    return Workload(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
+
+
+def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
+    """The slowest of all workers, which compute at the same time."""
+    arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
+    pieces = [Work(f"worker {n}", arguments) for n in range(resources.tasks)]
+    speeds = [speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", room=Room(resources.tasks, gpus=resources.gpu))]
+    return min(speeds, key=lambda speed: sum(speed.gradients.values()))

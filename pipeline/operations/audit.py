@@ -1,0 +1,174 @@
+"""The audit of a run: every image, label and grey level held to the manifests and to the clean shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config.class_selection import choose_classes
+from pipeline.operations.shard_inspection import SAMPLES, Row, compare, inspect
+from pipeline.shards.tables import read_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.records import digest
+from pipeline.storage.stage import Manifest
+from sep.budget import UNITS, Budget
+from sep.methods.registry import METHODS
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What came out: how much was looked at, and every fault as `stage/shard: key: what is wrong`."""
+
+    images: int
+    unprotected: int  # of them, in classes that are released as they are
+    shards: int
+    budget: Budget
+    largest_change: int  # in levels
+    most_used: int  # of the budget, in its own unit
+    faults: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Every fault on its line, then one line of summary."""
+        others = f" and {self.unprotected} of other classes" if self.unprotected else ""
+        images = f"{self.images - self.unprotected} protected images{others}"
+        if self.budget.norm == "linf":
+            change = f"largest change {self.largest_change} of {self.budget.limit} levels"
+        else:
+            unit = UNITS[self.budget.norm]
+            change = f"largest change {self.largest_change} levels, at most {self.most_used} of {self.budget.limit} {unit} in an image"
+        seen = f"{images} in {self.shards} shards, {change}"
+        return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
+
+
+def verify(run: Folder, base: Manifest | None = None) -> Audit:
+    """Recompute everything the manifests and tables of the pack and protect stages say of the images.
+
+    Args:
+        run: a run, or an addition to one.
+        base: of the protect stage of the run, if `run` is an addition.
+
+    Raises:
+        ValueError: there is nothing to audit: a stage has not finished, or a manifest or table is missing or damaged.
+    """
+    pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
+    budget = _budget(run, pack, protect)
+    classes = choose_classes(protect.asked["protect"].get("classes", ()), pack.counts["classes"], "protect.classes")
+    old = base is not None and protect.asked["protect"].get("added_to") != base.digest
+    clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
+    protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
+    faults = ["protect/manifest.json: made with another release of the run than the present one"] if old else []
+    faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
+    clean_by_shard, protected_by_shard = _by_shard(clean_table), _by_shard(protected_table)
+    nothing = replace(budget, limit=0)
+    images = unprotected = chosen = largest = most_used = 0
+    for shard in pack.shards.get("train", []):
+        clean_rows, protected_rows = _rows(clean_by_shard, shard.name), _rows(protected_by_shard, shard.name)
+        clean = inspect(run, "pack", shard, clean_rows, clean_rows)
+        if shard.name in protect.missing:
+            faults += [*clean.conclude(), f"protect/{shard.name}: missing: crafting it failed, and the run kept going without it"]
+            continue
+        protected = inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
+        others = {key for key, row in clean_rows.items() if row["label"] not in classes}
+        for key in sorted(clean.samples.keys() & protected.samples.keys()):
+            allowed = nothing if key in others else budget
+            change, found = compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), allowed)
+            largest, most_used = max(largest, change.levels), max(most_used, change.used)
+            for text in found:
+                protected.fault(key, text)
+        chosen += len(clean_rows) - len(others)
+        images += len(protected.samples)
+        unprotected += len(others & protected.samples.keys())
+        faults += [*clean.conclude(), *protected.conclude()]
+    for shard in pack.shards.get("test", []):
+        rows = _rows(clean_by_shard, shard.name)
+        faults += inspect(run, "pack", shard, rows, rows).conclude()
+    if protect.counts.get("protected", chosen) != chosen:
+        faults.append(
+            f"protect/manifest.json: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
+        )
+    if protect.counts.get("linf_levels") != largest:
+        faults.append(f"protect/manifest.json: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
+    if protect.counts.get("classes", list(classes)) != list(classes):
+        faults.append(f"protect/manifest.json: protected classes {protect.counts['classes']}, asked for {list(classes)}")
+    if protect.counts.get("budget", asdict(budget)) != asdict(budget):  # which earlier versions did not record
+        faults.append(f"protect/manifest.json: budget {protect.counts['budget']}, but the method's is {asdict(budget)}")
+    return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
+
+
+def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
+    """What the method that was asked for may spend on an image.
+
+    Raises:
+        ValueError: the manifest does not say which, or how much.
+    """
+    asked = protect.asked.get("protect", {})
+    eps_levels, method = asked.get("eps_levels"), asked.get("method")
+    if not isinstance(eps_levels, int):
+        raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
+    if method not in METHODS:
+        raise ValueError(f"{run.uri}/protect/manifest.json names the method {method!r}; known are {', '.join(METHODS)}")
+    return METHODS[method].budget(eps_levels, (3, pack.counts["height"], pack.counts["width"]))
+
+
+def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator[str]:
+    """What the manifests contradict each other, themselves or the folder's list of files in."""
+    for manifest in (pack, protect):
+        where = f"{manifest.stage}/manifest.json"
+        if digest(manifest.asked) != manifest.hash:
+            yield f"{where}: its configuration was altered"
+        listed = {shard.name for shards in manifest.shards.values() for shard in shards}
+        for name in sorted(set(run.child(manifest.stage).names()) - listed):
+            if name.endswith(".tar"):
+                yield f"{manifest.stage}/{name}: not in the manifest"
+    for split in ("train", "test"):
+        if pack.counts.get(split) != sum(shard.count for shard in pack.shards.get(split, [])):
+            yield f"pack/manifest.json: {pack.counts.get(split)} {split} images recorded, but its shards hold another number"
+    expected = sum(shard.count for shard in pack.shards.get("train", []) if shard.name not in protect.missing)
+    if protect.counts.get("images") != expected:
+        yield f"protect/manifest.json: {protect.counts.get('images')} images recorded, but {expected} clean ones"
+    clean, protected = ({shard.name for shard in manifest.shards.get("train", [])} for manifest in (pack, protect))
+    clean -= set(protect.missing)
+    for name in sorted(clean ^ protected):
+        yield f"protect/{name}: " + ("not in the manifest" if name in clean else "in the manifest, but there is no such clean shard")
+    for name, recorded in protect.asked.get("inputs", {}).items():
+        try:
+            if Manifest.load(run, name).digest != recorded:
+                yield f"{name}/manifest.json: not the one the protected images were made from"
+        except ValueError as error:
+            yield str(error)
+
+
+def _table_faults(manifest: Manifest, table: pa.Table) -> Iterator[str]:
+    where = f"{manifest.stage}/{SAMPLES}"
+    keys = table["key"].value_counts()
+    for twice in keys.filter(pc.greater(keys.field("counts"), 1)).field("values").to_pylist():
+        yield f"{where}: {twice}: recorded more than once"
+    expected = sum(shard.count for shards in manifest.shards.values() for shard in shards)
+    if table.num_rows != expected:
+        yield f"{where}: {table.num_rows} images recorded, {expected} in the manifest"
+
+
+def _table(run: Folder, stage: str) -> pa.Table:
+    columns = {"pack": ["key", "label", "shard", "sha256"], "protect": ["key", "label", "shard", "sha256", "clean_sha256", "linf_levels"]}
+    try:
+        return read_table(run.child(stage), SAMPLES, columns[stage])
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{run.uri}/{stage}/{SAMPLES} is missing or damaged ({error}): delete that folder and run the stage again"
+        ) from error
+
+
+def _by_shard(table: pa.Table) -> dict[str, pa.Table]:
+    """The rows of each shard, without copies; one pass, however many shards there are."""
+    ordered, begun, slices = table.sort_by("shard"), 0, {}
+    for count in ordered["shard"].value_counts().to_pylist():
+        slices[count["values"]] = ordered.slice(begun, count["counts"])
+        begun += count["counts"]
+    return slices
+
+
+def _rows(tables: Mapping[str, pa.Table], shard: str) -> dict[str, Row]:
+    return {row["key"]: row for row in tables[shard].to_pylist()} if shard in tables else {}

@@ -1,0 +1,94 @@
+"""A release as image files under their original names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.shards.pixels import pixels_sha256
+from pipeline.shards.shard import CorruptShard, read_shard
+from pipeline.shards.tables import read_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
+
+SAMPLES = "samples.parquet"
+UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
+LONGEST = 120  # bytes of one part of a name; most filesystems stop at 255 for the whole
+
+
+def safe(name: str) -> str:
+    """One name for a file or folder, which can lead nowhere else."""
+    short = UNSAFE.sub("_", name).encode()[:LONGEST].decode(errors="ignore")
+    return short.strip(". ") or "_"
+
+
+def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Where each image goes, `<class name>/<original stem>.png`, by key.
+
+    Images of one class whose names would fall together keep their original extension, `a.jpg.png`, and then get their key.
+
+    Args:
+        rows: key, class_name and source of every image.
+
+    Raises:
+        ValueError: two classes, or two images after all, would have the same name.
+    """
+    classes = {row["class_name"] for row in rows}
+    if len({safe(name).casefold() for name in classes}) < len(classes):  # case does not tell files apart everywhere
+        raise ValueError(f"class names must differ as names of folders; they are {', '.join(sorted(map(repr, classes)))}")
+    choices: dict[str, tuple[str, str, str]] = {}
+    for row in rows:
+        source, folder = PurePosixPath(row["source"].replace("\\", "/")), safe(row["class_name"])
+        stem, name, key = safe(source.stem), safe(source.name), safe(row["key"])
+        choices[row["key"]] = (f"{folder}/{stem}.png", f"{folder}/{name}.png", f"{folder}/{name} {key}.png")
+    chosen: dict[str, str] = {}
+    for level in range(3):
+        open_keys = [key for key in choices if key not in chosen]
+        taken = Counter(path.casefold() for path in (*chosen.values(), *(choices[key][level] for key in open_keys)))
+        chosen |= {key: choices[key][level] for key in open_keys if taken[choices[key][level].casefold()] == 1}
+    if len(chosen) < len(rows):
+        raise ValueError(f"no names can be found that tell these images apart: {', '.join(sorted(choices.keys() - chosen.keys())[:5])}")
+    return chosen
+
+
+def export(run: Folder, to: Folder) -> int:
+    """Write every protected image, byte for byte as it lies in its shard, and return how many there are.
+
+    Args:
+        run: a run whose protect stage has finished.
+        to: a local folder that is empty or not there; it is filled whole or not at all.
+
+    Raises:
+        ValueError: the folder is not local or not empty, the run is unfinished, or an image is not the one recorded.
+    """
+    if not to.is_local:
+        raise ValueError(f"--to must be a local folder, got {to.uri}")
+    target = Path(to.path)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{target} is there already and is not an empty folder: give --to a new one")
+    protect = Manifest.load(run, "protect")
+    clean = read_table(run.child("pack"), SAMPLES, ["key", "split", "class_name", "source", "shard"])
+    released = pc.and_(pc.equal(clean["split"], "train"), pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))
+    paths = names(clean.filter(released).to_pylist())
+    recorded = read_table(run.child("protect"), SAMPLES, ["key", "sha256"])
+    hashes = dict(zip(recorded["key"].to_pylist(), recorded["sha256"].to_pylist(), strict=True))
+    written = 0
+    with to.staging() as building:
+        for path in set(paths.values()):
+            Path(building.file(path)).parent.mkdir(parents=True, exist_ok=True)
+        for shard in protect.shards["train"]:
+            for sample in read_shard(run.child("protect"), shard):
+                if sample.key not in paths or pixels_sha256(sample.pixels) != hashes.get(sample.key):
+                    where = f"{run.uri}/protect/{shard.name}: {sample.key}"
+                    raise CorruptShard(f"{where}: not the image that was recorded; `python pipeline/verify.py --run` names every fault")
+                Path(building.file(paths[sample.key])).write_bytes(sample.png)
+                written += 1
+        if written != len(paths):
+            raise CorruptShard(f"{run.uri}: {len(paths)} clean training images, but {written} protected ones; verify.py names every fault")
+    return written
