@@ -14,11 +14,11 @@ from typing import Any
 from cluster import session
 from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
-from pipeline import grow, sweep
 from pipeline.config.command_line import parse
 from pipeline.config.schema import RunConfig
 from pipeline.results.summary import summary
-from pipeline.sequence import run_stages
+from pipeline.stages import addition, sweep
+from pipeline.stages.sequence import run_stages
 from pipeline.storage.driver_lock import sole_driver
 from pipeline.storage.layout import Point, open_run
 from pipeline.tracking.sweep_tracker import SweepTracker
@@ -48,7 +48,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
                 swept = sweep.run(config, folder, tracker)
                 missing += swept.missing
                 faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]
-            if config.add and (added := grow.run(config, folder)):
+            if config.add and (added := addition.run(config, folder)):
                 missing += [f"added/{shard}" for shard in added.missing]
             if missing:
                 faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")

@@ -15,9 +15,10 @@ from pyarrow import fs
 
 from cluster import session
 from cluster.session import Resources
-from pipeline import pack, reproduce
+from pipeline import reproduce
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
+from pipeline.stages import pack
 from pipeline.storage.folder import Folder
 from tests import packed_run, s3_servers, small_reproduction
 

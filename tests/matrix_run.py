@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import report
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import rows_to_table, write_table
+from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import trial_name
 from pipeline.storage.records import to_json

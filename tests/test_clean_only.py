@@ -14,7 +14,6 @@ import torch
 
 from cluster import session, sweep
 from cluster.session import Resources
-from pipeline import report, victim
 from pipeline.config.schema import RunConfig
 from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import write
@@ -22,8 +21,9 @@ from pipeline.results import summary
 from pipeline.results.comparison import compare, text
 from pipeline.results.run_results import read
 from pipeline.results.summary import headline
-from pipeline.sequence import run_stages
 from pipeline.shards.shard import read_shard
+from pipeline.stages import report, victim
+from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import Tracker

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline import compare, sweep
+from pipeline import compare
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from pipeline.pages import comparison_figures
@@ -23,6 +23,7 @@ from pipeline.results.comparison import compare as side_by_side
 from pipeline.results.run_results import Measured, read
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
+from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from tests import finished_run
@@ -211,7 +212,7 @@ def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp
 
     first = written()
     assert written() == first
-    monkeypatch.setattr("pipeline.sweep.VERSION", VERSION + 1)
+    monkeypatch.setattr("pipeline.stages.sweep.VERSION", VERSION + 1)
     assert written() != first
 
 

@@ -20,11 +20,11 @@ import pytest
 from torch import Tensor
 
 from cluster.pool import Chain, WorkFailed
-from pipeline import protect
 from pipeline.config.schema import RunConfig
 from pipeline.operations.audit import verify
 from pipeline.protection import crafting, release
 from pipeline.shards.finished_shards import Part
+from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from tests.packed_run import copy, digests
@@ -76,7 +76,7 @@ def killed_while_crafting(task: crafting.CraftingTask, shard: Shard, clean: rele
 
 
 def killed_before_it_is_marked(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: Tensor) -> Part:
-    with patch("pipeline.protect.write_part", die) if first_time(task, shard) else nullcontext():
+    with patch("pipeline.protection.release.write_part", die) if first_time(task, shard) else nullcontext():
         return release.release(task, shard, clean, crafted)
 
 

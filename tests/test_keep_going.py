@@ -11,12 +11,12 @@ import pytest
 from torch import Tensor
 
 from cluster.pool import Chain, WorkFailed
-from pipeline import protect
 from pipeline.config.schema import RunConfig
 from pipeline.operations.audit import verify
 from pipeline.operations.image_folder import export
 from pipeline.protection import crafting, release
 from pipeline.shards.tables import read_table
+from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from tests.packed_run import copy

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from pipeline import report
 from pipeline.config.schema import STAGES
 from pipeline.pages.canvas import DPI, WIDTH
 from pipeline.results import summary
+from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from pipeline.tracking.tracker import Tracker
 from tests import browser, finished_run, mlflow_server

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
-from pipeline.pack import pack_shard, plan, run
 from pipeline.shards.finished_shards import read_part
 from pipeline.shards.pixels import Statistics, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
+from pipeline.stages.pack import pack_shard, plan, run
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Stage
 from tests.pictures import class_folders, encoded, picture, raw_png, write

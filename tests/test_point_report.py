@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import report
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.config.sweep_grid import grid
 from pipeline.pages import page
+from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from tests import finished_run

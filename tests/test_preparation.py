@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from cluster.pool import Chain, WorkFailed
-from pipeline import grow, pack, protect
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.operations.audit import verify
@@ -20,6 +19,7 @@ from pipeline.protection import crafting, release
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.shard import read_shard, write_shard
 from pipeline.shards.tensors import to_tensors
+from pipeline.stages import addition, pack, protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.verify import main
@@ -230,7 +230,7 @@ def test_images_that_come_later_are_protected_like_the_others(source: RunConfig,
     protect.run(config, folder)
     for name in ("bee/late.png", "cat/later.png", "cat/latest.png"):
         write(tmp_path / "data" / name, encoded(picture(7, 8, 8)))
-    manifest = grow.run(replace(config, add=config.data), folder)
+    manifest = addition.run(replace(config, add=config.data), folder)
     assert manifest is not None
     assert manifest.counts["images"] == 3
     assert main(["--run", config.run]) == 0
@@ -248,7 +248,7 @@ def test_noise_of_each_image_is_not_made_for_images_that_come_later(source: RunC
     protect.run(config, folder)
     write(tmp_path / "data" / "bee/late.png", encoded(picture(7, 8, 8)))
     with pytest.raises(ValueError, match="--add: error-min makes the noise of all images together"):
-        grow.run(replace(config, add=config.data), folder)
+        addition.run(replace(config, add=config.data), folder)
 
 
 def test_pixels_found_without_a_shard_are_found_again_with_it(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from cluster.pool import WorkFailed
-from pipeline import protect
 from pipeline.config.schema import RunConfig
 from pipeline.operations.audit import verify
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.shards.tensors import to_tensors
+from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from sep.craft import Method, craft

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import report
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
@@ -26,6 +25,7 @@ from pipeline.results import run_results, summary
 from pipeline.results.findings import findings
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table, rows_to_table, write_table
+from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from tests import finished_run
 

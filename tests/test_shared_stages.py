@@ -9,9 +9,9 @@ import pytest
 
 from cluster import session
 from pipeline import run as entry
-from pipeline import sequence
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, StageName
+from pipeline.stages import sequence
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cluster.session import Resources
-from pipeline import pack, surrogate
 from pipeline.config.presets import preset
 from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
+from pipeline.stages import pack, surrogate
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 

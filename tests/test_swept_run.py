@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from pipeline import run as entry
-from pipeline import sweep, verify
+from pipeline import verify
 from pipeline.config.schema import RunConfig
 from pipeline.export import main as export
 from pipeline.shards.tables import read_table
+from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, Point, open_run, point
 from pipeline.storage.stage import Manifest

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from pipeline import report
 from pipeline.config.schema import STAGES, RunConfig
 from pipeline.results import run_results
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
+from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from pipeline.tracking.tracker import Tracker
 from tests import finished_run

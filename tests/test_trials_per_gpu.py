@@ -13,8 +13,8 @@ import torch
 
 from cluster import session, sweep
 from cluster.session import Resources
-from pipeline import victim
 from pipeline.config.schema import RunConfig
+from pipeline.stages import victim
 from pipeline.storage.folder import Folder
 from pipeline.tracking.tracker import Tracker
 from sep.execution import SHARED, share_memory

@@ -14,14 +14,14 @@ import torch
 from cluster import session, sweep
 from cluster.pool import WorkFailed
 from cluster.session import Resources
-from pipeline import report, victim
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.results import run_results, summary
 from pipeline.results.comparison import compare
 from pipeline.results.run_results import read
 from pipeline.results.summary import headline
-from pipeline.sequence import run_stages
 from pipeline.shards.tables import read_table
+from pipeline.stages import report, victim
+from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED
 from pipeline.tracking.tracker import Tracker

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster import session
-from pipeline import protect
 from pipeline.config.schema import RunConfig
+from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.tracking.sweep_tracker import SweepTracker
 from sep.methods.registry import Method

@@ -12,10 +12,10 @@ import torch
 
 from cluster.pool import WorkFailed
 from cluster.session import Resources
-from pipeline import pack, victim
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
+from pipeline.stages import pack, victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import begin
 from pipeline.storage.stage import Manifest, Stage

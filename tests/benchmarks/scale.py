@@ -20,10 +20,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.pool import Room, Work, run_all
-from pipeline.protect import SAMPLES
 from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.reproduction.machine import hardware
 from pipeline.shards.finished_shards import PARTS, finished_parts, write_rows
+from pipeline.stages.protect import SAMPLES
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident

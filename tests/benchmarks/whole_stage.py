@@ -17,12 +17,12 @@ from typing import Any, cast
 import torch
 
 from cluster import session
-from pipeline import pack, protect
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.protection import crafting
 from pipeline.protection.checkpoints import INDEX, Ensemble, choose, read_index, weights_digest
 from pipeline.protection.class_means import MEANS
+from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage

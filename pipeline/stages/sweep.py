@@ -15,7 +15,7 @@ from pipeline.config.sweep_grid import GridPoint, grid
 from pipeline.pages.comparison_page import PAGE, VERSION, write
 from pipeline.results.comparison import compare, text
 from pipeline.results.run_results import read
-from pipeline.sequence import run_stages
+from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, begin, point
 from pipeline.storage.records import digest

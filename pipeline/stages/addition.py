@@ -9,10 +9,10 @@ import json
 import logging
 from collections.abc import Iterable
 
-from pipeline import pack, protect
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
 from pipeline.sources.scan import scan_more
+from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import ADDED, additions
 from pipeline.storage.stage import MANIFEST, STARTED, Manifest

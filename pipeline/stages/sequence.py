@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from cluster.pool import WorkFailed
-from pipeline import pack, protect, report, surrogate, victim
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import configuration, finished
+from pipeline.stages import pack, protect, report, surrogate, victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
