@@ -21,6 +21,7 @@ test: .venv/installed  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest
 
 faults: .venv/installed  ## everything that kills, cuts short or refuses something, and the other slow proofs: half an hour

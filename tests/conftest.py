@@ -20,7 +20,8 @@ from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.stages import pack
 from pipeline.storage.folder import Folder
-from tests import packed_run, s3_servers, small_reproduction
+from tests import ROOT
+from tests.fixtures import packed_run, s3_servers, small_reproduction
 
 _numbers = itertools.count()
 
@@ -30,7 +31,7 @@ def ray_2_cpus() -> Iterator[session.Resources]:
     """A Ray cluster embedded in the tests' process and shared by them all, its CPUs divided between two workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never the developer's own cluster
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # workers import what tests send them
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers import what tests send them
         yield session.connect(2)
         session.close()
 
@@ -73,7 +74,7 @@ def s3_bucket(s3_server: s3_servers.Server, s3_credentials: None) -> str:
 @pytest.fixture(scope="session")
 def sep_data() -> Path:
     """The folder of real images, from SEP_DATA; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("SEP_DATA", Path(__file__).parents[2] / "shared" / "data")).resolve()
+    folder = Path(os.environ.get("SEP_DATA", ROOT.parent / "shared" / "data")).resolve()
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set SEP_DATA to a folder that has cifar10/ and tiny-imagenet-20/")
     return folder

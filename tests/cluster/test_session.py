@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from pyarrow import fs
+from ray.cluster_utils import Cluster
+
+from cluster import session, sweep, training
+from cluster.session import Resources, divide
+from tests import ROOT
+
+GPU_NODE = (32, 4)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "ranks", "cpus_of_a_rank", "tasks"),
+    [
+        ([(2, 0)], None, 2, 1, 2),
+        ([(2, 0)], 1, 1, 2, 1),
+        ([(7, 0)], 2, 2, 3, 2),
+        ([(64, 0)], None, 8, 8, 64),
+        ([GPU_NODE], None, 4, 8, 4),
+        ([GPU_NODE], 3, 3, 10, 3),
+        ([(2, 4)], None, 2, 1, 2),  # a GPU without a CPU is of no use
+        ([(0, 0), *[(8, 1)] * 4], None, 4, 8, 4),  # a head without work
+        ([(0, 0), *[(8, 1)] * 4], 2, 2, 8, 2),  # not 16: a rank does not stretch over two machines
+        ([(4, 0)] * 3, 4, 4, 2, 4),  # not 3, of which only one a machine fits
+    ],
+)
+def test_resources_are_divided(nodes: list[tuple[int, int]], workers: int | None, ranks: int, cpus_of_a_rank: int, tasks: int) -> None:
+    resources = divide(nodes, workers)
+    assert (resources.workers, resources.cpus_for(resources.workers), resources.tasks) == (ranks, cpus_of_a_rank, tasks)
+    assert resources.gpu == any(gpus for _, gpus in nodes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"), [([GPU_NODE], "5 workers need one GPU each, but .* 4"), ([(2, 0)], "one CPU each, but .* 2")]
+)
+def test_more_workers_than_machines_can_hold_are_refused(nodes: list[tuple[int, int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        divide(nodes, 5)
+
+
+def test_cpus_are_shared_among_equal_tasks() -> None:
+    assert [divide([(8, 0)], None).cpus_for(at_once) for at_once in (1, 3, 8, 100)] == [8, 2, 1, 1]
+    assert [divide([(16, 2)], None).cpus_for(at_once, per_gpu=4) for at_once in (2, 8, 9)] == [8, 2, 1]
+    assert divide([(8, 0)], None).cpus_for(3, per_gpu=4) == 2
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a path short enough for Ray's sockets, where an embedded cluster is to keep its files."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def running(function: str, folder: Path, address: str | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A Python process of its own that runs a function of this module, and is gone afterwards."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)} | ({"RAY_ADDRESS": address} if address else {})
+    command = [sys.executable, "-c", f"from tests.cluster import test_session; test_session.{function}()"]
+    with subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines that mention the folder: those of the cluster that keeps its files there."""
+    listing = subprocess.run(["ps", "-axww", "-o", "args="], text=True, capture_output=True, check=True).stdout
+    return [line for line in listing.splitlines() if str(folder) in line]
+
+
+def report_cluster() -> None:
+    """Connect, say to which cluster and with what, and leave."""
+    resources = session.connect()
+    print(json.dumps({"address": ray.get_runtime_context().gcs_address, "cpus": resources.cpus}))
+    session.close()
+
+
+@pytest.mark.ray
+def test_a_process_starts_a_cluster_of_its_own_or_joins_the_one_it_is_told_of(ray_2_cpus: Resources, short_folder: Path) -> None:
+    here = ray.get_runtime_context().gcs_address
+    outputs: list[dict[str, Any]] = []
+    with running("report_cluster", short_folder) as alone, running("report_cluster", short_folder, here) as joined:
+        for process in (alone, joined):
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            assert err == ""  # the console is for our own lines
+            outputs.append(json.loads(out))
+    assert outputs[0]["address"] != here
+    assert outputs[1] == {"address": here, "cpus": ray_2_cpus.cpus}
+    assert list(short_folder.iterdir()) == []
+    assert processes_of(short_folder) == []
+    assert ray.cluster_resources()["CPU"] == ray_2_cpus.cpus  # who left did not take the cluster along
+
+
+def sleepy_loop(task: None, worker: training.Worker) -> None:
+    worker.report(0, {}, {})
+    time.sleep(600)
+
+
+def sleepy_trial(cell: None, report: sweep.Report) -> None:
+    report({"epoch": 0})
+    time.sleep(600)
+
+
+def train_for_ever() -> None:
+    """A training that says when its first epoch is through, and then goes on."""
+    session.connect(1)
+    folder = os.environ["RAY_TMPDIR"]
+    training.train(
+        sleepy_loop,
+        None,
+        workers=1,
+        cpus=1,
+        gpu=0,
+        filesystem=fs.LocalFileSystem(),
+        folder=folder,
+        name="surrogate",
+        on_epoch=lambda row: print("begun", flush=True),
+    )
+
+
+def sweep_for_ever() -> None:
+    """The same with trials."""
+    session.connect(1)
+    told = lambda name, row: print("begun", flush=True)  # noqa: E731
+    sweep.sweep(sleepy_trial, {"cell": None}, what="victim", at_once=1, cpus=1, gpu=0, on_result=told)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["train_for_ever", "sweep_for_ever"])
+def test_an_interrupt_ends_everything_at_once(function: str, short_folder: Path) -> None:
+    with running(function, short_folder) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert err.strip().endswith("KeyboardInterrupt")
+    deadline = time.monotonic() + 30
+    while (left := processes_of(short_folder)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert left == []
+
+
+def join_while_machines_come() -> None:
+    """Ask for two workers, and then for three, on a cluster that begins with a head that does no work."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    ray.init(log_to_driver=False)
+    with ThreadPoolExecutor() as threads:
+        resources = threads.submit(session.connect, 2)
+        time.sleep(2)
+        assert not resources.done()
+        cluster.add_node(num_cpus=2)
+        print(json.dumps(asdict(resources.result())))
+    session.MACHINES_SECONDS = 0.5
+    try:
+        session.connect(3)
+    except ValueError as error:
+        print(error)
+    session.close()
+    cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_machines_that_an_autoscaler_has_to_bring_are_waited_for(short_folder: Path) -> None:
+    with running("join_while_machines_come", short_folder) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    first, second = out.splitlines()[-2:]
+    resources = json.loads(first)
+    assert resources | {"nodes": sorted(resources["nodes"])} == {"nodes": [[0, 0], [2, 0]], "workers": 2, "tasks": 2}
+    assert second.startswith("3 workers need one CPU each, but the cluster has 2")

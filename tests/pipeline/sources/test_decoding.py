@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.shards.pixels import Pixels
+from pipeline.sources.decoding import Refused, decode, fit
+from tests.fixtures.pictures import encoded, picture, raw_png
+
+RGB = picture(1, 5, 7)
+GREY = RGB[..., 0]
+GREY_16 = np.array([[0, 257 * 3, 257 * 100 + 128], [257 * 100 + 129, 65534, 65535]], np.uint16)
+GREY_8 = np.array([[0, 3, 100], [101, 255, 255]], np.uint8)
+LIMIT = 10_000
+
+
+def grey(levels: Pixels) -> Pixels:
+    return np.repeat(levels[..., None], 3, axis=2)
+
+
+def palette() -> Image.Image:
+    image = Image.fromarray((GREY % 4).astype(np.uint8), "P")
+    image.putpalette(bytes(range(10, 22)))
+    return image
+
+
+PALETTE = np.arange(10, 22, dtype=np.uint8).reshape(4, 3)
+ALPHA = np.where(np.arange(35).reshape(5, 7) % 3 == 0, 0, 255).astype(np.uint8)
+CMYK = np.random.default_rng(3).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+
+
+def cmyk_to_rgb(cmyk: Pixels) -> Pixels:
+    rest = 255 - cmyk[..., 3:].astype(int)
+    rgb: Pixels = (rest - np.rint(cmyk[..., :3] * rest / 255).astype(int)).astype(np.uint8)
+    return rgb
+
+
+def on_white(pixels: Pixels) -> Pixels:
+    return np.where(ALPHA[..., None] == 0, np.uint8(255), pixels)
+
+
+LOSSLESS: dict[str, tuple[Callable[[], bytes], Pixels]] = {
+    "rgb png": (lambda: encoded(RGB), RGB),
+    "rgb webp": (lambda: encoded(RGB, "webp", lossless=True), RGB),
+    "rgb bmp": (lambda: encoded(RGB, "bmp"), RGB),
+    "rgb ppm": (lambda: encoded(RGB, "ppm"), RGB),
+    "rgb tiff": (lambda: encoded(RGB, "tiff", compression="tiff_lzw"), RGB),
+    "rgb 16 bit": (lambda: raw_png(2, 2, 16, 2, bytes.fromhex("12ff340056000000ff00ffff")), np.array([[[18, 52, 86], [0, 255, 255]]] * 2)),
+    "grey": (lambda: encoded(GREY), grey(GREY)),
+    "1 bit": (lambda: encoded(Image.fromarray(GREY > 99)), grey(np.where(GREY > 99, 255, 0).astype(np.uint8))),
+    "grey 16 bit png": (lambda: encoded(Image.fromarray(GREY_16)), grey(GREY_8)),
+    "grey 16 bit tiff": (lambda: encoded(Image.fromarray(GREY_16), "tiff"), grey(GREY_8)),
+    "grey 16 bit pgm": (lambda: b"P5 3 2 65535\n" + GREY_16.astype(">u2").tobytes(), grey(GREY_8)),
+    "grey 32 bit tiff": (lambda: encoded(Image.fromarray(GREY_16.astype(np.int32)), "tiff"), grey(GREY_8)),
+    "palette": (lambda: encoded(palette()), PALETTE[GREY % 4]),
+    "palette, one colour clear": (
+        lambda: encoded(palette(), transparency=2),
+        np.where((GREY % 4 == 2)[..., None], np.uint8(255), PALETTE[GREY % 4]),
+    ),
+    "rgba": (lambda: encoded(np.dstack([RGB, ALPHA])), on_white(RGB)),
+    "grey with alpha": (lambda: encoded(Image.fromarray(np.dstack([GREY, ALPHA]))), on_white(grey(GREY))),
+    "cmyk": (lambda: encoded(Image.fromarray(CMYK, "CMYK"), "tiff"), cmyk_to_rgb(CMYK)),
+    "animated gif": (lambda: encoded(palette(), "gif", save_all=True, append_images=[Image.new("P", (7, 5))]), PALETTE[GREY % 4]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_every_kind_becomes_exactly_these_levels(name: str) -> None:
+    make, expected = LOSSLESS[name]
+    pixels = decode(make(), LIMIT)
+    assert pixels.dtype == np.uint8
+    assert pixels.tolist() == expected.tolist()
+
+
+def test_half_transparent_pixels_are_mixed_with_white() -> None:
+    half = np.full((5, 7, 1), 128, np.uint8)
+    expected = RGB * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(decode(encoded(np.dstack([RGB, half])), LIMIT) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB"])
+def test_jpegs_keep_their_colours(mode: str) -> None:
+    red_blue = np.zeros((16, 32, 3), np.uint8)
+    red_blue[:, :16, 0] = red_blue[:, 16:, 2] = 255
+    pixels = decode(encoded(Image.fromarray(red_blue).convert(mode), "jpeg", quality=95, subsampling=0), LIMIT)
+    assert np.abs(pixels.astype(int) - red_blue).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)),
+        (8, np.rot90),
+    ],
+)
+def test_exif_orientation_is_undone(kind: str, orientation: int, upright: Callable[[Pixels], Pixels]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert decode(encoded(RGB, kind, exif=exif), LIMIT).tolist() == upright(RGB).tolist()
+
+
+JPEG = encoded(picture(0, 64, 64), "jpeg")
+REFUSED = {
+    "zero bytes": (b"", "zero bytes"),
+    "text": (b"not an image at all", "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+    "cut jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "cut png": (encoded(picture(0, 64, 64))[:5000], "truncated"),
+    "cut gif": (encoded(picture(0, 64, 64), "gif")[:2500], "truncated"),
+    "cut webp": (encoded(picture(0, 64, 64), "webp")[:500], "truncated|not an image"),
+    "only a header": (JPEG[:20], "truncated|not an image"),
+    "one pixel too many": (encoded(picture(0, 100, 101)), "10000 pixels"),
+    "bomb": (raw_png(30_000, 30, 1, 0, bytes(3750)), "10000 pixels"),
+    "32 bit beyond 16": (encoded(Image.fromarray(np.full((2, 2), 65536, np.int32)), "tiff"), "16 bit"),
+    "floating point": (encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "tiff"), "floating-point"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_whole_image_is_refused_with_the_reason(name: str) -> None:
+    data, reason = REFUSED[name]
+    with pytest.raises(Refused, match=reason) as first:
+        decode(data, LIMIT)
+    with pytest.raises(Refused) as second:
+        decode(data, LIMIT)
+    assert str(first.value) == str(second.value)  # no addresses: the quarantine table is the same every time
+    assert "\n" not in str(first.value)
+
+
+def test_the_pixel_limit_is_inclusive_and_leaves_pillow_as_it_was() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    assert decode(encoded(picture(0, 100, 100)), LIMIT).shape == (100, 100, 3)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_fit_cuts_the_centre_and_leaves_the_right_size_alone() -> None:
+    wide = picture(0, 8, 13)
+    assert fit(wide, 8).tolist() == wide[:, 2:10].tolist()
+    assert fit(wide.transpose(1, 0, 2), 8).tolist() == wide[:, 2:10].transpose(1, 0, 2).tolist()
+    assert fit(wide[:, :8], 8).tolist() == wide[:, :8].tolist()
+
+
+def test_fit_shrinks_without_aliasing_and_enlarges() -> None:
+    checks = np.repeat(((np.indices((128, 160)).sum(0) % 2) * 255).astype(np.uint8)[..., None], 3, axis=2)
+    assert np.abs(fit(checks, 16).astype(int) - 127).max() <= 2
+    halves = np.zeros((4, 90, 3), np.uint8)
+    halves[:2] = 200
+    large = fit(halves, 64)
+    assert large.shape == (64, 64, 3)
+    assert large[2, :, 0].min() > 190
+    assert large[-3].max() < 10

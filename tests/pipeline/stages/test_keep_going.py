@@ -1,0 +1,80 @@
+"""Poison work: a shard that fails every time fails the stage with all others finished, or, if told to keep going, is left out by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from cluster.pool import Chain, WorkFailed
+from pipeline.config.schema import RunConfig
+from pipeline.operations.audit import verify
+from pipeline.operations.image_folder import export
+from pipeline.protection import crafting, release
+from pipeline.shards.tables import read_table
+from pipeline.stages import protect
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
+from tests.fixtures.packed_run import copy
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+POISON = "train-000001.tar"
+
+
+def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
+    """Crafting that fails on one shard as often as it is tried."""
+    if shard.name == POISON:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return release.craft_chosen(task, shard, clean)
+
+
+def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = copy(packed, tmp_path / "whole", method="sep-fa")
+    whole = protect.run(config, folder)
+    config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
+    with monkeypatch.context() as patch:
+        patch.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
+        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
+            protect.run(config, folder)
+        assert not folder.exists("protect/manifest.json")
+        config = replace(config, keep_going=True)
+        partial = protect.run(config, folder)
+        assert protect.run(config, folder).digest == partial.digest  # tried again, and failed again
+    assert partial.missing == [POISON]
+    assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
+    assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
+    assert read_table(folder.child("protect"), protect.SAMPLES).num_rows == 60
+    audit = verify(folder)
+    assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
+
+    manifest = folder.read("protect/manifest.json")
+    folder.write("protect/manifest.json", manifest.replace(b'"protected": 60', b'"protected": 61'))
+    assert verify(folder).faults[-1] == "protect/manifest.json: 61 protected images recorded, but 60 clean ones of their classes"
+    folder.write("protect/manifest.json", manifest)
+    assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
+
+    mended = protect.run(replace(config, keep_going=False), folder)
+    assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)
+    assert verify(folder).faults == ()
+
+
+def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copy(packed, tmp_path / "undisturbed", method="sep-fa")
+    undisturbed = protect.run(config, folder)
+    config, folder = copy(packed, tmp_path / "run", method="sep-fa")
+    whole = folder.read(f"pack/{POISON}")
+    folder.child("pack").write(POISON, b"lost")
+    with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
+        protect.run(config, folder)
+    partial = protect.run(replace(config, keep_going=True), folder)
+    assert partial.missing == [POISON]
+    assert len(partial.shards["train"]) == 3
+    folder.child("pack").write(POISON, whole)
+    mended = protect.run(config, folder)
+    assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # the others are crafted anew, towards the whole means

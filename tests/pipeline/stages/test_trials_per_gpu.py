@@ -1,0 +1,120 @@
+"""Several victims on one GPU: what the cluster is asked for, and that it decides nothing but how fast."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import session, sweep
+from cluster.session import Resources
+from pipeline.config.schema import RunConfig
+from pipeline.stages import victim
+from pipeline.storage.folder import Folder
+from pipeline.tracking.tracker import Tracker
+from sep.execution import SHARED, share_memory
+from tests.fixtures import finished_run
+
+TWO_GPUS = Resources(nodes=((16, 2),), workers=2, tasks=2)
+TWO_CPUS = Resources(nodes=((2, 0),), workers=2, tasks=2)
+
+
+class Cluster:
+    """Trains in this process, and remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.resources = TWO_GPUS
+        self.asked: list[dict[str, float]] = []
+        self.shares: list[int] = []  # of a GPU's memory, of each trial
+
+    def __call__(self, function: Any, cells: Mapping[str, Any], *, at_once: int, cpus: int, gpu: float, **_: Any) -> None:
+        self.asked.append({"at_once": at_once, "cpus": cpus, "gpu": gpu})
+        for task in cells.values():
+            assert (task.gpu, task.threads) == (bool(gpu), cpus)
+            function(replace(task, gpu=False, threads=1), lambda result: None)  # there is none here
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """In the place of Ray."""
+    threads, made = torch.get_num_threads(), Cluster()
+    monkeypatch.setattr(sweep, "sweep", made)
+    monkeypatch.setattr(session, "connect", lambda workers: made.resources)
+    monkeypatch.setattr(victim, "share_memory", lambda device, processes: made.shares.append(processes))
+    yield made
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def protected(tmp_path: Path) -> tuple[RunConfig, Folder]:
+    """A run that is protected and asks for eight victims."""
+    config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"))
+    return replace(config, victim=replace(config.victim, epochs=1, seeds=(0, 1, 2, 3))), folder
+
+
+def on_one_gpu(config: RunConfig, trials: int) -> RunConfig:
+    return replace(config, victim=replace(config.victim, trials_per_gpu=trials))
+
+
+@pytest.mark.parametrize(
+    ("trials", "asked"),
+    [
+        (1, {"at_once": 2, "cpus": 8, "gpu": 1}),
+        (2, {"at_once": 4, "cpus": 4, "gpu": 0.5}),
+        (16, {"at_once": 8, "cpus": 2, "gpu": 1 / 16}),  # there are no more than eight
+    ],
+)
+def test_the_cluster_is_asked_for_a_part_of_a_gpu(
+    trials: int, asked: dict[str, float], protected: tuple[RunConfig, Folder], cluster: Cluster
+) -> None:
+    config, folder = protected
+    victim.run(on_one_gpu(config, trials), folder)
+    assert cluster.asked == [asked]
+    assert cluster.shares == [trials] * 8
+
+
+def test_on_cpus_it_changes_nothing(protected: tuple[RunConfig, Folder], cluster: Cluster) -> None:
+    config, folder = protected
+    cluster.resources = TWO_CPUS
+    victim.run(on_one_gpu(config, 4), folder)
+    assert cluster.asked == [{"at_once": 2, "cpus": 1, "gpu": 0}]
+
+
+def test_what_is_finished_stays_when_it_changes(protected: tuple[RunConfig, Folder], cluster: Cluster) -> None:
+    config, folder = protected
+    few = replace(config, victim=replace(config.victim, seeds=(0, 1)))
+    manifest = victim.run(on_one_gpu(few, 2), folder)
+    # As versions recorded it that had no such setting.
+    assert "trials_per_gpu" not in json.loads(folder.read("victim/started.json"))["victim"]
+    assert victim.run(on_one_gpu(few, 4), folder) == manifest
+    assert len(cluster.asked) == 1
+    trained = {name: folder.read(f"victim/{name}") for name in folder.child("victim").names() if "seed" in name}
+
+    victim.run(replace(on_one_gpu(config, 4), overwrite=True), folder)  # two more seeds
+    assert len(cluster.asked) == 2
+    assert len(cluster.shares) == 8
+    assert {name: folder.read(f"victim/{name}") for name in trained} == trained
+
+
+def test_it_makes_no_other_run_in_mlflow(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
+    parents = []
+    for trials, stage in ((1, "pack"), (4, "surrogate")):
+        tracker = Tracker(on_one_gpu(config, trials), folder)
+        tracker.log_stage(stage)
+        parents.append(json.loads(folder.read("tracking.json"))["parent"])
+    assert parents[0] == parents[1]
+
+
+@pytest.mark.parametrize(("index", "processes", "told"), [(None, 4, [(SHARED / 4, None)]), (1, 2, [(SHARED / 2, 1)]), (None, 1, [])])
+def test_memory_is_shared_alike(index: int | None, processes: int, told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: shares.append((share, device)))
+    share_memory(torch.device("cuda", index) if index is not None else torch.device("cuda"), processes)
+    share_memory(torch.device("cpu"), processes)
+    assert shares == told

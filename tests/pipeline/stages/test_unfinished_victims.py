@@ -1,0 +1,194 @@
+"""A matrix of which some trainings failed: whatever shows the run shows the others and names those, and nothing counts as finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import session, sweep
+from cluster.pool import WorkFailed
+from cluster.session import Resources
+from pipeline.config.schema import RunConfig, StageName
+from pipeline.results import run_results, summary
+from pipeline.results.comparison import compare
+from pipeline.results.run_results import read
+from pipeline.results.summary import headline
+from pipeline.shards.tables import read_table
+from pipeline.stages import report, victim
+from pipeline.stages.sequence import run_stages
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import UNFINISHED
+from pipeline.tracking.tracker import Tracker
+from tests.fixtures import finished_run
+
+
+class Trainings:
+    """Trials in this process, of which some fail."""
+
+    def __init__(self) -> None:
+        self.broken: set[str] = set()
+
+    def __call__(self, function: Any, cells: Mapping[str, Any], *, what: str, **_: Any) -> None:
+        for name in cells.keys() - self.broken:
+            function(cells[name], lambda result: None)
+        if failed := cells.keys() & self.broken:
+            raise WorkFailed(what, dict.fromkeys(failed, "ValueError: no luck"))
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
+    """In the place of those on a cluster."""
+    threads, made = torch.get_num_threads(), Trainings()
+    monkeypatch.setattr(sweep, "sweep", made)
+    monkeypatch.setattr(session, "connect", lambda workers: Resources(nodes=((1, 0),), workers=1, tasks=1))
+    yield made
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def protected(tmp_path: Path) -> tuple[RunConfig, Folder]:
+    """A run that is protected and asks for victims of two seeds."""
+    config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"))
+    return replace(config, victim=replace(config.victim, epochs=1)), folder
+
+
+def said(folder: Folder) -> str:
+    """The words of the page."""
+    return re.sub(r"\s+", " ", folder.read("report/index.html").decode())
+
+
+def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    found = run_results.finished(folder)
+    assert "victim" not in found
+    assert run_results.trials(folder, found) == []
+    there = run_results.trained(folder, found)
+    assert {(row["data"], row["seed"]) for row in there.rows} == {("clean", 0), ("clean", 1), ("protected", 0)}
+    first = report.run(config, folder)
+    assert "The victims are not finished: 1 of 4 results are missing here, as trainings failed: resnet8-protected-none-seed1." in said(
+        folder
+    )
+    assert "accuracy" in first.counts["pictures"]
+    known = headline(folder)
+    of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.rows if row["seed"] == 0}
+    assert (known["clean_accuracy"], known["protected_accuracy"], known["seeds"]) == (of_seed_0["clean"], of_seed_0["protected"], 1)
+    assert re.search(r"missing victims +1 +of 4 results", summary.summary(config, folder))
+    assert report.run(config, folder) == first
+
+    trainings.broken = set()
+    victim.run(config, folder)
+    assert not folder.exists(f"victim/{UNFINISHED}")
+    assert report.run(config, folder) != first
+    assert "not finished" not in said(folder)
+    assert "missing victims" not in summary.summary(config, folder)
+    assert headline(folder)["seeds"] == 2
+
+
+def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    report.run(config, folder)
+    assert "No victim is finished yet on both clean and protected images" in said(folder)
+    assert "2 of 4 results are missing here" in said(folder)
+
+
+def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    config = replace(config, victim=replace(config.victim, countermeasures=("none", "grayscale")))
+    trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    report.run(config, folder)
+    assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(folder).keys()
+    assert "Trained on the clean images, resnet8, grayscale gets" in said(folder)
+
+
+def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {"resnet8-clean-none-seed1"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    assert run_results.trained(folder, run_results.finished(folder)).rows
+    finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
+    assert run_results.trained(folder, run_results.finished(folder)) == run_results.Trained([], [])
+    report.run(config, folder)
+    assert "trainings failed" not in said(folder)
+
+
+def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.run(config, folder)
+    run = read(folder)
+    (pair,) = run.pairs
+    assert pair.clean.seeds == pair.protected.seeds == [0]
+    assert pair.clean.last.deviation is None
+    assert compare([run]).warnings == ("run: 1 of 4 results missing: resnet8-protected-none-seed1",)
+    other = finished_run.configuration(Path(folder.path).parent / "other")
+    finished_run.write(Path(other.run), config=replace(other, victim=replace(config.victim, epochs=2)))
+    (said,) = (text for text in compare([run, read(Folder.open(other.run))]).warnings if "epochs" in text)
+    assert said == "victims were trained differently, victim.epochs: 1 (run); 2 (other)"
+
+
+def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    from mlflow import MlflowClient
+
+    config, folder = protected
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
+
+    def logged() -> tuple[Any, list[str]]:
+        """The run's own MLflow run, and the names of those of its victims."""
+        found = client.search_runs([client.get_experiment_by_name("run").experiment_id])
+        (parent,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
+        return parent, sorted(run.info.run_name for run in found if run.data.tags["stage"] == "victim")
+
+    def go(config: RunConfig, stage: StageName) -> None:
+        run_stages(config, folder, Tracker(config, folder), [stage])
+
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        go(config, "victim")
+    first, names = logged()
+    assert names == ["none · clean · resnet8 · seed 0", "none · clean · resnet8 · seed 1", "none · protected · resnet8 · seed 0"]
+    assert re.search(r"missing victims +1 +of 4 results", first.data.tags["mlflow.note.content"])
+    assert "resnet8-protected-none-seed1." in first.data.tags["mlflow.note.content"]
+    assert "protected_accuracy" in first.data.metrics
+
+    go(replace(config, victim=replace(config.victim, epochs=9)), "report")  # which says what it shows, and not what it is asked for besides
+    assert logged()[0].info.run_id == first.info.run_id
+    assert "--victim.epochs 1 " in said(folder)
+
+    trainings.broken = set()
+    go(config, "victim")
+    parent, names = logged()
+    assert parent.info.run_id == first.info.run_id
+    assert names == [f"none · {data} · resnet8 · seed {seed}" for data in ("clean", "protected") for seed in (0, 1)]
+
+
+def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+
+    def with_victims(*names: str) -> list[str]:
+        """Of the trials in the results, after asking for these."""
+        asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
+        victim.run(asked, folder)
+        return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
+
+    assert with_victims("none", "grayscale") == ["none", "none", "grayscale", "grayscale"]
+    before = {name: folder.child("victim").read(name) for name in folder.child("victim").names() if name.startswith("resnet8")}
+    trainings.broken = {name.removesuffix(".json") for name in before}
+    assert with_victims("jpeg-10") == ["jpeg-10", "jpeg-10"]
+    assert {name: folder.child("victim").read(name) for name in before} == before
+    assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]

@@ -1,0 +1,94 @@
+"""MLflow's own pages in a real browser: the experiment is listed, its run opens to its children, and a picture is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from pipeline.config.schema import STAGES
+from pipeline.pages.canvas import DPI, WIDTH
+from pipeline.results import summary
+from pipeline.stages import report
+from pipeline.storage.folder import Folder
+from pipeline.tracking.tracker import Tracker
+from tests.fixtures import browser, finished_run, mlflow_server
+
+pytestmark = pytest.mark.slow
+
+NAME = "a first run"
+PATIENCE = 60_000  # milliseconds; the pages are large, and the machine may be busy
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for all pages."""
+    with browser.chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tracked(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """A whole run, reported and logged."""
+    path = tmp_path_factory.mktemp("runs") / NAME
+    config, folder = finished_run.write(path)
+    report.run(config, folder)
+    tracker = Tracker(config, folder)
+    for stage in STAGES:
+        tracker.log_stage(stage)
+    tracker.close("FINISHED")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(tracked: Folder) -> Iterator[str]:
+    """Where its database is shown."""
+    with mlflow_server.served(Path(tracked.file("mlflow.db"))) as served:
+        yield served
+
+
+@pytest.fixture
+def page(chromium: Browser, address: str) -> Iterator[Page]:
+    """A page with patience."""
+    with browser.page(chromium) as (opened, _):
+        opened.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        yield opened
+
+
+def open_runs(page: Page, address: str) -> Locator:
+    """The row of the only release among the runs, by the path that `make ui` and the end of a run say."""
+    page.goto(address + summary.RUNS_ADDRESS.removeprefix("http://127.0.0.1:5000"), wait_until="domcontentloaded")
+    row = page.locator(".ag-row", has=page.get_by_role("link", name=NAME))
+    expect(row).to_be_visible()
+    return row
+
+
+def test_the_experiment_is_listed_with_its_description(page: Page, address: str) -> None:
+    page.goto(f"{address}/#/experiments", wait_until="domcontentloaded")
+    expect(page.get_by_role("link", name=NAME)).to_be_visible()
+    expect(page.get_by_text("Each run here is one release")).to_be_visible()
+
+
+def test_the_run_opens_to_its_children(page: Page, address: str) -> None:
+    row = open_runs(page, address)
+    names = [f"none · {data} · resnet8 · seed {seed}" for data in ("clean", "protected") for seed in (0, 1)]
+    children = [page.get_by_role("link", name=name, exact=True) for name in (*names, "surrogate", "protect")]
+    for child in children:
+        expect(child).to_have_count(0)
+    row.locator("[col-id*='Run Name'] button").first.click()
+    for child in children:
+        expect(child).to_be_visible()
+
+
+def test_the_run_says_what_came_out_and_shows_its_pictures(page: Page, address: str) -> None:
+    open_runs(page, address).get_by_role("link", name=NAME).click()
+    expect(page.get_by_text("Trained on the clean images").first).to_be_visible()
+    expect(page.get_by_text("protected_accuracy", exact=True).first).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("report", exact=True).first.click()
+    page.get_by_text("samples.png", exact=True).first.click()
+    drawn = f"image => image.complete && image.naturalWidth === {round(WIDTH * DPI)}"
+    page.wait_for_function(f"[...document.images].some({drawn})")
