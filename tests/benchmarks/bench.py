@@ -158,8 +158,8 @@ def table(card: dict[str, Any]) -> str:
     lines += [
         "",
         "The first ratio compares us with the plain loop that asks for the gradients of the pixels alone. The second compares us with the "
-        "loop that calls `loss.backward()`, as tutorials do. The last column is a bound: the rate of torch's convolutions called one by one, "
-        "if everything between them took no time. Its own ratio to the plain loop follows in parentheses.",
+        "loop that calls `loss.backward()`, as tutorials do. The last column is a yardstick: the rate of torch's convolutions called one by "
+        "one, if everything between them took no time. Its own ratio to the plain loop follows in parentheses.",
         "",
         f"Measured on {card['hardware']}, with torch {card['versions']['torch']}.",
         "",
