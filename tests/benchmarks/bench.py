@@ -142,7 +142,7 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
 
 
 def table(card: dict[str, Any]) -> str:
-    """The section of docs/performance.md: gradients per second, then the stage and the memory in a sentence each, then how far the two agree."""
+    """The section of docs/performance.md: gradients per second, then the stage and the memory, then how far the two agree."""
     lines = ["| network, 32x32 | method | threads | plain loop, gradients/s | with `backward()` | ours | ratios | convolutions alone |"]
     lines += ["|" + "---|" * 8]
     lines += [
@@ -158,8 +158,8 @@ def table(card: dict[str, Any]) -> str:
     lines += [
         "",
         "The first ratio compares us with the plain loop that asks for the gradients of the pixels alone. The second compares us with the "
-        "loop that calls `loss.backward()`, as tutorials do. The last column is a yardstick: the rate of torch's convolutions called one by "
-        "one, if everything between them took no time. Its own ratio to the plain loop follows in parentheses.",
+        "loop that calls `loss.backward()`, as tutorials do. The last column is a yardstick: the rate of torch's convolutions called one "
+        "by one, if everything between them took no time. Its own ratio to the plain loop follows in parentheses.",
         "",
         f"Measured on {card['hardware']}, with torch {card['versions']['torch']}.",
         "",

@@ -2,13 +2,13 @@
 
 python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs that differ in their seed, or in what victims they trained
 python tests/benchmarks/publish.py all                        write every table
-python tests/benchmarks/publish.py TABLE                      write one table of docs/results.md: `table`, the results, or, from cards of that name,
+python tests/benchmarks/publish.py highlights                 write the three results of README.md
+python tests/benchmarks/publish.py TABLE                      write one table of docs/results.md: `table`, or, from the cards so named,
     targets              kinds of targets
     transfer             victim networks
     kernels              arithmetic of crafting
     countermeasures      everything done against one release
     methods              releases by several methods, side by side
-                                                              or of README.md: `highlights`, its three results
 """
 
 from __future__ import annotations
