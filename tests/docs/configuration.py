@@ -175,12 +175,12 @@ def page() -> str:
         written.append(f"## {title}\n\n{about.splitlines()[0]}\n\n{table(('flag', 'values', 'default', 'unit', 'meaning'), *lines)}\n")
     presets = {name: make() for name, make in PRESETS.items()}
     changed = [s for s in every if s.name not in ("preset", "run") and any(value_in(p, s.name) != s.default for p in presets.values())]
-    lines = [
+    differing = [
         (f"`{s.flag}`", shown(s.default), *("" if (v := value_in(p, s.name)) == s.default else shown(v) for p in presets.values()))
         for s in changed
     ]
     head = ("flag", "default", *(f"`{name}`" for name in presets))
-    written.append(f"## What the presets change\n\nAn empty cell means the default.\n\n{table(head, *lines)}\n")
+    written.append(f"## What the presets change\n\nAn empty cell means the default.\n\n{table(head, *differing)}\n")
     return "\n".join(written)
 
 

@@ -1,4 +1,4 @@
-"""The examples run, those that are files and those that stand in a page."""
+"""The examples run: the files, and the code in the page on extending."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = ("--pack.size", "16", "--preset", "smoke")
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
-    """What a command prints, in the project's folder unless told otherwise; it must succeed."""
+    """What a command prints, in the project's folder unless `cwd` names another; it must succeed."""
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=cwd, env={**os.environ, **own}, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
