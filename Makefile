@@ -6,7 +6,7 @@ BIN = .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test faults bench ui format
+.PHONY: demo test faults bench docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -29,6 +29,11 @@ faults: .venv/installed  ## everything that kills, cuts short or refuses somethi
 
 bench: .venv/installed  ## gradients and images per second, memory: minutes, on a machine that does nothing else
 	$(BIN)/python -m tests.benchmarks.bench
+
+docs: .venv/installed  ## write the generated pages and tables: configuration, results, performance, the README's three results
+	$(BIN)/python -m tests.docs.configuration
+	$(BIN)/python -m tests.benchmarks.publish all
+	$(BIN)/python -m tests.benchmarks.bench table
 
 ui: .venv/installed  ## MLflow on the run's database: make ui RUN=path
 	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning   (the runs; + opens one)"

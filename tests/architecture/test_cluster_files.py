@@ -259,7 +259,7 @@ def test_shared_memory_holds_any_object_store_that_ray_plans(name: str) -> None:
     assert all(0.95 * int(size) * 2**30 >= ray_constants.REQUIRE_SHM_SIZE_THRESHOLD for size in sizes)
 
 
-@pytest.mark.parametrize("name", [AWS, ONPREM, RAYJOB, DOCKERFILE, "README.md"])
+@pytest.mark.parametrize("name", [AWS, ONPREM, RAYJOB, DOCKERFILE, "README.md", "docs/cluster.md"])
 def test_the_environment_of_a_job_is_written_down_once(name: str) -> None:
     of_clusters = {"RAY_USAGE_STATS_ENABLED"}  # a head is not started by a job, and would report itself
     text = (ROOT / name).read_text()

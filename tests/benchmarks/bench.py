@@ -1,7 +1,7 @@
-"""How fast crafting is, measured against a plain loop on this machine, and the README's table made from it.
+"""How fast crafting is, measured against a plain loop on this machine, and the table of docs/performance.md written from it.
 
 python -m tests.benchmarks.bench                  measure into tests/benchmarks/speed.json; a few minutes on two cores, which should be idle
-python -m tests.benchmarks.bench table            write the table into README.md
+python -m tests.benchmarks.bench table            write the table into docs/performance.md
 
 --quick: seconds, proves that it works and measures nothing. --compiled: torch.compile as well (on a GPU always). --to FILE: another card.
 """
@@ -28,7 +28,7 @@ from pipeline.reproduction.machine import hardware
 from pipeline.storage.records import to_json
 from sep.execution import use_cpu
 from tests.benchmarks import agreement, memory, rates, whole_stage
-from tests.benchmarks.tables import README
+from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, device, train
 
 CARD = Path(__file__).parent / "speed.json"
@@ -142,7 +142,7 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
 
 
 def table(card: dict[str, Any]) -> str:
-    """The README's section: gradients per second, then the stage and the memory in a sentence each, then how far the two agree."""
+    """The section of docs/performance.md: gradients per second, then the stage and the memory, then how far the two agree."""
     lines = ["| network, 32x32 | method | threads | plain loop, gradients/s | with `backward()` | ours | ratios | convolutions alone |"]
     lines += ["|" + "---|" * 8]
     lines += [
@@ -157,22 +157,26 @@ def table(card: dict[str, Any]) -> str:
     besides = whole["ray_start_seconds"] + whole["other_seconds"]
     lines += [
         "",
-        "The ratios are to the plain loop that asks for gradients of pixels alone, and to the one that calls `loss.backward()`, as "
-        "tutorials do. The last column is what the convolutions alone would do, called one by one as torch has them, if everything between "
-        "them took no time, and its ratio to the plain loop.",
+        "The first ratio compares us with the plain loop that asks for the gradients of the pixels alone. The second compares us with the "
+        "loop that calls `loss.backward()`, as tutorials do. The last column is a yardstick: the rate of torch's convolutions called one "
+        "by one, if everything between them took no time. Its own ratio to the plain loop follows in parentheses.",
         "",
-        f"Measured on {card['hardware']}; torch {card['versions']['torch']}. The whole protect stage ({whole['workers']} workers, "
-        f"{whole['network']}) crafts {whole['stage_images_per_second']:,.1f} images/s, {whole['ratio']:.2f} of what as many bare "
-        f"processes do{_alone(by_workers)}; starting Ray, the class means and the tables take {besides:.0f} s besides. "
-        "Memory that crafting takes on top of libraries and ensemble: "
+        f"Measured on {card['hardware']}, with torch {card['versions']['torch']}.",
+        "",
+        f"- **The whole protect stage** ({whole['workers']} workers, {whole['network']}) crafts {whole['stage_images_per_second']:,.1f} "
+        f"images/s, {whole['ratio']:.2f} of the rate of as many bare processes{_alone(by_workers)}. Starting Ray, the class means and "
+        f"the tables take another {besides:.0f} s.",
+        "- **Memory** of crafting, beyond the libraries and the ensemble: "
         + "; ".join(f"{name} {_memory(found['memory'])}" for name, found in card["networks"].items())
         + ". A worker of the stage holds "
         + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in sorted(held.items(), key=lambda item: int(item[0])))
         + ".",
         "",
-        "How far the arithmetic is that of the plain loop, on the same trained checkpoints. Steps go by signs, so that the last bit of a "
-        "gradient near 0 may be seen in the finished image: the plain kernels in the library's loop, which differ in nothing but the order "
-        "of sums, show how much of that is noise. What victims make of it is in the table of kernels above.",
+        "### Agreement with the plain loop",
+        "",
+        "Both loops follow the same trained checkpoints. Steps go by the sign of the gradient, so the last bit of a gradient near 0 can "
+        "show in the finished image. The row of plain kernels differs from the plain loop in nothing but the order of sums: it shows how "
+        "much of the disagreement is noise. Whether the victims notice is in the [table of kernels](results.md#arithmetic-of-crafting).",
         "",
         *_agreement(card),
     ]
@@ -182,7 +186,7 @@ def table(card: dict[str, Any]) -> str:
 def _agreement(card: dict[str, Any]) -> list[str]:
     """How far the arithmetic is that of the plain loop, as a table."""
     return [
-        "| network | arithmetic of ours | first gradients of the plain loop's sign | values of its images in the end |",
+        "| network | our arithmetic | equal signs of the first gradients | equal values of the finished images |",
         "|" + "---|" * 4,
         *(
             f"| {row['network']} | {row['variant']} | {row['equal_signs']:.2%} | {row['equal_values']:.1%} after {row['steps']} steps, "
@@ -230,7 +234,7 @@ def details(card: dict[str, Any]) -> str:
 
 
 def with_table(text: str, card: dict[str, Any]) -> str:
-    """The README with the table as the card has it."""
+    """Return the page with the table as the card has it."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{table(card)}\n{END}{rest.split(END)[1]}"
 
@@ -244,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=CARD)
     given = parser.parse_args(arguments)
     if given.what == "table":
-        README.write_text(with_table(README.read_text(), json.loads(given.to.read_text())))
+        PERFORMANCE.write_text(with_table(PERFORMANCE.read_text(), json.loads(given.to.read_text())))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     try:

@@ -1,7 +1,9 @@
-"""One JSON card per published result, made from finished runs, and the README's tables made from the cards.
+"""One JSON card per published result, written from finished runs, and the tables of the pages written from the cards.
 
 python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs that differ in their seed, or in what victims they trained
-python tests/benchmarks/publish.py TABLE                      write one of README.md: `table`, the results, or, from the cards so named,
+python tests/benchmarks/publish.py all                        write every table
+python tests/benchmarks/publish.py highlights                 write the three results of README.md
+python tests/benchmarks/publish.py TABLE                      write one table of docs/results.md: `table`, or, from the cards so named,
     targets              kinds of targets
     transfer             victim networks
     kernels              arithmetic of crafting
@@ -118,9 +120,11 @@ def main(arguments: list[str]) -> int:
         case ["make", name, *runs] if runs:
             tables.CARDS.mkdir(exist_ok=True)
             (tables.CARDS / f"{name}.json").write_bytes(to_json(make(name, runs)))
-        case [name] if name in TABLES:
+        case [name] if name in (*TABLES, "all"):
             try:
-                tables.README.write_text(with_table(tables.README.read_text(), name))
+                for each in TABLES if name == "all" else [name]:
+                    page = tables.page(each)
+                    page.write_text(with_table(page.read_text(), each))
             except ValueError as error:
                 print(f"publish.py: {error}", file=sys.stderr)
                 return 1

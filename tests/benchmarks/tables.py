@@ -1,6 +1,6 @@
-"""The README's tables of results, made from the cards.
+"""The tables of results in docs/results.md, and the three results of the README, written from the cards.
 
-Each kind of card, told by how its name begins, has a table of its own; all others are in the first.
+The beginning of a card's name decides which table shows it; a card with no such beginning is in the first table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,15 @@ from sep.objective import Targets
 from tests.benchmarks.published import BY_METHOD, PUBLISHED
 
 CARDS = Path(__file__).parent / "cards"
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, RESULTS, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md"
 Card = dict[str, Any]
+# The README's three results: what the reader is told, and the card and countermeasure that the figures come from.
+HIGHLIGHTS = (
+    ("5,000 CIFAR-10 images", "cifar10-small-sep-fa", "none"),
+    ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa", "none"),
+    ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
+)
 KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods")
 
 
@@ -63,6 +70,20 @@ def origin(card: Card) -> str:
 def rows(header: str, lines: list[str]) -> str:
     """A table in Markdown."""
     return "\n".join([f"| {header} |", "|" + "---|" * len(header.split("|")), *(f"| {line} |" for line in lines)])
+
+
+def highlights() -> str:
+    """One line per result of the README; of cards that are there, because a test may have others."""
+    by_name = {card["name"]: card for card in cards("table")}
+    return rows(
+        "network trained on | clean images | protected images",
+        [
+            f"{said} | {shown(clean['last_accuracy'])} | **{shown(ours['last_accuracy'])}**"
+            for said, name, countermeasure in HIGHLIGHTS
+            for clean, ours in (pairs(by_name[name]) if name in by_name else ())
+            if clean["countermeasure"] == countermeasure
+        ],
+    )
 
 
 def results() -> str:
@@ -197,6 +218,7 @@ def trainings(card: Card) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "highlights": highlights,
     "table": results,
     "targets": targets,
     "transfer": transfer,
@@ -206,15 +228,20 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+def page(name: str) -> Path:
+    """The page that shows a table."""
+    return README if name == "highlights" else RESULTS
+
+
 def with_table(text: str, name: str = "table") -> str:
-    """The README with one table as the cards have it.
+    """Return a page with one of its tables as the cards have it.
 
     Raises:
-        ValueError: it has no place for the table.
+        ValueError: the page has no place for the table.
     """
     word = "results" if name == "table" else name
     begin, end = f"<!-- {word}: made by tests/benchmarks/publish.py -->", f"<!-- end of {word} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"README.md has no place for this table: put the lines {begin} and {end} where it shall stand")
+        raise ValueError(f"{page(name).name} has no place for this table: put the lines {begin} and {end} where it shall stand")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{TABLES[name]()}\n{end}{rest.split(end)[1]}"

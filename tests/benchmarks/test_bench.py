@@ -13,7 +13,7 @@ from cluster.session import Resources
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
 from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
-from tests.benchmarks.tables import README
+from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, train
 
 STEPS = 4
@@ -119,8 +119,8 @@ def test_table_shows_the_card(card: dict[str, Any]) -> None:
     assert shown in with_table(f"before {BEGIN} old {END} after", card)
 
 
-def test_readme_shows_the_card() -> None:
-    text = README.read_text()
+def test_the_page_shows_the_card() -> None:
+    text = PERFORMANCE.read_text()
     assert text.count(BEGIN) == text.count(END) == 1
     if CARD.exists():
         assert with_table(text, json.loads(CARD.read_text())) == text, "run: python -m tests.benchmarks.bench table"

@@ -1,4 +1,4 @@
-"""Published results: the README shows what the cards say, and the cards say what the runs measured."""
+"""Published results: the pages show what the cards say, and the cards say what the runs measured."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipeline.shards.tables import read_table
 from pipeline.storage.records import to_json
 from tests.benchmarks import publish, tables
 from tests.benchmarks.publish import make
-from tests.benchmarks.tables import CARDS, README, TABLES, Card, with_table
+from tests.benchmarks.tables import CARDS, TABLES, Card, page, with_table
 from tests.fixtures import finished_run
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if tables.cards(name)])
-def test_readme_shows_the_cards(name: str) -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_pages_show_the_cards(name: str) -> None:
     assert list(CARDS.glob("*.json"))
-    text = README.read_text()
+    text = page(name).read_text()
     assert with_table(text, name) == text, f"run: python tests/benchmarks/publish.py {name}"
 
 
 def test_every_card_is_in_one_table() -> None:
-    names = [card["name"] for kind in TABLES for card in tables.cards(kind)]
+    names = [card["name"] for kind in ("table", *tables.KINDS) for card in tables.cards(kind)]
     assert sorted(names) == sorted(path.stem for path in CARDS.glob("*.json"))
 
 
@@ -208,13 +208,38 @@ def test_methods_stand_side_by_side_where_several_were_measured(mixed_card: Card
     ]
 
 
-def test_a_readme_without_a_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "README.md").write_text("nothing\n")
-    monkeypatch.setattr(tables, "README", tmp_path / "README.md")
-    assert publish.main(["targets"]) == 1
-    assert "put the lines <!-- targets: made by" in capsys.readouterr().err
+def test_the_readme_has_three_results() -> None:
+    lines = TABLES["highlights"]().splitlines()
+    assert len(lines) == 2 + len(tables.HIGHLIGHTS)
+    by_name = {card["name"]: card for card in tables.cards("table")}
+    for line, (said, name, countermeasure) in zip(lines[2:], tables.HIGHLIGHTS, strict=True):
+        last = [v["last_accuracy"]["mean"] for v in by_name[name]["victims"] if v["countermeasure"] == countermeasure]
+        assert line.startswith(f"| {said} | ")
+        assert all(f"{mean:.1f}" in line for mean in last)
+        assert len(last) == 2
+
+
+@pytest.mark.parametrize(("table", "name"), [("targets", "results.md"), ("highlights", "README.md")])
+def test_a_page_without_a_place_is_named(
+    table: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for each in ("README", "RESULTS"):
+        monkeypatch.setattr(tables, each, tmp_path / getattr(tables, each).name)
+        getattr(tables, each).write_text("nothing\n")
+    assert publish.main([table]) == 1
+    assert f"{name} has no place for this table: put the lines <!-- {table}: made by" in capsys.readouterr().err
     assert publish.main(["nonsense"]) == 2
-    assert (tmp_path / "README.md").read_text() == "nothing\n"
+    assert (tmp_path / name).read_text() == "nothing\n"
+
+
+def test_all_tables_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in ("README", "RESULTS"):
+        monkeypatch.setattr(tables, each, tmp_path / getattr(tables, each).name)
+        words = ["results" if name == "table" else name for name in TABLES if page(name) == getattr(tables, each)]
+        places = [f"<!-- {word}: made by tests/benchmarks/publish.py -->\n<!-- end of {word} -->\n" for word in words]
+        getattr(tables, each).write_text("".join(places))
+    assert publish.main(["all"]) == 0
+    assert all(table() in page(name).read_text() for name, table in TABLES.items())
 
 
 def test_runs_that_differ_in_more_than_their_seed_make_no_card(tmp_path: Path) -> None:

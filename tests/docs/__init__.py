@@ -1,0 +1,1 @@
+"""The pages: what is generated is fresh, links lead somewhere, examples run."""
