@@ -132,7 +132,7 @@ def test_no_module_is_a_drawer_for_everything() -> None:
 )
 def test_files_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= (500 if path.is_relative_to(ROOT / "tests") else 300)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and node.end_lineno:
             assert node.end_lineno - node.lineno < 60, node.name

@@ -260,7 +260,7 @@ def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunCo
         f"python pipeline/verify.py --run {folder.path}",
     ):
         assert part in text
-    program = "import sys; from pipeline import report; assert not {'matplotlib', 'mlflow'} & set(sys.modules), 'slow'"
+    program = "import sys; from pipeline.stages import report; assert not {'matplotlib', 'mlflow'} & set(sys.modules), 'slow'"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 

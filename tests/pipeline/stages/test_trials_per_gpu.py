@@ -17,6 +17,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.stages import victim
 from pipeline.storage.folder import Folder
 from pipeline.tracking.tracker import Tracker
+from pipeline.training import trial
 from sep.execution import SHARED, share_memory
 from tests.fixtures import finished_run
 
@@ -45,7 +46,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     threads, made = torch.get_num_threads(), Cluster()
     monkeypatch.setattr(sweep, "sweep", made)
     monkeypatch.setattr(session, "connect", lambda workers: made.resources)
-    monkeypatch.setattr(victim, "share_memory", lambda device, processes: made.shares.append(processes))
+    monkeypatch.setattr(trial, "share_memory", lambda device, processes: made.shares.append(processes))
     yield made
     torch.set_num_threads(threads)
 

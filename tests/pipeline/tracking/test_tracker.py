@@ -203,7 +203,7 @@ def test_a_resumed_pipeline_logs_nothing_twice_and_does_not_even_load_mlflow(tra
     _, folder = tracked_run
     before = everything(folder)
     program = (
-        "import sys, pathlib; from tests import finished_run; from pipeline.tracking import Tracker\n"
+        "import sys, pathlib; from tests.fixtures import finished_run; from pipeline.tracking.tracker import Tracker\n"
         f"path = pathlib.Path({folder.path!r}); tracker = Tracker(finished_run.configuration(path), finished_run.Folder.open(str(path)))\n"
         f"for stage in {ALL!r}: tracker.log_stage(stage)\n"
         "tracker.close('FINISHED'); assert 'mlflow' not in sys.modules, 'loaded'"
