@@ -78,7 +78,7 @@ class Chain(Generic[Result]):
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """How much is worked on at a time.
 
     Attributes:
@@ -98,7 +98,7 @@ class Room:
 
 
 def run_all(
-    function: Callable[..., Result], pieces: Sequence[Work], *, what: str, unit: str = "images", room: Room = Room()
+    function: Callable[..., Result], pieces: Sequence[Work], *, what: str, unit: str = "images", capacity: Capacity = Capacity()
 ) -> Iterator[tuple[str, Result]]:
     """Run `function(*arguments)` for every piece as Ray tasks and yield (name, result) as they finish.
 
@@ -107,17 +107,23 @@ def run_all(
         pieces: the work; each finished piece is yielded once.
         what: for the progress line and errors, e.g. "protect".
         unit: what `units` counts.
-        room: how many at a time, and on what.
+        capacity: how many at a time, and on what.
 
     Raises:
         WorkFailed: after all other pieces are through.
     """
-    for name, result, _ in _run(function, pieces, what, unit, room, keep=False):
+    for name, result, _ in _run(function, pieces, what, unit, capacity, keep=False):
         yield name, result
 
 
 def combine_all(
-    function: Callable[..., Result], combine: Callable[..., Result], pieces: Sequence[Work], *, what: str, unit: str = "images", room: Room
+    function: Callable[..., Result],
+    combine: Callable[..., Result],
+    pieces: Sequence[Work],
+    *,
+    what: str,
+    unit: str = "images",
+    capacity: Capacity,
 ) -> tuple[Result | None, WorkFailed | None]:
     """Run `function(*arguments)` for every piece, and `combine(*results)` over all results, in any order, in a tree of tasks.
 
@@ -129,7 +135,7 @@ def combine_all(
         pieces: see `run_all`.
         what: see `run_all`.
         unit: see `run_all`.
-        room: see `run_all`.
+        capacity: see `run_all`.
 
     Returns:
         What came out of all pieces that did not fail, None if there are none, and the failure of those that did.
@@ -137,11 +143,11 @@ def combine_all(
     Raises:
         WorkFailed: results could not be combined.
     """
-    task = ray.remote(combine).options(name=f"{what}: combine", num_cpus=room.cpus, max_retries=RETRIES)
+    task = ray.remote(combine).options(name=f"{what}: combine", num_cpus=capacity.cpus, max_retries=RETRIES)
     levels: list[list[Any]] = [[]]
     failure = None
     try:
-        for _, _, kept in _run(function, pieces, what, unit, room, keep=True):
+        for _, _, kept in _run(function, pieces, what, unit, capacity, keep=True):
             levels[0].append(kept)
             for height, level in enumerate(levels):
                 if len(level) == FAN_IN:
@@ -192,23 +198,23 @@ class _Piece:
 class _Submitter:
     """Starts pieces: each as one task, or for a chain on GPUs as three, of which the first need not wait for a GPU."""
 
-    def __init__(self, function: Callable[..., Any], what: str, room: Room, keep: bool) -> None:
-        self.function, self.room, self.keep = function, room, keep
-        self.chain = function if isinstance(function, Chain) and room.gpus else None
+    def __init__(self, function: Callable[..., Any], what: str, capacity: Capacity, keep: bool) -> None:
+        self.function, self.capacity, self.keep = function, capacity, keep
+        self.chain = function if isinstance(function, Chain) and capacity.gpus else None
         # Prepared once, as Ray makes a class of each `.options`; and only there, as a GPU in the decorator would start a new process,
         # and load torch again, for every task.
         task, last = ray.remote(_called), ray.remote(_kept if keep else _called)
         always = {"name": what, "max_retries": RETRIES, "retry_exceptions": [OSError]}
-        self._before = task.options(**always, num_cpus=room.cpus)
-        self._computing = task.options(**always, num_cpus=0, num_gpus=room.gpus)  # the CPUs are for those that read and keep
-        gpus = 0 if self.chain else room.gpus
-        self._last = last.options(**always, num_cpus=room.cpus, num_gpus=gpus, num_returns=2 if keep else 1)
+        self._before = task.options(**always, num_cpus=capacity.cpus)
+        self._computing = task.options(**always, num_cpus=0, num_gpus=capacity.gpus)  # the CPUs are for those that read and keep
+        gpus = 0 if self.chain else capacity.gpus
+        self._last = last.options(**always, num_cpus=capacity.cpus, num_gpus=gpus, num_returns=2 if keep else 1)
 
     def most(self) -> int:
         """How many pieces to have submitted, by what the cluster has now."""
-        if self.room.at_once is not None:
-            return self.room.at_once * (AHEAD if self.chain else 1)
-        return max(1, self.room.now()) * (AHEAD if self.chain else QUEUED)
+        if self.capacity.at_once is not None:
+            return self.capacity.at_once * (AHEAD if self.chain else 1)
+        return max(1, self.capacity.now()) * (AHEAD if self.chain else QUEUED)
 
     def read(self, work: Work) -> tuple[Any, ...]:
         """Begin with a piece, where that can be done before it is computed."""
@@ -226,10 +232,10 @@ class _Submitter:
 
 
 def _run(
-    function: Callable[..., Any], pieces: Sequence[Work], what: str, unit: str, room: Room, *, keep: bool
+    function: Callable[..., Any], pieces: Sequence[Work], what: str, unit: str, capacity: Capacity, *, keep: bool
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, what came back, reference to what stayed) of each piece, as they finish."""
-    submitter = _Submitter(function, what, room, keep)
+    submitter = _Submitter(function, what, capacity, keep)
     waiting = list(reversed(pieces))
     begun: deque[tuple[Work, tuple[Any, ...]]] = deque()
     computing: set[Any] = set()
@@ -244,15 +250,15 @@ def _run(
             while waiting and len(begun) + len(running) < most:
                 work = waiting.pop()
                 begun.append((work, submitter.read(work)))
-            while begun and (room.at_once is None or len(computing) < room.at_once):
+            while begun and (capacity.at_once is None or len(computing) < capacity.at_once):
                 computes, piece = submitter.compute(*begun.popleft())
                 computing.add(computes)
                 running[piece.tasks[-1]] = piece
             ended, others = ray.wait(list({*running, *computing}), num_returns=1, timeout=LOOK_SECONDS, fetch_local=False)
             if ended and others:  # all that have ended by now, for one look at those that have not
                 ended += ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]
-            if progress.stalled(bool(ended)) and not room.now():
-                log.warning("%s: waiting for a machine with %s", what, "a GPU" if room.gpus else "a CPU")
+            if progress.stalled(bool(ended)) and not capacity.now():
+                log.warning("%s: waiting for a machine with %s", what, "a GPU" if capacity.gpus else "a CPU")
             for reference in ended:
                 computing.discard(reference)
                 if reference not in running:

@@ -19,7 +19,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.results.summary import summary
 from pipeline.stages import addition, sweep
 from pipeline.stages.sequence import run_stages
-from pipeline.storage.driver_lock import sole_driver
+from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.layout import Point, open_run
 from pipeline.tracking.sweep_tracker import SweepTracker
 
@@ -39,16 +39,16 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
     faults: list[str] = []
     swept = None
-    with sole_driver(folder) as leaving:
+    with driver_lock(folder) as leaving:
         tracker = SweepTracker(config, folder)
         status = "FAILED"
         try:
             missing = run_stages(config, folder, tracker, sweep.shared_stages(config) if config.sweep else config.needed_stages)
             if config.sweep:
-                swept = sweep.run(config, folder, tracker)
+                swept = sweep.execute(config, folder, tracker)
                 missing += swept.missing
                 faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]
-            if config.add and (added := addition.run(config, folder)):
+            if config.add and (added := addition.execute(config, folder)):
                 missing += [f"added/{shard}" for shard in added.missing]
             if missing:
                 faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")

@@ -66,7 +66,7 @@ def psnr_db(protected: Tensor, clean: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error)
 
 
-def spent(protected: Tensor, clean: Tensor, norm: Norm) -> Tensor:
+def budget_used(protected: Tensor, clean: Tensor, norm: Norm) -> Tensor:
     """What each image's change comes to, `(B,)` int, of uint8 images `(B, C, H, W)`."""
     if norm == "linf":
         return linf_levels(protected, clean)
@@ -75,7 +75,7 @@ def spent(protected: Tensor, clean: Tensor, norm: Norm) -> Tensor:
     return (protected != clean).any(1).flatten(1).sum(1)
 
 
-def hold(protected: Tensor, clean: Tensor, budget: Budget) -> None:
+def check_budget(protected: Tensor, clean: Tensor, budget: Budget) -> None:
     """Hold uint8 images `(B, C, H, W)` to a budget.
 
     Raises:
@@ -83,15 +83,15 @@ def hold(protected: Tensor, clean: Tensor, budget: Budget) -> None:
     """
     if protected.shape != clean.shape:
         raise ValueError(f"protected images have shape {tuple(protected.shape)}, clean ones {tuple(clean.shape)}")
-    each = spent(protected, clean, budget.norm)
+    each = budget_used(protected, clean, budget.norm)
     if (each > budget.limit).any():
         worst = int(each.argmax())
         raise ValueError(f"image {worst} of {len(each)} changes by {int(each[worst])} {UNITS[budget.norm]}; the budget is {budget.limit}")
 
 
 def check(protected: Tensor, clean: Tensor, eps_levels: int) -> None:
-    """Hold uint8 images to the L-infinity ball: see `hold`."""
-    hold(protected, clean, Budget("linf", eps_levels))
+    """Hold uint8 images to the L-infinity ball: see `check_budget`."""
+    check_budget(protected, clean, Budget("linf", eps_levels))
 
 
 def whole_levels(change: Tensor, limit: int) -> Tensor:

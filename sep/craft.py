@@ -15,7 +15,7 @@ from torch import Tensor
 from sep.budget import Budget, project
 from sep.ensemble import Member
 from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
-from sep.methods.registry import METHODS, Kind, Method
+from sep.methods.registry import METHODS, Method, MethodSpec
 from sep.objective import Targets, feature_alignment, target_cross_entropy
 
 __all__ = ["CraftConfig", "Method", "craft", "craft_in_parts", "gradient"]
@@ -72,7 +72,7 @@ class CraftConfig:
         return self.kind.usual if self.checkpoints is None else self.checkpoints
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> MethodSpec:
         """What the method needs."""
         return METHODS[self.method]
 

@@ -61,7 +61,7 @@ def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], s
     return Network(trunk, width, num_classes, mean, std)
 
 
-def must_take(name: str, num_classes: int, height: int, width: int) -> None:
+def check_input_size(name: str, num_classes: int, height: int, width: int) -> None:
     """See that a network can be built for images of this size and computes on them, at the cost of neither memory nor arithmetic.
 
     Raises:

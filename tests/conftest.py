@@ -42,7 +42,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> t
     config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
     config = replace(config, surrogate=replace(config.surrogate, epochs=3))
     folder = Folder.open(config.run)
-    pack.run(config, folder)
+    pack.execute(config, folder)
     packed_run.write_checkpoints(folder, ("resnet8",))
     return config, folder
 

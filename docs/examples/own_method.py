@@ -6,7 +6,7 @@ Here every class gets a checkerboard with squares of its own size, which is no g
 import torch
 from torch import Tensor
 
-from sep.budget import hold, largest_change
+from sep.budget import check_budget, largest_change
 from sep.methods.request import Request, added
 
 
@@ -28,5 +28,5 @@ request = Request(
     budget=largest_change(8, images.shape[1:]),
 )
 protected = checkerboard(request)
-hold(protected, images, request.budget)  # in integers, as the pipeline does it on what is released
+check_budget(protected, images, request.budget)  # in integers, as the pipeline does it on what is released
 print(f"largest change: {(protected.int() - images.int()).abs().max()} of {request.budget}")

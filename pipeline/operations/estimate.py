@@ -11,7 +11,7 @@ from itertools import product
 from pydantic.dataclasses import dataclass as validated
 
 from cluster import session
-from cluster.pool import Room, Work, run_all
+from cluster.pool import Capacity, Work, run_all
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import STRICT, RunConfig
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
@@ -215,5 +215,7 @@ def _probe(config: PlanConfig, images: Images, num_classes: int, resources: sess
     """The slowest of all workers, which compute at the same time."""
     arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
     pieces = [Work(f"worker {n}", arguments) for n in range(resources.tasks)]
-    speeds = [speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", room=Room(resources.tasks, gpus=resources.gpu))]
+    speeds = [
+        speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", capacity=Capacity(resources.tasks, gpus=resources.gpu))
+    ]
     return min(speeds, key=lambda speed: sum(speed.gradients.values()))

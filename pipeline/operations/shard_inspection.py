@@ -19,7 +19,7 @@ from pipeline.shards.tensors import stack
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
-from sep.budget import UNITS, Budget, spent
+from sep.budget import UNITS, Budget, budget_used
 
 SAMPLES = "samples.parquet"
 MEMBERS = ("cls", "json", "png")
@@ -139,7 +139,7 @@ def compare(clean: Readable, protected: Readable, row: Row, budget: Budget) -> t
         return Change(0, 0), [f"size {protected.pixels.shape}, clean image {clean.pixels.shape}"]
     change = int(np.abs(protected.pixels.astype(np.int16) - clean.pixels.astype(np.int16)).max())
     # Of the other norms there is one definition, which is that of crafting.
-    used = change if budget.norm == "linf" else int(spent(stack([protected.pixels]), stack([clean.pixels]), budget.norm))
+    used = change if budget.norm == "linf" else int(budget_used(stack([protected.pixels]), stack([clean.pixels]), budget.norm))
     faults = []
     if used > budget.limit:
         allowed = f"budget {budget.limit}" if budget.limit else "though its class is not protected"

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 
 from pipeline.pages.canvas import LIGHT, SMALL, Theme, drawing, percent, png
 from pipeline.results.comparison import Comparison
-from pipeline.results.run_results import Measured, Pair, Spread
+from pipeline.results.run_results import Measured, Spread, VictimPair
 
 LINE = 0.34  # inches a run takes in a panel
 LONGEST_NAME = 24  # letters in a line
@@ -46,11 +46,11 @@ def accuracies(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     return png(figure)
 
 
-def _pair(run: Measured, victim: str) -> Pair | None:
+def _pair(run: Measured, victim: str) -> VictimPair | None:
     return next((pair for pair in run.pairs if pair.name == victim), None)
 
 
-def _line(axis: Axes, line: int, pair: Pair, chance: float, theme: Theme) -> None:
+def _line(axis: Axes, line: int, pair: VictimPair, chance: float, theme: Theme) -> None:
     clean, protected, relabelled = pair.clean.last, pair.protected.last, pair.protected.relabelled
     axis.plot([protected.mean, clean.mean], [line, line], color=theme.quiet, linewidth=2, zorder=1)
     axis.plot([chance], [line], "|", color=theme.ink, markersize=13, zorder=2)
@@ -92,7 +92,7 @@ def _free(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(str(run.of("protect", "method")) for run in runs))
 
 
-def _of_release(run: Measured, victim: str) -> Pair | None:
+def _of_release(run: Measured, victim: str) -> VictimPair | None:
     """The victim, unless it had no image of the release."""
     pair = _pair(run, victim)
     return pair if pair and len(pair.trained) > 1 else None
@@ -141,7 +141,7 @@ def _curves(runs: dict[str, Measured]) -> tuple[str, dict[str, list[str]]]:
     return along, dict(sorted(groups.items(), key=lambda group: runs[group[1][0]].gradients_per_image))
 
 
-def _curve(axis: Axes, own: dict[str, Pair], runs: dict[str, Measured], along: str, label: str, colour: str) -> None:
+def _curve(axis: Axes, own: dict[str, VictimPair], runs: dict[str, Measured], along: str, label: str, colour: str) -> None:
     places = [runs[name].gradients_per_image for name in own]
     spreads = [pair.protected.last for pair in own.values()]
     errors = [spread.deviation or 0.0 for spread in spreads]

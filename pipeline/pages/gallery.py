@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.results import run_results
-from pipeline.results.run_results import Finished
+from pipeline.results.run_results import Manifests
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
@@ -17,7 +17,7 @@ SPECTRUM_IMAGES = 128  # protected images the spectrum is the mean of
 COUNTERED = "countermeasures-"  # followed by the victim's network
 
 
-def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, bytes]:
+def draw(folder: Folder, found: Manifests, *, dark: bool = False) -> dict[str, bytes]:
     """The PNGs of a run, by name.
 
     They are `samples`, `imperceptibility`, `spectrum` and `similarity` of a protection, `accuracy`, `classes`, `matrix` and
@@ -50,7 +50,7 @@ def draw(folder: Folder, found: Finished, *, dark: bool = False) -> dict[str, by
     return drawn
 
 
-def _of_images(folder: Folder, found: Finished, theme: Any) -> dict[str, bytes]:
+def _of_images(folder: Folder, found: Manifests, theme: Any) -> dict[str, bytes]:
     from pipeline.pages import image_figures, training_figures
 
     drawn = {}
@@ -65,7 +65,7 @@ def _of_images(folder: Folder, found: Finished, theme: Any) -> dict[str, bytes]:
     return drawn
 
 
-def chosen_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
+def chosen_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
     """Key and shard of the first image of a few classes, spread over the protected ones."""
     first: dict[int, tuple[str, str]] = {}
     for row in _rows(folder):
@@ -75,7 +75,7 @@ def chosen_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
     return [first[labels[i * len(labels) // count]] for i in range(count)]
 
 
-def changed_samples(folder: Folder, found: Finished) -> list[tuple[str, str]]:
+def changed_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
     """Key and shard of the first images that were changed: as few shards as can be, because these have to be read.
 
     Not all of a protected class are: one whose pixel had the colour already stays as it was.
@@ -91,7 +91,7 @@ def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def triplets(folder: Folder, found: Finished, wanted: list[tuple[str, str]]) -> list[Any]:
+def triplets(folder: Folder, found: Manifests, wanted: list[tuple[str, str]]) -> list[Any]:
     """The images named by key and shard, before and after, in that order; reads only the shards these are in."""
     from pipeline.pages.image_figures import Triplet
 
@@ -99,7 +99,7 @@ def triplets(folder: Folder, found: Finished, wanted: list[tuple[str, str]]) -> 
     return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]
 
 
-def _samples(folder: Folder, found: Finished, stage: str, wanted: list[tuple[str, str]]) -> dict[str, Sample]:
+def _samples(folder: Folder, found: Manifests, stage: str, wanted: list[tuple[str, str]]) -> dict[str, Sample]:
     samples: dict[str, Sample] = {}
     for shard in found[stage].shards["train"]:
         keys = {key for key, name in wanted if name == shard.name}

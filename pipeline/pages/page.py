@@ -15,7 +15,7 @@ from pipeline.config.schema import RunConfig, to_tree
 from pipeline.pages import html
 from pipeline.pages.gallery import COUNTERED
 from pipeline.results.findings import findings, in_parts, made_with, on_missing, scope, surrogates
-from pipeline.results.run_results import Finished, budget, configuration, measured_images, pairs, trained
+from pipeline.results.run_results import Manifests, budget, configuration, measured_images, pairs, trained
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
@@ -49,7 +49,7 @@ def _told_by_sweep(tree: dict[str, Any]) -> set[str]:
     return swept
 
 
-def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, dict[str, bytes]]) -> str:
+def render(config: RunConfig, folder: Folder, found: Manifests, drawn: dict[str, dict[str, bytes]]) -> str:
     """The page."""
     there = trained(folder, found)
     stages = [*found, *(["victim"] if there.missing else []), "report"]  # whatever the last start was asked for
@@ -83,7 +83,7 @@ def render(config: RunConfig, folder: Folder, found: Finished, drawn: dict[str, 
     )
 
 
-def _released(found: Finished) -> dict[str, list[str]]:
+def _released(found: Manifests) -> dict[str, list[str]]:
     """Names of the classes, by what was done to their images."""
     if "pack" not in found:
         return {}
@@ -93,7 +93,7 @@ def _released(found: Finished) -> dict[str, list[str]]:
     return {"protected": [names[label] for label in protected], "not protected": others}
 
 
-def _protection(found: Finished) -> dict[str, Any]:
+def _protection(found: Manifests) -> dict[str, Any]:
     """What the protect stage says of itself, with the number of classes in the place of their labels."""
     counts = found["protect"].counts
     renamed = {"epochs": "epochs, counted from 0", "protected": "protected images", "images": "released images"}

@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 
 from pipeline.pages.canvas import DARK, FONT, LIGHT, SMALL, Theme, bare, drawing, epochs, ink_on, label_ends, percent, png, shades
-from pipeline.results.run_results import Pair, Similarity
+from pipeline.results.run_results import Similarity, VictimPair
 
 FEW = 10  # rows of a similarity matrix whose cells have room for a number
 PANELS_ACROSS = 3
@@ -23,7 +23,7 @@ ON_TEST_IMAGES = "accuracy on clean test images"
 __all__ = ["DARK", "LIGHT", "Theme", "accuracy", "matrix", "similarity", "surrogate"]
 
 
-def accuracy(pairs: Sequence[Pair], chance: float, theme: Theme = LIGHT) -> bytes:
+def accuracy(pairs: Sequence[VictimPair], chance: float, theme: Theme = LIGHT) -> bytes:
     """Test accuracy per epoch, clean against protected, a panel per victim: the mean over seeds, in a band from least to most."""
     alone, columns = len(pairs) == 1, min(len(pairs), 2 if len(pairs) <= 4 else PANELS_ACROSS)
     rows = -(-len(pairs) // columns)
@@ -59,7 +59,7 @@ def accuracy(pairs: Sequence[Pair], chance: float, theme: Theme = LIGHT) -> byte
     return png(figure)
 
 
-def _curves(axis: Axes, pair: Pair, theme: Theme) -> list[tuple[float, str, str]]:
+def _curves(axis: Axes, pair: VictimPair, theme: Theme) -> list[tuple[float, str, str]]:
     """The two curves of one victim; returns where they end, what they are and their colour."""
     ends = []
     for cell, colour in ((pair.clean, theme.clean), (pair.protected, theme.protected)):
@@ -72,7 +72,7 @@ def _curves(axis: Axes, pair: Pair, theme: Theme) -> list[tuple[float, str, str]
     return ends
 
 
-def matrix(pairs: Sequence[Pair], theme: Theme = LIGHT) -> bytes:
+def matrix(pairs: Sequence[VictimPair], theme: Theme = LIGHT) -> bytes:
     """Accuracy after the last epoch, mean over seeds: a row per countermeasure, clean beside protected for each network.
 
     The darker a cell, the more was learned.

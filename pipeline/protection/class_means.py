@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.pool import Room, Work, combine_all
+from cluster.pool import Capacity, Work, combine_all
 from pipeline.protection.checkpoints import Ensemble, load_networks
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
@@ -54,7 +54,13 @@ def add(*shares: Sums) -> Sums:
 
 
 def write_means(
-    folder: Folder, ensemble: Ensemble, num_classes: int, batch_size: int | None, shards: Sequence[Shard], room: Room, keep_going: bool
+    folder: Folder,
+    ensemble: Ensemble,
+    num_classes: int,
+    batch_size: int | None,
+    shards: Sequence[Shard],
+    capacity: Capacity,
+    keep_going: bool,
 ) -> str:
     """Combine every shard's share into `class_means.pt`, and return the digest of that file.
 
@@ -69,7 +75,7 @@ def write_means(
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
     pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard), shard.count) for shard in shards]
-    total, failed = combine_all(sum_shard, add, pieces, what="class means", room=room)
+    total, failed = combine_all(sum_shard, add, pieces, what="class means", capacity=capacity)
     if failed is not None and (total is None or not keep_going):
         raise failed
     assert total is not None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from cluster.pool import Room, Work, WorkFailed, run_all
+from cluster.pool import Capacity, Work, WorkFailed, run_all
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
@@ -44,7 +44,7 @@ def write_similarity(
     num_classes: int,
     shard: Shard,
     gpu: bool,
-    room: Room,
+    capacity: Capacity,
 ) -> None:
     """Write `similarity.json`: a matrix for the checkpoints of each network, and, of several networks, one for their last checkpoints.
 
@@ -61,7 +61,7 @@ def write_similarity(
     pieces = [Work(name, (Ensemble(run, group, gpu=gpu), num_classes, shard)) for name, group in groups.items()]
     found: dict[str, list[list[float]]] = {}
     with suppress(WorkFailed):  # which the pool has logged
-        for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", room=room):
+        for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", capacity=capacity):
             found[name] = cosines
     if groups and not found:
         return  # another start may have more luck

@@ -14,7 +14,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from cluster.pool import Room, Work, combine_all, own_gpu, run_all
+from cluster.pool import Capacity, Work, combine_all, own_gpu, run_all
 from cluster.session import Resources
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
@@ -59,7 +59,7 @@ class Site:
     classes: tuple[int, ...]
     ensemble: Ensemble
     resources: Resources
-    room: Room
+    capacity: Capacity
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -102,7 +102,7 @@ def kept(folder: Folder, config: RunConfig) -> Prepared:
 def _class_means(site: Site) -> Prepared:
     size, number = site.config.protect.batch_size, len(site.pack.counts["classes"])
     batch_size = None if size == "auto" else size
-    return Prepared(write_means(site.out, site.ensemble, number, batch_size, site.shards, site.room, site.config.keep_going), (), {})
+    return Prepared(write_means(site.out, site.ensemble, number, batch_size, site.shards, site.capacity, site.config.keep_going), (), {})
 
 
 def _pixels(site: Site) -> Prepared:
@@ -111,7 +111,7 @@ def _pixels(site: Site) -> Prepared:
         return found
     begun = time.monotonic()
     pieces = [Work(shard.name, (site.clean, site.classes, shard), shard.count) for shard in site.shards]
-    total, failed = combine_all(shard_moments, add_moments, pieces, what="pixels", room=site.room)
+    total, failed = combine_all(shard_moments, add_moments, pieces, what="pixels", capacity=site.capacity)
     if failed is not None and (total is None or not site.config.keep_going):
         raise failed
     assert total is not None
@@ -154,9 +154,9 @@ def _noise(site: Site) -> Prepared:
             f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
         )
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
-    room = Room(1, cpus=cpus, gpus=site.resources.gpu)
+    capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
-    for _ in run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", room=room):
+    for _ in run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", capacity=capacity):
         pass
     return _written(site)
 

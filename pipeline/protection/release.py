@@ -13,14 +13,14 @@ from torch import Tensor
 
 from cluster.pool import Chain
 from pipeline.protection.crafting import CraftingTask, protect_images
-from pipeline.shards.finished_shards import Part, write_part
+from pipeline.shards.finished_shards import FinishedShard, write_part
 from pipeline.shards.pixels import encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table
 from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
-from sep.budget import Budget, hold, linf_levels, psnr_db
+from sep.budget import Budget, check_budget, linf_levels, psnr_db
 from sep.quality import changed_percent, ssim
 
 PROTECTED_SCHEMA = pa.schema(
@@ -70,7 +70,7 @@ def craft_chosen(task: CraftingTask, shard: Shard, clean: Clean) -> Tensor:
     return protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], [clean.samples[i].key for i in chosen])
 
 
-def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> Part:
+def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> FinishedShard:
     """Write the protected shard and check it; its part is written last and makes it finished.
 
     Raises:
@@ -96,7 +96,7 @@ def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, bu
     if [(s.key, s.label, s.info) for s in back] != [(s.key, s.label, s.info) for s in samples]:
         raise ValueError(f"{out.uri}/{written.name}: keys or labels differ from the clean shard")
     stored, _ = to_tensors(back)
-    hold(stored, clean, budget)
+    check_budget(stored, clean, budget)
     measured = {name: measure(stored, clean).tolist() for name, measure in MEASURES.items()}
     return [
         {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.results.run_results import Finished, Measured, Pair, Spread, Trained, budget
+from pipeline.results.run_results import Manifests, Measured, Spread, Trained, VictimPair, budget
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest
 from sep.budget import largest_change
@@ -154,7 +154,7 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
     return [{column: row.get(column) for column in SCHEMA.names} for row in flat]
 
 
-def _of_victim(pair: Pair) -> dict[str, Any]:
+def _of_victim(pair: VictimPair) -> dict[str, Any]:
     clean, protected = pair.clean, pair.protected
     spreads = (clean.last, protected.last, protected.peak, protected.relabelled, clean.other, protected.other)
     figures: dict[str, Any] = {"network": clean.network, "countermeasure": clean.countermeasure, "seeds": len(protected.seeds)}
@@ -205,7 +205,7 @@ def _made(run: Measured) -> tuple[str, ...]:
         ", ".join(counts.get("networks", [])) or NONE,
         str(budget(run.found)),
         *(shown(name, form) for name, form in (("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),
-        *(NONE if spent is None else f"{spent:,.0f} s" for spent in seconds),
+        *(NONE if budget_used is None else f"{budget_used:,.0f} s" for budget_used in seconds),
         shown("psnr_db", "{:.1f} dB"),
     )
 
@@ -221,7 +221,7 @@ def measured(comparison: Comparison) -> Table:
     return Table(head, lines, numbers=2)
 
 
-def _measured(pair: Pair) -> tuple[str, ...]:
+def _measured(pair: VictimPair) -> tuple[str, ...]:
     figures: tuple[Spread, ...] = (pair.clean.last, pair.protected.last, pair.protected.peak, pair.protected.relabelled)
     return (str(len(pair.protected.seeds)), *map(str, figures))
 
@@ -253,7 +253,7 @@ def crafting_seconds(protect: Manifest) -> float | None:
     return float(protect.timing.get("preparation_seconds", 0) + protect.counts["protected"] / rate) if rate else None
 
 
-def surrogate_seconds(found: Finished) -> float | None:
+def surrogate_seconds(found: Manifests) -> float | None:
     """Seconds that training took of the networks whose checkpoints the method reads; None where it reads none."""
     reads = "protect" not in found or METHODS[found["protect"].counts["method"]].checkpoints != 0
     return found["surrogate"].seconds if "surrogate" in found and reads else None

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.results.run_results import Cell, Pair
+from pipeline.results.run_results import TrialStats, VictimPair
 from pipeline.results.thresholds import ALIKE, NEAR, error_between, lost
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share, control_of, plan
 
 START = "Where a stranger has"
 
 
-def on_diluted(measured: list[Pair], guess: float, tests: int) -> list[str]:
+def on_diluted(measured: list[VictimPair], guess: float, tests: int) -> list[str]:
     """A sentence for each dilution, by the network to which the protected images add most.
 
     Args:
@@ -23,8 +23,8 @@ def on_diluted(measured: list[Pair], guess: float, tests: int) -> list[str]:
         guess: what guessing gets right, in percent.
         tests: how many test images they were measured on.
     """
-    diluted: dict[str, list[Pair]] = {}
-    alone: dict[tuple[str, str], Cell] = {}
+    diluted: dict[str, list[VictimPair]] = {}
+    alone: dict[tuple[str, str], TrialStats] = {}
     for pair in measured:
         network, name = pair.clean.network, pair.clean.countermeasure
         if clean_share(name) == DILUTED:
@@ -34,7 +34,7 @@ def on_diluted(measured: list[Pair], guess: float, tests: int) -> list[str]:
     return [_sentence(name, pairs, alone, guess, tests) for name, pairs in diluted.items()]
 
 
-def _sentence(name: str, pairs: list[Pair], controls: Mapping[tuple[str, str], Cell], guess: float, tests: int) -> str:
+def _sentence(name: str, pairs: list[VictimPair], controls: Mapping[tuple[str, str], TrialStats], guess: float, tests: int) -> str:
     """What one dilution gives; `controls` are the victims of clean shares, by network and countermeasure."""
     start, control = f"{START} {plan(name).clean_percent} % of the protected images clean ({name})", control_of(name)
     beside = []
@@ -52,13 +52,13 @@ def _sentence(name: str, pairs: list[Pair], controls: Mapping[tuple[str, str], C
     return f"{start}, {got}, {clean}: {_added(pair, alone, guess, tests)}."
 
 
-def _tells(pair: Pair, alone: float, guess: float, tests: int) -> bool:
+def _tells(pair: VictimPair, alone: float, guess: float, tests: int) -> bool:
     """Whether the clean share alone leaves something that the other images could add."""
     clean = pair.clean.last.mean
     return clean - alone > max(error_between(alone, clean, tests), min(NEAR, (clean - guess) / 2))
 
 
-def _added(pair: Pair, alone: float, guess: float, tests: int) -> str:
+def _added(pair: VictimPair, alone: float, guess: float, tests: int) -> str:
     """What the protected images add to `alone`, which their clean share gives."""
     mixed, clean = pair.protected.last.mean, pair.clean.last.mean
     added, all_clean = mixed - alone, clean - alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.results import dilution_findings
-from pipeline.results.run_results import Finished, Pair, Trained, chance
+from pipeline.results.run_results import Manifests, Trained, VictimPair, chance
 from pipeline.results.thresholds import ALIKE, FAR, NEAR, error, lost, much, share_lost
 from pipeline.storage.records import shown
 from sep.countermeasures.registry import clean_share
@@ -19,7 +19,7 @@ SHOWN_MISSING = 20  # names of victims
 MAPS = {"shift": "fixed shift of labels", "random-class": "fixed map of labels"}  # targets that one renaming of the classes undoes
 
 
-def findings(found: Finished, measured: list[Pair], tests: int) -> list[str]:
+def findings(found: Manifests, measured: list[VictimPair], tests: int) -> list[str]:
     """What came out, for the protected classes and, where there are any, for the others.
 
     Args:
@@ -63,7 +63,7 @@ def in_parts(said: list[str]) -> tuple[list[str], list[str]]:
     return [sentence for sentence in said if sentence not in countered], countered
 
 
-def _weakest(measured: list[Pair], guess: float, least: float) -> Pair | None:
+def _weakest(measured: list[VictimPair], guess: float, least: float) -> VictimPair | None:
     """The victim that loses the smallest share of what it could, where that is clearly less than the first one loses."""
     first = measured[0]
     able = [pair for pair in measured[1:] if pair.clean.last.mean >= least]
@@ -73,7 +73,7 @@ def _weakest(measured: list[Pair], guess: float, least: float) -> Pair | None:
     return worst if share_lost(worst, guess) < share_lost(first, guess) - ALIKE else None
 
 
-def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> list[str]:
+def _on_countermeasures(measured: list[VictimPair], guess: float, least: float) -> list[str]:
     """Against which countermeasures the protection holds and against which it does not, by the network of each that it fails most.
 
     Looked at are networks that it works against at all; `guess` is what guessing gets right, in percent, and who gets less than `least`
@@ -85,7 +85,7 @@ def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> lis
         if pair.clean.countermeasure == "none" and pair.clean.last.mean >= least and lost(pair) >= much(pair, guess)
     }
 
-    def outcome(pair: Pair) -> int:
+    def outcome(pair: VictimPair) -> int:
         """The place in `ON_COUNTERMEASURES` of the sentence that tells of it."""
         if pair.clean.last.mean < least:
             return 3
@@ -93,7 +93,7 @@ def _on_countermeasures(measured: list[Pair], guess: float, least: float) -> lis
             return 2
         return 0 if share_lost(pair, guess) >= share_lost(plain[pair.clean.network], guess) - ALIKE else 1
 
-    countered: dict[str, list[Pair]] = {}
+    countered: dict[str, list[VictimPair]] = {}
     for pair in measured:
         if pair.clean.network in plain and pair.clean.countermeasure != "none":
             countered.setdefault(pair.clean.countermeasure, []).append(pair)
@@ -111,7 +111,7 @@ def _apart(before: float, after: float) -> str:
     return f"{abs(before - after):.1f} points {'less' if after <= before else 'more'}"
 
 
-def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
+def _on_protection(found: Manifests, pair: VictimPair, tests: int) -> list[str]:
     """How the first victim's accuracy on the protected classes compares with guessing, before and after relabelling."""
     guess = chance(found)
     margin = error(guess, tests)
@@ -130,7 +130,7 @@ def _on_protection(found: Finished, pair: Pair, tests: int) -> list[str]:
     return [said, _on_relabelling(found, pair)]
 
 
-def _on_relabelling(found: Finished, pair: Pair) -> str:
+def _on_relabelling(found: Manifests, pair: VictimPair) -> str:
     clean, protected, relabelled = pair.clean.last.mean, pair.protected.last.mean, pair.protected.relabelled.mean
     gain, far = relabelled - protected, much(pair, chance(found))
     outcome = f"After the best one-to-one relabelling of its predictions the protected victim gets {relabelled:.1f} % right"
@@ -149,7 +149,7 @@ def _on_relabelling(found: Finished, pair: Pair) -> str:
     )
 
 
-def _on_networks(found: Finished, measured: list[Pair]) -> list[str]:
+def _on_networks(found: Manifests, measured: list[VictimPair]) -> list[str]:
     """How the protection carries over to several victim networks."""
     plain = [pair for pair in measured if pair.clean.countermeasure == "none"]
     if len(plain) < 2:
@@ -161,12 +161,12 @@ def _on_networks(found: Finished, measured: list[Pair]) -> list[str]:
     ]
 
 
-def surrogates(found: Finished) -> str:
+def surrogates(found: Manifests) -> str:
     """The networks that the protection was made with."""
     return ", ".join(found["protect"].counts["networks"]) or "no network"
 
 
-def made_with(found: Finished) -> str:
+def made_with(found: Manifests) -> str:
     """What networks had to do with the protection, as the end of a sentence that begins with `Protected`."""
     counts = found["protect"].counts
     if counts.get("members"):
@@ -174,7 +174,7 @@ def made_with(found: Finished) -> str:
     return f"by noise that {surrogates(found)} was trained against" if counts["networks"] else "without any network"
 
 
-def _on_other_classes(found: Finished, pair: Pair) -> list[str]:
+def _on_other_classes(found: Manifests, pair: VictimPair) -> list[str]:
     """What the release does to the classes that are not protected."""
     if pair.clean.other is None or pair.protected.other is None:
         return []
@@ -200,7 +200,7 @@ def on_missing(there: Trained) -> list[str]:
     return [f"The victims are not finished: {count} of {len(there.rows) + count} results are missing here, as trainings failed: {names}."]
 
 
-def scope(measured: list[Pair]) -> str:
+def scope(measured: list[VictimPair]) -> str:
     """For what the figures speak, and for nothing else."""
     cells = [pair.protected for pair in measured]
     networks = ", ".join(dict.fromkeys(cell.network for cell in cells))

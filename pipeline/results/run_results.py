@@ -26,7 +26,7 @@ MEASURED = ("pack", "surrogate", "protect", "victim")
 
 
 IMPERCEPTIBILITY = ("psnr_db", "ssim", "linf_levels", "changed_percent")
-Finished = dict[str, Manifest]
+Manifests = dict[str, Manifest]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TrialStats:
     """The trials of one network, countermeasure and kind of data over all seeds; accuracies in percent.
 
     They are those on the clean test images of the protected classes, but for `other`.
@@ -65,14 +65,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Pair:
+class VictimPair:
     """The same victim on clean and on protected images."""
 
-    clean: Cell
-    protected: Cell
+    clean: TrialStats
+    protected: TrialStats
 
     @property
-    def trained(self) -> tuple[Cell, ...]:
+    def trained(self) -> tuple[TrialStats, ...]:
         """Both, or the one training that a countermeasure which leaves no protected image makes of them."""
         return (self.clean,) if clean_share(self.clean.countermeasure) == CLEAN_ONLY else (self.clean, self.protected)
 
@@ -97,9 +97,9 @@ class Similarity:
         return statistics.fmean(value for i, row in enumerate(self.cosines) for j, value in enumerate(row) if i != j)
 
 
-def finished(run: Folder) -> Finished:
+def finished(run: Folder) -> Manifests:
     """Manifests of the finished stages, in order; those whose inputs were redone since are left out."""
-    found: Finished = {}
+    found: Manifests = {}
     for stage in MEASURED:
         if not run.exists(f"{stage}/{MANIFEST}"):
             continue
@@ -112,7 +112,7 @@ def finished(run: Folder) -> Finished:
     return found
 
 
-def configuration(config: RunConfig, found: Finished, there: Trained | None = None) -> dict[str, Any]:
+def configuration(config: RunConfig, found: Manifests, there: Trained | None = None) -> dict[str, Any]:
     """The tree of settings that made what is there: the stages' own records win over the present command line.
 
     With the trials that are `there`, also those of victims of which some failed. The tracking URI is left out: it may carry credentials,
@@ -130,7 +130,7 @@ def configuration(config: RunConfig, found: Finished, there: Trained | None = No
     return tree
 
 
-def trials(run: Folder, found: Finished) -> list[dict[str, Any]]:
+def trials(run: Folder, found: Manifests) -> list[dict[str, Any]]:
     """One row per trained victim, as in `victim/results.parquet`; none if that stage has not finished."""
     return read_table(run.child("victim"), "results.parquet").to_pylist() if "victim" in found else []
 
@@ -149,7 +149,7 @@ class Trained:
         return {"trials": digest(self.rows), "missing": self.missing} if self.missing else {}
 
 
-def trained(run: Folder, found: Finished) -> Trained:
+def trained(run: Folder, found: Manifests) -> Trained:
     """The trials there are: all of them, or where some failed, those that have finished since the stages before were made."""
     if "victim" in found:
         return Trained(trials(run, found), [], found["victim"].asked)
@@ -164,7 +164,7 @@ def trained(run: Folder, found: Finished) -> Trained:
         return Trained([], [])
 
 
-def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
+def pairs(rows: list[dict[str, Any]]) -> list[VictimPair]:
     """The victims that were trained on both kinds of data, over the seeds that both have.
 
     Networks without countermeasure come first; last those that have clean images besides, and those that have nothing else.
@@ -179,20 +179,20 @@ def pairs(rows: list[dict[str, Any]]) -> list[Pair]:
         clean, protected = (groups.get((*name, data), {}) for data in ("clean", "protected"))
         if both := [seed for seed in clean if seed in protected]:
             of_clean, of_protected = ([own[seed] for seed in both] for own in (clean, protected))
-            found.append(Pair(_cell((*name, "clean"), of_clean), _cell((*name, "protected"), of_protected)))
+            found.append(VictimPair(_cell((*name, "clean"), of_clean), _cell((*name, "protected"), of_protected)))
     return found
 
 
-def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> Cell:
+def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> TrialStats:
     last, peak, relabelled = (Spread.of([row[f"{kind}_accuracy"] for row in rows]) for kind in ("last", "peak", "relabelled"))
     others = [row["other_accuracy"] for row in rows]
     other = None if None in others else Spread.of(others)
     network, countermeasure, data = name
     curves = [row["accuracy_per_epoch"] for row in rows]
-    return Cell(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, other, curves)
+    return TrialStats(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, other, curves)
 
 
-def confusion(run: Folder, cell: Cell) -> list[list[int]]:
+def confusion(run: Folder, cell: TrialStats) -> list[list[int]]:
     """How often test images of each true class (rows) were given each class (columns) after the last epoch, over all seeds."""
     tables = [trial_confusion(run, cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
     return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
@@ -204,7 +204,7 @@ def trial_confusion(run: Folder, network: str, data: str, countermeasure: str, s
     return counts
 
 
-def chance(found: Finished) -> float:
+def chance(found: Manifests) -> float:
     """Percent that guessing gets right when all classes are equally frequent.
 
     Where only some classes are protected, too, victims choose among all of them.
@@ -212,7 +212,7 @@ def chance(found: Finished) -> float:
     return 100 / len(found["pack"].counts["classes"])
 
 
-def measured_images(run: Folder, found: Finished) -> int:
+def measured_images(run: Folder, found: Manifests) -> int:
     """How many test images the victims' accuracies are about: those of the protected classes, or all if nothing is protected yet."""
     if "protect" not in found:
         return int(found["pack"].counts["test"])
@@ -253,7 +253,7 @@ def similarities(run: Folder) -> list[Similarity]:
     return [matrix for matrix in found if len(matrix.labels) > 1]
 
 
-def budget(found: Finished) -> Budget:
+def budget(found: Manifests) -> Budget:
     """What might be spent on an image; releases of earlier versions say only the radius of the L-infinity ball."""
     counts = found["protect"].counts
     return Budget(**counts["budget"]) if "budget" in counts else Budget("linf", counts["eps_levels"])
@@ -264,9 +264,9 @@ class Measured:
     """What is known of one run; any subset of the stages may be there."""
 
     uri: str
-    found: Finished
+    found: Manifests
     trained: Trained
-    pairs: tuple[Pair, ...]
+    pairs: tuple[VictimPair, ...]
     settings: dict[str, Any]  # of a point of a sweep, what was swept
 
     def of(self, stage: str, name: str) -> Any:

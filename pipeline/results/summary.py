@@ -6,7 +6,7 @@ import shlex
 import statistics
 
 from pipeline.config.schema import RunConfig
-from pipeline.results.run_results import Pair, Trained, budget, chance, finished, imperceptibility, pairs, similarities, trained
+from pipeline.results.run_results import Trained, VictimPair, budget, chance, finished, imperceptibility, pairs, similarities, trained
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PAGE
 from sep.countermeasures.registry import clean_share
@@ -57,7 +57,7 @@ def headline(run: Folder) -> dict[str, float | str]:
     return figures
 
 
-def _first(there: Trained) -> Pair | None:
+def _first(there: Trained) -> VictimPair | None:
     """The victim by which a run is known; no other stands in for one that failed, nor one that has clean images besides."""
     if not there.rows:
         return None

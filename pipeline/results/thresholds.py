@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 
-from pipeline.results.run_results import Pair
+from pipeline.results.run_results import VictimPair
 
 FAR = 10.0  # points; a difference this large is never called small, however much a victim learns
 ALIKE = 0.2  # of what there is to lose; shares no further apart are called alike
 NEAR = 5.0  # points; accuracies no further apart are called alike
 
 
-def lost(pair: Pair) -> float:
+def lost(pair: VictimPair) -> float:
     """Points that the victim has less from protected images than from clean ones treated alike."""
     return pair.clean.last.mean - pair.protected.last.mean
 
 
-def share_lost(pair: Pair, guess: float) -> float:
+def share_lost(pair: VictimPair, guess: float) -> float:
     """What the victim has lost of all that it could: what it learns from clean images beyond guessing."""
     return lost(pair) / (pair.clean.last.mean - guess)
 
 
-def much(pair: Pair, guess: float) -> float:
+def much(pair: VictimPair, guess: float) -> float:
     """Points that are much for a victim: of many classes, ten may be all that it learns."""
     return min(FAR, (pair.clean.last.mean - guess) / 2)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.pool import Room, Work, run_all
+from cluster.pool import Capacity, Work, run_all
 from pipeline.shards.tables import ROW_GROUP, parse_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256, to_json
@@ -28,7 +28,7 @@ READ_TOGETHER = 8  # files at a time, which costs an object store no more than o
 
 
 @dataclass(frozen=True)
-class Part:
+class FinishedShard:
     """A finished shard: its manifest entry, the digest of its table of rows, and whatever else is to be combined at the end."""
 
     shard: Shard
@@ -36,7 +36,7 @@ class Part:
     extra: dict[str, Any]  # JSON types
 
 
-def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[str, Any], made_from: str) -> Part:
+def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[str, Any], made_from: str) -> FinishedShard:
     """Say that a shard is finished; to be called after the shard was written.
 
     Args:
@@ -47,13 +47,13 @@ def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[s
         made_from: digest of everything that decides the shard's content.
     """
     parts = stage_folder.child(PARTS)
-    part = Part(shard, write_table(parts, f"{shard.name}.parquet", rows), extra)
+    part = FinishedShard(shard, write_table(parts, f"{shard.name}.parquet", rows), extra)
     record = {"made_from": made_from, **asdict(part)}
     parts.write(f"{shard.name}.json", to_json({"record": record, "sha256": digest(record)}))
     return part
 
 
-def read_part(stage_folder: Folder, name: str, made_from: str) -> Part | None:
+def read_part(stage_folder: Folder, name: str, made_from: str) -> FinishedShard | None:
     """What an earlier attempt left of the shard `name`; None if it has to be made (again).
 
     That is so where there is no part, it is damaged or was made from something else, or shard or rows are not what it says.
@@ -64,7 +64,7 @@ def read_part(stage_folder: Folder, name: str, made_from: str) -> Part | None:
         record = said["record"]
         if digest(record) != said["sha256"] or record.pop("made_from") != made_from:
             return None
-        part = Part(**{**record, "shard": Shard(**record["shard"])})
+        part = FinishedShard(**{**record, "shard": Shard(**record["shard"])})
         if part.shard.count and stage_folder.sha256(name) != part.shard.sha256:
             return None
         return part if parts.sha256(f"{name}.parquet") == part.rows_sha256 else None
@@ -72,12 +72,12 @@ def read_part(stage_folder: Folder, name: str, made_from: str) -> Part | None:
         return None
 
 
-def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) -> list[Part]:
+def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) -> list[FinishedShard]:
     with ThreadPoolExecutor(READ_TOGETHER) as pool:
         return [part for part in pool.map(lambda name: read_part(stage_folder, name, made_from), names) if part is not None]
 
 
-def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, room: Room) -> dict[str, Part]:
+def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, capacity: Capacity) -> dict[str, FinishedShard]:
     """The parts of those shards that need not be made again, by name; every one of them was read and checked on the cluster.
 
     Raises:
@@ -87,11 +87,11 @@ def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, r
     known = [name for name in names if name in there]
     groups = [known[start : start + CHECKED_TOGETHER] for start in range(0, len(known), CHECKED_TOGETHER)]
     pieces = [Work(f"{group[0]} ...", (stage_folder, group, made_from), len(group)) for group in groups]
-    found = run_all(_read_several, pieces, what="finished before", unit="shards", room=room)
+    found = run_all(_read_several, pieces, what="finished before", unit="shards", capacity=capacity)
     return {part.shard.name: part for _, parts in found for part in parts}
 
 
-def _rows(stage_folder: Folder, part: Part, schema: pa.Schema) -> pa.Table:
+def _rows(stage_folder: Folder, part: FinishedShard, schema: pa.Schema) -> pa.Table:
     folder, name = stage_folder.child(PARTS), f"{part.shard.name}.parquet"
     data = folder.read(name)
     if sha256(data) != part.rows_sha256:
@@ -100,7 +100,7 @@ def _rows(stage_folder: Folder, part: Part, schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), parse_table(data)], promote_options="default")
 
 
-def write_rows(stage_folder: Folder, name: str, parts: Sequence[Part], schema: pa.Schema) -> None:
+def write_rows(stage_folder: Folder, name: str, parts: Sequence[FinishedShard], schema: pa.Schema) -> None:
     """Write the rows of all parts, in the order given, as one table, of which one row group is in memory at a time.
 
     Raises:

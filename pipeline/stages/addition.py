@@ -20,7 +20,7 @@ from pipeline.storage.stage import MANIFEST, STARTED, Manifest
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, folder: Folder) -> Manifest | None:
+def execute(config: RunConfig, folder: Folder) -> Manifest | None:
     """Pack and protect what `config.add` has and the run has not; None if there is nothing.
 
     An addition that was cut short, or that lacks shards whose crafting failed, is finished first.

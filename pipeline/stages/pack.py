@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cluster import pool, session
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
-from pipeline.shards.finished_shards import PARTS, Part, read_part, write_part, write_rows
+from pipeline.shards.finished_shards import PARTS, FinishedShard, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
@@ -42,7 +42,7 @@ QUARANTINE = pa.schema([("source", pa.string()), ("reason", pa.string())])
 BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
 
 
-def run(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder) -> Manifest:
     """Pack the configured source into the run's `pack` folder, unless that is done already.
 
     Args:
@@ -98,7 +98,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset) -> Man
         raise
 
 
-def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
+def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, FinishedShard]:
     """Every planned shard's part, by name."""
     session.connect(config.workers)
     pieces = [
@@ -106,9 +106,9 @@ def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, Part]:
         for name, entries in plan(dataset, config.pack.shard_images).items()
     ]
     log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
-    parts: dict[str, Part] = {}
+    parts: dict[str, FinishedShard] = {}
     sizes: Counter[str] = Counter()
-    for name, part in pool.run_all(pack_shard, pieces, what="pack", room=pool.Room(config.workers)):
+    for name, part in pool.run_all(pack_shard, pieces, what="pack", capacity=pool.Capacity(config.workers)):
         parts[name] = part
         sizes.update(part.extra["sizes"])
         if len(sizes) > 1:  # leaving the loop cancels the other tasks
@@ -134,7 +134,7 @@ def plan(dataset: Dataset, shard_images: int) -> dict[str, list[Entry]]:
 
 def pack_shard(
     folder: Folder, name: str, entries: list[Entry], classes: tuple[str, ...], reader: Reader, config: PackConfig, stage_hash: str
-) -> Part:
+) -> FinishedShard:
     """Write one shard and its part, unless an earlier attempt left both; the body of a Ray task.
 
     Where the images do not have one size nothing is written, and the part only tells the sizes.
@@ -169,17 +169,17 @@ def pack_shard(
     order = [entry.key for entry in entries if entry.key in samples]
     extra = {"sizes": dict(sizes), "refused": sorted(refused), "statistics": statistics.as_list()}
     if len(sizes) > 1:
-        return Part(Shard(name, "", 0), "", extra)
+        return FinishedShard(Shard(name, "", 0), "", extra)
     extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
     shard = write_shard(folder, name, [samples[key] for key in order]) if order else Shard(name, "", 0)
     return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES), extra, made_from)
 
 
-def _refused(parts: Mapping[str, Part]) -> list[tuple[str, str]]:
+def _refused(parts: Mapping[str, FinishedShard]) -> list[tuple[str, str]]:
     return sorted((source, reason) for part in parts.values() for source, reason in part.extra["refused"])
 
 
-def _packed(parts: Mapping[str, Part]) -> dict[str, Counter[int]]:
+def _packed(parts: Mapping[str, FinishedShard]) -> dict[str, Counter[int]]:
     """Images per split and label."""
     packed: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     for name, part in parts.items():
@@ -187,14 +187,14 @@ def _packed(parts: Mapping[str, Part]) -> dict[str, Counter[int]]:
     return packed
 
 
-def _check(dataset: Dataset, parts: Mapping[str, Part]) -> None:
+def _check(dataset: Dataset, parts: Mapping[str, FinishedShard]) -> None:
     packed, refused = _packed(parts), _refused(parts)
     if any(entry.split == "test" for entry in dataset.entries) and not packed["test"]:
         raise SourceError(f"no test image could be used{_why(refused)}")
     check_classes(dataset.classes, packed, _why(refused))
 
 
-def _finish(stage: Stage, dataset: Dataset, parts: dict[str, Part]) -> Manifest:
+def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> Manifest:
     """Combine the parts into tables, counts and the manifest."""
     packed, refused = _packed(parts), _refused(parts)
     statistics = Statistics()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cluster import session
-from cluster.pool import Room, Work, WorkFailed, run_all
+from cluster.pool import Capacity, Work, WorkFailed, run_all
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
@@ -24,7 +24,7 @@ from pipeline.protection.gradient_similarity import SIMILARITY, write_similarity
 from pipeline.protection.preparation import Site, kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
-from pipeline.shards.finished_shards import PARTS, Part, finished_parts, write_rows
+from pipeline.shards.finished_shards import PARTS, FinishedShard, finished_parts, write_rows
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest
 from pipeline.storage.stage import Manifest, Shard, Stage
@@ -37,7 +37,7 @@ SAMPLES = "samples.parquet"
 MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
 
 
-def run(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder) -> Manifest:
     """Protect the shards that are not protected yet.
 
     Raises:
@@ -55,20 +55,20 @@ def run(config: RunConfig, folder: Folder) -> Manifest:
     if stage.manifest:
         return stage.manifest
     resources = session.connect(config.workers)
-    room = _room(config, resources)
+    capacity = _capacity(config, resources)
     index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
-    precision = _precision(protect, ensemble, room)
+    precision = _precision(protect, ensemble, capacity)
     protect = dataclasses.replace(protect, precision=precision)
     if index and not stage.folder.exists(SIMILARITY):
-        write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), room)
+        write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
-    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, room))
+    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, capacity))
     made_from = digest([stage.hash, precision, prepared.digest or None])
     budget = budget_of(protect, pack)
     task = CraftingTask(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
-    return _craft_all(task, stage, pack.shards["train"], config, room, prepared)
+    return _craft_all(task, stage, pack.shards["train"], config, capacity, prepared)
 
 
 def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
@@ -102,7 +102,7 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     classes, clean = tuple(base.counts["classes"]), folder.child("pack")
     means, budget = run.child("protect"), budget_of(protect, pack)
     task = CraftingTask(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
-    return _craft_all(task, stage, pack.shards["train"], config, _room(config, resources), prepared)
+    return _craft_all(task, stage, pack.shards["train"], config, _capacity(config, resources), prepared)
 
 
 def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
@@ -110,11 +110,11 @@ def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
-def _precision(config: ProtectConfig, ensemble: Ensemble, room: Room) -> Precision:
+def _precision(config: ProtectConfig, ensemble: Ensemble, capacity: Capacity) -> Precision:
     """Decided once for all shards, so that one release is never half of one precision and half of another."""
     if config.precision != "auto" or not ensemble.gpu:
         return resolve(config.precision, torch.device("cpu"))
-    answers = run_all(_resolve, [Work("precision", (config, ensemble))], what="precision", unit="GPUs", room=room)
+    answers = run_all(_resolve, [Work("precision", (config, ensemble))], what="precision", unit="GPUs", capacity=capacity)
     return dict(answers)["precision"]
 
 
@@ -123,21 +123,23 @@ def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
     return resolve(config.precision, ensemble.device)
 
 
-def _room(config: RunConfig, resources: session.Resources) -> Room:
+def _capacity(config: RunConfig, resources: session.Resources) -> Capacity:
     if config.protect.kind.perturb:  # which needs no GPU
-        return Room(config.workers)
+        return Capacity(config.workers)
     each = config.protect.tasks_per_gpu if resources.gpu else 1
-    return Room(config.workers and config.workers * each, gpus=resources.gpu / each)
+    return Capacity(config.workers and config.workers * each, gpus=resources.gpu / each)
 
 
-def _craft_all(task: CraftingTask, stage: Stage, shards: Sequence[Shard], config: RunConfig, room: Room, prepared: Prepared) -> Manifest:
+def _craft_all(
+    task: CraftingTask, stage: Stage, shards: Sequence[Shard], config: RunConfig, capacity: Capacity, prepared: Prepared
+) -> Manifest:
     """Craft the shards that are not finished, and finish the stage."""
-    parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, Room(config.workers))
+    parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, Capacity(config.workers))
     missing = [shard for shard in shards if shard.name not in parts]
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
     begun, crafted = time.monotonic(), 0
     try:
-        for name, part in run_all(PROTECT, [Work(s.name, (task, s), s.count) for s in missing], what="protect", room=room):
+        for name, part in run_all(PROTECT, [Work(s.name, (task, s), s.count) for s in missing], what="protect", capacity=capacity):
             parts[name] = part
             crafted += part.extra["protected"]
     except WorkFailed as failed:
@@ -148,7 +150,7 @@ def _craft_all(task: CraftingTask, stage: Stage, shards: Sequence[Shard], config
 
 
 def _finish(
-    task: CraftingTask, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, Part], rate: float, prepared: Prepared
+    task: CraftingTask, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, FinishedShard], rate: float, prepared: Prepared
 ) -> Manifest:
     """Combine the parts into one table, and say what came out."""
     config, checkpoints = task.config, task.ensemble.checkpoints

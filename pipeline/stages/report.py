@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 VERSION = 4  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 
 
-def run(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder) -> Manifest:
     """Write `report/index.html` and `report/*.png` from whatever stages have finished.
 
     Raises:

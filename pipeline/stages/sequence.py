@@ -16,11 +16,11 @@ from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 
 RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
-    "pack": pack.run,
-    "surrogate": surrogate.run,
-    "protect": protect.run,
-    "victim": victim.run,
-    "report": report.run,
+    "pack": pack.execute,
+    "surrogate": surrogate.execute,
+    "protect": protect.execute,
+    "victim": victim.execute,
+    "report": report.execute,
 }
 CONFIG = "config.json"
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")

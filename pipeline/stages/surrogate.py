@@ -21,7 +21,7 @@ from pipeline.training.surrogate_loop import WEIGHTS, SurrogateTask, loop
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder) -> Manifest:
     """Train the surrogate's networks, or go on with them.
 
     Raises:

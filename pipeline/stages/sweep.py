@@ -43,7 +43,7 @@ def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
     return tuple(name for name in SHARED if name in needed)
 
 
-def run(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
+def execute(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
     Args:

@@ -21,7 +21,7 @@ from cluster.pool import WorkFailed
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import UNFINISHED, relatives
+from pipeline.storage.layout import UNFINISHED, sibling_points
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial_records
@@ -67,7 +67,7 @@ def _rows(folder: Folder, tasks: Collection[VictimTask]) -> list[dict[str, Any]]
 
 def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
     """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
-    others = [other.child("victim") for other in relatives(folder)]
+    others = [other.child("victim") for other in sibling_points(folder)]
     for task in tasks:
         if others and task.cell.data == "clean" and _outcome(folder.child("victim"), task) is None:
             outcome = next((found for other in others if (found := _outcome(other, task)) is not None), None)
@@ -75,7 +75,7 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
                 trial_records.write(folder.child("victim"), task.cell.name, outcome)
 
 
-def run(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder) -> Manifest:
     """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
     Outcomes that are not asked for stay where they are: each knows what it was made from, and may be asked for again.

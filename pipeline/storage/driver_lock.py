@@ -44,7 +44,7 @@ class _NoLocks(Exception):
 
 
 @contextmanager
-def sole_driver(folder: Folder) -> Iterator[threading.Event]:
+def driver_lock(folder: Folder) -> Iterator[threading.Event]:
     """Hold a run folder for the time of the block, which is given an event to set before it cleans up: after that nothing stops it.
 
     Raises:

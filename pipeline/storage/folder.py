@@ -209,7 +209,7 @@ class Folder:
             with _named(f"{self.uri}/{name}" if name else self.uri):
                 yield
 
-    def sweep(self) -> None:
+    def remove_partials(self) -> None:
         """Remove what a killed writer left half-built."""
         if self.is_local and os.path.isdir(self.path):
             for path in Path(self.path).rglob(TEMPORARY + "*"):

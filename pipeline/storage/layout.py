@@ -86,7 +86,7 @@ def sweep_of(folder: Folder) -> list[str]:
     return [f"{name.replace('_', '-')}={value}" for name, value in joined.items()]
 
 
-def relatives(folder: Folder) -> list[Folder]:
+def sibling_points(folder: Folder) -> list[Folder]:
     """The run and every other point of the same sweep, if this folder is a point."""
     if not isinstance(folder, Point):
         return []

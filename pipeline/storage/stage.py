@@ -130,7 +130,7 @@ class Stage:
         elif self.folder.names(recursive=True):  # that file is written first and deleted last: this is not of our making
             raise ValueError(f"{self.folder.uri} holds files that no stage has written, and is left alone: give another --run")
         if self.manifest is None:
-            self.folder.sweep()
+            self.folder.remove_partials()
             self.folder.write(STARTED, to_json(self.asked))
             log.info("%s: started", name)
 

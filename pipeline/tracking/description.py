@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline.config.schema import RunConfig
 from pipeline.results import run_results
 from pipeline.results.findings import findings, in_parts, on_missing, scope
-from pipeline.results.run_results import Pair
+from pipeline.results.run_results import VictimPair
 from pipeline.results.summary import summary
 from pipeline.storage.folder import Folder
 
@@ -46,7 +46,7 @@ def describe(config: RunConfig, folder: Folder) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
-def _matrix(pairs: Sequence[Pair]) -> str:
+def _matrix(pairs: Sequence[VictimPair]) -> str:
     """A row per countermeasure, a column per network."""
     networks = list(dict.fromkeys(pair.clean.network for pair in pairs))
     cells = {(pair.clean.countermeasure, pair.clean.network): f"{pair.clean.last} → **{pair.protected.last}**" for pair in pairs}

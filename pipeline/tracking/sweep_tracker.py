@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import swept_fields
 from pipeline.results.comparison import crafting_seconds
-from pipeline.results.run_results import Finished, finished
+from pipeline.results.run_results import Manifests, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import settings
 from pipeline.storage.records import digest
@@ -64,7 +64,7 @@ class SweepTracker(Tracker):
     def _swept(self) -> dict[str, str]:
         return {"swept": ", ".join(swept_fields(self._config))}
 
-    def _of_points(self, found: Finished) -> Collection[str]:
+    def _of_points(self, found: Manifests) -> Collection[str]:
         fields = () if "protect" in found else swept_fields(self._config)
         by_method = "protect.method" in fields and self._config.protect.checkpoints is None
         return {*fields, "protect.checkpoints"} if by_method else fields
@@ -113,7 +113,7 @@ class PointTracker(Tracker):
     def _logged(self, stage: str) -> Any:
         return super()._logged(stage) if self._state.get("under") == self._sweep.run_id else None
 
-    def _open(self, found: Finished) -> None:
+    def _open(self, found: Manifests) -> None:
         if self._state and self._state.get("under") != self._sweep.run_id:
             self._state["identity"] = None  # of a sweep's run that was replaced: this one is as well
         super()._open(found)
@@ -123,10 +123,10 @@ class PointTracker(Tracker):
         own = {} if PARENT in tags else {PARENT: self._sweep.run_id, **settings(self._folder)}
         return self._sweep.create(name, {**tags, **own}, start)
 
-    def _surrogate(self, found: Finished) -> None:
+    def _surrogate(self, found: Manifests) -> None:
         """Logged once, under the sweep's own run."""
 
-    def _protect(self, found: Finished) -> None:
+    def _protect(self, found: Manifests) -> None:
         super()._protect(found)
         protect, seconds = found["protect"], crafting_seconds(found["protect"])
         cost = {"gradients": protect.counts["gradients"]} | ({} if seconds is None else {"crafting_seconds": seconds})

@@ -19,7 +19,7 @@ from pyarrow import csv
 from pipeline.config.schema import RunConfig
 from pipeline.pages.gallery import draw
 from pipeline.results import run_results
-from pipeline.results.run_results import Finished
+from pipeline.results.run_results import Manifests
 from pipeline.results.summary import headline
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, flatten, to_json
@@ -130,21 +130,21 @@ class Tracker:
         """Digest of the stage as it was logged; None if it was not."""
         return self._state.get("stages", {}).get(stage, {}).get("digest")
 
-    def _asked(self, found: Finished) -> dict[str, Any]:
+    def _asked(self, found: Manifests) -> dict[str, Any]:
         """The tree of settings that the parent has as parameters."""
         tree = run_results.configuration(self._config, found, run_results.trained(self._folder, found))
         del tree["victim"]["trials_per_gpu"]  # which decides how fast, and may differ as well
         return {name: value for name, value in tree.items() if name not in OF_A_CALL}
 
-    def _identity(self, found: Finished) -> str:
+    def _identity(self, found: Manifests) -> str:
         """By which a parent is known as that of these settings and images."""
         return digest([self._asked(found), found["pack"].digest])
 
-    def _of_points(self, found: Finished) -> Collection[str]:
+    def _of_points(self, found: Manifests) -> Collection[str]:
         """Settings that the run has in its points, each with a value of its own, and not itself."""
         return ()
 
-    def _open(self, found: Finished) -> None:
+    def _open(self, found: Manifests) -> None:
         """Have a running parent with the right parameters.
 
         Parameters and data sets of a run cannot be changed, so a pipeline redone with others gets a new parent.
@@ -186,7 +186,7 @@ class Tracker:
         self._store.log_params(run, params)
         return run
 
-    def _log(self, stage: str, found: Finished) -> None:
+    def _log(self, stage: str, found: Manifests) -> None:
         """Log one stage, in place of what was logged of it before."""
         self._store.supersede(self._state["stages"].get(stage, {}).get("runs", []))
         self._state["stages"][stage] = {"digest": None, "runs": []}
@@ -206,10 +206,10 @@ class Tracker:
     def _log_input(self, run: str, manifest: Manifest, context: str) -> None:
         self._store.log_input(run, DATA_SETS[manifest.stage], manifest, self._folder.child(manifest.stage), context)
 
-    def _pack(self, found: Finished) -> None:
+    def _pack(self, found: Manifests) -> None:
         self._log_input(self._state["parent"], found["pack"], "clean")
 
-    def _surrogate(self, found: Finished) -> None:
+    def _surrogate(self, found: Manifests) -> None:
         manifest, networks = found["surrogate"], run_results.checkpoints(self._folder)
         for network, entries in networks.items():  # each a child of its own, so that the same metrics stand beside one another
             epochs = [entry["metrics"] for entry in entries]
@@ -221,7 +221,7 @@ class Tracker:
             self._store.log_files(run, {"checkpoints.json": to_json({"checkpoints": entries})})
             self._store.client.set_terminated(run)
 
-    def _protect(self, found: Finished) -> None:
+    def _protect(self, found: Manifests) -> None:
         manifest = found["protect"]
         run = self._child("protect", "protect", {"data": "protected"}, manifest.asked["protect"], manifest.seconds)
         self._log_input(run, found["pack"], "clean")
@@ -233,7 +233,7 @@ class Tracker:
         self._store.log_files(run, {f"{name}.png": png for name, png in drawn.items()})
         self._store.client.set_terminated(run)
 
-    def _victim(self, found: Finished) -> None:
+    def _victim(self, found: Manifests) -> None:
         there = run_results.trained(self._folder, found)
         from pipeline.pages import confusion_figures  # matplotlib takes seconds to load
 
@@ -262,12 +262,12 @@ class Tracker:
         csv.write_csv(pa.Table.from_pylist(plain), stream)
         self._store.log_files(self._state["parent"], {"victims.csv": stream.getvalue()})
 
-    def _report(self, found: Finished) -> None:
+    def _report(self, found: Manifests) -> None:
         shown = [f"report/{name}" for name in self._folder.child("report").names() if name.endswith((".html", ".png"))]
         self._store.log_files(self._state["parent"], {name: self._folder.read(name) for name in shown})
 
 
-def _tags(tree: Mapping[str, Any], found: Finished, others: Collection[str]) -> dict[str, Any]:
+def _tags(tree: Mapping[str, Any], found: Manifests, others: Collection[str]) -> dict[str, Any]:
     """By which a run and everything below it can be found; none that follows from the `others`, which are settings of its points."""
     protect, size = tree["protect"], found["pack"].counts
     kind = METHODS[protect["method"]]

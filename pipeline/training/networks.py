@@ -28,7 +28,7 @@ def check_networks(config: RunConfig, pack: Manifest) -> None:
     for setting, names in trained.items():
         for name in names:
             try:
-                models.must_take(name, len(counts["classes"]), counts["height"], counts["width"])
+                models.check_input_size(name, len(counts["classes"]), counts["height"], counts["width"])
             except ValueError as error:
                 raise ValueError(
                     f"{setting}: {error}. Choose another network, or pack images of another size (--pack.size cuts squares out)"

@@ -32,7 +32,7 @@ Preparation = Literal["class-means", "own-noise", "class-noise", "pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class MethodSpec:
     """One method.
 
     Attributes:
@@ -58,16 +58,16 @@ class Kind:
     grows: bool = True
 
 
-METHODS: dict[Method, Kind] = {
-    "sep": Kind(surrogate=True, checkpoints=None, usual=30, targets=True),
-    "sep-fa": Kind(surrogate=True, checkpoints=None, usual=30, targets=True, preparation="class-means"),
-    "sep-fa-vr": Kind(surrogate=True, checkpoints=None, usual=15, targets=True, preparation="class-means"),
-    "tap": Kind(surrogate=True, checkpoints=1, targets=True),
-    "noise": Kind(surrogate=True),
-    "error-min": Kind(preparation="own-noise", perturb=own_noise, noise_rounds=MOST_ROUNDS, grows=False),
-    "error-min-class": Kind(preparation="class-noise", perturb=class_noise, noise_rounds=MOST_ROUNDS),
-    "linear-separable": Kind(perturb=linear_separable.linear_separable, budget=linear_separable.squared_levels),
-    "autoregressive": Kind(perturb=autoregressive.autoregressive, budget=autoregressive.squared_levels),
-    "one-pixel": Kind(preparation="pixels", perturb=one_pixel.one_pixel, budget=one_pixel.single_pixel),
+METHODS: dict[Method, MethodSpec] = {
+    "sep": MethodSpec(surrogate=True, checkpoints=None, usual=30, targets=True),
+    "sep-fa": MethodSpec(surrogate=True, checkpoints=None, usual=30, targets=True, preparation="class-means"),
+    "sep-fa-vr": MethodSpec(surrogate=True, checkpoints=None, usual=15, targets=True, preparation="class-means"),
+    "tap": MethodSpec(surrogate=True, checkpoints=1, targets=True),
+    "noise": MethodSpec(surrogate=True),
+    "error-min": MethodSpec(preparation="own-noise", perturb=own_noise, noise_rounds=MOST_ROUNDS, grows=False),
+    "error-min-class": MethodSpec(preparation="class-noise", perturb=class_noise, noise_rounds=MOST_ROUNDS),
+    "linear-separable": MethodSpec(perturb=linear_separable.linear_separable, budget=linear_separable.squared_levels),
+    "autoregressive": MethodSpec(perturb=autoregressive.autoregressive, budget=autoregressive.squared_levels),
+    "one-pixel": MethodSpec(preparation="pixels", perturb=one_pixel.one_pixel, budget=one_pixel.single_pixel),
 }
 assert tuple(METHODS) == get_args(Method)

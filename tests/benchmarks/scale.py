@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.pool import Room, Work, run_all
+from cluster.pool import Capacity, Work, run_all
 from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.reproduction.machine import hardware
 from pipeline.shards.finished_shards import PARTS, finished_parts, write_rows
@@ -72,7 +72,7 @@ def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
     for name in names[sizes.shards - lost :]:
         folder.filesystem.delete_file(folder.file(f"{PARTS}/{name}.json"))
     begun = time.perf_counter()
-    parts = finished_parts(folder, names, MADE_FROM, Room())
+    parts = finished_parts(folder, names, MADE_FROM, Capacity())
     resume = time.perf_counter() - begun
     assert len(parts) == sizes.shards - lost
     begun = time.perf_counter()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.protection.release import PROTECTED_SCHEMA
-from pipeline.shards.finished_shards import Part, write_part
+from pipeline.shards.finished_shards import FinishedShard, write_part
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, encode_shard
 from pipeline.shards.tables import rows_to_table
@@ -38,7 +38,7 @@ def _content(images: int) -> tuple[bytes, Shard, pa.Table]:
     return data, shard, rows_to_table([{"key": key, **row} for key in keys], PROTECTED_SCHEMA)
 
 
-def sleep_shard(folder: Folder, name: str, images: int) -> Part:
+def sleep_shard(folder: Folder, name: str, images: int) -> FinishedShard:
     """A shard and its part, as crafting would leave them."""
     time.sleep(SLEEP_SECONDS)
     data, shard, rows = _content(images)

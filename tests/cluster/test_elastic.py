@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.pool import Chain, Room, Work, own_gpu, run_all
+from cluster.pool import Capacity, Chain, Work, own_gpu, run_all
 from tests import ROOT
 from tests.benchmarks.memory import in_a_fresh_process
 
@@ -77,10 +77,12 @@ def shrinking() -> tuple[list[str], int]:
     return names, len(places)
 
 
-def on_gpus(room: Room, cpus: int = 1) -> tuple[Spans, Spans]:
+def on_gpus(capacity: Capacity, cpus: int = 1) -> tuple[Spans, Spans]:
     """When each of eight pieces was computed, and kept, on a machine with one GPU."""
     start(num_cpus=cpus, num_gpus=1)
-    found = [spans for _, spans in run_all(Chain(read, compute, keep), [Work(str(n), (n,)) for n in range(8)], what="gpu", room=room)]
+    found = [
+        spans for _, spans in run_all(Chain(read, compute, keep), [Work(str(n), (n,)) for n in range(8)], what="gpu", capacity=capacity)
+    ]
     return sorted(computed for computed, _ in found), sorted(kept for _, kept in found)
 
 
@@ -92,7 +94,7 @@ def which(seconds: float) -> tuple[int, str, str | None]:
 def on_two_gpus() -> list[tuple[int, str, str | None]]:
     """For each of twenty tasks the GPU it is to use, the one Ray gave it, and what CUDA would be allowed to see."""
     start(num_cpus=4, num_gpus=2)
-    return [found for _, found in run_all(which, [Work(str(n), (0.1,)) for n in range(20)], what="gpus", room=Room(gpus=1))]
+    return [found for _, found in run_all(which, [Work(str(n), (0.1,)) for n in range(20)], what="gpus", capacity=Capacity(gpus=1))]
 
 
 def overlap(one: Spans, other: Spans) -> int:
@@ -118,16 +120,16 @@ def test_a_lost_machine_costs_no_piece_and_gives_none_twice() -> None:
     assert machines == 2
 
 
-@pytest.mark.parametrize("room", [Room(gpus=1), Room(1, gpus=1)])
-def test_a_gpu_is_held_by_one_piece_while_others_are_kept(room: Room) -> None:
-    computed, kept = fresh(on_gpus, room)
+@pytest.mark.parametrize("room", [Capacity(gpus=1), Capacity(1, gpus=1)])
+def test_a_gpu_is_held_by_one_piece_while_others_are_kept(capacity: Capacity) -> None:
+    computed, kept = fresh(on_gpus, capacity)
     assert len(computed) == len(kept) == 8
     assert overlap(computed, computed) == 0
     assert overlap(computed, kept) > 0
 
 
 def test_several_tasks_share_a_gpu_where_asked_to() -> None:
-    computed, _ = fresh(on_gpus, Room(gpus=0.5))
+    computed, _ = fresh(on_gpus, Capacity(gpus=0.5))
     assert overlap(computed, computed) > 0
 
 

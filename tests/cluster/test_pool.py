@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from cluster import progress
-from cluster.pool import Chain, Room, Work, WorkFailed, combine_all, describe, run_all
+from cluster.pool import Capacity, Chain, Work, WorkFailed, combine_all, describe, run_all
 from cluster.session import Resources
 
 
@@ -75,7 +75,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 15) -> bool:
 @pytest.mark.ray
 def test_every_piece_is_yielded_once_and_no_more_than_at_once_run(ray_2_cpus: Resources) -> None:
     pieces = [Work(f"piece-{n}", (n,)) for n in range(10)]
-    outcomes = list(run_all(timed, pieces, what="time", room=Room(2, cpus=0.25)))  # there would be CPUs for eight
+    outcomes = list(run_all(timed, pieces, what="time", capacity=Capacity(2, cpus=0.25)))  # there would be CPUs for eight
     assert sorted((name, number) for name, (number, _, _) in outcomes) == sorted((f"piece-{n}", n) for n in range(10))
     spans = [(begun, ended) for _, (_, begun, ended) in outcomes]
     in_flight = [sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans]
@@ -89,7 +89,7 @@ def test_dead_processes_and_storage_errors_are_retried_and_other_errors_are_not(
     pieces = [Work(name, (name, tmp_path), units=10) for name in ("broken", "killed", "storage", "well")]
     outcomes: dict[str, int] = {}
     with pytest.raises(WorkFailed) as raised:  # noqa: PT012  # what came before the error counts as well
-        for name, attempts in run_all(troubled, pieces, what="protect", room=Room(2)):
+        for name, attempts in run_all(troubled, pieces, what="protect", capacity=Capacity(2)):
             outcomes[name] = attempts
     assert outcomes == {"killed": 2, "storage": 2, "well": 1}
     assert raised.value.causes == {"broken": "ValueError: label 7 is out of range"}
@@ -104,7 +104,7 @@ def test_progress_is_told_with_rate_and_time_left(
 ) -> None:
     monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, logger="cluster.progress"):
-        list(run_all(timed, [Work(str(n), (n,), units=50) for n in range(2)], what="protect", room=Room(1)))
+        list(run_all(timed, [Work(str(n), (n,), units=50) for n in range(2)], what="protect", capacity=Capacity(1)))
     first, last = caplog.messages
     done, rate, left = first.removeprefix("protect: ").split(", ")
     images_per_second, seconds = float(rate.removesuffix(" images/s")), float(left.removesuffix(" s left"))
@@ -121,7 +121,7 @@ def test_running_tasks_are_cancelled_when_the_caller_stops_listening(ray_2_cpus:
     for folder in (quick, running, waiting):
         folder.mkdir()
     pieces = [Work("quick", (0, quick)), Work("running", (600, running)), Work("waiting", (600, waiting))]
-    with closing(cast(Generator[tuple[str, None]], run_all(wait, pieces, what="wait", room=Room(2)))) as results:
+    with closing(cast(Generator[tuple[str, None]], run_all(wait, pieces, what="wait", capacity=Capacity(2)))) as results:
         assert next(results) == ("quick", None)
         assert eventually(lambda: any(running.iterdir()))
     process = Path("/proc") / next(running.iterdir()).name
@@ -139,18 +139,18 @@ def test_a_chain_without_gpus_is_one_task(ray_2_cpus: Resources) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("count", [1, 2, 8, 9, 75])
 def test_all_outcomes_are_combined_once_whatever_their_number(ray_2_cpus: Resources, count: int) -> None:
-    total, failed = combine_all(share, add, [Work(str(n), (n,)) for n in range(count)], what="sum", room=Room())
+    total, failed = combine_all(share, add, [Work(str(n), (n,)) for n in range(count)], what="sum", capacity=Capacity())
     assert total == list(range(count))
     assert failed is None
 
 
 @pytest.mark.ray
 def test_what_failed_is_named_beside_what_the_others_gave(ray_2_cpus: Resources) -> None:
-    total, failed = combine_all(share, add, [Work(str(n), (n,)) for n in (3, -1, 2)], what="sum", room=Room())
+    total, failed = combine_all(share, add, [Work(str(n), (n,)) for n in (3, -1, 2)], what="sum", capacity=Capacity())
     assert total == [2, 3]
     assert failed is not None
     assert failed.causes == {"-1": "ValueError: no number"}
-    total, failed = combine_all(share, add, [Work("-1", (-1,))], what="sum", room=Room())
+    total, failed = combine_all(share, add, [Work("-1", (-1,))], what="sum", capacity=Capacity())
     assert total is None
     assert failed is not None
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sep.budget import Budget, check, hold, linf_levels, project, psnr_db, spent, whole_levels
+from sep.budget import Budget, budget_used, check, check_budget, linf_levels, project, psnr_db, whole_levels
 
 
 def test_projection_is_the_nearest_level_of_ball_and_scale_for_every_level() -> None:
@@ -73,13 +73,13 @@ def test_each_norm_counts_what_was_changed_in_integers() -> None:
     protected = clean.clone()
     protected[1, :, 3, 3] = torch.tensor([255, 0, 10], dtype=torch.uint8)
     protected[2] = 255
-    assert spent(protected, clean, "linf").tolist() == [0, 255, 255]
-    assert spent(protected, clean, "l2").tolist() == [0, 255**2 + 100, 48 * 255**2]
-    assert spent(protected, clean, "pixels").tolist() == [0, 1, 16]
+    assert budget_used(protected, clean, "linf").tolist() == [0, 255, 255]
+    assert budget_used(protected, clean, "l2").tolist() == [0, 255**2 + 100, 48 * 255**2]
+    assert budget_used(protected, clean, "pixels").tolist() == [0, 1, 16]
     for norm, most, unit in (("l2", 255**2 + 100, "squared levels"), ("pixels", 1, "pixels")):
-        hold(protected[:2], clean[:2], Budget(norm, most))  # type: ignore[arg-type]
+        check_budget(protected[:2], clean[:2], Budget(norm, most))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=rf"image 1 of 2 changes by {most} {unit}; the budget is {most - 1}"):
-            hold(protected[:2], clean[:2], Budget(norm, most - 1))  # type: ignore[arg-type]
+            check_budget(protected[:2], clean[:2], Budget(norm, most - 1))  # type: ignore[arg-type]
 
 
 def test_a_budget_is_written_as_people_write_it() -> None:

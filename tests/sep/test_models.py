@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sep.models import Network, NetworkName, build, must_take
+from sep.models import Network, NetworkName, build, check_input_size
 
 MEAN, STD = (120.0, 125.0, 130.0), (60.0, 65.0, 70.0)
 
@@ -97,7 +97,7 @@ def test_what_a_network_must_take_it_takes_for_real(name: str) -> None:
     """What is said without arithmetic is what the arithmetic says."""
     for height, width in ((32, 32), (28, 28), (48, 32), (30, 30)):
         try:
-            must_take(name, 3, height, width)
+            check_input_size(name, 3, height, width)
         except ValueError:
             with pytest.raises((ValueError, AssertionError)):
                 build(name, 3, min(height, width), MEAN, STD)(torch.zeros(2, 3, height, width))
@@ -111,4 +111,4 @@ def test_what_a_network_must_take_it_takes_for_real(name: str) -> None:
 )
 def test_what_a_network_cannot_take_is_refused_with_the_reason(name: str, height: int, width: int, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        must_take(name, 3, height, width)
+        check_input_size(name, 3, height, width)

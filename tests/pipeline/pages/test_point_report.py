@@ -32,7 +32,7 @@ def point_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, str
     (wanted,) = grid(config)
     own = begin(folder, wanted.name, wanted.settings)
     finished_run.write(Path(own.path), ("protect", "victim"), wanted.config)
-    report.run(wanted.config, own)
+    report.execute(wanted.config, own)
     return config, own.read("report/index.html").decode()
 
 
@@ -58,7 +58,7 @@ def test_its_command_and_its_settings_ask_for_this_point_of_the_sweep(point_page
 def test_the_page_of_a_run_sweeps_nothing(tmp_path: Path, point_page: tuple[RunConfig, str]) -> None:
     path = tmp_path / "run"
     shutil.copytree(point_page[0].run, path, ignore=shutil.ignore_patterns("sweep"))
-    report.run(replace(point_page[0], run=str(path)), Folder.open(str(path)))
+    report.execute(replace(point_page[0], run=str(path)), Folder.open(str(path)))
     page = (path / "report" / "index.html").read_text()
     assert "--sweep" not in shown(page, "Command")
 

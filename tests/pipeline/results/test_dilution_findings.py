@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from pipeline.results.findings import findings, in_parts
-from pipeline.results.run_results import Pair, pairs
+from pipeline.results.run_results import VictimPair, pairs
 from tests.pipeline.results.test_findings import found_of, pair
 
 RELEASE = pair(57.0, 19.8, 25.0)
 
 
-def alone(accuracy: float, countermeasure: str = "clean-only-10", network: str = "resnet8") -> Pair:
+def alone(accuracy: float, countermeasure: str = "clean-only-10", network: str = "resnet8") -> VictimPair:
     return pair(accuracy, accuracy, accuracy, countermeasure, network)
 
 
-def on_diluted(*measured: Pair, tests: int = 5000) -> list[str]:
+def on_diluted(*measured: VictimPair, tests: int = 5000) -> list[str]:
     """The sentences on dilutions; nothing else may speak of them."""
     said = findings(found_of(10), [RELEASE, *measured], tests)
     whole, countered = in_parts(said)

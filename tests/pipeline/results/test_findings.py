@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.results.findings import findings, made_with, scope
-from pipeline.results.run_results import Pair, pairs
+from pipeline.results.run_results import VictimPair, pairs
 from pipeline.storage.stage import Manifest
 
 
@@ -18,7 +18,7 @@ def pair(
     countermeasure: str = "none",
     network: str = "resnet8",
     others: tuple[float | None, float | None] = (None, None),
-) -> Pair:
+) -> VictimPair:
     rows = [
         {"network": network, "countermeasure": countermeasure, "data": data, "seed": 0, "accuracy_per_epoch": [last]}
         | {"last_accuracy": last, "peak_accuracy": last, "relabelled_accuracy": again, "other_accuracy": other}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.shards.finished_shards import Part, write_part, write_rows
+from pipeline.shards.finished_shards import FinishedShard, write_part, write_rows
 from pipeline.shards.tables import read_table, rows_to_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
@@ -15,7 +15,7 @@ NOW = pa.schema({"key": pa.string(), "psnr_db": pa.float64(), "ssim": pa.float64
 BEFORE = pa.schema({"key": pa.string(), "psnr_db": pa.float64()})
 
 
-def part(folder: Folder, name: str, schema: pa.Schema) -> Part:
+def part(folder: Folder, name: str, schema: pa.Schema) -> FinishedShard:
     rows = [{"key": f"{name}-{i}", "psnr_db": 30.0 + i, "ssim": 0.9} for i in range(2)]
     return write_part(folder, Shard(name, "0" * 64, 2), rows_to_table(rows, schema), {}, "made from")
 

@@ -36,16 +36,16 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = copy(packed, tmp_path / "whole", method="sep-fa")
-    whole = protect.run(config, folder)
+    whole = protect.execute(config, folder)
     config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
         with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
-            protect.run(config, folder)
+            protect.execute(config, folder)
         assert not folder.exists("protect/manifest.json")
         config = replace(config, keep_going=True)
-        partial = protect.run(config, folder)
-        assert protect.run(config, folder).digest == partial.digest  # tried again, and failed again
+        partial = protect.execute(config, folder)
+        assert protect.execute(config, folder).digest == partial.digest  # tried again, and failed again
     assert partial.missing == [POISON]
     assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
     assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
@@ -59,22 +59,22 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     folder.write("protect/manifest.json", manifest)
     assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
 
-    mended = protect.run(replace(config, keep_going=False), folder)
+    mended = protect.execute(replace(config, keep_going=False), folder)
     assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)
     assert verify(folder).faults == ()
 
 
 def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path / "undisturbed", method="sep-fa")
-    undisturbed = protect.run(config, folder)
+    undisturbed = protect.execute(config, folder)
     config, folder = copy(packed, tmp_path / "run", method="sep-fa")
     whole = folder.read(f"pack/{POISON}")
     folder.child("pack").write(POISON, b"lost")
     with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
-        protect.run(config, folder)
-    partial = protect.run(replace(config, keep_going=True), folder)
+        protect.execute(config, folder)
+    partial = protect.execute(replace(config, keep_going=True), folder)
     assert partial.missing == [POISON]
     assert len(partial.shards["train"]) == 3
     folder.child("pack").write(POISON, whole)
-    mended = protect.run(config, folder)
+    mended = protect.execute(config, folder)
     assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # the others are crafted anew, towards the whole means

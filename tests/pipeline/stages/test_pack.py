@@ -18,7 +18,7 @@ from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
-from pipeline.stages.pack import pack_shard, plan, run
+from pipeline.stages.pack import execute, pack_shard, plan
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Stage
 from tests.fixtures.pictures import class_folders, encoded, picture, raw_png, write
@@ -30,7 +30,7 @@ NO_TEST: dict[str, Any] = {"stages": ("pack",), "workers": 2}
 def pack(data: Path | str, to: Path, **settings: Any) -> Manifest:
     pack_settings = settings.pop("pack", {})
     config = RunConfig(data=str(data), run=str(to), pack=PackConfig(**pack_settings), **{**NO_TEST, **settings})
-    return run(config, Folder.open(str(to)))
+    return execute(config, Folder.open(str(to)))
 
 
 def samples(to: Path, manifest: Manifest) -> dict[str, Sample]:

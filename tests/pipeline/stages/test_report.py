@@ -35,7 +35,7 @@ from tests.fixtures import finished_run
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
     """All stages, reported."""
     config, folder = finished_run.write(tmp_path_factory.mktemp("runs") / "whole")
-    report.run(config, folder)
+    report.execute(config, folder)
     return config, folder
 
 
@@ -44,7 +44,7 @@ def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Fold
     """Two surrogates, two victims and two of three classes protected, reported."""
     path = tmp_path_factory.mktemp("runs") / "mixed"
     config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
-    report.run(config, folder)
+    report.execute(config, folder)
     return config, folder
 
 
@@ -184,7 +184,7 @@ def test_settings_shown_are_those_a_stage_was_made_with(whole_run: tuple[RunConf
 @pytest.mark.parametrize("stages", [("pack",), ("pack", "surrogate"), ("pack", "surrogate", "protect")])
 def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "part", stages)
-    manifest = report.run(config, folder)
+    manifest = report.execute(config, folder)
     drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", *OF_IMAGES}}[stages[-1]]
     assert set(manifest.counts["pictures"]) == drawn
     assert "No victim is finished yet" in words(folder)
@@ -194,15 +194,15 @@ def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_pat
 
 def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = finished_run.write(tmp_path / "run", ("pack",))
-    first = report.run(config, folder)
+    first = report.execute(config, folder)
     written = os.stat(folder.file("report/index.html")).st_mtime_ns
-    assert report.run(config, folder) == first
+    assert report.execute(config, folder) == first
     assert os.stat(folder.file("report/index.html")).st_mtime_ns == written
     finished_run.write(tmp_path / "run", ("surrogate",))
-    assert report.run(config, folder).counts["pictures"] == ["surrogate"]
+    assert report.execute(config, folder).counts["pictures"] == ["surrogate"]
     monkeypatch.setattr(report, "VERSION", report.VERSION + 1)
     written = os.stat(folder.file("report/index.html")).st_mtime_ns
-    report.run(config, folder)
+    report.execute(config, folder)
     assert os.stat(folder.file("report/index.html")).st_mtime_ns != written
 
 
@@ -212,7 +212,7 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
     finished_run.write(Path(folder.path), ("protect",), redone)
     assert list(run_results.finished(folder)) == ["pack", "surrogate", "protect"]
     assert "protected_accuracy" not in headline(folder)
-    report.run(redone, folder)
+    report.execute(redone, folder)
     assert "No victim is finished yet" in words(folder)
 
 
@@ -222,7 +222,7 @@ def test_a_run_of_before_these_were_measured_is_reported_without_them(copied_run
     write_table(folder.child("protect"), "samples.parquet", table.drop_columns(["ssim", "changed_percent"]))
     assert not verify(folder).faults
     folder.child("report").delete()
-    report.run(config, folder)
+    report.execute(config, folder)
     known = headline(folder)
     assert known["psnr_db"] == pytest.approx(statistics.fmean(table["psnr_db"].to_pylist()))
     assert not {"ssim", "changed_percent"} & known.keys()
@@ -239,12 +239,12 @@ def test_images_that_were_left_as_they_are_are_in_no_spectrum(copied_run: tuple[
     write_table(folder.child("protect"), "samples.parquet", rows_to_table([*unchanged, last], table.schema))
     assert gallery.changed_samples(folder, run_results.finished(folder)) == [(last["key"], last["shard"])]
     folder.child("report").delete()
-    assert "spectrum" in report.run(config, folder).counts["pictures"]
+    assert "spectrum" in report.execute(config, folder).counts["pictures"]
 
 
 def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run at least the pack stage"):
-        report.run(finished_run.configuration(tmp_path), Folder.open(str(tmp_path)))
+        report.execute(finished_run.configuration(tmp_path), Folder.open(str(tmp_path)))
 
 
 def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunConfig, Folder]) -> None:

@@ -35,7 +35,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outc
     try:
         for name in ("pack", "surrogate") if logged else ():
             tracker.log_stage(name)
-        return sweep.run(config, folder, tracker)
+        return sweep.execute(config, folder, tracker)
     finally:
         tracker.close("FINISHED")
 

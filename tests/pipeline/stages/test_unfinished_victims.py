@@ -67,13 +67,13 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     config, folder = protected
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.run(config, folder)
+        victim.execute(config, folder)
     found = run_results.finished(folder)
     assert "victim" not in found
     assert run_results.trials(folder, found) == []
     there = run_results.trained(folder, found)
     assert {(row["data"], row["seed"]) for row in there.rows} == {("clean", 0), ("clean", 1), ("protected", 0)}
-    first = report.run(config, folder)
+    first = report.execute(config, folder)
     assert "The victims are not finished: 1 of 4 results are missing here, as trainings failed: resnet8-protected-none-seed1." in said(
         folder
     )
@@ -82,12 +82,12 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.rows if row["seed"] == 0}
     assert (known["clean_accuracy"], known["protected_accuracy"], known["seeds"]) == (of_seed_0["clean"], of_seed_0["protected"], 1)
     assert re.search(r"missing victims +1 +of 4 results", summary.summary(config, folder))
-    assert report.run(config, folder) == first
+    assert report.execute(config, folder) == first
 
     trainings.broken = set()
-    victim.run(config, folder)
+    victim.execute(config, folder)
     assert not folder.exists(f"victim/{UNFINISHED}")
-    assert report.run(config, folder) != first
+    assert report.execute(config, folder) != first
     assert "not finished" not in said(folder)
     assert "missing victims" not in summary.summary(config, folder)
     assert headline(folder)["seeds"] == 2
@@ -97,8 +97,8 @@ def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple
     config, folder = protected
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.run(config, folder)
-    report.run(config, folder)
+        victim.execute(config, folder)
+    report.execute(config, folder)
     assert "No victim is finished yet on both clean and protected images" in said(folder)
     assert "2 of 4 results are missing here" in said(folder)
 
@@ -108,8 +108,8 @@ def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tupl
     config = replace(config, victim=replace(config.victim, countermeasures=("none", "grayscale")))
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.run(config, folder)
-    report.run(config, folder)
+        victim.execute(config, folder)
+    report.execute(config, folder)
     assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(folder).keys()
     assert "Trained on the clean images, resnet8, grayscale gets" in said(folder)
 
@@ -118,11 +118,11 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     config, folder = protected
     trainings.broken = {"resnet8-clean-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.run(config, folder)
+        victim.execute(config, folder)
     assert run_results.trained(folder, run_results.finished(folder)).rows
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
     assert run_results.trained(folder, run_results.finished(folder)) == run_results.Trained([], [])
-    report.run(config, folder)
+    report.execute(config, folder)
     assert "trainings failed" not in said(folder)
 
 
@@ -130,7 +130,7 @@ def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: 
     config, folder = protected
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.run(config, folder)
+        victim.execute(config, folder)
     run = read(folder)
     (pair,) = run.pairs
     assert pair.clean.seeds == pair.protected.seeds == [0]
@@ -183,7 +183,7 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     def with_victims(*names: str) -> list[str]:
         """Of the trials in the results, after asking for these."""
         asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
-        victim.run(asked, folder)
+        victim.execute(asked, folder)
         return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
 
     assert with_victims("none", "grayscale") == ["none", "none", "grayscale", "grayscale"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from pipeline.storage import driver_lock
-from pipeline.storage.driver_lock import BEAT, Driven, sole_driver
+from pipeline.storage import driver_lock as lock_module
+from pipeline.storage.driver_lock import BEAT, Driven, driver_lock
 from pipeline.storage.folder import Folder
 from tests import ROOT
 
@@ -29,7 +29,7 @@ HOLD += "with lock.sole_driver(Folder.open(sys.argv[1])): print('held', flush=Tr
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
     """A folder of a filesystem that is treated like an object store, with quick beats."""
     for name, seconds in (("BEAT_SECONDS", 0.02), ("SETTLE_SECONDS", 0.02)):
-        monkeypatch.setattr(driver_lock, name, seconds)
+        monkeypatch.setattr(lock_module, name, seconds)
     folder = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run", "s3://bucket/run")
     folder.filesystem.create_dir("run")
     return folder
@@ -40,13 +40,13 @@ def test_a_local_run_has_one_driver_and_a_killed_one_leaves_it_free(tmp_path: Pa
     holder = subprocess.Popen([sys.executable, "-c", HOLD, folder.path], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(Driven, match=rf"worked on by process {holder.pid} on .*: wait for it, or give another --run"), sole_driver(folder):
+    with pytest.raises(Driven, match=rf"worked on by process {holder.pid} on .*: wait for it, or give another --run"), driver_lock(folder):
         pass
     holder.kill()
     holder.wait()
-    with sole_driver(folder):
+    with driver_lock(folder):
         assert folder.names() == []  # nothing that a stage could take for its own
-    with sole_driver(folder):
+    with driver_lock(folder):
         pass
 
 
@@ -65,24 +65,24 @@ def alive(store: Folder) -> float:
 
 
 def test_a_store_has_one_driver_for_as_long_as_it_is_alive(store: Folder) -> None:
-    with sole_driver(store):
+    with driver_lock(store):
         first = alive(store)
         while alive(store) == first:  # or the test's own time limit
             time.sleep(0.01)
-        with pytest.raises(Driven, match=r"s3://bucket/run .* alive \d+ s ago.*run this again in \d+ s"), sole_driver(store):
+        with pytest.raises(Driven, match=r"s3://bucket/run .* alive \d+ s ago.*run this again in \d+ s"), driver_lock(store):
             pass
     assert not store.exists(BEAT)
-    with sole_driver(store):
+    with driver_lock(store):
         pass
 
 
 def test_a_driver_that_is_silent_for_long_is_dead(store: Folder) -> None:
-    other_driver(store, driver_lock.DEAD_SECONDS - 10)
-    with pytest.raises(Driven, match="process 1 on elsewhere"), sole_driver(store):
+    other_driver(store, lock_module.DEAD_SECONDS - 10)
+    with pytest.raises(Driven, match="process 1 on elsewhere"), driver_lock(store):
         pass
-    other_driver(store, driver_lock.DEAD_SECONDS + 1)
-    with sole_driver(store):
-        assert time.time() - alive(store) < driver_lock.DEAD_SECONDS
+    other_driver(store, lock_module.DEAD_SECONDS + 1)
+    with driver_lock(store):
+        assert time.time() - alive(store) < lock_module.DEAD_SECONDS
 
 
 class Stopped(Exception):
@@ -101,7 +101,7 @@ def sigterm_stops() -> Iterator[None]:
 
 @pytest.mark.usefixtures("sigterm_stops")
 def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store: Folder) -> None:
-    with pytest.raises(Stopped), sole_driver(store):  # noqa: PT012
+    with pytest.raises(Stopped), driver_lock(store):  # noqa: PT012
         other_driver(store)
         for _ in range(3000):  # the beat that was just on its way may have come later
             time.sleep(0.02)
@@ -112,9 +112,9 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store
 
 @pytest.mark.usefixtures("sigterm_stops")
 def test_a_driver_that_lost_its_run_is_told_until_it_leaves_and_closes_in_peace(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_lock, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(lock_module, "AGAIN_SECONDS", 0.05)
     told, closed = 0, False
-    with pytest.raises(Stopped), sole_driver(store) as leaving:  # noqa: PT012
+    with pytest.raises(Stopped), driver_lock(store) as leaving:  # noqa: PT012
         try:
             while True:
                 try:
@@ -135,7 +135,7 @@ def test_a_driver_that_lost_its_run_is_told_until_it_leaves_and_closes_in_peace(
 
 def test_of_two_that_start_together_one_stays(store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: other_driver(store))
-    with pytest.raises(Driven, match="process 1 on elsewhere, who started at the same time"), sole_driver(store):
+    with pytest.raises(Driven, match="process 1 on elsewhere, who started at the same time"), driver_lock(store):
         pass
     assert json.loads(store.read(BEAT))["id"] == "other"
 
@@ -146,5 +146,5 @@ def test_without_locks_a_local_folder_is_held_like_a_store(tmp_path: Path, store
 
     monkeypatch.setattr(fcntl, "flock", none)
     folder = Folder.open(str(tmp_path / "local"))
-    with sole_driver(folder), pytest.raises(Driven, match=r"alive \d+ s ago"), sole_driver(folder):
+    with driver_lock(folder), pytest.raises(Driven, match=r"alive \d+ s ago"), driver_lock(folder):
         pass

@@ -64,9 +64,9 @@ def test_hidden_and_half_built_files_are_not_listed_and_are_swept(folder: Folder
         Path(folder.path, name).parent.mkdir(exist_ok=True)
         Path(folder.path, name).write_bytes(b"half")
     assert folder.names(recursive=True) == ["whole.tar"]
-    folder.sweep()
+    folder.remove_partials()
     assert files(folder) == [".hidden", "whole.tar"]
-    folder.child("none").sweep()
+    folder.child("none").remove_partials()
 
 
 @pytest.mark.parametrize("refuses", ["replace", "fsync"])
@@ -171,7 +171,7 @@ def test_an_object_store_is_written_in_one_put(tmp_path: Path) -> None:
     assert folder.names() == ["a.bin"]
     assert folder.read("a.bin") == b"again"
     assert folder.child("x").uri == "s3://bucket/x"
-    folder.sweep()
+    folder.remove_partials()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def tracked(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Fold
     """A whole run, reported and logged."""
     path = tmp_path_factory.mktemp("runs") / NAME
     config, folder = finished_run.write(path)
-    report.run(config, folder)
+    report.execute(config, folder)
     tracker = Tracker(config, folder)
     for stage in STAGES:
         tracker.log_stage(stage)

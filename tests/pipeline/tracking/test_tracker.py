@@ -42,7 +42,7 @@ def tracked_run(template: Path) -> tuple[RunConfig, Folder]:
     path = template.parent / "first run"
     shutil.copytree(template, path)
     config, folder = finished_run.configuration(path), Folder.open(str(path))
-    report.run(config, folder)
+    report.execute(config, folder)
     track(config, folder, *STAGES)
     return config, folder
 

@@ -67,7 +67,7 @@ def outcome(folder: Folder, name: str) -> dict[str, Any]:
 def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     asked = asking(config, "none", "dilution-50", "clean-only-50")
-    victim.run(asked, folder)
+    victim.execute(asked, folder)
     assert sorted(trained) == [
         *("resnet8-clean-clean-only-50-seed0", "resnet8-clean-none-seed0"),
         *("resnet8-protected-dilution-50-seed0", "resnet8-protected-none-seed0"),
@@ -82,7 +82,7 @@ def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list
     path = Path(folder.file("protect/manifest.json"))
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "counts": {**content["counts"], "eps_levels": 1}}))
-    victim.run(replace(asked, overwrite=True), folder)
+    victim.execute(replace(asked, overwrite=True), folder)
     assert sorted(trained) == ["resnet8-protected-dilution-50-seed0", "resnet8-protected-none-seed0"]
 
 
@@ -117,8 +117,8 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
 def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     asked = asking(config, "clean-only-50")
-    victim.run(asked, folder)
-    manifest = report.run(asked, folder)
+    victim.execute(asked, folder)
+    manifest = report.execute(asked, folder)
     assert not {"clean_accuracy", "protected_accuracy"} & headline(folder).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
     assert "No victim is finished yet that had nothing but the release" in page
@@ -129,7 +129,7 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
-    victim.run(asking(config, "none", "clean-only-50"), folder)
+    victim.execute(asking(config, "none", "clean-only-50"), folder)
     both = compare([read(folder)])
     said = "Victims under clean-only-50 had no image of a release: one training stands in every column."
     assert said in re.sub(r"\s+", " ", text(both))
@@ -138,7 +138,7 @@ def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: P
     assert [len(pair.trained) for pair in both.runs["run"].pairs] == [2, 1]
 
     alone_config, alone = protected_run(tmp_path / "alone")
-    victim.run(asking(alone_config, "clean-only-50"), alone)
+    victim.execute(asking(alone_config, "clean-only-50"), alone)
     assert not comparison_figures.has_costs(compare([read(alone)]))
     assert "had no image" not in text(compare([read(finished_run.write(tmp_path / "other")[1])]))
 

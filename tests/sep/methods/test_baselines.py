@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sep.budget import Budget, hold, spent
+from sep.budget import Budget, budget_used, check_budget
 from sep.methods.autoregressive import EDGE, ORDER, STRONGEST, answer, autoregressive, field, processes
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import METHODS, Method
@@ -54,8 +54,8 @@ def test_a_pattern_spends_its_budget_and_no_more(method: Method, images: Tensor)
     of = request(method, images)
     protected = perturbed(of, method)
     assert protected.dtype == torch.uint8
-    hold(protected, images, of.budget)
-    used = spent(protected, images, "l2") / of.budget.limit
+    check_budget(protected, images, of.budget)
+    used = budget_used(protected, images, "l2") / of.budget.limit
     clipped = bool((images != 128).any())
     assert float(used.min()) > (0.6 if clipped else 0.95)  # the levels of a patch are rounded together
 
@@ -213,8 +213,8 @@ def test_one_pixel_changes_one_pixel_to_the_same_colour_within_a_class() -> None
     of = request("one-pixel", images)
     of = replace(of, prepared=search(*moments(images, of.classes, K)))
     protected = perturbed(of, "one-pixel")
-    hold(protected, images, of.budget)
-    assert spent(protected, images, "pixels").tolist() == [1] * len(images)  # no image had its colour before
+    check_budget(protected, images, of.budget)
+    assert budget_used(protected, images, "pixels").tolist() == [1] * len(images)  # no image had its colour before
     shortcuts = set()
     for label in range(K):
         own = of.classes == label
