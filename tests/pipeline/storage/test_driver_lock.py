@@ -21,8 +21,8 @@ from tests import ROOT
 
 pytestmark = pytest.mark.faults
 
-HOLD = "import sys, time; from pipeline import lock; from pipeline.storage import Folder\n"
-HOLD += "with lock.sole_driver(Folder.open(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+HOLD = "import sys, time; from pipeline.storage.driver_lock import driver_lock; from pipeline.storage.folder import Folder\n"
+HOLD += "with driver_lock(Folder.open(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 
 @pytest.fixture
