@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from cluster.pool import WorkFailed
+from cluster.work import WorkFailed
 from pipeline.config.command_line import parse_as
 from pipeline.operations.estimate import PlanConfig, plan
 

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cluster import session
-from cluster.pool import WorkFailed
-from cluster.training import TrainingFailed
+from cluster.deadline import Deadline
+from cluster.executor import open_executor
+from cluster.work import TrainingFailed, WorkFailed
 from pipeline.config.command_line import parse
 from pipeline.config.schema import RunConfig
 from pipeline.results.summary import summary
@@ -39,16 +39,17 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
     faults: list[str] = []
     swept = None
+    executor = open_executor("ray", Deadline())
     with driver_lock(folder) as leaving:
         tracker = SweepTracker(config, folder)
         status = "FAILED"
         try:
-            missing = run_stages(config, folder, tracker, sweep.shared_stages(config) if config.sweep else config.needed_stages)
+            missing = run_stages(config, folder, tracker, executor, sweep.shared_stages(config) if config.sweep else config.needed_stages)
             if config.sweep:
-                swept = sweep.execute(config, folder, tracker)
+                swept = sweep.execute(config, folder, tracker, executor)
                 missing += swept.missing
                 faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]
-            if config.add and (added := addition.execute(config, folder)):
+            if config.add and (added := addition.execute(config, folder, executor)):
                 missing += [f"added/{shard}" for shard in added.missing]
             if missing:
                 faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")
@@ -56,7 +57,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         finally:
             leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
-            session.close()
+            executor.close()
     return swept.text if swept else summary(config, folder), faults
 
 

@@ -10,8 +10,10 @@ from itertools import product
 
 from pydantic.dataclasses import dataclass as validated
 
-from cluster import session
-from cluster.pool import Capacity, Work, run_all
+from cluster.deadline import Deadline
+from cluster.executor import Executor, open_executor
+from cluster.resources import Resources
+from cluster.work import Capacity, Work
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import STRICT, RunConfig
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
@@ -188,15 +190,16 @@ def plan(config: PlanConfig) -> str:
         WorkFailed: the probe failed.
     """
     dataset = scan(config)
-    resources = session.connect(config.workers)
+    executor = open_executor("ray", Deadline())
     try:
+        resources = executor.connect(config.workers)
         images = look(dataset.split("train")[:LOOKED_AT], dataset.reader, config)
         if config.gradients_per_second:
             speed, gpu = scaled(config.gradients_per_second, images.pixels, config, len(dataset.classes)), True
         else:
-            speed, gpu = _probe(config, images, len(dataset.classes), resources), bool(resources.gpu)
+            speed, gpu = _probe(config, images, len(dataset.classes), executor, resources), bool(resources.gpu)
     finally:
-        session.close()
+        executor.close()
     cpus_each = resources.cpus / resources.tasks if resources.gpu else GPU_CPUS if gpu else 1
     present = [] if gpu and not resources.gpu else [Workers(resources.tasks, gpu, cpus_each)]
     clusters = [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)]
@@ -211,11 +214,10 @@ def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
     return Workload(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
 
 
-def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
+def _probe(config: PlanConfig, images: Images, num_classes: int, executor: Executor, resources: Resources) -> Speed:
     """The slowest of all workers, which compute at the same time."""
     arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
     pieces = [Work(f"worker {n}", arguments) for n in range(resources.tasks)]
-    speeds = [
-        speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", capacity=Capacity(resources.tasks, gpus=resources.gpu))
-    ]
+    capacity = Capacity(resources.tasks, gpus=resources.gpu)
+    speeds = [speed for _, speed in executor.run_all(measure, pieces, what="probe", unit="workers", capacity=capacity)]
     return min(speeds, key=lambda speed: sum(speed.gradients.values()))

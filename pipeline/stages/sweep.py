@@ -9,7 +9,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.pool import WorkFailed
+from cluster.executor import Executor
+from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
 from pipeline.pages.comparison_page import PAGE, VERSION, write
@@ -43,13 +44,14 @@ def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
     return tuple(name for name in SHARED if name in needed)
 
 
-def execute(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
+def execute(config: RunConfig, folder: Folder, tracker: SweepTracker, executor: Executor) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
     Args:
         config: of the run, whose `sweep` says what the points are.
         folder: of the run, which has a pack and a surrogate.
         tracker: of the run.
+        executor: for the work of all points.
 
     Raises:
         ValueError: something the user can mend, such as a configuration that differs from the one a point was begun with.
@@ -64,7 +66,7 @@ def execute(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome
     for number, wanted in enumerate(ordered):
         log.info("sweep: %s, point %d of %d", wanted.name, number + 1, len(ordered))
         try:
-            missing += _run_point(wanted, folder, tracker)
+            missing += _run_point(wanted, folder, tracker, executor)
         except WorkFailed as error:
             log.error("sweep: %s failed, and the other points go on: %s", wanted.name, error)
             failed[wanted.name] = str(error)
@@ -89,13 +91,14 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     return f"{text(compared)}\n\n  page      {stage.folder.uri}/{PAGE}"
 
 
-def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker) -> list[str]:
+def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker, executor: Executor) -> list[str]:
     """The stages of one point, logged under the sweep's run; the shards that it kept going without."""
     folder = begin(run, wanted.name, wanted.settings)
     nested = PointTracker(wanted.config, folder, tracker)
     status = "FAILED"
     try:
-        missing = run_stages(wanted.config, folder, nested, [name for name in wanted.config.needed_stages if name in STAGES])
+        stages = [name for name in wanted.config.needed_stages if name in STAGES]
+        missing = run_stages(wanted.config, folder, nested, executor, stages)
         status = "FAILED" if missing else "FINISHED"
         return [f"sweep/{wanted.name}/{shard}" for shard in missing]
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster import session
+from cluster.executor import Executor
 from pipeline import run as entry
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, StageName
@@ -21,8 +22,8 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that are run, none of which does anything: `pack`, `steps-1/protect`, ..."""
     seen: list[str] = []
 
-    def pretended(name: StageName) -> Callable[[RunConfig, Folder], Manifest]:
-        def pretend(config: RunConfig, folder: Folder) -> Manifest:
+    def pretended(name: StageName) -> Callable[[RunConfig, Folder, Executor], Manifest]:
+        def pretend(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
             seen.append(f"{folder.path.rpartition('sweep/')[2]}/{name}" if "/sweep/" in folder.path else name)
             return Manifest(stage=name, asked={}, hash="", counts={})
 
