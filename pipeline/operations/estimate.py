@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pydantic.dataclasses import dataclass as validated
-
-from cluster.deadline import Deadline
+from cluster.deadline import NEVER
 from cluster.executor import Executor, open_executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import STRICT, RunConfig
+from pipeline.config.plan_config import PlanConfig
+from pipeline.config.schema import RunConfig
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
 from pipeline.sources.dataset import Dataset
 from pipeline.sources.scan import scan
@@ -158,30 +157,6 @@ def text(
     return "\n".join(lines)
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class PlanConfig(RunConfig):
-    """Estimate time, machines, storage and money of a run, without starting it."""
-
-    gradients_per_second: float | None = None
-    """of one GPU and the (first) surrogate network, instead of measuring this cluster"""
-    price_per_gpu_hour: float | None = None
-    """in any currency; of a worker, where this cluster has no GPU and none is described"""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no rate or price, and more than one run.
-
-        Raises:
-            ValueError: a number is out of range, or a sweep is asked for.
-        """
-        super().__post_init__()
-        if self.sweep:
-            raise ValueError("a plan is of one run: give the values of a point in the place of --sweep")
-        for name in ("gradients_per_second", "price_per_gpu_hour"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}")
-
-
 def plan(config: PlanConfig) -> str:
     """The plan as a text.
 
@@ -190,7 +165,7 @@ def plan(config: PlanConfig) -> str:
         WorkFailed: the probe failed.
     """
     dataset = scan(config)
-    executor = open_executor("ray", Deadline())
+    executor = open_executor(config.executor, NEVER)
     try:
         resources = executor.connect(config.workers)
         images = look(dataset.split("train")[:LOOKED_AT], dataset.reader, config)

@@ -12,7 +12,7 @@ from pipeline.stages import pack, protect, surrogate, victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.untracked import StageRecorder
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 
@@ -45,7 +45,7 @@ def check(config: RunConfig, folder: Folder) -> None:
     check_clean_shares(config, folder, packed)
 
 
-def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:
+def run_stages(config: RunConfig, folder: Folder, tracker: StageRecorder, executor: Executor, stages: Collection[StageName]) -> list[str]:
     """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
     Raises:

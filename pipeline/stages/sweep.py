@@ -21,7 +21,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, begin, point
 from pipeline.storage.records import digest
 from pipeline.storage.stage import STARTED, Stage
-from pipeline.tracking.sweep_tracker import PointTracker, SweepTracker
+from pipeline.tracking.untracked import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,7 @@ class Outcome:
     failed: dict[str, str]  # point -> cause
 
 
-def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
-    """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
-    needed = {name for asked in grid(config) for name in asked.config.needed_stages}
-    return tuple(name for name in SHARED if name in needed)
-
-
-def execute(config: RunConfig, folder: Folder, tracker: SweepTracker, executor: Executor) -> Outcome:
+def execute(config: RunConfig, folder: Folder, tracker: Recorder, executor: Executor) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
     Args:
@@ -73,7 +67,7 @@ def execute(config: RunConfig, folder: Folder, tracker: SweepTracker, executor: 
     return Outcome(_conclude(config, asked, folder, tracker), missing, failed)
 
 
-def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: SweepTracker) -> str:
+def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Recorder) -> str:
     """Compare the points that are protected, in `comparison/` of the run; returns what there is to say."""
     runs = [found for wanted in asked if "protect" in (found := read(point(folder, wanted.name))).found]
     if not runs:
@@ -91,10 +85,10 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     return f"{text(compared)}\n\n  page      {stage.folder.uri}/{PAGE}"
 
 
-def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker, executor: Executor) -> list[str]:
+def _run_point(wanted: GridPoint, run: Folder, tracker: Recorder, executor: Executor) -> list[str]:
     """The stages of one point, logged under the sweep's run; the shards that it kept going without."""
     folder = begin(run, wanted.name, wanted.settings)
-    nested = PointTracker(wanted.config, folder, tracker)
+    nested = tracker.point(wanted.config, folder)
     status = "FAILED"
     try:
         stages = [name for name in wanted.config.needed_stages if name in STAGES]
