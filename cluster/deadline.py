@@ -38,3 +38,6 @@ class Deadline:
         """
         if self.passed():
             raise TimeIsUp
+
+
+NEVER = Deadline()

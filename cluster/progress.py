@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 
+from cluster.work import describe
+
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 10.0  # at most one line in this time
@@ -27,12 +29,17 @@ class Progress:
             return stalled
         return False
 
-    def add(self, units: int) -> None:
-        """Some are through, well or not."""
+    def failed(self, name: str, units: int, error: BaseException) -> str:
+        """Log that a piece has failed for good; returns the cause in one line."""
         self.done += units
+        cause = describe(error)
+        log.error("%s: %s failed: %s", self.what, name, cause)
+        log.debug("%s: %s", name, error)  # with the traceback of the task, where it is Ray's
+        return cause
 
-    def tell(self) -> None:
-        """Say so, if it is time to, or all is through."""
+    def finished(self, units: int) -> None:
+        """Count what has finished, and say how far it all is, if it is time to, or all is through."""
+        self.done += units
         now = time.monotonic()
         if now - self.told > REPORT_SECONDS or self.done == self.total:
             rate = self.done / (now - self.begun)

@@ -7,16 +7,15 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from cluster.resources import Resources, divide
+
 log = logging.getLogger(__name__)
 
-MOST_CPU_WORKERS = 8  # by default; more DDP ranks on one machine's CPUs cost more in synchronisation than they bring
 MACHINES_SECONDS = 900.0  # for an autoscaler to bring machines: a boot, an image of many gigabytes, an installation
 
 # What every process of a job is given, wherever it runs; whoever sets one of these has the last word. Nothing of it is repeated in
@@ -30,39 +29,6 @@ ENVIRONMENT = {
 }
 
 _embedded = ExitStack()  # what goes with the embedded cluster: its temporary folder
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How work is divided.
-
-    Attributes:
-        nodes: CPUs and GPUs of each machine.
-        workers: ranks of one distributed training.
-        tasks: independent tasks at a time: one per GPU, or, without GPUs, one single-threaded task per CPU.
-    """
-
-    nodes: tuple[tuple[int, int], ...]
-    workers: int
-    tasks: int
-
-    @property
-    def cpus(self) -> int:
-        """CPUs of all machines together."""
-        return sum(cpus for cpus, _ in self.nodes)
-
-    @property
-    def gpu(self) -> int:
-        """GPUs that a rank or a task holds, 0 or 1."""
-        return int(any(gpus for _, gpus in self.nodes))
-
-    def cpus_for(self, at_once: int, per_gpu: int = 1) -> int:
-        """CPUs of each of so many equal tasks or ranks, none of which can stretch over two machines; on a GPU, so many share it."""
-
-        def room(each: int) -> int:
-            return sum(min(cpus // each, gpus * per_gpu) if self.gpu else cpus // each for cpus, gpus in self.nodes)
-
-        return max((each for each in range(1, self.cpus + 1) if room(each) >= at_once), default=1)
 
 
 def connect(workers: int | None = None) -> Resources:
@@ -120,20 +86,6 @@ def _wait_for(kind: str, count: int) -> None:
     group = placement_group([{kind: 1}] * count)  # a demand that, unlike request_resources, ends with this process
     group.wait(MACHINES_SECONDS)
     remove_placement_group(group)
-
-
-def divide(nodes: Sequence[tuple[int, int]], workers: int | None) -> Resources:
-    """How many ranks and tasks machines with so many (CPUs, GPUs) each can hold: one a GPU where there are any, else one a CPU.
-
-    Raises:
-        ValueError: more workers are asked for than that.
-    """
-    gpu = any(gpus for _, gpus in nodes)
-    most = max(1, sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in nodes))  # a GPU is of no use without a CPU
-    if workers is not None and workers > most:
-        kind = "GPU" if gpu else "CPU"
-        raise ValueError(f"{workers} workers need one {kind} each, but the cluster has {most}: lower --workers or add machines")
-    return Resources(tuple(nodes), workers or (most if gpu else min(most, MOST_CPU_WORKERS)), workers or most)
 
 
 def close() -> None:

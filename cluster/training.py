@@ -1,46 +1,36 @@
-"""One training on Ray Train: data-parallel ranks, a checkpoint per epoch, all of them kept, resumed after any failure."""
+"""One training on Ray Train: data-parallel ranks, every epoch kept, resumed after any failure."""
 
 from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray.train
+import ray.train.collective
 import ray.train.torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.pool import describe
+from cluster.deadline import NEVER, Deadline, TimeIsUp
+from cluster.epochs import Metrics, Storage, Worker, kept
+from cluster.work import TRAINING_RETRIES, TrainingFailed, describe
 
 log = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
-Metrics = dict[str, Any]
-RETRIES = 5  # starts of the whole group after a dead worker or a storage error; other errors are final
 STOP_SECONDS = 20.0  # for the training thread to notice that the cluster is gone
-POLL_SECONDS = "0.2"  # how often the controller looks at the ranks; a report waits until the one before it was seen
-
-
-class TrainingFailed(RuntimeError):
-    """The training ended before its last epoch; what it reported is kept."""
+POLL_SECONDS = "0.2"  # how often the controller looks at the ranks
 
 
 @dataclass(frozen=True)
-class Worker:
-    """What a training loop knows of the group it runs in, and its way to keep what it has."""
-
-    rank: int
-    size: int
-    progress: Queue
+class RayWorker(Worker):
+    """A rank on Ray Train."""
 
     @property
     def device(self) -> Any:
@@ -48,98 +38,66 @@ class Worker:
         return ray.train.torch.get_device()
 
     def distribute(self, network: Any) -> Any:
-        """The network on this rank's device, its gradients averaged over the ranks."""
+        """Return the network on this rank's device, its gradients averaged over the ranks."""
         return ray.train.torch.prepare_model(network)
 
-    @contextmanager
-    def resumed(self) -> Iterator[Path | None]:
-        """A local folder with the files of the last epoch that was kept; None at the beginning."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
-
-    def report(self, epoch: int, metrics: Metrics, files: dict[str, bytes]) -> None:
-        """Keep an epoch's files as checkpoint `epoch_0000`; all ranks call it, only rank 0's files and metrics count."""
-        metrics = {"epoch": epoch, **metrics}
-        if self.rank != 0:
-            ray.train.report(metrics, checkpoint=None)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in files.items():
-                (Path(folder) / name).write_bytes(data)
-            # Named by epoch, so that an epoch done twice after a failure replaces itself instead of leaving an orphan.
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{epoch:04d}")
-        self.progress.put(metrics)
+    def out_of_time(self) -> bool:
+        """Return what rank 0 finds, so that all ranks stop after the same epoch."""
+        if self.deadline == NEVER:
+            return False
+        return bool(ray.train.collective.broadcast_from_rank_zero(self.deadline.passed()))
 
 
 def _start(setup: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    setup["loop"](setup["task"], Worker(context.get_world_rank(), context.get_world_size(), setup["progress"]))
+    worker = RayWorker(context.get_world_rank(), context.get_world_size(), setup["folder"], setup["progress"].put, setup["deadline"])
+    setup["loop"](setup["task"], worker)
 
 
 def train(
     loop: Callable[[Task, Worker], None],
     task: Task,
     *,
+    what: str,
+    folder: Storage,
     workers: int,
     cpus: int,
     gpu: int,
-    filesystem: Any,
-    folder: str,
-    name: str,
     on_epoch: Callable[[Metrics], None],
+    deadline: Deadline = NEVER,
 ) -> list[Metrics]:
-    """Run `loop(task, worker)` on every rank until it returns, resuming whatever `folder/name` holds.
-
-    Args:
-        loop: module-level; calls `worker.report` once per epoch.
-        task: its argument; must survive pickling.
-        workers: ranks.
-        cpus: CPUs per rank.
-        gpu: GPUs per rank, 0 or 1.
-        filesystem: a pyarrow filesystem.
-        folder: absolute path on it.
-        name: checkpoints go to `folder/name/epoch_0000`, ...
-        on_epoch: called in this process with each new epoch's metrics, while the training runs.
-
-    Returns:
-        One row of metrics per kept epoch, in order, also those of earlier starts.
-
-    Raises:
-        TrainingFailed: the loop raised, or the group died too often.
-    """
+    """Run `loop(task, worker)` on every rank until it returns: see `Executor.train`."""
+    deadline.check()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     resources = {"CPU": cpus, **({"GPU": gpu} if gpu else {})}
     # With this process, and not on a machine that may be lost while this process lives.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    parent, _, name = folder.path.rstrip("/").rpartition("/")
     trainer = ray.train.torch.TorchTrainer(
         _start,
-        train_loop_config={"loop": loop, "task": task, "progress": progress},
+        train_loop_config={"loop": loop, "task": task, "folder": folder, "progress": progress, "deadline": deadline},
         scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpu), resources_per_worker=resources),
-        run_config=ray.train.RunConfig(name=name, storage_path=folder, storage_filesystem=filesystem),
+        run_config=ray.train.RunConfig(name=name, storage_path=parent, storage_filesystem=folder.filesystem),
     )
     told: set[int] = set()
-    for retries_left in reversed(range(RETRIES + 1)):
+    for retries_left in reversed(range(TRAINING_RETRIES + 1)):
         try:
-            result = _fit(trainer, progress, on_epoch, told)
+            _fit(trainer, progress, on_epoch, told)
             break
         except (TrainingFailedError, ray.exceptions.RayError) as error:
             failures = getattr(error, "worker_failures", {})
+            if any(isinstance(failure, TimeIsUp) for failure in failures.values()):
+                raise TimeIsUp from error
             causes = _one_line(failures) or describe(error)
             if not (retries_left and failures and all(map(_may_pass, failures.values()))):
-                raise TrainingFailed(f"{name}: {causes}") from error
-            log.warning("%s: starting again from the last kept epoch after %s", name, causes)
+                raise TrainingFailed(f"{what}: {causes}") from error
+            log.warning("%s: starting again from the last kept epoch after %s", what, causes)
     progress.shutdown()
-    rows = {metrics["epoch"]: metrics for _, metrics in result.best_checkpoints or []}
-    return [rows[epoch] for epoch in sorted(rows)]
+    return kept(folder)
 
 
-def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], told: set[int]) -> Any:
+def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], told: set[int]) -> None:
     """Train in a thread of its own, and follow it here: on the main thread Ray would take the handler of Ctrl-C, and keep it.
 
     `told` holds the epochs that were told before: one done twice after a failure is told once.
@@ -166,7 +124,7 @@ def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], tol
         ray.shutdown()
         thread.join(STOP_SECONDS)
         raise
-    return outcome.result()
+    outcome.result()
 
 
 def _one_line(failures: Mapping[int, BaseException]) -> str:

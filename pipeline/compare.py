@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import tyro
 from tyro.conf import Positional
 
-from pipeline.pages.comparison_page import PAGE, PARQUET, write
-from pipeline.results.comparison import Comparison, compare, text
-from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
+
+if TYPE_CHECKING:
+    from pipeline.results.run_results import Measured
+
+# What loads torch is imported in functions: `--help` need not wait for it.
 
 
 def _read_all(uris: Sequence[str]) -> list[Measured]:
     """What can be read; what cannot is named with its reason."""
+    from pipeline.results.run_results import read
+
     runs = []
     for uri in dict.fromkeys(uris):
         try:
@@ -37,6 +42,8 @@ def _target(to: str) -> Folder:
     Raises:
         ValueError: it holds something else than an earlier comparison.
     """
+    from pipeline.pages.comparison_page import PARQUET
+
     folder = Folder.open(to)
     if folder.names() and not folder.exists(PARQUET):
         raise ValueError(f"{folder.uri} holds something else than a comparison: give --to another folder")
@@ -51,13 +58,16 @@ def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = ()
         others: more of them
         to: folder or URI for comparison.csv, comparison.parquet, pictures and index.html
     """
+    from pipeline.pages.comparison_page import PAGE, write
+    from pipeline.results.comparison import compare, text
+
     try:
         folder = _target(to)
         found = _read_all([run, *others])
         if not found:
             print("compare.py: none of the runs can be read", file=sys.stderr)
             return 1
-        compared: Comparison = compare(found)
+        compared = compare(found)
         write(compared, folder, title="Comparison of " + ", ".join(compared.runs))
         print(text(compared))
     except (ValueError, OSError) as error:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import tyro
 
-from pipeline.operations.image_folder import export
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import open_run
 from pipeline.storage.stage import Manifest
@@ -20,6 +19,8 @@ def _export_run(run: str, to: str) -> int:
         run: folder or URI (s3://...) of a run with protected images, of an addition to one, or of a point of a sweep
         to: local folder to create; refused if there is anything in it
     """
+    from pipeline.operations.image_folder import export  # loads torch, which `--help` need not wait for
+
     try:
         folder, target = open_run(run), Folder.open(to)
         written = export(folder, target)

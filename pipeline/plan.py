@@ -9,15 +9,17 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from cluster.pool import WorkFailed
+from cluster.work import WorkFailed
 from pipeline.config.command_line import parse_as
-from pipeline.operations.estimate import PlanConfig, plan
+from pipeline.config.plan_config import PlanConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 and the plan, 1 and what went wrong, or 2 for wrong usage."""
     config = parse_as(arguments, PlanConfig, "plan.py")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    from pipeline.operations.estimate import plan  # loads torch, which takes seconds that `--help` need not wait
+
     try:
         print(plan(config))
     except (ValueError, OSError, WorkFailed) as error:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import tyro
 
-from pipeline.operations.audit import verify
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import additions, open_run
 from pipeline.storage.stage import Manifest
@@ -22,6 +21,8 @@ def _check_run(run: str) -> int:
     Args:
         run: folder or URI (s3://...) of a finished run, of an addition to one, or of a point of a sweep
     """
+    from pipeline.operations.audit import verify  # here and below: it loads torch, which `--help` need not wait for
+
     try:
         folder = open_run(run)
         audit = verify(folder)
@@ -39,6 +40,8 @@ def _check_run(run: str) -> int:
 
 def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
     """What is to be said of an addition, and whether it is whole and without fault."""
+    from pipeline.operations.audit import verify
+
     try:
         audit = verify(addition, base)
     except ValueError as error:  # not finished, which is no reason to keep silent about the rest

@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from cluster import session
-from cluster.session import Resources
+from cluster.resources import Resources
 from pipeline import reproduce
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
@@ -22,12 +22,13 @@ from pipeline.stages import pack
 from pipeline.storage.folder import Folder
 from tests import ROOT
 from tests.fixtures import packed_run, s3_servers, small_reproduction
+from tests.fixtures.executors import RAY
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def ray_2_cpus() -> Iterator[session.Resources]:
+def ray_2_cpus() -> Iterator[Resources]:
     """A Ray cluster embedded in the tests' process and shared by them all, its CPUs divided between two workers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never the developer's own cluster
@@ -42,7 +43,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> t
     config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
     config = replace(config, surrogate=replace(config.surrogate, epochs=3))
     folder = Folder.open(config.run)
-    pack.execute(config, folder)
+    pack.execute(config, folder, RAY)
     packed_run.write_checkpoints(folder, ("resnet8",))
     return config, folder
 

@@ -17,6 +17,7 @@ from sep.models import NetworkName
 StageName = Literal["pack", "surrogate", "protect", "victim", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 STRICT = ConfigDict(extra="forbid")
+UNTRACKED = "none"  # the tracking URI of a run that is not logged
 
 
 def _each_once(section: str, *, required: bool = True, **lists: tuple[Any, ...]) -> None:
@@ -182,7 +183,11 @@ class RunConfig:
     overwrite: bool = False
     """redo stages whose configuration changed, instead of stopping; of victims, only those that are missing or no longer fit"""
     tracking_uri: str | None = None
-    """MLflow server or database; a SQLite file in the run folder if not given"""
+    """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
+    executor: Literal["ray", "local"] = "ray"
+    """what runs the work; ray: many processes and machines; local: this process, one piece after the other, without Ray"""
+    minutes: float | None = None
+    """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
     memory_limit_mb: int = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
     pack: PackConfig = PackConfig()
@@ -209,6 +214,8 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}")
         if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
             several = ", ".join(self.surrogate.networks)
             raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")

@@ -11,7 +11,8 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.class_selection import from_files
-from pipeline.config.schema import ProtectConfig, RunConfig
+from pipeline.config.schema import ProtectConfig, RunConfig, StageName
+from pipeline.storage.layout import SHARED
 from pipeline.storage.records import digest
 
 SECTION = "protect"  # what comes before it is shared by all points, and victims have a matrix of their own
@@ -112,3 +113,9 @@ def _why(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in error.errors()))
+
+
+def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
+    """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
+    needed = {name for asked in grid(config) for name in asked.config.needed_stages}
+    return tuple(name for name in SHARED if name in needed)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from pydantic.dataclasses import dataclass as validated
-
-from cluster import session
-from cluster.pool import Capacity, Work, run_all
+from cluster.deadline import NEVER
+from cluster.executor import Executor, open_executor
+from cluster.resources import Resources
+from cluster.work import Capacity, Work
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import STRICT, RunConfig
+from pipeline.config.plan_config import PlanConfig
+from pipeline.config.schema import RunConfig
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
 from pipeline.sources.dataset import Dataset
 from pipeline.sources.scan import scan
@@ -156,30 +157,6 @@ def text(
     return "\n".join(lines)
 
 
-@validated(frozen=True, kw_only=True, config=STRICT)
-class PlanConfig(RunConfig):
-    """Estimate time, machines, storage and money of a run, without starting it."""
-
-    gradients_per_second: float | None = None
-    """of one GPU and the (first) surrogate network, instead of measuring this cluster"""
-    price_per_gpu_hour: float | None = None
-    """in any currency; of a worker, where this cluster has no GPU and none is described"""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no rate or price, and more than one run.
-
-        Raises:
-            ValueError: a number is out of range, or a sweep is asked for.
-        """
-        super().__post_init__()
-        if self.sweep:
-            raise ValueError("a plan is of one run: give the values of a point in the place of --sweep")
-        for name in ("gradients_per_second", "price_per_gpu_hour"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}")
-
-
 def plan(config: PlanConfig) -> str:
     """The plan as a text.
 
@@ -188,15 +165,16 @@ def plan(config: PlanConfig) -> str:
         WorkFailed: the probe failed.
     """
     dataset = scan(config)
-    resources = session.connect(config.workers)
+    executor = open_executor(config.executor, NEVER)
     try:
+        resources = executor.connect(config.workers)
         images = look(dataset.split("train")[:LOOKED_AT], dataset.reader, config)
         if config.gradients_per_second:
             speed, gpu = scaled(config.gradients_per_second, images.pixels, config, len(dataset.classes)), True
         else:
-            speed, gpu = _probe(config, images, len(dataset.classes), resources), bool(resources.gpu)
+            speed, gpu = _probe(config, images, len(dataset.classes), executor, resources), bool(resources.gpu)
     finally:
-        session.close()
+        executor.close()
     cpus_each = resources.cpus / resources.tasks if resources.gpu else GPU_CPUS if gpu else 1
     present = [] if gpu and not resources.gpu else [Workers(resources.tasks, gpu, cpus_each)]
     clusters = [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)]
@@ -211,11 +189,10 @@ def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
     return Workload(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
 
 
-def _probe(config: PlanConfig, images: Images, num_classes: int, resources: session.Resources) -> Speed:
+def _probe(config: PlanConfig, images: Images, num_classes: int, executor: Executor, resources: Resources) -> Speed:
     """The slowest of all workers, which compute at the same time."""
     arguments = (images.pixels, config, num_classes, bool(resources.gpu), PROBE_SECONDS)
     pieces = [Work(f"worker {n}", arguments) for n in range(resources.tasks)]
-    speeds = [
-        speed for _, speed in run_all(measure, pieces, what="probe", unit="workers", capacity=Capacity(resources.tasks, gpus=resources.gpu))
-    ]
+    capacity = Capacity(resources.tasks, gpus=resources.gpu)
+    speeds = [speed for _, speed in executor.run_all(measure, pieces, what="probe", unit="workers", capacity=capacity)]
     return min(speeds, key=lambda speed: sum(speed.gradients.values()))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cluster.pool import own_gpu
+from cluster.work import own_gpu
 from pipeline.config.schema import RunConfig
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.tensors import stack

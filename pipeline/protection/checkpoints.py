@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.pool import own_gpu
+from cluster.work import own_gpu
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256
 from pipeline.storage.stage import Manifest

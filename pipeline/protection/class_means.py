@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.pool import Capacity, Work, combine_all
+from cluster.executor import Executor
+from cluster.work import Capacity, Work
 from pipeline.protection.checkpoints import Ensemble, load_networks
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
@@ -31,7 +32,7 @@ MEANS, DIGEST = "class_means.pt", "class_means.json"
 
 
 def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard) -> Sums:
-    """One clean shard's share. The body of a Ray task."""
+    """One clean shard's share. The body of a task."""
     use_cpu(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
     images, labels = to_tensors(read_shard(ensemble.run.child("pack"), shard))
@@ -59,6 +60,7 @@ def write_means(
     num_classes: int,
     batch_size: int | None,
     shards: Sequence[Shard],
+    executor: Executor,
     capacity: Capacity,
     keep_going: bool,
 ) -> str:
@@ -75,7 +77,7 @@ def write_means(
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
     pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard), shard.count) for shard in shards]
-    total, failed = combine_all(sum_shard, add, pieces, what="class means", capacity=capacity)
+    total, failed = executor.combine_all(sum_shard, add, pieces, what="class means", capacity=capacity)
     if failed is not None and (total is None or not keep_going):
         raise failed
     assert total is not None

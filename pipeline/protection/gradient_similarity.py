@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from cluster.pool import Capacity, Work, WorkFailed, run_all
+from cluster.executor import Executor
+from cluster.work import Capacity, Work, WorkFailed
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
@@ -27,7 +28,7 @@ SPACED = 10  # checkpoints looked at where the ensemble has fewer than two of a 
 
 
 def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[float]]:
-    """Cosines between the checkpoints' gradients of SEP's loss on a fixed batch; the body of a Ray task."""
+    """Cosines between the checkpoints' gradients of SEP's loss on a fixed batch; the body of a task."""
     use_cpu(1)
     samples = read_shard(ensemble.run.child("pack"), shard)
     height, width = samples[0].pixels.shape[:2]
@@ -44,6 +45,7 @@ def write_similarity(
     num_classes: int,
     shard: Shard,
     gpu: bool,
+    executor: Executor,
     capacity: Capacity,
 ) -> None:
     """Write `similarity.json`: a matrix for the checkpoints of each network, and, of several networks, one for their last checkpoints.
@@ -60,8 +62,8 @@ def write_similarity(
     groups = {name: group for name, group in (*groups.items(), ("", between)) if len(group) > 1}
     pieces = [Work(name, (Ensemble(run, group, gpu=gpu), num_classes, shard)) for name, group in groups.items()]
     found: dict[str, list[list[float]]] = {}
-    with suppress(WorkFailed):  # which the pool has logged
-        for name, cosines in run_all(measure, pieces, what="similarity", unit="matrices", capacity=capacity):
+    with suppress(WorkFailed):  # which the executor has logged
+        for name, cosines in executor.run_all(measure, pieces, what="similarity", unit="matrices", capacity=capacity):
             found[name] = cosines
     if groups and not found:
         return  # another start may have more luck

@@ -14,8 +14,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from cluster.pool import Capacity, Work, combine_all, own_gpu, run_all
-from cluster.session import Resources
+from cluster.executor import Executor
+from cluster.resources import Resources
+from cluster.work import Capacity, Work, own_gpu
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.protection.checkpoints import Ensemble
@@ -67,14 +68,14 @@ class Site:
         return self.pack.shards["train"]
 
 
-def prepare(site: Site) -> Prepared:
+def prepare(site: Site, executor: Executor) -> Prepared:
     """Whatever the method needs, from an earlier start of the stage if that left it whole.
 
     Raises:
         ValueError: the training set cannot be prepared as it is.
         WorkFailed: shards or the task failed.
     """
-    return PREPARATIONS[needed](site) if (needed := site.config.protect.kind.preparation) else Prepared("", (), {})
+    return PREPARATIONS[needed](site, executor) if (needed := site.config.protect.kind.preparation) else Prepared("", (), {})
 
 
 def kept(folder: Folder, config: RunConfig) -> Prepared:
@@ -99,19 +100,20 @@ def kept(folder: Folder, config: RunConfig) -> Prepared:
     return replace(found, found=found.found | {"noise_rounds": 0} if kind.noise_rounds else found.found, seconds=0)
 
 
-def _class_means(site: Site) -> Prepared:
+def _class_means(site: Site, executor: Executor) -> Prepared:
     size, number = site.config.protect.batch_size, len(site.pack.counts["classes"])
     batch_size = None if size == "auto" else size
-    return Prepared(write_means(site.out, site.ensemble, number, batch_size, site.shards, site.capacity, site.config.keep_going), (), {})
+    going = site.config.keep_going
+    return Prepared(write_means(site.out, site.ensemble, number, batch_size, site.shards, executor, site.capacity, going), (), {})
 
 
-def _pixels(site: Site) -> Prepared:
+def _pixels(site: Site, executor: Executor) -> Prepared:
     """The pixel and colour of each class, from the moments of every shard."""
     if (found := read_prepared(site.out, files=True)) and not found.without:
         return found
     begun = time.monotonic()
     pieces = [Work(shard.name, (site.clean, site.classes, shard), shard.count) for shard in site.shards]
-    total, failed = combine_all(shard_moments, add_moments, pieces, what="pixels", capacity=site.capacity)
+    total, failed = executor.combine_all(shard_moments, add_moments, pieces, what="pixels", capacity=site.capacity)
     if failed is not None and (total is None or not site.config.keep_going):
         raise failed
     assert total is not None
@@ -124,7 +126,7 @@ def _pixels(site: Site) -> Prepared:
 
 
 def shard_moments(clean: Folder, classes: tuple[int, ...], shard: Shard) -> Moments:
-    """One clean shard's share. The body of a Ray task."""
+    """One clean shard's share. The body of a task."""
     use_cpu(1)
     images, labels = to_tensors(read_shard(clean, shard))
     among = torch.tensor(classes)
@@ -138,7 +140,7 @@ def add_moments(*shares: Moments) -> Moments:
     return counts, sums, products
 
 
-def _noise(site: Site) -> Prepared:
+def _noise(site: Site, executor: Executor) -> Prepared:
     """Error-minimising noise, by one task that holds the training set in memory.
 
     Raises:
@@ -156,13 +158,13 @@ def _noise(site: Site) -> Prepared:
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
-    for _ in run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", capacity=capacity):
+    for _ in executor.run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", capacity=capacity):
         pass
     return _written(site)
 
 
 def make_noise(site: Site, threads: int) -> None:
-    """Train, and write the noise: of each shard's images, or of all classes. The body of a Ray task."""
+    """Train, and write the noise: of each shard's images, or of all classes. The body of a task."""
     begun = time.monotonic()
     use_cpu(1)  # another number could round sums differently; `threads` compute apart from each other
     torch.backends.cudnn.deterministic = True
@@ -201,7 +203,7 @@ def _written(site: Site) -> Prepared:
     return found
 
 
-PREPARATIONS: dict[Preparation, Callable[[Site], Prepared]] = {
+PREPARATIONS: dict[Preparation, Callable[[Site, Executor], Prepared]] = {
     "class-means": _class_means,
     "own-noise": _noise,
     "class-noise": _noise,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cluster.pool import Chain
+from cluster.work import Chain
 from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.shards.finished_shards import FinishedShard, write_part
 from pipeline.shards.pixels import encode_png, pixels_sha256

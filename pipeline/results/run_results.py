@@ -115,11 +115,11 @@ def finished(run: Folder) -> Manifests:
 def configuration(config: RunConfig, found: Manifests, there: Trained | None = None) -> dict[str, Any]:
     """The tree of settings that made what is there: the stages' own records win over the present command line.
 
-    With the trials that are `there`, also those of victims of which some failed. The tracking URI is left out: it may carry credentials,
-    and decides nothing.
+    With the trials that are `there`, also those of victims of which some failed. Settings that decide nothing are left out: the executor,
+    its time, and the tracking URI, which may carry credentials.
     """
     tree = to_tree(replace(config, protect=resolved(config.protect)))
-    del tree["tracking_uri"]
+    tree = {name: value for name, value in tree.items() if name not in ("tracking_uri", "executor", "minutes")}
     if "pack" in found:
         asked = found["pack"].asked
         tree |= {"data": asked.get("pack", {}).get("data", tree["data"]), "seed": asked["seed"]}

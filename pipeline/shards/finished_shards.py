@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.pool import Capacity, Work, run_all
+from cluster.executor import Executor
+from cluster.work import Capacity, Work
 from pipeline.shards.tables import ROW_GROUP, parse_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest, sha256, to_json
@@ -77,8 +78,10 @@ def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) ->
         return [part for part in pool.map(lambda name: read_part(stage_folder, name, made_from), names) if part is not None]
 
 
-def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, capacity: Capacity) -> dict[str, FinishedShard]:
-    """The parts of those shards that need not be made again, by name; every one of them was read and checked on the cluster.
+def finished_parts(
+    stage_folder: Folder, names: Iterable[str], made_from: str, executor: Executor, capacity: Capacity
+) -> dict[str, FinishedShard]:
+    """The parts of those shards that need not be made again, by name; every one of them was read and checked by the executor.
 
     Raises:
         WorkFailed: storage gave up.
@@ -87,7 +90,7 @@ def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, c
     known = [name for name in names if name in there]
     groups = [known[start : start + CHECKED_TOGETHER] for start in range(0, len(known), CHECKED_TOGETHER)]
     pieces = [Work(f"{group[0]} ...", (stage_folder, group, made_from), len(group)) for group in groups]
-    found = run_all(_read_several, pieces, what="finished before", unit="shards", capacity=capacity)
+    found = executor.run_all(_read_several, pieces, what="finished before", unit="shards", capacity=capacity)
     return {part.shard.name: part for _, parts in found for part in parts}
 
 

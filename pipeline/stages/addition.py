@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterable
 
+from cluster.executor import Executor
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
 from pipeline.sources.scan import scan_more
@@ -20,7 +21,7 @@ from pipeline.storage.stage import MANIFEST, STARTED, Manifest
 log = logging.getLogger(__name__)
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest | None:
+def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest | None:
     """Pack and protect what `config.add` has and the run has not; None if there is nothing.
 
     An addition that was cut short, or that lacks shards whose crafting failed, is finished first.
@@ -45,8 +46,8 @@ def execute(config: RunConfig, folder: Folder) -> Manifest | None:
         return None
     log.info("add: %d images, in %s", len(dataset.entries), name)
     target = folder.child(name)
-    pack.add(config, folder, target, dataset)
-    return protect.add(config, folder, target)
+    pack.add(config, folder, target, dataset, executor)
+    return protect.add(config, folder, target, executor)
 
 
 def _source(addition: Folder) -> str | None:

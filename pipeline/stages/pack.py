@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster import pool, session
+from cluster.executor import Executor
+from cluster.work import Capacity, Work
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
 from pipeline.shards.finished_shards import PARTS, FinishedShard, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
@@ -42,12 +43,13 @@ QUARANTINE = pa.schema([("source", pa.string()), ("reason", pa.string())])
 BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     """Pack the configured source into the run's `pack` folder, unless that is done already.
 
     Args:
         config: of the whole run.
         folder: the run's.
+        executor: where images are decoded and encoded.
 
     Raises:
         SourceError: the source cannot be packed as it is; nothing is left, so that a corrected command starts afresh.
@@ -60,7 +62,7 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
         return stage.manifest
     try:
         dataset = scan(config)
-        parts = _pack(stage, dataset, config)
+        parts = _pack(stage, dataset, config, executor)
         _check(dataset, parts)
         return _finish(stage, dataset, parts)
     except SourceError as error:
@@ -68,7 +70,7 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
         raise
 
 
-def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset) -> Manifest:
+def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, executor: Executor) -> Manifest:
     """Pack images that are added to a run into the `pack` folder of the addition, unless that is done already.
 
     Args:
@@ -76,6 +78,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset) -> Man
         run: the run.
         folder: of the addition.
         dataset: from `sources.scan_more`.
+        executor: as in `execute`.
 
     Raises:
         SourceError: none of the images can be used, or their size is another than the run's; nothing is left.
@@ -86,7 +89,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset) -> Man
     if stage.manifest is not None:
         return stage.manifest
     try:
-        parts = _pack(stage, dataset, config)
+        parts = _pack(stage, dataset, config, executor)
         sizes = {size for part in parts.values() for size in part.extra["sizes"]}
         if sizes and sizes != {f"{base['height']}x{base['width']}"}:
             raise SourceError(f"--add: images are {', '.join(sizes)} (height x width), those of the run {base['height']}x{base['width']}")
@@ -98,17 +101,17 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset) -> Man
         raise
 
 
-def _pack(stage: Stage, dataset: Dataset, config: RunConfig) -> dict[str, FinishedShard]:
+def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor) -> dict[str, FinishedShard]:
     """Every planned shard's part, by name."""
-    session.connect(config.workers)
+    executor.connect(config.workers)
     pieces = [
-        pool.Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
+        Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
         for name, entries in plan(dataset, config.pack.shard_images).items()
     ]
     log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
     parts: dict[str, FinishedShard] = {}
     sizes: Counter[str] = Counter()
-    for name, part in pool.run_all(pack_shard, pieces, what="pack", capacity=pool.Capacity(config.workers)):
+    for name, part in executor.run_all(pack_shard, pieces, what="pack", capacity=Capacity(config.workers)):
         parts[name] = part
         sizes.update(part.extra["sizes"])
         if len(sizes) > 1:  # leaving the loop cancels the other tasks
@@ -135,7 +138,7 @@ def plan(dataset: Dataset, shard_images: int) -> dict[str, list[Entry]]:
 def pack_shard(
     folder: Folder, name: str, entries: list[Entry], classes: tuple[str, ...], reader: Reader, config: PackConfig, stage_hash: str
 ) -> FinishedShard:
-    """Write one shard and its part, unless an earlier attempt left both; the body of a Ray task.
+    """Write one shard and its part, unless an earlier attempt left both; the body of a task.
 
     Where the images do not have one size nothing is written, and the part only tells the sizes.
     """

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from cluster import session
-from cluster.pool import Capacity, Work, WorkFailed, run_all
+from cluster.executor import Executor
+from cluster.resources import Resources
+from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
@@ -37,7 +38,7 @@ SAMPLES = "samples.parquet"
 MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     """Protect the shards that are not protected yet.
 
     Raises:
@@ -54,30 +55,32 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
-    resources = session.connect(config.workers)
+    resources = executor.connect(config.workers)
     capacity = _capacity(config, resources)
     index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
-    precision = _precision(protect, ensemble, capacity)
+    precision = _precision(protect, ensemble, executor, capacity)
     protect = dataclasses.replace(protect, precision=precision)
     if index and not stage.folder.exists(SIMILARITY):
-        write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), capacity)
+        first, gpu = pack.shards["train"][0], bool(resources.gpu)
+        write_similarity(stage.folder, folder, index, checkpoints, len(names), first, gpu, executor, capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
-    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, capacity))
+    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, capacity), executor)
     made_from = digest([stage.hash, precision, prepared.digest or None])
     budget = budget_of(protect, pack)
     task = CraftingTask(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
-    return _craft_all(task, stage, pack.shards["train"], config, capacity, prepared)
+    return _craft_all(task, stage, pack.shards["train"], config, executor, capacity, prepared)
 
 
-def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
+def add(config: RunConfig, run: Folder, folder: Folder, executor: Executor) -> Manifest:
     """Protect images that were added to a finished run, as those of the run were: by its checkpoints, towards its class means.
 
     Args:
         config: of the run.
         run: the run.
         folder: of the addition, which is packed.
+        executor: where images are protected.
 
     Raises:
         ValueError: the run is not finished, or the addition was begun with another configuration.
@@ -94,7 +97,7 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
-    resources = session.connect(config.workers)
+    resources = executor.connect(config.workers)
     protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
@@ -102,7 +105,7 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     classes, clean = tuple(base.counts["classes"]), folder.child("pack")
     means, budget = run.child("protect"), budget_of(protect, pack)
     task = CraftingTask(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
-    return _craft_all(task, stage, pack.shards["train"], config, _capacity(config, resources), prepared)
+    return _craft_all(task, stage, pack.shards["train"], config, executor, _capacity(config, resources), prepared)
 
 
 def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
@@ -110,20 +113,20 @@ def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
-def _precision(config: ProtectConfig, ensemble: Ensemble, capacity: Capacity) -> Precision:
+def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:
     """Decided once for all shards, so that one release is never half of one precision and half of another."""
     if config.precision != "auto" or not ensemble.gpu:
         return resolve(config.precision, torch.device("cpu"))
-    answers = run_all(_resolve, [Work("precision", (config, ensemble))], what="precision", unit="GPUs", capacity=capacity)
+    answers = executor.run_all(_resolve, [Work("precision", (config, ensemble))], what="precision", unit="GPUs", capacity=capacity)
     return dict(answers)["precision"]
 
 
 def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
-    """What the GPU that computes can do; the body of a Ray task."""
+    """What the GPU that computes can do; the body of a task."""
     return resolve(config.precision, ensemble.device)
 
 
-def _capacity(config: RunConfig, resources: session.Resources) -> Capacity:
+def _capacity(config: RunConfig, resources: Resources) -> Capacity:
     if config.protect.kind.perturb:  # which needs no GPU
         return Capacity(config.workers)
     each = config.protect.tasks_per_gpu if resources.gpu else 1
@@ -131,15 +134,22 @@ def _capacity(config: RunConfig, resources: session.Resources) -> Capacity:
 
 
 def _craft_all(
-    task: CraftingTask, stage: Stage, shards: Sequence[Shard], config: RunConfig, capacity: Capacity, prepared: Prepared
+    task: CraftingTask,
+    stage: Stage,
+    shards: Sequence[Shard],
+    config: RunConfig,
+    executor: Executor,
+    capacity: Capacity,
+    prepared: Prepared,
 ) -> Manifest:
     """Craft the shards that are not finished, and finish the stage."""
-    parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, Capacity(config.workers))
+    parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, executor, Capacity(config.workers))
     missing = [shard for shard in shards if shard.name not in parts]
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
     begun, crafted = time.monotonic(), 0
     try:
-        for name, part in run_all(PROTECT, [Work(s.name, (task, s), s.count) for s in missing], what="protect", capacity=capacity):
+        pieces = [Work(shard.name, (task, shard), shard.count) for shard in missing]
+        for name, part in executor.run_all(PROTECT, pieces, what="protect", capacity=capacity):
             parts[name] = part
             crafted += part.extra["protected"]
     except WorkFailed as failed:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from cluster.pool import WorkFailed
+from cluster.executor import Executor
+from cluster.work import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import configuration, finished
-from pipeline.stages import pack, protect, report, surrogate, victim
+from pipeline.stages import pack, protect, surrogate, victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.untracked import StageRecorder
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 
-RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
+
+def _report(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
+    from pipeline.stages import report  # draws with matplotlib, which no other stage needs
+
+    return report.execute(config, folder)
+
+
+RUN: dict[StageName, Callable[[RunConfig, Folder, Executor], Manifest]] = {
     "pack": pack.execute,
     "surrogate": surrogate.execute,
     "protect": protect.execute,
     "victim": victim.execute,
-    "report": report.execute,
+    "report": _report,
 }
 CONFIG = "config.json"
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
@@ -37,7 +45,7 @@ def check(config: RunConfig, folder: Folder) -> None:
     check_clean_shares(config, folder, packed)
 
 
-def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Collection[StageName]) -> list[str]:
+def run_stages(config: RunConfig, folder: Folder, tracker: StageRecorder, executor: Executor, stages: Collection[StageName]) -> list[str]:
     """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
     Raises:
@@ -52,7 +60,7 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Coll
             if name == first_training:
                 check(config, folder)
             try:
-                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
+                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, executor).missing]
             except WorkFailed:
                 tracker.log_stage(name)  # what there is of it
                 raise

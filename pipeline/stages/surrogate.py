@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cluster import session, training
+from cluster.executor import Executor
+from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.protection.checkpoints import INDEX, weights_digest
@@ -21,7 +22,7 @@ from pipeline.training.surrogate_loop import WEIGHTS, SurrogateTask, loop
 log = logging.getLogger(__name__)
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     """Train the surrogate's networks, or go on with them.
 
     Raises:
@@ -35,9 +36,9 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     pack = Manifest.load(folder, "pack")
     if "protect" in config.stages:  # now, and not after hours of training
         protected_classes(config, pack.counts["classes"])
-    resources = session.connect(config.workers)
+    resources = executor.connect(config.workers)
     names = config.surrogate.networks
-    index = [entry for name in names for entry in _train(name, config, folder, pack, resources)]
+    index = [entry for name in names for entry in _train(name, config, folder, pack, executor, resources)]
     stage.folder.write(INDEX, to_json({"checkpoints": index}))
     last = [entry["metrics"] for entry in index[config.surrogate.epochs - 1 :: config.surrogate.epochs]]
     counts = {
@@ -52,19 +53,19 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     return stage.finish(counts)
 
 
-def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, resources: session.Resources) -> list[dict[str, Any]]:
+def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executor: Executor, resources: Resources) -> list[dict[str, Any]]:
     """Every epoch of one network, as the index lists it; among several networks each has a folder of its own."""
     alone = len(config.surrogate.networks) == 1
+    own = folder.child("surrogate")
     cpus = resources.cpus_for(resources.workers)
-    rows = training.train(
+    rows = executor.train(
         loop,
         SurrogateTask(name, config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, cpus),
+        what=name,
+        folder=own if alone else own.child(name),
         workers=resources.workers,
         cpus=cpus,
         gpu=resources.gpu,
-        filesystem=folder.filesystem,
-        folder=folder.path if alone else folder.child("surrogate").path,
-        name="surrogate" if alone else name,
         on_epoch=lambda row: log.info(
             "surrogate: %s, epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s",
             name,

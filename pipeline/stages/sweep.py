@@ -9,7 +9,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.pool import WorkFailed
+from cluster.executor import Executor
+from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
 from pipeline.pages.comparison_page import PAGE, VERSION, write
@@ -20,7 +21,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, begin, point
 from pipeline.storage.records import digest
 from pipeline.storage.stage import STARTED, Stage
-from pipeline.tracking.sweep_tracker import PointTracker, SweepTracker
+from pipeline.tracking.untracked import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +38,14 @@ class Outcome:
     failed: dict[str, str]  # point -> cause
 
 
-def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
-    """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
-    needed = {name for asked in grid(config) for name in asked.config.needed_stages}
-    return tuple(name for name in SHARED if name in needed)
-
-
-def execute(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome:
+def execute(config: RunConfig, folder: Folder, tracker: Recorder, executor: Executor) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
     Args:
         config: of the run, whose `sweep` says what the points are.
         folder: of the run, which has a pack and a surrogate.
         tracker: of the run.
+        executor: for the work of all points.
 
     Raises:
         ValueError: something the user can mend, such as a configuration that differs from the one a point was begun with.
@@ -64,14 +60,14 @@ def execute(config: RunConfig, folder: Folder, tracker: SweepTracker) -> Outcome
     for number, wanted in enumerate(ordered):
         log.info("sweep: %s, point %d of %d", wanted.name, number + 1, len(ordered))
         try:
-            missing += _run_point(wanted, folder, tracker)
+            missing += _run_point(wanted, folder, tracker, executor)
         except WorkFailed as error:
             log.error("sweep: %s failed, and the other points go on: %s", wanted.name, error)
             failed[wanted.name] = str(error)
     return Outcome(_conclude(config, asked, folder, tracker), missing, failed)
 
 
-def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: SweepTracker) -> str:
+def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Recorder) -> str:
     """Compare the points that are protected, in `comparison/` of the run; returns what there is to say."""
     runs = [found for wanted in asked if "protect" in (found := read(point(folder, wanted.name))).found]
     if not runs:
@@ -89,13 +85,14 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     return f"{text(compared)}\n\n  page      {stage.folder.uri}/{PAGE}"
 
 
-def _run_point(wanted: GridPoint, run: Folder, tracker: SweepTracker) -> list[str]:
+def _run_point(wanted: GridPoint, run: Folder, tracker: Recorder, executor: Executor) -> list[str]:
     """The stages of one point, logged under the sweep's run; the shards that it kept going without."""
     folder = begin(run, wanted.name, wanted.settings)
-    nested = PointTracker(wanted.config, folder, tracker)
+    nested = tracker.point(wanted.config, folder)
     status = "FAILED"
     try:
-        missing = run_stages(wanted.config, folder, nested, [name for name in wanted.config.needed_stages if name in STAGES])
+        stages = [name for name in wanted.config.needed_stages if name in STAGES]
+        missing = run_stages(wanted.config, folder, nested, executor, stages)
         status = "FAILED" if missing else "FINISHED"
         return [f"sweep/{wanted.name}/{shard}" for shard in missing]
     finally:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from cluster import session, sweep
-from cluster.pool import WorkFailed
+from cluster.executor import Executor
+from cluster.resources import Resources
+from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -75,7 +76,7 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
                 trial_records.write(folder.child("victim"), task.cell.name, outcome)
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
     Outcomes that are not asked for stay where they are: each knows what it was made from, and may be asked for again.
@@ -93,12 +94,13 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     if not pack.shards["test"]:
         raise ValueError("victims are measured on test images, and the packed data has none: pack with --pack.test-fraction 0.1")
-    resources = session.connect(config.workers)
+    resources = executor.connect(config.workers)
     kinds: tuple[Data, Data] = ("clean", "protected")
     cells = [Trial(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
     each = victim.trials_per_gpu if resources.gpu else 1
     at_once = min(len(cells), resources.tasks * each)  # not of those missing: a trial that is done again gets as many threads as before
-    tasks = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
+    made = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
+    tasks = {name: replace(task, deadline=executor.deadline) for name, task in made.items()}
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {cell.trained: tasks[cell.name] for cell in reversed(cells)}  # the first of those that are trained alike
@@ -109,7 +111,7 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     if trained:
         cpus = resources.cpus_for(at_once, each)
         try:
-            sweep.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
+            executor.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
         except WorkFailed as error:
             failed = error
     for name, task in missing.items():
@@ -128,7 +130,7 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
 
 
 def _task(
-    cell: Trial, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: session.Resources, at_once: int
+    cell: Trial, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
 ) -> VictimTask:
     """A trial's task. Clean victims depend on nothing that was protected, and no victim on which others there are."""
     train = pack if cell.trained.data == "clean" else protect

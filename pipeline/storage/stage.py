@@ -9,8 +9,9 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.storage.folder import Folder
@@ -82,6 +83,15 @@ class Manifest:
             return cls(**{**content, "shards": shards})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{folder.uri}/{MANIFEST} is damaged ({error}): redo stage {stage!r} with --overwrite") from error
+
+
+def _versions() -> dict[str, str]:
+    """The versions of those packages that are installed; a run in one process needs no Ray, for instance."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 class Stage:
@@ -202,7 +212,7 @@ class Stage:
             counts=counts,
             shards=shards or {},
             missing=list(missing),
-            versions={package: version(package) for package in PACKAGES},
+            versions=_versions(),
             timing={"seconds": round(time.monotonic() - self._begun, 1), **timing},
         )
         self.folder.write(MANIFEST, to_json(self.manifest.as_dict()))

@@ -61,6 +61,10 @@ class SweepTracker(Tracker):
         if not there:
             self._log_missing("what the points share")
 
+    def point(self, config: RunConfig, folder: Folder) -> PointTracker:
+        """Return the tracker of one point, whose runs lie below the run's own."""
+        return PointTracker(config, folder, self)
+
     def _swept(self) -> dict[str, str]:
         return {"swept": ", ".join(swept_fields(self._config))}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cluster import training
+from cluster.epochs import Worker
 from pipeline.config.schema import SurrogateConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.storage.folder import Folder
@@ -39,7 +39,7 @@ class SurrogateTask:
     threads: int
 
 
-def loop(task: SurrogateTask, worker: training.Worker) -> None:
+def loop(task: SurrogateTask, worker: Worker) -> None:
     """The training loop of one rank."""
     use_cpu(task.threads)
     config, counts = task.config, task.pack.counts

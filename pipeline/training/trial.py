@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cluster import sweep
+from cluster.deadline import NEVER, Deadline
+from cluster.work import Report
 from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.shards.shard import read_shard
@@ -69,6 +70,7 @@ class VictimTask:
     memory_limit_mb: int
     threads: int
     gpu: bool
+    deadline: Deadline = NEVER
 
 
 def relabelled_accuracy(table: NDArray[np.int64]) -> float:
@@ -114,7 +116,7 @@ def _one_after_the_other(first: Transform, second: Transform, images: Tensor) ->
     return second(first(images))
 
 
-def trial(task: VictimTask, report: sweep.Report) -> None:
+def trial(task: VictimTask, report: Report) -> None:
     """Train one victim and keep its result as `victim/<cell>.json`.
 
     Raises:

@@ -19,7 +19,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.pool import Capacity, Work, run_all
+from cluster.pool import run_all
+from cluster.work import Capacity, Work
 from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.reproduction.machine import hardware
 from pipeline.shards.finished_shards import PARTS, finished_parts, write_rows
@@ -28,6 +29,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident
 from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
+from tests.fixtures.executors import RAY
 
 # Each machine's own bookkeeping for the dashboard would take a core from the others here, where all of them share this one's.
 QUIET = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
@@ -72,7 +74,7 @@ def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
     for name in names[sizes.shards - lost :]:
         folder.filesystem.delete_file(folder.file(f"{PARTS}/{name}.json"))
     begun = time.perf_counter()
-    parts = finished_parts(folder, names, MADE_FROM, Capacity())
+    parts = finished_parts(folder, names, MADE_FROM, RAY, Capacity())
     resume = time.perf_counter() - begun
     assert len(parts) == sizes.shards - lost
     begun = time.perf_counter()

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cluster.session import Resources
+from cluster.resources import Resources
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
 from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns

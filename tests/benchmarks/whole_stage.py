@@ -31,6 +31,7 @@ from sep.execution import use_cpu
 from sep.models import NetworkName
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
+from tests.fixtures.executors import RAY
 
 _together: Barrier
 
@@ -62,7 +63,7 @@ def prepare(root: Path, trained: Trained, steps: int) -> Prepared:
     begun = time.monotonic()
     session.connect(workers)
     ray_seconds = time.monotonic() - begun
-    pack.execute(config, folder)
+    pack.execute(config, folder, RAY)
     stage, index = Stage(folder, "surrogate", {"network": trained.name}, seed=0, inputs=("pack",), overwrite=False), []
     for epoch, network in enumerate(trained.networks):
         stream, file = io.BytesIO(), f"epoch_{epoch:04d}/weights.pt"
@@ -106,7 +107,7 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     """Bare, stage, bare: the stage's rate while it crafts against the mean of the two, and what it takes besides."""
     config, trained, steps = prepared.config, prepared.trained, prepared.config.protect.steps
     first = bare_rate(trained, prepared.workers, steps)
-    manifest = protect.execute(config, prepared.folder)
+    manifest = protect.execute(config, prepared.folder, RAY)
     bare = statistics.fmean([first, bare_rate(trained, prepared.workers, steps)])
     images, rate = len(trained.images), manifest.timing["images_per_second"]
     return {
@@ -134,7 +135,7 @@ def by_workers(prepared: Prepared, measured: dict[str, Any]) -> dict[str, dict[s
     if prepared.workers > 1:
         prepared.folder.child("protect").delete()
         rates["bare"]["1"] = round(bare_rate(prepared.trained, 1, prepared.config.protect.steps), 1)
-        manifest = protect.execute(replace(prepared.config, workers=1), prepared.folder)
+        manifest = protect.execute(replace(prepared.config, workers=1), prepared.folder, RAY)
         rates["stage"]["1"] = round(manifest.timing["images_per_second"], 1)
     return rates
 

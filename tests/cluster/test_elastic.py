@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.pool import Capacity, Chain, Work, own_gpu, run_all
+from cluster.pool import run_all
+from cluster.work import Capacity, Chain, Work, own_gpu
 from tests import ROOT
 from tests.benchmarks.memory import in_a_fresh_process
 
@@ -120,7 +121,7 @@ def test_a_lost_machine_costs_no_piece_and_gives_none_twice() -> None:
     assert machines == 2
 
 
-@pytest.mark.parametrize("room", [Capacity(gpus=1), Capacity(1, gpus=1)])
+@pytest.mark.parametrize("capacity", [Capacity(gpus=1), Capacity(1, gpus=1)])
 def test_a_gpu_is_held_by_one_piece_while_others_are_kept(capacity: Capacity) -> None:
     computed, kept = fresh(on_gpus, capacity)
     assert len(computed) == len(kept) == 8

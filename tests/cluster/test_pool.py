@@ -14,8 +14,9 @@ import pytest
 import ray
 
 from cluster import progress
-from cluster.pool import Capacity, Chain, Work, WorkFailed, combine_all, describe, run_all
-from cluster.session import Resources
+from cluster.pool import combine_all, run_all
+from cluster.resources import Resources
+from cluster.work import Capacity, Chain, Work, WorkFailed, describe
 
 
 def timed(number: int) -> tuple[int, float, float]:

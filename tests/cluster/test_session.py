@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import ray
-from pyarrow import fs
 from ray.cluster_utils import Cluster
 
 from cluster import session, sweep, training
-from cluster.session import Resources, divide
+from cluster.epochs import Worker
+from cluster.resources import Resources, divide
+from cluster.work import Report
+from pipeline.storage.folder import Folder
 from tests import ROOT
 
 GPU_NODE = (32, 4)
@@ -111,12 +113,12 @@ def test_a_process_starts_a_cluster_of_its_own_or_joins_the_one_it_is_told_of(ra
     assert ray.cluster_resources()["CPU"] == ray_2_cpus.cpus  # who left did not take the cluster along
 
 
-def sleepy_loop(task: None, worker: training.Worker) -> None:
+def sleepy_loop(task: None, worker: Worker) -> None:
     worker.report(0, {}, {})
     time.sleep(600)
 
 
-def sleepy_trial(cell: None, report: sweep.Report) -> None:
+def sleepy_trial(cell: None, report: Report) -> None:
     report({"epoch": 0})
     time.sleep(600)
 
@@ -128,12 +130,11 @@ def train_for_ever() -> None:
     training.train(
         sleepy_loop,
         None,
+        what="surrogate",
+        folder=Folder.open(folder).child("surrogate"),
         workers=1,
         cpus=1,
         gpu=0,
-        filesystem=fs.LocalFileSystem(),
-        folder=folder,
-        name="surrogate",
         on_epoch=lambda row: print("begun", flush=True),
     )
 

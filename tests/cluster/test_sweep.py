@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster.pool import WorkFailed
-from cluster.session import Resources
-from cluster.sweep import Report, sweep
+from cluster.resources import Resources
+from cluster.sweep import sweep
+from cluster.work import Report, WorkFailed
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from pyarrow import fs
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from cluster.session import Resources
-from cluster.training import Metrics, TrainingFailed, Worker, train
+from cluster.epochs import Metrics, Worker
+from cluster.resources import Resources
+from cluster.training import train
+from cluster.work import TrainingFailed
+from pipeline.storage.folder import Folder
 
 STEPS = 4  # per epoch
 SIZE = 2  # ranks
@@ -84,7 +86,8 @@ def run(task: Task, folder: Path) -> tuple[list[Metrics], list[Metrics]]:
     """The rows of a training in `folder`, and what was told while it ran."""
     told: list[Metrics] = []
     ranks: dict[str, Any] = {"workers": SIZE, "cpus": 1, "gpu": 0}
-    rows = train(loop, task, **ranks, filesystem=fs.LocalFileSystem(), folder=str(folder), name="surrogate", on_epoch=told.append)
+    place = Folder.open(str(folder)).child("surrogate")
+    rows = train(loop, task, what="surrogate", folder=place, **ranks, on_epoch=told.append)
     return rows, told
 
 
@@ -138,17 +141,6 @@ def test_a_killed_rank_costs_no_epoch_and_changes_nothing(
     seconds_lost((killed - begun) - (time.monotonic() - killed))
     assert all(torch.equal(weights(disturbed, epoch), weights(undisturbed, epoch)) for epoch in range(5))
     assert len(list((disturbed / "surrogate").glob("epoch_*"))) == 5
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_an_index_of_checkpoints_cut_short_is_an_error_that_can_be_read(ray_2_cpus: Resources, tmp_path: Path) -> None:
-    run(Task(1), tmp_path)
-    index = tmp_path / "surrogate" / "checkpoint_manager_snapshot.json"
-    index.write_bytes(index.read_bytes()[:40])
-    with pytest.raises(TrainingFailed, match=r"^surrogate: .*CheckpointManagerInitializationError: ") as raised:
-        run(Task(2), tmp_path)
-    assert str(raised.value).isprintable()
 
 
 def test_training_failed_survives_pickling() -> None:

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import pytest
 from torch import Tensor
 
-from cluster.pool import Chain, WorkFailed
+from cluster.work import Chain, WorkFailed
 from pipeline.config.schema import RunConfig
 from pipeline.operations.audit import verify
 from pipeline.protection import crafting, release
@@ -27,6 +27,7 @@ from pipeline.shards.finished_shards import FinishedShard
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
+from tests.fixtures.executors import RAY
 from tests.fixtures.packed_run import copy, digests
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -39,7 +40,7 @@ Packed = tuple[RunConfig, Folder]
 def undisturbed(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The release as it has to come out."""
     config, folder = copy(packed, tmp_path_factory.mktemp("undisturbed"), method="sep-fa")
-    return protect.execute(config, folder)
+    return protect.execute(config, folder, RAY)
 
 
 def notes(task: crafting.CraftingTask) -> Path:
@@ -105,7 +106,7 @@ def test_an_accident_costs_one_shard_its_time(
     notebook = tmp_path / "run" / "notes"
     notebook.mkdir()
     monkeypatch.setattr(protect, "PROTECT", ACCIDENTS[accident])
-    manifest = protect.execute(config, folder)
+    manifest = protect.execute(config, folder, RAY)
     assert digests(manifest) == digests(undisturbed)
     crafts = Counter(path.name.rsplit("-", 1)[0] for path in notebook.iterdir() if path.name != "happened")
     assert crafts == {shard.name: 2 if shard.name == UNLUCKY else 1 for shard in undisturbed.shards["train"]}
@@ -132,22 +133,22 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(packed: Pack
     filler = small_disk / "filler"
     filler.write_bytes(bytes(free - 4 * shard))  # room for the class means and a shard or two
     with pytest.raises(WorkFailed, match="No space left on device"):
-        protect.execute(config, folder)
+        protect.execute(config, folder, RAY)
     assert not folder.exists("protect/manifest.json")
     assert not list(small_disk.rglob(".partial-*"))
     filler.unlink()
-    assert digests(protect.execute(config, folder)) == digests(undisturbed)
+    assert digests(protect.execute(config, folder, RAY)) == digests(undisturbed)
 
 
 @pytest.mark.parametrize("file", ["pack/manifest.json", "surrogate/manifest.json", "surrogate/checkpoints.json", "protect/manifest.json"])
 def test_a_record_cut_short_between_two_starts_is_named(packed: Packed, undisturbed: Manifest, tmp_path: Path, file: str) -> None:
     config, folder = copy(packed, tmp_path, method="sep-fa")
-    protect.execute(config, folder)
+    protect.execute(config, folder, RAY)
     if not file.startswith("protect/"):
         (tmp_path / "protect" / "manifest.json").unlink()  # or nothing would be read any more
     whole = folder.read(file)
     folder.write(file, whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=file):
-        protect.execute(config, folder)
+        protect.execute(config, folder, RAY)
     folder.write(file, whole)
-    assert digests(protect.execute(config, folder)) == digests(undisturbed)
+    assert digests(protect.execute(config, folder, RAY)) == digests(undisturbed)

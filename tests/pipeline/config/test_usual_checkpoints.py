@@ -15,6 +15,7 @@ from pipeline.storage.folder import Folder
 from pipeline.tracking.sweep_tracker import SweepTracker
 from sep.methods.registry import Method
 from tests.fixtures import finished_run
+from tests.fixtures.executors import RAY
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ def test_the_stage_records_a_number_and_takes_it_for_the_same(trained: tuple[Run
     for checkpoints in (None, recorded):
         asked = replace(config, protect=replace(config.protect, method=method, checkpoints=checkpoints))
         with pytest.raises(ValueError, match="no cluster"):
-            protect.execute(asked, folder)
+            protect.execute(asked, folder, RAY)
         assert json.loads(folder.read("protect/started.json"))["protect"]["checkpoints"] == recorded
     other = replace(config, protect=replace(config.protect, method=method, checkpoints=recorded - 1))
     with pytest.raises(ValueError, match=f"protect.checkpoints: {recorded} -> {recorded - 1}"):
-        protect.execute(other, folder)
+        protect.execute(other, folder, RAY)
 
 
 def test_a_sweep_over_methods_has_numbers_in_its_points(trained: tuple[RunConfig, Folder]) -> None:

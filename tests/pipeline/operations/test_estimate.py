@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cluster import session
+from cluster.resources import Resources
 from pipeline import plan
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
@@ -128,7 +129,7 @@ def test_times_and_sizes_are_readable() -> None:
 
 @pytest.mark.ray
 def test_a_described_gpu_is_planned_for_without_measuring(
-    ray_2_cpus: session.Resources, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ray_2_cpus: Resources, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "close", lambda: None)  # the cluster is also that of other tests
     command = ["--preset", "quickstart", "--gradients-per-second", "90000", "--price-per-gpu-hour", "2"]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline import compare
 from pipeline.config.schema import RunConfig
-from pipeline.config.sweep_grid import grid
+from pipeline.config.sweep_grid import grid, shared_stages
 from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import VERSION
 from pipeline.results import run_results
@@ -238,7 +238,7 @@ def test_a_sweep_of_methods_without_surrogate_is_compared(runs: dict[str, Path],
     shutil.rmtree(path / "surrogate")
     assert "linear-separable" in sweep._conclude(config, grid(config), folder, tracker)  # type: ignore[arg-type]
     assert "linear-separable" in tracker.told
-    assert sweep.shared_stages(config) == ("pack",)
+    assert shared_stages(config) == ("pack",)
 
 
 def test_unreadable_runs_are_named_and_stop_nothing(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.pool import Chain, WorkFailed
+from cluster.work import Chain, WorkFailed
 from pipeline import verify
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
@@ -22,6 +22,7 @@ from pipeline.stages import addition, pack, protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import additions
 from pipeline.storage.stage import Manifest, Shard
+from tests.fixtures.executors import RAY
 from tests.fixtures.packed_run import digests, write_checkpoints
 from tests.fixtures.pictures import class_folders, encoded, picture, write
 
@@ -43,9 +44,9 @@ def released(tmp_path: Path, ray_2_cpus: object) -> tuple[RunConfig, Folder]:
         protect=replace(base.protect, method="sep-fa"),
     )
     folder = Folder.open(config.run)
-    pack.execute(config, folder)
+    pack.execute(config, folder, RAY)
     write_checkpoints(folder, ("resnet8",))
-    protect.execute(config, folder)
+    protect.execute(config, folder, RAY)
     return config, folder
 
 
@@ -65,14 +66,14 @@ def test_images_that_came_later_are_protected_and_nothing_else_is_touched(releas
     for name in ("bee/late.png", "cat/later.png"):
         write(tmp_path / "data" / name, encoded(picture(7, 8, 8)))
     grown = replace(config, add=config.data)
-    manifest = addition.execute(grown, folder)
+    manifest = addition.execute(grown, folder, RAY)
     assert manifest is not None
     (added,) = additions(folder).values()
     assert labels(added) == {"bee/late.png": 1, "cat/later.png": 2}
     assert manifest.counts["images"] == 2
     assert 1 <= manifest.counts["linf_levels"] <= 8
     assert contents(folder) == before
-    assert addition.execute(grown, folder) is None  # the same again has nothing to do
+    assert addition.execute(grown, folder, RAY) is None  # the same again has nothing to do
     assert len(additions(folder)) == 1
     assert verify.main(["--run", config.run]) == 0
     assert export(added, Folder.open(str(tmp_path / "release"))) == 2
@@ -83,7 +84,7 @@ def test_an_added_image_is_crafted_as_the_run_would_have(released: tuple[RunConf
     """The same pixels from another place, in a shard of their own: same checkpoints, same means, same release."""
     config, folder = released
     means = folder.read("protect/class_means.pt")
-    manifest = addition.execute(replace(config, add=f"{tmp_path}/run/../data"), folder)
+    manifest = addition.execute(replace(config, add=f"{tmp_path}/run/../data"), folder, RAY)
     assert manifest is not None
     (added,) = additions(folder).values()
     assert manifest.counts["images"] == 12  # another place: other images, whatever their names
@@ -112,15 +113,15 @@ def test_an_addition_cut_short_is_finished_before_another_begins(
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, broken, release.release))
         with pytest.raises(WorkFailed, match="no luck"):
-            addition.execute(replace(config, add=str(tmp_path / "more")), folder)
+            addition.execute(replace(config, add=str(tmp_path / "more")), folder, RAY)
     with pytest.raises(ValueError, match=r"added/0001 was begun with --add .*more and is not finished"):
-        addition.execute(replace(config, add=str(tmp_path / "other")), folder)
+        addition.execute(replace(config, add=str(tmp_path / "other")), folder, RAY)
     assert verify.main(["--run", config.run]) == 1
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("12 protected images in 3 shards")
     assert said[1].startswith("added/0001: stage 'protect' has not finished")
-    first = addition.execute(replace(config, add=str(tmp_path / "more")), folder)
-    second = addition.execute(replace(config, add=str(tmp_path / "other")), folder)
+    first = addition.execute(replace(config, add=str(tmp_path / "more")), folder, RAY)
+    second = addition.execute(replace(config, add=str(tmp_path / "other")), folder, RAY)
     assert first is not None
     assert second is not None
     assert list(additions(folder)) == ["added/0001", "added/0002"]
@@ -143,17 +144,17 @@ def test_shards_that_an_addition_lacks_are_tried_again(
     more = replace(config, add=str(tmp_path / "more"), keep_going=True)
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, unlucky, release.release))
-        first = addition.execute(more, folder)
+        first = addition.execute(more, folder, RAY)
     assert first is not None
     assert first.missing == ["train-000000.tar"]
-    other = addition.execute(replace(config, add=str(tmp_path / "other")), folder)  # which need not wait for it
-    again = addition.execute(more, folder)
+    other = addition.execute(replace(config, add=str(tmp_path / "other")), folder, RAY)  # which need not wait for it
+    again = addition.execute(more, folder, RAY)
     assert other is not None
     assert again is not None
     assert again.missing == []
     assert [Manifest.load(addition, "protect").counts["images"] for addition in additions(folder).values()] == [7, 2]
     assert verify.main(["--run", config.run]) == 0
-    assert addition.execute(more, folder) is None
+    assert addition.execute(more, folder, RAY) is None
 
 
 def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: Path, ray_2_cpus: object) -> None:
@@ -168,15 +169,15 @@ def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: P
         pack=replace(base.pack, test_fraction=0.3),
     )
     folder = Folder.open(config.run)
-    packed = pack.execute(config, folder).counts
+    packed = pack.execute(config, folder, RAY).counts
     assert packed["test"] > 0
     assert packed["quarantined"] == 1
     write_checkpoints(folder, ("resnet8",))
-    protect.execute(config, folder)
+    protect.execute(config, folder, RAY)
     grown = replace(config, add=config.data)
-    assert addition.execute(grown, folder) is None
+    assert addition.execute(grown, folder, RAY) is None
     write(tmp_path / "data/bee/late.png", encoded(picture(7, 8, 8)))
-    assert addition.execute(grown, folder) is not None
+    assert addition.execute(grown, folder, RAY) is not None
     (added,) = additions(folder).values()
     assert labels(added) == {"bee/late.png": 1}
 
@@ -185,10 +186,10 @@ def test_what_does_not_fit_the_run_is_refused_and_leaves_nothing(released: tuple
     config, folder = released
     class_folders(tmp_path / "strange", {"ant": 1, "dog": 1})
     with pytest.raises(SourceError, match="the run has no class dog; its classes are ant, bee, cat"):
-        addition.execute(replace(config, add=str(tmp_path / "strange")), folder)
+        addition.execute(replace(config, add=str(tmp_path / "strange")), folder, RAY)
     class_folders(tmp_path / "large", {"ant": 1, "bee": 1}, size=9)
     with pytest.raises(SourceError, match=r"images are 9x9 .*those of the run 8x8"):
-        addition.execute(replace(config, add=str(tmp_path / "large")), folder)
+        addition.execute(replace(config, add=str(tmp_path / "large")), folder, RAY)
     assert additions(folder) == {}
 
 
@@ -197,7 +198,7 @@ def test_an_addition_to_another_release_is_a_fault(
 ) -> None:
     config, folder = released
     class_folders(tmp_path / "more", {"ant": 3})
-    addition.execute(replace(config, add=str(tmp_path / "more")), folder)
-    protect.execute(replace(config, overwrite=True, protect=replace(config.protect, eps_levels=4)), folder)
+    addition.execute(replace(config, add=str(tmp_path / "more")), folder, RAY)
+    protect.execute(replace(config, overwrite=True, protect=replace(config.protect, eps_levels=4)), folder, RAY)
     assert verify.main(["--run", config.run]) == 1
     assert "added/0001: protect/manifest.json: made with another release of the run" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from cluster.pool import Chain, WorkFailed
+from cluster.work import Chain, WorkFailed
 from pipeline.config.schema import RunConfig
 from pipeline.operations.audit import verify
 from pipeline.operations.image_folder import export
@@ -19,6 +19,7 @@ from pipeline.shards.tables import read_table
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from tests.fixtures.executors import RAY
 from tests.fixtures.packed_run import copy
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
@@ -36,16 +37,16 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = copy(packed, tmp_path / "whole", method="sep-fa")
-    whole = protect.execute(config, folder)
+    whole = protect.execute(config, folder, RAY)
     config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
         with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
-            protect.execute(config, folder)
+            protect.execute(config, folder, RAY)
         assert not folder.exists("protect/manifest.json")
         config = replace(config, keep_going=True)
-        partial = protect.execute(config, folder)
-        assert protect.execute(config, folder).digest == partial.digest  # tried again, and failed again
+        partial = protect.execute(config, folder, RAY)
+        assert protect.execute(config, folder, RAY).digest == partial.digest  # tried again, and failed again
     assert partial.missing == [POISON]
     assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
     assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
@@ -59,22 +60,22 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     folder.write("protect/manifest.json", manifest)
     assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
 
-    mended = protect.execute(replace(config, keep_going=False), folder)
+    mended = protect.execute(replace(config, keep_going=False), folder, RAY)
     assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)
     assert verify(folder).faults == ()
 
 
 def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path / "undisturbed", method="sep-fa")
-    undisturbed = protect.execute(config, folder)
+    undisturbed = protect.execute(config, folder, RAY)
     config, folder = copy(packed, tmp_path / "run", method="sep-fa")
     whole = folder.read(f"pack/{POISON}")
     folder.child("pack").write(POISON, b"lost")
     with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
-        protect.execute(config, folder)
-    partial = protect.execute(replace(config, keep_going=True), folder)
+        protect.execute(config, folder, RAY)
+    partial = protect.execute(replace(config, keep_going=True), folder, RAY)
     assert partial.missing == [POISON]
     assert len(partial.shards["train"]) == 3
     folder.child("pack").write(POISON, whole)
-    mended = protect.execute(config, folder)
+    mended = protect.execute(config, folder, RAY)
     assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # the others are crafted anew, towards the whole means

@@ -21,6 +21,7 @@ from pipeline.sources.scan import scan
 from pipeline.stages.pack import execute, pack_shard, plan
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Stage
+from tests.fixtures.executors import RAY
 from tests.fixtures.pictures import class_folders, encoded, picture, raw_png, write
 
 pytestmark = pytest.mark.usefixtures("ray_2_cpus")
@@ -30,7 +31,7 @@ NO_TEST: dict[str, Any] = {"stages": ("pack",), "workers": 2}
 def pack(data: Path | str, to: Path, **settings: Any) -> Manifest:
     pack_settings = settings.pop("pack", {})
     config = RunConfig(data=str(data), run=str(to), pack=PackConfig(**pack_settings), **{**NO_TEST, **settings})
-    return execute(config, Folder.open(str(to)))
+    return execute(config, Folder.open(str(to)), RAY)
 
 
 def samples(to: Path, manifest: Manifest) -> dict[str, Sample]:

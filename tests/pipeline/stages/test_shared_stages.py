@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cluster import session
-from pipeline import run as entry
+from cluster.executor import Executor
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, StageName
-from pipeline.stages import sequence
+from pipeline.stages import job, sequence
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 
@@ -21,8 +21,8 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that are run, none of which does anything: `pack`, `steps-1/protect`, ..."""
     seen: list[str] = []
 
-    def pretended(name: StageName) -> Callable[[RunConfig, Folder], Manifest]:
-        def pretend(config: RunConfig, folder: Folder) -> Manifest:
+    def pretended(name: StageName) -> Callable[[RunConfig, Folder, Executor], Manifest]:
+        def pretend(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
             seen.append(f"{folder.path.rpartition('sweep/')[2]}/{name}" if "/sweep/" in folder.path else name)
             return Manifest(stage=name, asked={}, hash="", counts={})
 
@@ -41,17 +41,17 @@ def asked(path: Path, method: str, *sweep: str) -> RunConfig:
 
 @pytest.mark.parametrize(("base", "other"), [("linear-separable", "sep-fa"), ("sep-fa", "linear-separable")])
 def test_a_sweep_has_a_surrogate_if_any_point_needs_one(tmp_path: Path, began: list[str], base: str, other: str) -> None:
-    _, faults = entry.run(asked(tmp_path, base, f"protect.method={base},{other}"))
+    _, faults = job.run(asked(tmp_path, base, f"protect.method={base},{other}"))
     assert not faults
     points = [f"method-{method}/{stage}" for method in (base, other) for stage in ("protect", "victim", "report")]
     assert began == ["pack", "surrogate", *points]
 
 
 def test_a_sweep_has_none_if_no_point_needs_one(tmp_path: Path, began: list[str]) -> None:
-    entry.run(asked(tmp_path, "sep-fa", "protect.method=linear-separable"))
+    job.run(asked(tmp_path, "sep-fa", "protect.method=linear-separable"))
     assert began == ["pack", *(f"method-linear-separable/{stage}" for stage in ("protect", "victim", "report"))]
 
 
 def test_a_run_that_is_no_sweep_has_what_its_method_needs(tmp_path: Path, began: list[str]) -> None:
-    entry.run(asked(tmp_path, "linear-separable"))
+    job.run(asked(tmp_path, "linear-separable"))
     assert began == ["pack", "protect", "victim", "report"]

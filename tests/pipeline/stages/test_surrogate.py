@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.session import Resources
+from cluster.resources import Resources
 from pipeline.config.presets import preset
 from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
 from pipeline.stages import pack, surrogate
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
+from tests.fixtures.executors import RAY
 
 pytestmark = pytest.mark.ray
 
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.ray
 def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus: Resources) -> None:
     config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2)
     folder = Folder.open(config.run)
-    pack.execute(config, folder)
-    manifest = surrogate.execute(config, folder)
+    pack.execute(config, folder, RAY)
+    manifest = surrogate.execute(config, folder, RAY)
     index = json.loads(folder.read("surrogate/checkpoints.json"))["checkpoints"]
     assert [entry["epoch"] for entry in index] == [0, 1]
     assert manifest.counts["workers"] == 2
@@ -38,7 +39,7 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus:
     Path(folder.file("surrogate/manifest.json")).unlink()
     Path(folder.file("surrogate/checkpoints.json")).unlink()
     stamps = {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")}
-    assert surrogate.execute(config, folder).counts == manifest.counts
+    assert surrogate.execute(config, folder, RAY).counts == manifest.counts
     assert {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")} == stamps
 
 
@@ -47,8 +48,8 @@ def test_streams_what_does_not_fit_in_memory(tmp_path: Path, ray_2_cpus: Resourc
     config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2, memory_limit_mb=0)
     config = replace(config, surrogate=replace(config.surrogate, augmentation="resized-crop-flip"))
     folder = Folder.open(config.run)
-    pack.execute(config, folder)
-    counts = surrogate.execute(config, folder).counts
+    pack.execute(config, folder, RAY)
+    counts = surrogate.execute(config, folder, RAY).counts
     assert counts["epochs"] == 2
     assert 0 < counts["final_loss"][0] < 5
 
@@ -58,8 +59,8 @@ def test_several_networks_are_trained_one_after_the_other(tmp_path: Path, ray_2_
     config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=1)
     config = replace(config, surrogate=replace(config.surrogate, networks=("resnet8", "vit-small")))
     folder = Folder.open(config.run)
-    pack.execute(config, folder)
-    manifest = surrogate.execute(config, folder)
+    pack.execute(config, folder, RAY)
+    manifest = surrogate.execute(config, folder, RAY)
     assert manifest.counts["networks"] == ["resnet8", "vit-small"]
     assert len(set(manifest.counts["parameters"])) == len(manifest.counts["final_loss"]) == 2
     index = read_index(folder)

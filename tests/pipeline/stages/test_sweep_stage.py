@@ -23,6 +23,7 @@ from pipeline.storage.layout import SHARED, Point, open_run, point
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.sweep_tracker import SweepTracker
 from tests.fixtures import finished_run, packed_run
+from tests.fixtures.executors import RAY
 
 pytestmark = pytest.mark.ray
 
@@ -35,7 +36,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outc
     try:
         for name in ("pack", "surrogate") if logged else ():
             tracker.log_stage(name)
-        return sweep.execute(config, folder, tracker)
+        return sweep.execute(config, folder, tracker, RAY)
     finally:
         tracker.close("FINISHED")
 

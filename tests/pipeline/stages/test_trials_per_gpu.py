@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cluster import session, sweep
-from cluster.session import Resources
+from cluster.resources import Resources
 from pipeline.config.schema import RunConfig
 from pipeline.stages import victim
 from pipeline.storage.folder import Folder
@@ -20,6 +20,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training import trial
 from sep.execution import SHARED, share_memory
 from tests.fixtures import finished_run
+from tests.fixtures.executors import RAY
 
 TWO_GPUS = Resources(nodes=((16, 2),), workers=2, tasks=2)
 TWO_CPUS = Resources(nodes=((2, 0),), workers=2, tasks=2)
@@ -74,7 +75,7 @@ def test_the_cluster_is_asked_for_a_part_of_a_gpu(
     trials: int, asked: dict[str, float], protected: tuple[RunConfig, Folder], cluster: Cluster
 ) -> None:
     config, folder = protected
-    victim.execute(on_one_gpu(config, trials), folder)
+    victim.execute(on_one_gpu(config, trials), folder, RAY)
     assert cluster.asked == [asked]
     assert cluster.shares == [trials] * 8
 
@@ -82,21 +83,21 @@ def test_the_cluster_is_asked_for_a_part_of_a_gpu(
 def test_on_cpus_it_changes_nothing(protected: tuple[RunConfig, Folder], cluster: Cluster) -> None:
     config, folder = protected
     cluster.resources = TWO_CPUS
-    victim.execute(on_one_gpu(config, 4), folder)
+    victim.execute(on_one_gpu(config, 4), folder, RAY)
     assert cluster.asked == [{"at_once": 2, "cpus": 1, "gpu": 0}]
 
 
 def test_what_is_finished_stays_when_it_changes(protected: tuple[RunConfig, Folder], cluster: Cluster) -> None:
     config, folder = protected
     few = replace(config, victim=replace(config.victim, seeds=(0, 1)))
-    manifest = victim.execute(on_one_gpu(few, 2), folder)
+    manifest = victim.execute(on_one_gpu(few, 2), folder, RAY)
     # As versions recorded it that had no such setting.
     assert "trials_per_gpu" not in json.loads(folder.read("victim/started.json"))["victim"]
-    assert victim.execute(on_one_gpu(few, 4), folder) == manifest
+    assert victim.execute(on_one_gpu(few, 4), folder, RAY) == manifest
     assert len(cluster.asked) == 1
     trained = {name: folder.read(f"victim/{name}") for name in folder.child("victim").names() if "seed" in name}
 
-    victim.execute(replace(on_one_gpu(config, 4), overwrite=True), folder)  # two more seeds
+    victim.execute(replace(on_one_gpu(config, 4), overwrite=True), folder, RAY)  # two more seeds
     assert len(cluster.asked) == 2
     assert len(cluster.shares) == 8
     assert {name: folder.read(f"victim/{name}") for name in trained} == trained

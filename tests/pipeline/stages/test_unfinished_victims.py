@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cluster import session, sweep
-from cluster.pool import WorkFailed
-from cluster.session import Resources
+from cluster.resources import Resources
+from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.results import run_results, summary
 from pipeline.results.comparison import compare
@@ -26,6 +26,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED
 from pipeline.tracking.tracker import Tracker
 from tests.fixtures import finished_run
+from tests.fixtures.executors import RAY
 
 
 class Trainings:
@@ -67,7 +68,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     config, folder = protected
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     found = run_results.finished(folder)
     assert "victim" not in found
     assert run_results.trials(folder, found) == []
@@ -85,7 +86,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert report.execute(config, folder) == first
 
     trainings.broken = set()
-    victim.execute(config, folder)
+    victim.execute(config, folder, RAY)
     assert not folder.exists(f"victim/{UNFINISHED}")
     assert report.execute(config, folder) != first
     assert "not finished" not in said(folder)
@@ -97,7 +98,7 @@ def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple
     config, folder = protected
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     report.execute(config, folder)
     assert "No victim is finished yet on both clean and protected images" in said(folder)
     assert "2 of 4 results are missing here" in said(folder)
@@ -108,7 +109,7 @@ def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tupl
     config = replace(config, victim=replace(config.victim, countermeasures=("none", "grayscale")))
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     report.execute(config, folder)
     assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(folder).keys()
     assert "Trained on the clean images, resnet8, grayscale gets" in said(folder)
@@ -118,7 +119,7 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     config, folder = protected
     trainings.broken = {"resnet8-clean-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     assert run_results.trained(folder, run_results.finished(folder)).rows
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
     assert run_results.trained(folder, run_results.finished(folder)) == run_results.Trained([], [])
@@ -130,7 +131,7 @@ def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: 
     config, folder = protected
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     run = read(folder)
     (pair,) = run.pairs
     assert pair.clean.seeds == pair.protected.seeds == [0]
@@ -155,7 +156,7 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
         return parent, sorted(run.info.run_name for run in found if run.data.tags["stage"] == "victim")
 
     def go(config: RunConfig, stage: StageName) -> None:
-        run_stages(config, folder, Tracker(config, folder), [stage])
+        run_stages(config, folder, Tracker(config, folder), RAY, [stage])
 
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
@@ -183,7 +184,7 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     def with_victims(*names: str) -> list[str]:
         """Of the trials in the results, after asking for these."""
         asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
-        victim.execute(asked, folder)
+        victim.execute(asked, folder, RAY)
         return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
 
     assert with_victims("none", "grayscale") == ["none", "none", "grayscale", "grayscale"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.pool import WorkFailed
-from cluster.session import Resources
+from cluster.resources import Resources
+from cluster.work import WorkFailed
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
@@ -23,6 +23,7 @@ from pipeline.training import trial, trial_records
 from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
 from tests.fixtures import finished_run
+from tests.fixtures.executors import RAY
 
 
 def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
@@ -41,7 +42,7 @@ def released(tmp_path: Path, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
     """A packed run whose protected images are the clean ones, so that both victims must come out alike."""
     config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2)
     folder = Folder.open(config.run)
-    packed = pack.execute(config, folder)
+    packed = pack.execute(config, folder, RAY)
     stage = Stage(folder, "protect", {}, seed=0, inputs=("pack",))
     for shard in packed.shards["train"]:
         stage.folder.write(shard.name, folder.child("pack").read(shard.name))
@@ -63,7 +64,7 @@ def test_a_victim_that_diverges_is_named_and_counts_as_none(released: tuple[RunC
     config, folder = released
     wild = replace(config, victim=replace(config.victim, lr=1e12, epochs=2))
     with pytest.raises(WorkFailed, match=r"training diverged in epoch \d .*lower --victim\.lr"):
-        victim.execute(wild, folder)
+        victim.execute(wild, folder, RAY)
     assert not any(name.startswith("resnet8") for name in folder.child("victim").names())
 
 
@@ -110,7 +111,7 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
 @pytest.mark.ray
 def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
-    manifest = victim.execute(config, folder)
+    manifest = victim.execute(config, folder, RAY)
     clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
     assert (clean["data"], protected["data"]) == ("clean", "protected")
     assert clean["accuracy_per_epoch"] == protected["accuracy_per_epoch"]
@@ -125,7 +126,7 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     folder.write(kept, json.dumps(marked).encode())
     Path(folder.file(lost)).unlink()
     Path(folder.file("victim/manifest.json")).unlink()
-    assert victim.execute(config, folder).hash == manifest.hash
+    assert victim.execute(config, folder, RAY).hash == manifest.hash
     again = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
     assert again[0]["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert again[1] == protected
@@ -135,14 +136,14 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
 def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, Folder]) -> None:
     """Another seed leaves the trials of the first alone; other protected images leave the clean victims alone."""
     config, folder = released
-    victim.execute(config, folder)
+    victim.execute(config, folder, RAY)
     for data in ("clean", "protected"):
         name = f"victim/resnet8-{data}-none-seed0.json"
         folder.write(name, json.dumps(json.loads(folder.read(name)) | {"last_accuracy": -1.0}).encode())
     more = replace(config, victim=replace(config.victim, seeds=(1, 0)))
     with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\].*--overwrite, which makes what is missing"):
-        victim.execute(more, folder)
-    victim.execute(replace(more, overwrite=True), folder)
+        victim.execute(more, folder, RAY)
+    victim.execute(replace(more, overwrite=True), folder, RAY)
     rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
     assert rows["clean", 0] == rows["protected", 0] == -1.0
     assert min(rows["clean", 1], rows["protected", 1]) >= 0
@@ -151,8 +152,8 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "counts": {**content["counts"], "eps_levels": 1}}))
     with pytest.raises(ValueError, match=r"inputs\.protect"):
-        victim.execute(config, folder)
-    victim.execute(replace(config, overwrite=True), folder)
+        victim.execute(config, folder, RAY)
+    victim.execute(replace(config, overwrite=True), folder, RAY)
     rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
     assert set(rows) == {("clean", 0), ("protected", 0)}
     assert rows["clean", 0] == -1.0
@@ -164,7 +165,7 @@ def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfi
     config, folder = released
     path = Path(folder.file("protect/manifest.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {"classes": [1, 4, 8]}}))
-    victim.execute(config, folder)
+    victim.execute(config, folder, RAY)
     for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist():
         outcome = json.loads(folder.read(f"victim/resnet8-{row['data']}-none-seed0.json"))
         table, protected = np.array(outcome["confusion"]), [1, 4, 8]
@@ -184,14 +185,14 @@ def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
     whole = folder.child("protect").read(first)
     folder.child("protect").write(first, b"not what was written")
     with pytest.raises(WorkFailed, match=r"resnet8-protected-none-seed0.*train-000000\.tar was altered"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     kept = "victim/resnet8-clean-none-seed0.json"
     folder.write(kept, json.dumps(json.loads(folder.read(kept)) | {"last_accuracy": -1.0}).encode())
     assert not folder.exists("victim/manifest.json")
 
     folder.child("protect").write(first, whole)
     with caplog.at_level("INFO", logger="pipeline"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)
     assert "1 of 2 trials are there already; left: resnet8-protected-none-seed0" in caplog.text
     clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
     assert clean["last_accuracy"] == -1.0, "the finished trial was trained again"
@@ -203,7 +204,7 @@ def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasu
     """On equal images they come out alike; clean images are not diluted, and no training is done twice for it."""
     config, folder = released
     names = ("dilution-50+mixup", "grayscale+jpeg-10", "mixup")
-    victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder)
+    victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder, RAY)
     rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
     assert list(rows) == [(name, data) for name in names for data in ("clean", "protected")]
     for name in names:
@@ -277,4 +278,4 @@ def test_no_test_images_is_said(tmp_path: Path) -> None:
     Stage(folder, "pack", {}, seed=0).finish({}, {"train": [], "test": []})
     Stage(folder, "protect", {}, seed=0).finish({})
     with pytest.raises(ValueError, match=r"--pack\.test-fraction"):
-        victim.execute(config, folder)
+        victim.execute(config, folder, RAY)

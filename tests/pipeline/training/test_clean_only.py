@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cluster import session, sweep
-from cluster.session import Resources
+from cluster.resources import Resources
 from pipeline.config.schema import RunConfig
 from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import write
@@ -30,6 +30,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training import trial
 from pipeline.training.clean_shares import check_clean_shares
 from tests.fixtures import finished_run
+from tests.fixtures.executors import RAY
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def outcome(folder: Folder, name: str) -> dict[str, Any]:
 def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     asked = asking(config, "none", "dilution-50", "clean-only-50")
-    victim.execute(asked, folder)
+    victim.execute(asked, folder, RAY)
     assert sorted(trained) == [
         *("resnet8-clean-clean-only-50-seed0", "resnet8-clean-none-seed0"),
         *("resnet8-protected-dilution-50-seed0", "resnet8-protected-none-seed0"),
@@ -82,7 +83,7 @@ def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list
     path = Path(folder.file("protect/manifest.json"))
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "counts": {**content["counts"], "eps_levels": 1}}))
-    victim.execute(replace(asked, overwrite=True), folder)
+    victim.execute(replace(asked, overwrite=True), folder, RAY)
     assert sorted(trained) == ["resnet8-protected-dilution-50-seed0", "resnet8-protected-none-seed0"]
 
 
@@ -117,7 +118,7 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
 def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     asked = asking(config, "clean-only-50")
-    victim.execute(asked, folder)
+    victim.execute(asked, folder, RAY)
     manifest = report.execute(asked, folder)
     assert not {"clean_accuracy", "protected_accuracy"} & headline(folder).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
@@ -129,7 +130,7 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
-    victim.execute(asking(config, "none", "clean-only-50"), folder)
+    victim.execute(asking(config, "none", "clean-only-50"), folder, RAY)
     both = compare([read(folder)])
     said = "Victims under clean-only-50 had no image of a release: one training stands in every column."
     assert said in re.sub(r"\s+", " ", text(both))
@@ -138,7 +139,7 @@ def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: P
     assert [len(pair.trained) for pair in both.runs["run"].pairs] == [2, 1]
 
     alone_config, alone = protected_run(tmp_path / "alone")
-    victim.execute(asking(alone_config, "clean-only-50"), alone)
+    victim.execute(asking(alone_config, "clean-only-50"), alone, RAY)
     assert not comparison_figures.has_costs(compare([read(alone)]))
     assert "had no image" not in text(compare([read(finished_run.write(tmp_path / "other")[1])]))
 
@@ -147,6 +148,6 @@ def test_a_share_without_images_of_a_class_is_refused_before_anything_is_trained
     config, folder = finished_run.write(tmp_path / "run", ("pack",))
     asked = replace(asking(config, "none", "clean-only-1"), stages=("surrogate", "protect", "victim"))
     with pytest.raises(ValueError, match=r"victim.countermeasures: clean-only-1: of the \d+ images of class \d+ none"):
-        run_stages(asked, folder, Tracker(asked, folder), asked.needed_stages)
+        run_stages(asked, folder, Tracker(asked, folder), RAY, asked.needed_stages)
     assert not folder.exists("surrogate/started.json")
     check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), folder, Manifest.load(folder, "pack"))

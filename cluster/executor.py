@@ -1,0 +1,154 @@
+"""The calls by which all work is done, whatever does it: Ray, or this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+from cluster.deadline import Deadline
+from cluster.epochs import Metrics, Storage, Worker
+from cluster.resources import Resources
+from cluster.work import EVERYTHING, Capacity, Report, Result, Work, WorkFailed
+
+Name = Literal["ray", "local"]
+Task = TypeVar("Task")
+
+
+class Executor(Protocol):
+    """Where work runs. Whatever it is given is module-level, and its arguments survive pickling.
+
+    A piece of work that runs into a storage error (OSError), or whose process dies, is done again a few times; other errors are final.
+    """
+
+    @property
+    def deadline(self) -> Deadline:
+        """The moment after which no shard, epoch or trial is begun: then the calls below raise TimeIsUp. Finished pieces stay."""
+
+    def connect(self, workers: int | None = None) -> Resources:
+        """Be ready for work, and return what there is to work with.
+
+        Args:
+            workers: how many workers to use at a time; as many as there are GPUs, or else CPU cores, if not given.
+
+        Raises:
+            ValueError: more workers are asked for than there are.
+        """
+
+    def run_all(
+        self, function: Callable[..., Result], pieces: Sequence[Work], *, what: str, unit: str = "images", capacity: Capacity = EVERYTHING
+    ) -> Iterator[tuple[str, Result]]:
+        """Run `function(*arguments)` for every piece and yield (name, result) as they finish, each piece once.
+
+        Args:
+            function: a function, or a `Chain` of three; must give the same outcome when it runs again.
+            pieces: the work.
+            what: for the progress line and errors, e.g. "protect".
+            unit: what `units` counts.
+            capacity: how many at a time, and on what.
+
+        Raises:
+            WorkFailed: after all other pieces are through.
+            TimeIsUp: pieces are left that were not begun in time.
+        """
+
+    def combine_all(
+        self,
+        function: Callable[..., Result],
+        combine: Callable[..., Result],
+        pieces: Sequence[Work],
+        *,
+        what: str,
+        unit: str = "images",
+        capacity: Capacity = EVERYTHING,
+    ) -> tuple[Result | None, WorkFailed | None]:
+        """Run `function(*arguments)` for every piece, and `combine(*results)` over all results, in any order.
+
+        Args:
+            function: see `run_all`.
+            combine: takes two results or more, and is associative and commutative to the bit.
+            pieces: see `run_all`.
+            what: see `run_all`.
+            unit: see `run_all`.
+            capacity: see `run_all`.
+
+        Returns:
+            What came out of all pieces that did not fail, None if there are none, and the failure of those that did.
+
+        Raises:
+            WorkFailed: results could not be combined.
+            TimeIsUp: pieces are left that were not begun in time; what the others gave is lost.
+        """
+
+    def train(
+        self,
+        loop: Callable[[Task, Worker], None],
+        task: Task,
+        *,
+        what: str,
+        folder: Storage,
+        workers: int,
+        cpus: int,
+        gpu: int,
+        on_epoch: Callable[[Metrics], None],
+    ) -> list[Metrics]:
+        """Run `loop(task, worker)` on every rank until it returns, going on from the epochs that the folder holds.
+
+        Args:
+            loop: calls `worker.report` once per epoch.
+            task: its argument.
+            what: for log lines and errors: the network, say.
+            folder: epochs are kept in `epoch_0000`, ... of it.
+            workers: ranks.
+            cpus: CPUs per rank.
+            gpu: GPUs per rank, 0 or 1.
+            on_epoch: called in this process with each new epoch's metrics, while the training runs.
+
+        Returns:
+            One row of metrics per kept epoch, in order, also those of earlier starts.
+
+        Raises:
+            TrainingFailed: the loop raised, or the group died too often.
+            TimeIsUp: epochs are left that were not begun in time.
+        """
+
+    def sweep(
+        self,
+        function: Callable[[Task, Report], None],
+        cells: Mapping[str, Task],
+        *,
+        what: str,
+        at_once: int,
+        cpus: float,
+        gpu: float,
+        on_result: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        """Run `function(cell, report)` for every named cell, as a trial of its own.
+
+        Args:
+            function: keeps its outcome itself, and calls `report({metric: value})` as it goes. Where it raises TimeIsUp, its trial is
+                left for another start.
+            cells: name -> argument.
+            what: for log lines and errors.
+            at_once: trials running at a time.
+            cpus: CPUs per trial.
+            gpu: GPUs per trial; may be a fraction.
+            on_result: called in this process with (name, metrics) for each report; a trial that starts again reports from the beginning.
+
+        Raises:
+            WorkFailed: some trials failed, after all others were finished.
+            TimeIsUp: trials are left that were not begun, or not finished, in time.
+        """
+
+    def close(self) -> None:
+        """Let go of what work ran on."""
+
+
+def open_executor(name: Name, deadline: Deadline) -> Executor:
+    """Return the executor of that name; Ray is loaded for `ray` alone."""
+    if name == "local":
+        from cluster.local import LocalExecutor
+
+        return LocalExecutor(deadline)
+    from cluster.ray_executor import RayExecutor
+
+    return RayExecutor(deadline)

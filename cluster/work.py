@@ -1,0 +1,108 @@
+"""The words in which work is given to an executor, and in which it answers. No Ray here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+Result = TypeVar("Result")
+Report = Callable[[dict[str, float]], None]  # by which a trial says how far it has come
+MOST_CHARACTERS = 300  # of one cause
+
+# Starts after the first: after a dead process or a storage error; other errors are final.
+PIECE_RETRIES = 3
+TRIAL_RETRIES = 2
+TRAINING_RETRIES = 5
+
+_gpu: ContextVar[int] = ContextVar("gpu", default=0)
+
+
+class WorkFailed(RuntimeError):
+    """Some pieces failed for good, after all others were finished."""
+
+    def __init__(self, what: str, causes: dict[str, str]) -> None:
+        """Name every failed piece with its cause."""
+        self.what, self.causes = what, causes
+        lines = "; ".join(f"{name}: {cause}" for name, cause in sorted(causes.items()))
+        super().__init__(f"{what}: {len(causes)} failed after every other was finished and kept ({lines})")
+
+    def __reduce__(self) -> tuple[type[WorkFailed], tuple[str, dict[str, str]]]:
+        """Survive pickling, with the causes."""
+        return type(self), (self.what, self.causes)
+
+
+class TrainingFailed(RuntimeError):
+    """The training ended before its last epoch; the epochs it reported are kept."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One piece: its name, the arguments of the function, and how many units (images, say) it stands for."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    units: int = 1
+
+
+@dataclass(frozen=True)
+class Chain(Generic[Result]):
+    """A piece's way in three functions, of which only the middle one needs a GPU: it waits for no disk and no image codec.
+
+    Without GPUs, and in one process, they are one task, and nothing is copied between processes.
+
+    Attributes:
+        before: `before(*arguments)` reads what is needed.
+        function: `function(*arguments, read)` computes.
+        after: `after(*arguments, read, computed)` keeps the outcome, and returns a summary of it.
+    """
+
+    before: Callable[..., Any]
+    function: Callable[..., Any]
+    after: Callable[..., Result]
+
+    def __call__(self, *arguments: Any) -> Result:
+        """Go the whole way, in this process."""
+        read = self.before(*arguments)
+        return self.after(*arguments, read, self.function(*arguments, read))
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much is worked on at a time. An executor of one process works on one piece, whatever this says.
+
+    Attributes:
+        at_once: pieces that are computed at a time; None: whatever the cluster has room for, also when it grows or shrinks meanwhile.
+        cpus: CPUs a task holds, which is also its number of threads.
+        gpus: GPUs that a computing task holds; may be a fraction.
+    """
+
+    at_once: int | None = None
+    cpus: float = 1
+    gpus: float = 0
+
+
+EVERYTHING = Capacity()
+
+
+def own_gpu() -> int:
+    """Return the number of the GPU that the present piece of work is to compute on, as torch counts the machine's."""
+    return _gpu.get()
+
+
+def use_gpu(number: int) -> None:
+    """Set what `own_gpu` returns: an executor calls this before it calls a piece of work."""
+    _gpu.set(number)
+
+
+def describe(error: BaseException) -> str:
+    """Return one line that says what went wrong, without Ray's wrapping."""
+    for wrapped in ("cause", "health_check_failure", "controller_failure"):
+        if isinstance(inner := getattr(error, wrapped, None), BaseException):
+            return describe(inner)
+    text = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split()) or "no message"  # Ray colours its messages
+    if len(text) > MOST_CHARACTERS:  # what matters may be at either end
+        text = f"{text[: MOST_CHARACTERS // 2]} [...] {text[-MOST_CHARACTERS // 2 :]}"
+    return f"{type(error).__name__}: {text}"

@@ -1,0 +1,62 @@
+"""The main job: the stages in order, then what was asked for besides, with one driver, one tracker and one executor."""
+
+from __future__ import annotations
+
+from cluster.deadline import Deadline
+from cluster.executor import open_executor
+from pipeline.config.schema import UNTRACKED, RunConfig
+from pipeline.config.sweep_grid import shared_stages
+from pipeline.results.summary import summary
+from pipeline.stages import addition
+from pipeline.stages.sequence import run_stages
+from pipeline.storage.driver_lock import driver_lock
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import Point, open_run
+from pipeline.tracking.untracked import Recorder, Untracked
+
+
+def run(config: RunConfig) -> tuple[str, list[str]]:
+    """Run the stages in order, logging each as it finishes; returns the summary, and what failed while the rest went on.
+
+    Raises:
+        ValueError: something the user can mend.
+        WorkFailed, TrainingFailed: some work failed for good; the rest is kept.
+        TimeIsUp: some work was not begun in time; the rest is kept.
+        OSError: storage gave up.
+    """
+    folder = open_run(config.run)
+    if isinstance(folder, Point):
+        raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
+    faults: list[str] = []
+    swept = None
+    executor = open_executor(config.executor, Deadline.after(config.minutes))
+    with driver_lock(folder) as leaving:
+        tracker = _open_tracker(config, folder)
+        status = "FAILED"
+        try:
+            stages = shared_stages(config) if config.sweep else config.needed_stages
+            missing = run_stages(config, folder, tracker, executor, stages)
+            if config.sweep:
+                from pipeline.stages import sweep  # its page takes what other runs do without
+
+                swept = sweep.execute(config, folder, tracker, executor)
+                missing += swept.missing
+                faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]
+            if config.add and (added := addition.execute(config, folder, executor)):
+                missing += [f"added/{shard}" for shard in added.missing]
+            if missing:
+                faults.append(f"the release lacks {len(missing)} shards, and the same command tries them again: {', '.join(missing)}")
+            status = "FAILED" if faults else "FINISHED"
+        finally:
+            leaving.set()  # a driver that lost the run still closes what it holds
+            tracker.close(status)
+            executor.close()
+    return swept.text if swept else summary(config, folder), faults
+
+
+def _open_tracker(config: RunConfig, folder: Folder) -> Recorder:
+    if config.tracking_uri == UNTRACKED:
+        return Untracked()
+    from pipeline.tracking.sweep_tracker import SweepTracker
+
+    return SweepTracker(config, folder)
