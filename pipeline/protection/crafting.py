@@ -25,9 +25,9 @@ from sep.methods.request import Request
 from sep.objective import choose_targets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CraftingTask:
-    """What every shard's task is told."""
+    """The arguments that the tasks of all shards share."""
 
     ensemble: Ensemble
     config: ProtectConfig

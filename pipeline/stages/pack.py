@@ -171,7 +171,7 @@ def pack_shard(
     if len(sizes) > 1:
         return FinishedShard(Shard(name, "", 0), "", extra)
     extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
-    shard = write_shard(folder, name, [samples[key] for key in order]) if order else Shard(name, "", 0)
+    shard = write_shard(folder, name, [samples[key] for key in order])[0] if order else Shard(name, "", 0)
     return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES), extra, made_from)
 
 

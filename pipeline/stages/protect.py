@@ -66,8 +66,18 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
     prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, capacity))
     made_from = digest([stage.hash, precision, prepared.digest or None])
-    budget = budget_of(protect, pack)
-    task = CraftingTask(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
+    task = CraftingTask(
+        ensemble=ensemble,
+        config=protect,
+        seed=config.seed,
+        made_from=made_from,
+        classes=classes,
+        clean=clean,
+        out=stage.folder,
+        prepared=stage.folder,
+        prepared_sha256=prepared.digest,
+        budget=budget_of(protect, pack),
+    )
     return _craft_all(task, stage, pack.shards["train"], config, capacity, prepared)
 
 
@@ -99,9 +109,18 @@ def add(config: RunConfig, run: Folder, folder: Folder) -> Manifest:
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
     prepared = kept(run.child("protect"), config)
-    classes, clean = tuple(base.counts["classes"]), folder.child("pack")
-    means, budget = run.child("protect"), budget_of(protect, pack)
-    task = CraftingTask(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
+    task = CraftingTask(
+        ensemble=ensemble,
+        config=protect,
+        seed=config.seed,
+        made_from=stage.hash,
+        classes=tuple(base.counts["classes"]),
+        clean=folder.child("pack"),
+        out=stage.folder,
+        prepared=run.child("protect"),
+        prepared_sha256=prepared.digest,
+        budget=budget_of(protect, pack),
+    )
     return _craft_all(task, stage, pack.shards["train"], config, _capacity(config, resources), prepared)
 
 
