@@ -200,7 +200,7 @@ def confusion(run: Folder, cell: TrialStats) -> list[list[int]]:
 
 def trial_confusion(run: Folder, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
     """The same of one trial."""
-    counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["confusion"]
+    counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["content"]["confusion"]
     return counts
 
 

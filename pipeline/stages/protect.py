@@ -64,8 +64,9 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
     if index and not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, folder, index, checkpoints, len(names), pack.shards["train"][0], bool(resources.gpu), capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
-    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, capacity))
-    made_from = digest([stage.hash, precision, prepared.digest or None])
+    decides = digest([stage.hash, precision])
+    prepared = prepare(Site(decided, decides, stage.folder, clean, pack, classes, ensemble, resources, capacity))
+    made_from = digest([decides, prepared.digest])
     task = CraftingTask(
         ensemble=ensemble,
         config=protect,

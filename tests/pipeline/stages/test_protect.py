@@ -127,7 +127,7 @@ def test_a_finished_shard_that_was_altered_is_crafted_again(packed: tuple[RunCon
 def test_one_release_is_crafted_towards_one_set_of_means(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path, method="sep-fa")
     whole = protect.execute(config, folder)
-    means = Path(folder.file("protect/class_means.pt"))
+    means = Path(folder.file("protect/prepared/every-shard.pt"))
     stamp = means.stat().st_mtime_ns
     Path(folder.file("protect/manifest.json")).unlink()
     Path(folder.file("protect/train-000001.tar")).unlink()
