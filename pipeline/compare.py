@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import tyro
 from tyro.conf import Positional
 
-from pipeline.pages.comparison_page import PAGE, PARQUET, write
+from pipeline.pages.comparison_page import write
 from pipeline.results.comparison import Comparison, compare, text
 from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import open_run
+from pipeline.storage.layout import COMPARISON_PARQUET, PAGE
+from pipeline.storage.run import open_run
 
 
 def _read_all(uris: Sequence[str]) -> list[Measured]:
@@ -38,7 +39,7 @@ def _target(to: str) -> Folder:
         ValueError: it holds something else than an earlier comparison.
     """
     folder = Folder.open(to)
-    if folder.names() and not folder.exists(PARQUET):
+    if folder.names() and not folder.exists(COMPARISON_PARQUET):
         raise ValueError(f"{folder.uri} holds something else than a comparison: give --to another folder")
     return folder
 

@@ -20,7 +20,7 @@ from pipeline.results.summary import summary
 from pipeline.stages import addition, sweep
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.driver_lock import driver_lock
-from pipeline.storage.layout import Point, open_run
+from pipeline.storage.run import Point, open_run
 from pipeline.tracking.sweep_tracker import SweepTracker
 
 log = logging.getLogger(__name__)

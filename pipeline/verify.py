@@ -12,7 +12,7 @@ import tyro
 
 from pipeline.operations.audit import verify
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import additions, open_run
+from pipeline.storage.run import additions, open_run
 from pipeline.storage.stage import Manifest
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from cluster.pool import Capacity, Work, combine_all
 from pipeline.protection.checkpoints import Ensemble, load_networks
-from pipeline.protection.preparation_files import EVERY, write_file, write_prepared
+from pipeline.protection.preparation_files import write_file, write_prepared
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
 from sep.ensemble import class_sums
 from sep.execution import MicroBatch, use_cpu
@@ -78,5 +79,5 @@ def write_means(
     if not counts.all():
         raise ValueError(f"class means: no image of the classes {(counts == 0).nonzero().flatten().tolist()} could be read")
     means = [(each / counts[:, None]).float() for each in sums]
-    files = write_file(folder, EVERY, means)
+    files = write_file(folder, EVERY_SHARD, means)
     write_prepared(folder, made_from, files, {}, time.monotonic() - begun, list(failed.causes) if failed else ())

@@ -20,10 +20,11 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.protection.checkpoints import Ensemble
 from pipeline.protection.class_means import write_means
-from pipeline.protection.preparation_files import EVERY, Prepared, read_prepared, write_file, write_prepared
+from pipeline.protection.preparation_files import Prepared, read_prepared, write_file, write_prepared
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import load, to_tensors
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.training.networks import build_network
 from sep.execution import use_cpu
@@ -121,7 +122,7 @@ def _pixels(site: Site) -> None:
     if not total[0].all():
         lacking = [site.classes[i] for i in (total[0] == 0).nonzero().flatten().tolist()]
         raise ValueError(f"pixels: no image of the classes {lacking} could be read")
-    files = write_file(site.out, EVERY, search(*total))
+    files = write_file(site.out, EVERY_SHARD, search(*total))
     write_prepared(site.out, site.made_from, files, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
 
 
@@ -191,7 +192,7 @@ def make_noise(site: Site, threads: int) -> None:
         for shard, part in zip(site.shards, parts, strict=True):
             files |= write_file(site.out, shard.name, part.clone())
     else:
-        files = write_file(site.out, EVERY, noise.levels)
+        files = write_file(site.out, EVERY_SHARD, noise.levels)
     found = {"noise_rounds": noise.rounds, "noise_error": noise.error, "networks": [name]}
     write_prepared(site.out, site.made_from, files, found, time.monotonic() - begun)
 

@@ -12,11 +12,8 @@ import torch
 
 from pipeline.storage.finished_pieces import Piece, read_piece, write_piece
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import EVERY_SHARD, PREPARED_RECORD, prepared_file
 from pipeline.storage.records import digest, sha256
-
-RECORD = "prepared.json"
-FILES = "prepared"  # folder in the stage's folder
-EVERY = "every-shard"  # the file for shards that have none of their own
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,12 @@ class Prepared:
     seconds: float = 0
 
 
-def _file(shard: str) -> str:
-    return f"{FILES}/{shard}.pt"
-
-
 def write_file(folder: Folder, shard: str, value: Any) -> dict[str, str]:
-    """Write the tensor, or the tensors, for the images of a shard, or of `EVERY` one; return the file's name and hash."""
+    """Write the tensor, or the tensors, for the images of a shard, or of `EVERY_SHARD`; return the file's name and hash."""
     stream = io.BytesIO()
     torch.save(value, stream)
-    folder.write(_file(shard), stream.getvalue())
-    return {_file(shard): sha256(stream.getvalue())}
+    folder.write(prepared_file(shard), stream.getvalue())
+    return {prepared_file(shard): sha256(stream.getvalue())}
 
 
 def write_prepared(
@@ -55,25 +48,25 @@ def write_prepared(
 ) -> None:
     """Record that a preparation is finished. Call this after its files were written."""
     content = {"found": dict(found), "seconds": round(seconds, 1), "without": sorted(without)}
-    write_piece(folder, RECORD, Piece(made_from, content, dict(files)))
+    write_piece(folder, PREPARED_RECORD, Piece(made_from, content, dict(files)))
 
 
 def read_prepared(folder: Folder, made_from: str | None, *, check_files: bool = True) -> Prepared | None:
     """Return the preparation in the stage's folder, or None if it has to be made (again): see `read_piece`."""
-    if (piece := read_piece(folder, RECORD, made_from, check_files=check_files)) is None:
+    if (piece := read_piece(folder, PREPARED_RECORD, made_from, check_files=check_files)) is None:
         return None
     found, without = piece.content["found"], piece.content["without"]
     return Prepared(digest([piece.files, found, without]), piece.files, found, tuple(without), piece.content["seconds"])
 
 
-def load_prepared(folder: Folder, recorded: str, shard: str = EVERY) -> Any:
+def load_prepared(folder: Folder, recorded: str, shard: str = EVERY_SHARD) -> Any:
     """Return the tensor, or the tensors, for the images of a shard.
 
     Raises:
         ValueError: the record or the file was altered since it was written.
     """
     files = _files(folder, recorded)
-    name = _file(shard) if _file(shard) in files else _file(EVERY)
+    name = prepared_file(shard) if prepared_file(shard) in files else prepared_file()
     return _load(folder, name, files[name])
 
 
@@ -81,7 +74,7 @@ def load_prepared(folder: Folder, recorded: str, shard: str = EVERY) -> Any:
 def _files(folder: Folder, recorded: str) -> Mapping[str, str]:
     prepared = read_prepared(folder, None, check_files=False)  # each file is checked when it is loaded
     if prepared is None or prepared.digest != recorded:
-        raise ValueError(f"{folder.uri}/{RECORD} was altered while it was in use: run the protect stage again")
+        raise ValueError(f"{folder.uri}/{PREPARED_RECORD} was altered while it was in use: run the protect stage again")
     return prepared.files
 
 

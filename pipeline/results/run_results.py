@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import UNFINISHED, settings, trial_name
+from pipeline.storage.layout import MANIFEST, STARTED, UNFINISHED, trial_name
 from pipeline.storage.records import digest
-from pipeline.storage.stage import MANIFEST, STARTED, Manifest
+from pipeline.storage.run import settings
+from pipeline.storage.stage import Manifest
 from sep.budget import Budget
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share
 

@@ -19,10 +19,10 @@ from cluster.pool import Capacity, Work, run_all
 from pipeline.shards.tables import ROW_GROUP, parse_table, write_table
 from pipeline.storage.finished_pieces import Piece, read_piece, write_piece
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PARTS, part_record, part_table
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
 
-PARTS = "parts"  # folder in the stage's folder; deleted when the stage is done
 CHECKED_TOGETHER = 100  # shards that one task reads again
 READ_TOGETHER = 8  # files at a time, which costs an object store no more than one
 
@@ -36,14 +36,6 @@ class FinishedShard:
     extra: dict[str, Any]  # JSON types
 
 
-def _table(name: str) -> str:
-    return f"{PARTS}/{name}.parquet"
-
-
-def _record(name: str) -> str:
-    return f"{PARTS}/{name}.json"
-
-
 def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[str, Any], made_from: str) -> FinishedShard:
     """Record that a shard is finished. Call this after the shard was written.
 
@@ -55,18 +47,18 @@ def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[s
         made_from: digest of everything that decides the shard's content.
     """
     name = shard.name
-    rows_sha256 = write_table(stage_folder, _table(name), rows)
-    files = {_table(name): rows_sha256} | ({name: shard.sha256} if shard.count else {})
-    write_piece(stage_folder, _record(name), Piece(made_from, {"count": shard.count, "extra": extra}, files))
+    rows_sha256 = write_table(stage_folder, part_table(name), rows)
+    files = {part_table(name): rows_sha256} | ({name: shard.sha256} if shard.count else {})
+    write_piece(stage_folder, part_record(name), Piece(made_from, {"count": shard.count, "extra": extra}, files))
     return FinishedShard(shard, rows_sha256, extra)
 
 
 def read_part(stage_folder: Folder, name: str, made_from: str) -> FinishedShard | None:
     """Return the finished shard `name`, or None if it has to be made (again): see `read_piece`."""
-    if (piece := read_piece(stage_folder, _record(name), made_from)) is None:
+    if (piece := read_piece(stage_folder, part_record(name), made_from)) is None:
         return None
     shard = Shard(name, piece.files.get(name, ""), piece.content["count"])
-    return FinishedShard(shard, piece.files[_table(name)], piece.content["extra"])
+    return FinishedShard(shard, piece.files[part_table(name)], piece.content["extra"])
 
 
 def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) -> list[FinishedShard]:
@@ -89,9 +81,9 @@ def finished_parts(stage_folder: Folder, names: Iterable[str], made_from: str, c
 
 
 def _rows(stage_folder: Folder, part: FinishedShard) -> pa.Table:
-    data = stage_folder.read(_table(part.shard.name))
+    data = stage_folder.read(part_table(part.shard.name))
     if sha256(data) != part.rows_sha256:
-        raise ValueError(f"{stage_folder.uri}/{_table(part.shard.name)} was altered while it was in use: run the stage again")
+        raise ValueError(f"{stage_folder.uri}/{part_table(part.shard.name)} was altered while it was in use: run the stage again")
     return parse_table(data)
 
 

@@ -20,12 +20,13 @@ from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
-from pipeline.protection.gradient_similarity import SIMILARITY, write_similarity
+from pipeline.protection.gradient_similarity import write_similarity
 from pipeline.protection.preparation import Site, kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
-from pipeline.shards.finished_shards import PARTS, FinishedShard, finished_parts, write_rows
+from pipeline.shards.finished_shards import FinishedShard, finished_parts, write_rows
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY
 from pipeline.storage.records import digest
 from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
@@ -33,7 +34,6 @@ from sep.execution import Precision, resolve
 
 log = logging.getLogger(__name__)
 
-SAMPLES = "samples.parquet"
 MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
 
 

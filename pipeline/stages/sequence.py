@@ -9,6 +9,7 @@ from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import configuration, finished
 from pipeline.stages import pack, protect, report, surrogate, victim
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import Tracker
@@ -22,7 +23,6 @@ RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
     "victim": victim.execute,
     "report": report.execute,
 }
-CONFIG = "config.json"
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 

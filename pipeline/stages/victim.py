@@ -21,8 +21,9 @@ from cluster.pool import WorkFailed
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import UNFINISHED, sibling_points
+from pipeline.storage.layout import RESULTS, UNFINISHED
 from pipeline.storage.records import digest, shown, to_json
+from pipeline.storage.run import sibling_points
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial_records
 from pipeline.training.batches import fits
@@ -33,7 +34,6 @@ from sep.fitting import TrainConfig
 
 log = logging.getLogger(__name__)
 
-RESULTS = "results.parquet"
 MAY_CHANGE = ("trials_per_gpu",)  # between two starts: it decides how fast, not what
 SCHEMA = pa.schema(
     [

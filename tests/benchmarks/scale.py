@@ -22,9 +22,9 @@ from ray.cluster_utils import Cluster
 from cluster.pool import Capacity, Work, run_all
 from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.reproduction.machine import hardware
-from pipeline.shards.finished_shards import PARTS, finished_parts, write_rows
-from pipeline.stages.protect import SAMPLES
+from pipeline.shards.finished_shards import finished_parts, write_rows
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES, part_record
 from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident
 from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
@@ -70,7 +70,7 @@ def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
 
     lost = sizes.shards // 10
     for name in names[sizes.shards - lost :]:
-        folder.filesystem.delete_file(folder.file(f"{PARTS}/{name}.json"))
+        folder.filesystem.delete_file(folder.file(part_record(name)))
     begun = time.perf_counter()
     parts = finished_parts(folder, names, MADE_FROM, Capacity())
     resume = time.perf_counter() - begun

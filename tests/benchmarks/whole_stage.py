@@ -20,10 +20,11 @@ from cluster import session
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.protection import crafting
-from pipeline.protection.checkpoints import INDEX, Ensemble, choose, read_index, weights_digest
+from pipeline.protection.checkpoints import Ensemble, choose, read_index, weights_digest
 from pipeline.protection.preparation_files import read_prepared
 from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage
 from sep.budget import Budget
@@ -69,7 +70,7 @@ def prepare(root: Path, trained: Trained, steps: int) -> Prepared:
         torch.save(network.state_dict(), stream)
         stage.folder.write(file, stream.getvalue())
         index.append({"network": trained.name, "epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
-    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    stage.folder.write(CHECKPOINTS, to_json({"checkpoints": index}))
     stage.finish({"networks": [trained.name], "weights_sha256": weights_digest(index)})
     return Prepared(config, folder, trained, workers, ray_seconds)
 

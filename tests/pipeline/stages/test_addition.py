@@ -20,7 +20,7 @@ from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
 from pipeline.stages import addition, pack, protect
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import additions
+from pipeline.storage.run import additions
 from pipeline.storage.stage import Manifest, Shard
 from tests.fixtures.packed_run import digests, write_checkpoints
 from tests.fixtures.pictures import class_folders, encoded, picture, write

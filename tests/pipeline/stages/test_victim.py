@@ -17,7 +17,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
 from pipeline.stages import pack, victim
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import begin
+from pipeline.storage.layout import RESULTS
+from pipeline.storage.run import begin
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial, trial_records
 from sep.countermeasures.projection import directions, fit
@@ -112,7 +113,7 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
 def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
     manifest = victim.execute(config, folder)
-    clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert (clean["data"], protected["data"]) == ("clean", "protected")
     assert clean["accuracy_per_epoch"] == protected["accuracy_per_epoch"]
     assert len(clean["accuracy_per_epoch"]) == config.victim.epochs
@@ -125,7 +126,7 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     Path(folder.file("victim/resnet8-protected-none-seed0.json")).unlink()
     Path(folder.file("victim/manifest.json")).unlink()
     assert victim.execute(config, folder).hash == manifest.hash
-    again = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    again = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert again[0]["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert again[1] == protected
 
@@ -141,7 +142,7 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\].*--overwrite, which makes what is missing"):
         victim.execute(more, folder)
     victim.execute(replace(more, overwrite=True), folder)
-    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert rows["clean", 0] == rows["protected", 0] == -1.0
     assert min(rows["clean", 1], rows["protected", 1]) >= 0
 
@@ -151,7 +152,7 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     with pytest.raises(ValueError, match=r"inputs\.protect"):
         victim.execute(config, folder)
     victim.execute(replace(config, overwrite=True), folder)
-    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert set(rows) == {("clean", 0), ("protected", 0)}
     assert rows["clean", 0] == -1.0
     assert rows["protected", 0] >= 0
@@ -163,7 +164,7 @@ def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfi
     path = Path(folder.file("protect/manifest.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {"classes": [1, 4, 8]}}))
     victim.execute(config, folder)
-    for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist():
+    for row in read_table(folder.child("victim"), RESULTS).to_pylist():
         table, protected = np.array(outcome(folder, f"resnet8-{row['data']}-none-seed0")["confusion"]), [1, 4, 8]
         others = [k for k in range(10) if k not in protected]
         assert table.sum(1).tolist() == [4] * 10
@@ -189,7 +190,7 @@ def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
     with caplog.at_level("INFO", logger="pipeline"):
         victim.execute(config, folder)
     assert "1 of 2 trials are there already; left: resnet8-protected-none-seed0" in caplog.text
-    clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert clean["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert protected["last_accuracy"] >= 0
 
@@ -200,7 +201,7 @@ def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasu
     config, folder = released
     names = ("dilution-50+mixup", "grayscale+jpeg-10", "mixup")
     victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder)
-    rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert list(rows) == [(name, data) for name in names for data in ("clean", "protected")]
     for name in names:
         outcomes = [outcome(folder, f"resnet8-{data}-{name.replace('+', '_')}-seed0") for data in ("clean", "protected")]

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.storage.records import to_json
 
-VALUES = [None, True, 1, 1.5, "text\nof two lines", [], {}, [[]], [{}], {"b": [1, 2, 3], "a": {"c": [[1, 2], [3]], "d": (4, {"e": None})}}]
+NESTED = {"b": [1, 2, 3], "a": {"c": [[1, 2], [3]], "d": (4, {"e": None})}}
+VALUES: list[Any] = [None, True, 1, 1.5, "text\nof two lines", [], {}, [[]], [{}], NESTED]
 
 
 @pytest.mark.parametrize("value", VALUES)
