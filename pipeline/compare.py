@@ -11,7 +11,8 @@ import tyro
 from tyro.conf import Positional
 
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import open_run
+from pipeline.storage.layout import COMPARISON_PARQUET, PAGE
+from pipeline.storage.run import open_run
 
 if TYPE_CHECKING:
     from pipeline.results.run_results import Measured
@@ -42,10 +43,8 @@ def _target(to: str) -> Folder:
     Raises:
         ValueError: it holds something else than an earlier comparison.
     """
-    from pipeline.pages.comparison_page import PARQUET
-
     folder = Folder.open(to)
-    if folder.names() and not folder.exists(PARQUET):
+    if folder.names() and not folder.exists(COMPARISON_PARQUET):
         raise ValueError(f"{folder.uri} holds something else than a comparison: give --to another folder")
     return folder
 
@@ -58,7 +57,7 @@ def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = ()
         others: more of them
         to: folder or URI for comparison.csv, comparison.parquet, pictures and index.html
     """
-    from pipeline.pages.comparison_page import PAGE, write
+    from pipeline.pages.comparison_page import write
     from pipeline.results.comparison import compare, text
 
     try:

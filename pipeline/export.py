@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import tyro
 
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import open_run
+from pipeline.storage.layout import QUARANTINE
+from pipeline.storage.run import open_run
 from pipeline.storage.stage import Manifest
 
 
@@ -33,7 +34,7 @@ def _export_run(run: str, to: str) -> int:
     images = f"{written} protected images" if protected == written else f"{written} images, {protected} of them protected,"
     if manifest.missing:
         print(f"the images of {len(manifest.missing)} shards are missing: crafting them failed, and the run kept going without them")
-    print(f"{images} in {target.path}; {quarantined} quarantined inputs are not among them (pack/quarantine.parquet)")
+    print(f"{images} in {target.path}; {quarantined} quarantined inputs are not among them (pack/{QUARANTINE})")
     return 0
 
 

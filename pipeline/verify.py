@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tyro
 
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import additions, open_run
+from pipeline.storage.run import additions, open_run
 from pipeline.storage.stage import Manifest
 
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.class_selection import choose_classes
-from pipeline.operations.shard_inspection import SAMPLES, Row, compare, inspect
+from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import MANIFEST, SAMPLES
 from pipeline.storage.records import digest
 from pipeline.storage.stage import Manifest
 from sep.budget import UNITS, Budget
@@ -59,7 +60,7 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     old = base is not None and protect.asked["protect"].get("added_to") != base.digest
     clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
     protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
-    faults = ["protect/manifest.json: made with another release of the run than the present one"] if old else []
+    faults = [f"protect/{MANIFEST}: made with another release of the run than the present one"] if old else []
     faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
     clean_by_shard, protected_by_shard = _by_shard(clean_table), _by_shard(protected_table)
     nothing = replace(budget, limit=0)
@@ -87,14 +88,14 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
         faults += inspect(run, "pack", shard, rows, rows).conclude()
     if protect.counts.get("protected", chosen) != chosen:
         faults.append(
-            f"protect/manifest.json: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
+            f"protect/{MANIFEST}: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
         )
     if protect.counts.get("linf_levels") != largest:
-        faults.append(f"protect/manifest.json: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
+        faults.append(f"protect/{MANIFEST}: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
     if protect.counts.get("classes", list(classes)) != list(classes):
-        faults.append(f"protect/manifest.json: protected classes {protect.counts['classes']}, asked for {list(classes)}")
+        faults.append(f"protect/{MANIFEST}: protected classes {protect.counts['classes']}, asked for {list(classes)}")
     if protect.counts.get("budget", asdict(budget)) != asdict(budget):  # which earlier versions did not record
-        faults.append(f"protect/manifest.json: budget {protect.counts['budget']}, but the method's is {asdict(budget)}")
+        faults.append(f"protect/{MANIFEST}: budget {protect.counts['budget']}, but the method's is {asdict(budget)}")
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
 
 
@@ -107,16 +108,16 @@ def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
     asked = protect.asked.get("protect", {})
     eps_levels, method = asked.get("eps_levels"), asked.get("method")
     if not isinstance(eps_levels, int):
-        raise ValueError(f"{run.uri}/protect/manifest.json names no eps_levels: delete that folder and run the stage again")
+        raise ValueError(f"{run.uri}/protect/{MANIFEST} names no eps_levels: delete that folder and run the stage again")
     if method not in METHODS:
-        raise ValueError(f"{run.uri}/protect/manifest.json names the method {method!r}; known are {', '.join(METHODS)}")
+        raise ValueError(f"{run.uri}/protect/{MANIFEST} names the method {method!r}; known are {', '.join(METHODS)}")
     return METHODS[method].budget(eps_levels, (3, pack.counts["height"], pack.counts["width"]))
 
 
 def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator[str]:
     """What the manifests contradict each other, themselves or the folder's list of files in."""
     for manifest in (pack, protect):
-        where = f"{manifest.stage}/manifest.json"
+        where = f"{manifest.stage}/{MANIFEST}"
         if digest(manifest.asked) != manifest.hash:
             yield f"{where}: its configuration was altered"
         listed = {shard.name for shards in manifest.shards.values() for shard in shards}
@@ -125,10 +126,10 @@ def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator
                 yield f"{manifest.stage}/{name}: not in the manifest"
     for split in ("train", "test"):
         if pack.counts.get(split) != sum(shard.count for shard in pack.shards.get(split, [])):
-            yield f"pack/manifest.json: {pack.counts.get(split)} {split} images recorded, but its shards hold another number"
+            yield f"pack/{MANIFEST}: {pack.counts.get(split)} {split} images recorded, but its shards hold another number"
     expected = sum(shard.count for shard in pack.shards.get("train", []) if shard.name not in protect.missing)
     if protect.counts.get("images") != expected:
-        yield f"protect/manifest.json: {protect.counts.get('images')} images recorded, but {expected} clean ones"
+        yield f"protect/{MANIFEST}: {protect.counts.get('images')} images recorded, but {expected} clean ones"
     clean, protected = ({shard.name for shard in manifest.shards.get("train", [])} for manifest in (pack, protect))
     clean -= set(protect.missing)
     for name in sorted(clean ^ protected):
@@ -136,7 +137,7 @@ def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator
     for name, recorded in protect.asked.get("inputs", {}).items():
         try:
             if Manifest.load(run, name).digest != recorded:
-                yield f"{name}/manifest.json: not the one the protected images were made from"
+                yield f"{name}/{MANIFEST}: not the one the protected images were made from"
         except ValueError as error:
             yield str(error)
 

@@ -15,9 +15,9 @@ from pipeline.shards.pixels import pixels_sha256
 from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
 from pipeline.storage.stage import Manifest
 
-SAMPLES = "samples.parquet"
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
 LONGEST = 120  # bytes of one part of a name; most filesystems stop at 255 for the whole
 

@@ -17,11 +17,11 @@ from pipeline.shards.pixels import Pixels, decode_whole_png, pixels_sha256
 from pipeline.shards.tar import content, open_tar
 from pipeline.shards.tensors import stack
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
 from sep.budget import UNITS, Budget, budget_used
 
-SAMPLES = "samples.parquet"
 MEMBERS = ("cls", "json", "png")
 Row = dict[str, Any]
 

@@ -11,8 +11,8 @@ from pipeline.pages import html
 from pipeline.results.comparison import EXPLAINED, SCHEMA, Comparison, made, measured, rows, without_release
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import COMPARISON_CSV, COMPARISON_PARQUET, PAGE
 
-PAGE, CSV, PARQUET = "index.html", "comparison.csv", "comparison.parquet"
 PICTURES = ("accuracy", "cost")
 VERSION = 4  # of tables, page and pictures; raised with what they show, so that a sweep makes those of an earlier version again
 
@@ -25,17 +25,17 @@ def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
     """
     drawn = {"light": _pictures(comparison), "dark": _pictures(comparison, dark=True)}
     table = rows_to_table(rows(comparison), SCHEMA)
-    write_table(folder, PARQUET, table)
+    write_table(folder, COMPARISON_PARQUET, table)
     stream = io.BytesIO()
     csv.write_csv(table, stream)
     files = {f"{name}.png": png for name, png in drawn["light"].items()}
-    files |= {CSV: stream.getvalue(), PAGE: _page(comparison, title, drawn).encode()}
+    files |= {COMPARISON_CSV: stream.getvalue(), PAGE: _page(comparison, title, drawn).encode()}
     for name, data in files.items():
         folder.write(name, data)
     for name in (f"{name}.png" for name in PICTURES):
         if name not in files and folder.exists(name):
             folder.remove(name)  # of the earlier comparison, about other runs
-    return [PARQUET, *files]
+    return [COMPARISON_PARQUET, *files]
 
 
 def _pictures(comparison: Comparison, *, dark: bool = False) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from pipeline.results.run_results import Manifests
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
 from sep.countermeasures.registry import clean_share
 
 SHOWN_SAMPLES = 4
@@ -86,7 +87,7 @@ def changed_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
 
 
 def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
-    table = read_table(folder.child("protect"), "samples.parquet", ["key", "label", "shard", "linf_levels"])
+    table = read_table(folder.child("protect"), SAMPLES, ["key", "label", "shard", "linf_levels"])
     for batch in table.to_batches(2**14):
         yield from batch.to_pylist()
 

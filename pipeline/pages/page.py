@@ -19,8 +19,9 @@ from pipeline.results.run_results import Manifests, budget, configuration, measu
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import sweep_of
+from pipeline.storage.layout import QUARANTINE
 from pipeline.storage.records import flatten
+from pipeline.storage.run import sweep_of
 from sep.countermeasures.registry import clean_share
 
 SHOWN_QUARANTINED = 50
@@ -57,7 +58,7 @@ def render(config: RunConfig, folder: Folder, found: Manifests, drawn: dict[str,
     measured = pairs(there.rows)
     said = findings(found, measured, measured_images(folder, found) if measured else 0) + on_missing(there)
     whole, countered = in_parts(said)
-    refused = read_table(folder.child("pack"), "quarantine.parquet").to_pylist() if "pack" in found else []
+    refused = read_table(folder.child("pack"), QUARANTINE).to_pylist() if "pack" in found else []
     return html.render(
         "report.html.j2",
         title=folder.path.rstrip("/").rsplit("/", 1)[-1],

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from cluster.work import own_gpu
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import digest, sha256
 from pipeline.storage.stage import Manifest
 from pipeline.training.networks import build_network
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
 from sep.execution import Kernels, share_memory
 from sep.models import Network
-
-INDEX = "checkpoints.json"
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ def read_index(run: Folder) -> dict[str, list[Checkpoint]]:
     """
     where, recorded = run.child("surrogate"), Manifest.load(run, "surrogate").counts["weights_sha256"]
     try:
-        entries = json.loads(where.read(INDEX))["checkpoints"]
+        entries = json.loads(where.read(CHECKPOINTS))["checkpoints"]
         altered = weights_digest(entries) != recorded
     except (ValueError, KeyError, TypeError):
         altered = True
     if altered:
-        raise ValueError(f"{where.uri}/{INDEX} was altered since it was written: delete {where.uri} and run that stage again")
+        raise ValueError(f"{where.uri}/{CHECKPOINTS} was altered since it was written: delete {where.uri} and run that stage again")
     index: dict[str, list[Checkpoint]] = {}
     for entry in entries:
         index.setdefault(entry["network"], []).append(Checkpoint(entry["network"], entry["epoch"], entry["file"], entry["sha256"]))

@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline.config.schema import ProtectConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.protection.checkpoints import Ensemble
-from pipeline.protection.class_means import load_means
 from pipeline.protection.preparation_files import load_prepared
 from pipeline.storage.folder import Folder
 from sep.budget import Budget
@@ -25,9 +24,9 @@ from sep.methods.request import Request
 from sep.objective import choose_targets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CraftingTask:
-    """What every shard's task is told."""
+    """The arguments that the tasks of all shards share."""
 
     ensemble: Ensemble
     config: ProtectConfig
@@ -84,7 +83,7 @@ def _craft(task: CraftingTask, images: Tensor, labels: Tensor, keys: Sequence[st
     draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
     drawn = generator(task.seed, "targets")
     targets = choose_targets(config.targets, labels, task.classes, drawn, draws) if config.kind.targets else labels
-    means = load_means(task.prepared, task.prepared_sha256) if task.prepared_sha256 else None
+    means = load_prepared(task.prepared, task.prepared_sha256) if task.prepared_sha256 else None
     batch = _micro_batch(ensemble, config, tuple(images.shape[1:]))
     seeded = generator(task.seed, "craft", keys[0])
     return torch.cat(list(craft_in_parts(ensemble.members(means), images, targets, config, seeded, batch)))

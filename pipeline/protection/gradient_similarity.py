@@ -15,6 +15,7 @@ from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SIMILARITY
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Shard
 from sep.ensemble import equally_spaced
@@ -22,7 +23,6 @@ from sep.execution import use_cpu
 from sep.objective import shifted
 from sep.similarity import gradient_cosines
 
-SIMILARITY = "similarity.json"
 IMAGES, PIXELS = 32, 2**19  # at most so many images of the first clean shard, fewer if they are large
 SPACED = 10  # checkpoints looked at where the ensemble has fewer than two of a network
 

@@ -1,4 +1,4 @@
-"""What some methods need of the whole training set before the first shard is protected: a function for each kind, in a table.
+"""What some methods learn from the whole training set before the first shard is protected: a function for each kind, in a table.
 
 Legend: B images, C channels, H W pixels, K protected classes.
 """
@@ -20,11 +20,12 @@ from cluster.work import Capacity, Work, own_gpu
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.protection.checkpoints import Ensemble
-from pipeline.protection.class_means import read_digest, write_means
-from pipeline.protection.preparation_files import EVERY, Prepared, read_prepared, write_file, write_record
+from pipeline.protection.class_means import write_means
+from pipeline.protection.preparation_files import Prepared, read_prepared, write_file, write_prepared
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import load, to_tensors
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.training.networks import build_network
 from sep.execution import use_cpu
@@ -40,20 +41,22 @@ BYTES_WITH_NOISE = 3  # of a value of an image that is held in memory with its n
 
 @dataclass(frozen=True)
 class Site:
-    """What a preparation is told.
+    """The arguments of every preparation.
 
     Attributes:
         config: of the run, with the precision that was decided.
-        out: the stage's folder, where it leaves what it found.
+        made_from: digest of everything that decides the preparation.
+        out: the stage's folder, where the preparation is written.
         clean: where the clean shards are.
         pack: their manifest.
         classes: labels that are protected, ascending.
         ensemble: the checkpoints, if the method reads any.
         resources: of the cluster.
-        room: for a task a shard.
+        capacity: for one task a shard.
     """
 
     config: RunConfig
+    made_from: str
     out: Folder
     clean: Folder
     pack: Manifest
@@ -69,48 +72,48 @@ class Site:
 
 
 def prepare(site: Site, executor: Executor) -> Prepared:
-    """Whatever the method needs, from an earlier start of the stage if that left it whole.
+    """Return what the method needs. One that an earlier start finished is used again, unless shards are missing from it.
 
     Raises:
         ValueError: the training set cannot be prepared as it is.
         WorkFailed: shards or the task failed.
     """
-    return PREPARATIONS[needed](site, executor) if (needed := site.config.protect.kind.preparation) else Prepared("", (), {})
+    if (needed := site.config.protect.kind.preparation) is None:
+        return Prepared()
+    if (found := read_prepared(site.out, site.made_from)) and not found.without:
+        return found
+    PREPARATIONS[needed](site, executor)
+    made = read_prepared(site.out, site.made_from, check_files=False)
+    assert made is not None
+    return made
 
 
 def kept(folder: Folder, config: RunConfig) -> Prepared:
-    """What a finished run was protected with, for images that come later.
+    """Return what a finished run was protected with, for images that are added to it.
 
     Args:
         folder: of the run's protect stage.
         config: of the run.
 
     Raises:
-        ValueError: it is gone.
+        ValueError: it cannot be read any more.
     """
     kind = config.protect.kind
     if not kind.preparation:
-        return Prepared("", (), {})
-    if kind.preparation == "class-means":
-        found = Prepared(said["sha256"], tuple(said["without"]), {}) if (said := read_digest(folder)) else None
-    else:
-        found = read_prepared(folder)
-    if found is None:
+        return Prepared()
+    if (found := read_prepared(folder, None, check_files=False)) is None:
         raise ValueError(f"{folder.uri} has no {kind.preparation.replace('-', ' ')} that can be read: run that stage again")
-    return replace(found, found=found.found | {"noise_rounds": 0} if kind.noise_rounds else found.found, seconds=0)
+    return replace(found, found={**found.found, "noise_rounds": 0} if kind.noise_rounds else found.found, seconds=0)
 
 
-def _class_means(site: Site, executor: Executor) -> Prepared:
+def _class_means(site: Site, executor: Executor) -> None:
     size, number = site.config.protect.batch_size, len(site.pack.counts["classes"])
     batch_size = None if size == "auto" else size
-    going = site.config.keep_going
-    return Prepared(write_means(site.out, site.ensemble, number, batch_size, site.shards, executor, site.capacity, going), (), {})
+    write_means(site.out, site.made_from, site.ensemble, number, batch_size, site.shards, executor, site.capacity, site.config.keep_going)
 
 
-def _pixels(site: Site, executor: Executor) -> Prepared:
-    """The pixel and colour of each class, from the moments of every shard."""
-    if (found := read_prepared(site.out, files=True)) and not found.without:
-        return found
+def _pixels(site: Site, executor: Executor) -> None:
+    """Find the pixel and colour of each class from the moments of every shard."""
     begun = time.monotonic()
     pieces = [Work(shard.name, (site.clean, site.classes, shard), shard.count) for shard in site.shards]
     total, failed = executor.combine_all(shard_moments, add_moments, pieces, what="pixels", capacity=site.capacity)
@@ -120,13 +123,12 @@ def _pixels(site: Site, executor: Executor) -> Prepared:
     if not total[0].all():
         lacking = [site.classes[i] for i in (total[0] == 0).nonzero().flatten().tolist()]
         raise ValueError(f"pixels: no image of the classes {lacking} could be read")
-    written = write_file(site.out, EVERY, search(*total))
-    write_record(site.out, {EVERY: written}, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
-    return _written(site)
+    files = write_file(site.out, EVERY_SHARD, search(*total))
+    write_prepared(site.out, site.made_from, files, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
 
 
 def shard_moments(clean: Folder, classes: tuple[int, ...], shard: Shard) -> Moments:
-    """One clean shard's share. The body of a task."""
+    """Return one clean shard's share. This is the body of a task."""
     use_cpu(1)
     images, labels = to_tensors(read_shard(clean, shard))
     among = torch.tensor(classes)
@@ -135,19 +137,17 @@ def shard_moments(clean: Folder, classes: tuple[int, ...], shard: Shard) -> Mome
 
 
 def add_moments(*shares: Moments) -> Moments:
-    """Several shares as one: whole numbers, so in any order."""
+    """Add several shares. They are whole numbers, so their order does not matter."""
     counts, sums, products = (reduce(torch.add, parts) for parts in zip(*shares, strict=True))
     return counts, sums, products
 
 
-def _noise(site: Site, executor: Executor) -> Prepared:
-    """Error-minimising noise, by one task that holds the training set in memory.
+def _noise(site: Site, executor: Executor) -> None:
+    """Make error-minimising noise in one task that holds the training set in memory.
 
     Raises:
-        ValueError: it is larger than it may be.
+        ValueError: the training set is larger than the memory limit.
     """
-    if found := read_prepared(site.out, files=True):
-        return found
     counts, limit = site.pack.counts, site.config.memory_limit_mb
     needed = BYTES_WITH_NOISE * counts["train"] * 3 * counts["height"] * counts["width"] / 1e6
     if needed > limit:
@@ -160,11 +160,10 @@ def _noise(site: Site, executor: Executor) -> Prepared:
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
     for _ in executor.run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", capacity=capacity):
         pass
-    return _written(site)
 
 
 def make_noise(site: Site, threads: int) -> None:
-    """Train, and write the noise: of each shard's images, or of all classes. The body of a task."""
+    """Train a network against its noise and write the noise, one file a shard or one for all classes. This is the body of a task."""
     begun = time.monotonic()
     use_cpu(1)  # another number could round sums differently; `threads` compute apart from each other
     torch.backends.cudnn.deterministic = True
@@ -190,20 +189,16 @@ def make_noise(site: Site, threads: int) -> None:
     if own_rows:
         held = torch.split(protected, [shard.count for shard in site.shards])
         parts = torch.split(noise.levels, [int(own.sum()) for own in held])
-        files = {shard.name: write_file(site.out, shard.name, part.clone()) for shard, part in zip(site.shards, parts, strict=True)}
+        files: dict[str, str] = {}
+        for shard, part in zip(site.shards, parts, strict=True):
+            files |= write_file(site.out, shard.name, part.clone())
     else:
-        files = {EVERY: write_file(site.out, EVERY, noise.levels)}
+        files = write_file(site.out, EVERY_SHARD, noise.levels)
     found = {"noise_rounds": noise.rounds, "noise_error": noise.error, "networks": [name]}
-    write_record(site.out, files, found, time.monotonic() - begun)
+    write_prepared(site.out, site.made_from, files, found, time.monotonic() - begun)
 
 
-def _written(site: Site) -> Prepared:
-    found = read_prepared(site.out)
-    assert found is not None
-    return found
-
-
-PREPARATIONS: dict[Preparation, Callable[[Site, Executor], Prepared]] = {
+PREPARATIONS: dict[Preparation, Callable[[Site, Executor], None]] = {
     "class-means": _class_means,
     "own-noise": _noise,
     "class-noise": _noise,

@@ -1,97 +1,86 @@
-"""What a method found over the whole training set before the first shard: tensors in files, and a record of them that is written last."""
+"""What a method learns from the whole training set before the first shard: tensors in files, and their record as a finished piece."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from pipeline.storage.finished_pieces import Piece, read_piece, write_piece
 from pipeline.storage.folder import Folder
-from pipeline.storage.records import digest, sha256, to_json
-
-RECORD = "prepared.json"
-FILES = "prepared"  # folder in the stage's folder
-EVERY = "every-shard"  # the file for shards that have none of their own
+from pipeline.storage.layout import EVERY_SHARD, PREPARED_RECORD, prepared_file
+from pipeline.storage.records import digest, sha256
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The record.
+    """A finished preparation, or the defaults where the method needs none.
 
     Attributes:
-        digest: of the record, and so of all files.
-        without: shards that could not be read, where the stage was told to keep going.
-        found: figures about it, for the manifest.
-        seconds: it took to make, which is no part of the digest; 0 where nothing was made, or an earlier version did not say.
+        digest: of everything but the seconds.
+        files: SHA-256 of each file, by name in the stage's folder.
+        found: figures for the manifest.
+        without: shards that could not be read, where the stage was asked to keep going.
+        seconds: that it took.
     """
 
-    digest: str
-    without: tuple[str, ...]
-    found: dict[str, Any]
+    digest: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     seconds: float = 0
 
 
-def write_file(folder: Folder, name: str, value: Tensor) -> str:
-    """Write one file, for the shard `name` or `EVERY`; returns its hash."""
+def write_file(folder: Folder, shard: str, value: Any) -> dict[str, str]:
+    """Write the tensor, or the tensors, for the images of a shard, or of `EVERY_SHARD`; return the file's name and hash."""
     stream = io.BytesIO()
     torch.save(value, stream)
-    folder.child(FILES).write(f"{name}.pt", stream.getvalue())
-    return sha256(stream.getvalue())
+    folder.write(prepared_file(shard), stream.getvalue())
+    return {prepared_file(shard): sha256(stream.getvalue())}
 
 
-def write_record(folder: Folder, files: Mapping[str, str], found: Mapping[str, Any], seconds: float, without: Sequence[str] = ()) -> None:
-    """Say that the files are whole, by name and hash."""
-    said = {"files": dict(files), "found": dict(found), "without": sorted(without)}
-    folder.write(RECORD, to_json(said | {"seconds": round(seconds, 1)}))
+def write_prepared(
+    folder: Folder, made_from: str, files: Mapping[str, str], found: Mapping[str, Any], seconds: float, without: Sequence[str] = ()
+) -> None:
+    """Record that a preparation is finished. Call this after its files were written."""
+    content = {"found": dict(found), "seconds": round(seconds, 1), "without": sorted(without)}
+    write_piece(folder, PREPARED_RECORD, Piece(made_from, content, dict(files)))
 
 
-def _digest(said: Mapping[str, Any]) -> str:
-    return digest({name: value for name, value in said.items() if name != "seconds"})
-
-
-def read_prepared(folder: Folder, *, files: bool = False) -> Prepared | None:
-    """What is recorded; None if there is nothing that can be read, or, with `files`, if one of them is not as recorded."""
-    try:
-        said = json.loads(folder.read(RECORD))
-        if said.keys() - {"seconds"} != {"files", "found", "without"}:
-            return None
-        if files and any(folder.child(FILES).sha256(f"{name}.pt") != own for name, own in said["files"].items()):
-            return None
-        return Prepared(_digest(said), tuple(said["without"]), said["found"], said.get("seconds", 0))
-    except (FileNotFoundError, ValueError, AttributeError):
+def read_prepared(folder: Folder, made_from: str | None, *, check_files: bool = True) -> Prepared | None:
+    """Return the preparation in the stage's folder, or None if it has to be made (again): see `read_piece`."""
+    if (piece := read_piece(folder, PREPARED_RECORD, made_from, check_files=check_files)) is None:
         return None
+    found, without = piece.content["found"], piece.content["without"]
+    return Prepared(digest([piece.files, found, without]), piece.files, found, tuple(without), piece.content["seconds"])
 
 
-@lru_cache(maxsize=1)
-def _files(folder: Folder, recorded: str) -> dict[str, str]:
-    said = json.loads(folder.read(RECORD))
-    if _digest(said) != recorded:
-        raise ValueError(f"{folder.uri}/{RECORD} was altered while it was in use: run the protect stage again")
-    files: dict[str, str] = said["files"]
-    return files
-
-
-def load_prepared(folder: Folder, recorded: str, shard: str) -> Tensor:
-    """What was found for the images of a shard.
+def load_prepared(folder: Folder, recorded: str, shard: str = EVERY_SHARD) -> Any:
+    """Return the tensor, or the tensors, for the images of a shard.
 
     Raises:
-        ValueError: a file was altered since it was written.
+        ValueError: the record or the file was altered since it was written.
     """
     files = _files(folder, recorded)
-    name = shard if shard in files else EVERY
+    name = prepared_file(shard) if prepared_file(shard) in files else prepared_file()
     return _load(folder, name, files[name])
 
 
-@lru_cache(maxsize=1)  # what is for every shard is read once
-def _load(folder: Folder, name: str, expected: str) -> Tensor:
-    data = folder.child(FILES).read(f"{name}.pt")
+@lru_cache(maxsize=1)
+def _files(folder: Folder, recorded: str) -> Mapping[str, str]:
+    prepared = read_prepared(folder, None, check_files=False)  # each file is checked when it is loaded
+    if prepared is None or prepared.digest != recorded:
+        raise ValueError(f"{folder.uri}/{PREPARED_RECORD} was altered while it was in use: run the protect stage again")
+    return prepared.files
+
+
+@lru_cache(maxsize=1)  # the file for every shard is read once
+def _load(folder: Folder, name: str, expected: str) -> Any:
+    data = folder.read(name)
     if sha256(data) != expected:
-        raise ValueError(f"{folder.uri}/{FILES}/{name}.pt was altered while it was in use: run the protect stage again")
-    value: Tensor = torch.load(io.BytesIO(data), weights_only=True)
-    return value
+        raise ValueError(f"{folder.uri}/{name} was altered while it was in use: run the protect stage again")
+    return torch.load(io.BytesIO(data), weights_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from cluster.work import Chain
 from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.shards.finished_shards import FinishedShard, write_part
-from pipeline.shards.pixels import encode_png, pixels_sha256
+from pipeline.shards.pixels import Pixels, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table
 from pipeline.shards.tensors import to_tensors
@@ -77,10 +77,10 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> 
         ValueError: a protected image as stored breaks the budget.
     """
     released = list(clean.samples)
-    for i, image in zip(clean.chosen.tolist(), crafted.permute(0, 2, 3, 1).contiguous().numpy(), strict=True):
-        released[i] = dataclasses.replace(released[i], png=encode_png(image))
-    written = write_shard(task.out, shard.name, released)
-    rows = _check(task.out, written, clean.samples, clean.images, task.budget)
+    for i, image in zip(clean.chosen.tolist(), crafted, strict=True):
+        released[i] = dataclasses.replace(released[i], png=encode_png(_pixels(image)))
+    written, stored = write_shard(task.out, shard.name, released)
+    rows = _rows(task.out, shard.name, stored, clean, task.budget)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
     extra = {
         "protected": len(clean.chosen),
@@ -90,25 +90,30 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> 
     return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
 
 
-def _check(out: Folder, written: Shard, samples: list[Sample], clean: Tensor, budget: Budget) -> list[dict[str, Any]]:
-    """Hold the shard, as storage gives it back, to its clean one; one row per image."""
-    back = read_shard(out, written)
-    if [(s.key, s.label, s.info) for s in back] != [(s.key, s.label, s.info) for s in samples]:
-        raise ValueError(f"{out.uri}/{written.name}: keys or labels differ from the clean shard")
-    stored, _ = to_tensors(back)
-    check_budget(stored, clean, budget)
-    measured = {name: measure(stored, clean).tolist() for name, measure in MEASURES.items()}
+def _rows(out: Folder, name: str, stored: list[Sample], clean: Clean, budget: Budget) -> list[dict[str, Any]]:
+    """Check a released shard, as storage gave it back, against its clean one; return one row per image."""
+    if [(s.key, s.label, s.info) for s in stored] != [(s.key, s.label, s.info) for s in clean.samples]:
+        raise ValueError(f"{out.uri}/{name}: keys or labels differ from the clean shard")
+    images, _ = to_tensors(stored)
+    check_budget(images, clean.images, budget)
+    measured = {measure: function(images, clean.images).tolist() for measure, function in MEASURES.items()}
     return [
         {
-            "key": after.key,
-            "label": after.label,
-            "shard": written.name,
-            "sha256": pixels_sha256(after.pixels),
-            "clean_sha256": pixels_sha256(before.pixels),
-            **{name: values[i] for name, values in measured.items()},
+            "key": sample.key,
+            "label": sample.label,
+            "shard": name,
+            "sha256": pixels_sha256(_pixels(images[i])),
+            "clean_sha256": pixels_sha256(_pixels(clean.images[i])),
+            **{measure: values[i] for measure, values in measured.items()},
         }
-        for i, (after, before) in enumerate(zip(back, samples, strict=True))
+        for i, sample in enumerate(stored)
     ]
+
+
+def _pixels(image: Tensor) -> Pixels:
+    """Return a `(C, H, W)` image as `(H, W, C)` levels."""
+    pixels: Pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return pixels
 
 
 PROTECT = Chain(read_clean, craft_chosen, release)

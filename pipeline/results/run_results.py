@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import UNFINISHED, settings, trial_name
+from pipeline.storage.layout import MANIFEST, STARTED, UNFINISHED, trial_name
 from pipeline.storage.records import digest
-from pipeline.storage.stage import MANIFEST, STARTED, Manifest
+from pipeline.storage.run import settings
+from pipeline.storage.stage import Manifest
 from sep.budget import Budget
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share
 
@@ -200,7 +201,7 @@ def confusion(run: Folder, cell: TrialStats) -> list[list[int]]:
 
 def trial_confusion(run: Folder, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
     """The same of one trial."""
-    counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["confusion"]
+    counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["content"]["confusion"]
     return counts
 
 

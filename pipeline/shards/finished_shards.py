@@ -1,16 +1,15 @@
-"""What a task leaves beside its shard, so that a restarted stage does not do it again, and how the parts become one table.
+"""Finished shards of an unfinished stage: each has a table of its samples and a record, and the tables become one in the end.
 
-A part is two files: a Parquet table with the rows of the shard's samples and, written last, a record of what the shard is and
-what it was made from. The records are small: whoever starts a stage again reads them alone.
+A part is what lies beside the shard in `parts/`: the Parquet table and the record. A stage that starts again finds the shards that need
+not be made again by their records.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +18,12 @@ import pyarrow.parquet as pq
 from cluster.executor import Executor
 from cluster.work import Capacity, Work
 from pipeline.shards.tables import ROW_GROUP, parse_table, write_table
+from pipeline.storage.finished_pieces import Piece, read_piece, write_piece
 from pipeline.storage.folder import Folder
-from pipeline.storage.records import digest, sha256, to_json
+from pipeline.storage.layout import PARTS, part_record, part_table
+from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
 
-PARTS = "parts"  # folder in the stage's folder; deleted when the stage is done
 CHECKED_TOGETHER = 100  # shards that one task reads again
 READ_TOGETHER = 8  # files at a time, which costs an object store no more than one
 
@@ -38,7 +38,7 @@ class FinishedShard:
 
 
 def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[str, Any], made_from: str) -> FinishedShard:
-    """Say that a shard is finished; to be called after the shard was written.
+    """Record that a shard is finished. Call this after the shard was written.
 
     Args:
         stage_folder: the stage's folder, in which the shard lies.
@@ -47,30 +47,19 @@ def write_part(stage_folder: Folder, shard: Shard, rows: pa.Table, extra: dict[s
         extra: JSON types.
         made_from: digest of everything that decides the shard's content.
     """
-    parts = stage_folder.child(PARTS)
-    part = FinishedShard(shard, write_table(parts, f"{shard.name}.parquet", rows), extra)
-    record = {"made_from": made_from, **asdict(part)}
-    parts.write(f"{shard.name}.json", to_json({"record": record, "sha256": digest(record)}))
-    return part
+    name = shard.name
+    rows_sha256 = write_table(stage_folder, part_table(name), rows)
+    files = {part_table(name): rows_sha256} | ({name: shard.sha256} if shard.count else {})
+    write_piece(stage_folder, part_record(name), Piece(made_from, {"count": shard.count, "extra": extra}, files))
+    return FinishedShard(shard, rows_sha256, extra)
 
 
 def read_part(stage_folder: Folder, name: str, made_from: str) -> FinishedShard | None:
-    """What an earlier attempt left of the shard `name`; None if it has to be made (again).
-
-    That is so where there is no part, it is damaged or was made from something else, or shard or rows are not what it says.
-    """
-    parts = stage_folder.child(PARTS)
-    try:
-        said = json.loads(parts.read(f"{name}.json"))
-        record = said["record"]
-        if digest(record) != said["sha256"] or record.pop("made_from") != made_from:
-            return None
-        part = FinishedShard(**{**record, "shard": Shard(**record["shard"])})
-        if part.shard.count and stage_folder.sha256(name) != part.shard.sha256:
-            return None
-        return part if parts.sha256(f"{name}.parquet") == part.rows_sha256 else None
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
+    """Return the finished shard `name`, or None if it has to be made (again): see `read_piece`."""
+    if (piece := read_piece(stage_folder, part_record(name), made_from)) is None:
         return None
+    shard = Shard(name, piece.files.get(name, ""), piece.content["count"])
+    return FinishedShard(shard, piece.files[part_table(name)], piece.content["extra"])
 
 
 def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) -> list[FinishedShard]:
@@ -81,7 +70,7 @@ def _read_several(stage_folder: Folder, names: Sequence[str], made_from: str) ->
 def finished_parts(
     stage_folder: Folder, names: Iterable[str], made_from: str, executor: Executor, capacity: Capacity
 ) -> dict[str, FinishedShard]:
-    """The parts of those shards that need not be made again, by name; every one of them was read and checked by the executor.
+    """Return by name the shards that need not be made again. Tasks read and check every one of them.
 
     Raises:
         WorkFailed: storage gave up.
@@ -94,26 +83,24 @@ def finished_parts(
     return {part.shard.name: part for _, parts in found for part in parts}
 
 
-def _rows(stage_folder: Folder, part: FinishedShard, schema: pa.Schema) -> pa.Table:
-    folder, name = stage_folder.child(PARTS), f"{part.shard.name}.parquet"
-    data = folder.read(name)
+def _rows(stage_folder: Folder, part: FinishedShard) -> pa.Table:
+    data = stage_folder.read(part_table(part.shard.name))
     if sha256(data) != part.rows_sha256:
-        raise ValueError(f"{folder.uri}/{name} was altered while it was in use: run the stage again")
-    # What an earlier version left of an interrupted stage may lack columns that came since: there they are null.
-    return pa.concat_tables([schema.empty_table(), parse_table(data)], promote_options="default")
+        raise ValueError(f"{stage_folder.uri}/{part_table(part.shard.name)} was altered while it was in use: run the stage again")
+    return parse_table(data)
 
 
 def write_rows(stage_folder: Folder, name: str, parts: Sequence[FinishedShard], schema: pa.Schema) -> None:
-    """Write the rows of all parts, in the order given, as one table, of which one row group is in memory at a time.
+    """Write the rows of all parts, in the order given, as one table. One row group is in memory at a time.
 
     Raises:
-        ValueError: rows are not those the part was written with.
+        ValueError: the rows of a part were altered since it was written.
     """
     with tempfile.TemporaryFile() as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer, ThreadPoolExecutor(READ_TOGETHER) as pool:
             group: list[pa.Table] = []
             for start in range(0, len(parts), READ_TOGETHER):
-                group += pool.map(lambda part: _rows(stage_folder, part, schema), parts[start : start + READ_TOGETHER])
+                group += pool.map(lambda part: _rows(stage_folder, part), parts[start : start + READ_TOGETHER])
                 if sum(table.num_rows for table in group) >= ROW_GROUP:
                     writer.write_table(pa.concat_tables(group))
                     group.clear()

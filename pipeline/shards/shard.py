@@ -103,8 +103,11 @@ def read_shard(folder: Folder, shard: Shard) -> list[Sample]:
     return samples
 
 
-def write_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> Shard:
-    """Write a shard in one piece and return its manifest entry, taken from what storage gives back.
+def write_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> tuple[Shard, list[Sample]]:
+    """Write a shard in one piece and fetch it once, to check it.
+
+    Returns:
+        Its manifest entry, and its samples as storage gave them back.
 
     Raises:
         CorruptShard: storage gave back other bytes than were written.
@@ -112,5 +115,4 @@ def write_shard(folder: Folder, name: str, samples: Sequence[Sample]) -> Shard:
     data = encode_shard(samples)
     shard = Shard(name, sha256(data), len(samples))
     folder.write(name, data)
-    read_shard(folder, shard)
-    return shard
+    return shard, read_shard(folder, shard)

@@ -15,8 +15,9 @@ from pipeline.shards.tables import read_table
 from pipeline.sources.scan import scan_more
 from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import ADDED, additions
-from pipeline.storage.stage import MANIFEST, STARTED, Manifest
+from pipeline.storage.layout import ADDED, MANIFEST, QUARANTINE, SAMPLES, STARTED
+from pipeline.storage.run import additions
+from pipeline.storage.stage import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ def _known(config: RunConfig, runs: Iterable[Folder]) -> set[str]:
     refused = 0
     for run in runs:
         if _source(run) == config.add:
-            known |= set(read_table(run.child("pack"), "samples.parquet", ["source"])["source"].to_pylist())
-            names = set(read_table(run.child("pack"), "quarantine.parquet", ["source"])["source"].to_pylist())
+            known |= set(read_table(run.child("pack"), SAMPLES, ["source"])["source"].to_pylist())
+            names = set(read_table(run.child("pack"), QUARANTINE, ["source"])["source"].to_pylist())
             known, refused = known | names, refused + len(names)
     if refused:
         log.warning("add: %d images were refused before, and are not tried again: give what was mended another name", refused)

@@ -11,7 +11,7 @@ from pipeline.stages import addition
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import Point, open_run
+from pipeline.storage.run import Point, open_run
 from pipeline.tracking.untracked import Recorder, Untracked
 
 

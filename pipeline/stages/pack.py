@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.executor import Executor
 from cluster.work import Capacity, Work
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
-from pipeline.shards.finished_shards import PARTS, FinishedShard, read_part, write_part, write_rows
+from pipeline.shards.finished_shards import FinishedShard, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
@@ -21,12 +21,13 @@ from pipeline.sources import decoding
 from pipeline.sources.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.sources.scan import scan
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES, shard_name
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest, Shard, Stage
 
 log = logging.getLogger(__name__)
 
-SAMPLES = pa.schema(
+SAMPLES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("split", pa.string()),
@@ -39,7 +40,7 @@ SAMPLES = pa.schema(
         ("width", pa.int64()),
     ]
 )
-QUARANTINE = pa.schema([("source", pa.string()), ("reason", pa.string())])
+QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
 BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
 
 
@@ -131,7 +132,7 @@ def plan(dataset: Dataset, shard_images: int) -> dict[str, list[Entry]]:
     for split in SPLITS:
         entries = dataset.split(split)
         for number, start in enumerate(range(0, len(entries), shard_images)):
-            shards[f"{split}-{number:06d}.tar"] = entries[start : start + shard_images]
+            shards[shard_name(split, number)] = entries[start : start + shard_images]
     return shards
 
 
@@ -167,15 +168,15 @@ def pack_shard(
         info = json.dumps({"class_name": class_name, "source": entry.source}, sort_keys=True).encode()
         samples[key] = Sample(key, encode_png(pixels), entry.label, info)
         values = (key, entry.split, entry.label, class_name, entry.source, name, pixels_sha256(pixels), height, width)
-        rows[key] = dict(zip(SAMPLES.names, values, strict=True))
+        rows[key] = dict(zip(SAMPLES_SCHEMA.names, values, strict=True))
         statistics.add(pixels)
     order = [entry.key for entry in entries if entry.key in samples]
     extra = {"sizes": dict(sizes), "refused": sorted(refused), "statistics": statistics.as_list()}
     if len(sizes) > 1:
         return FinishedShard(Shard(name, "", 0), "", extra)
     extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
-    shard = write_shard(folder, name, [samples[key] for key in order]) if order else Shard(name, "", 0)
-    return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES), extra, made_from)
+    shard = write_shard(folder, name, [samples[key] for key in order])[0] if order else Shard(name, "", 0)
+    return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES_SCHEMA), extra, made_from)
 
 
 def _refused(parts: Mapping[str, FinishedShard]) -> list[tuple[str, str]]:
@@ -207,9 +208,9 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> 
     mean, std = statistics.mean_and_std()
     shards = {split: [p.shard for name, p in sorted(parts.items()) if name.startswith(split) and p.shard.count] for split in SPLITS}
     _drop_unlisted(stage.folder, {shard.name for listed in shards.values() for shard in listed})
-    write_rows(stage.folder, "samples.parquet", [part for _, part in sorted(parts.items())], SAMPLES)
+    write_rows(stage.folder, SAMPLES, [part for _, part in sorted(parts.items())], SAMPLES_SCHEMA)
     quarantine = [{"source": source, "reason": reason} for source, reason in refused]
-    write_table(stage.folder, "quarantine.parquet", rows_to_table(quarantine, QUARANTINE))
+    write_table(stage.folder, QUARANTINE, rows_to_table(quarantine, QUARANTINE_SCHEMA))
     height, width = next(size for part in parts.values() for size in part.extra["sizes"]).split("x")
     counts = {
         "train": packed["train"].total(),
@@ -221,8 +222,8 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> 
         "std": std,
         "quarantined": len(refused),
     }
-    summary = "packed %d train, %d test images of %d classes; %d quarantined (see %s/quarantine.parquet)"
-    log.info(summary, counts["train"], counts["test"], len(dataset.classes), len(refused), stage.folder.uri)
+    summary = "packed %d train, %d test images of %d classes; %d quarantined (see %s/%s)"
+    log.info(summary, counts["train"], counts["test"], len(dataset.classes), len(refused), stage.folder.uri, QUARANTINE)
     manifest = stage.finish(counts, shards)
     stage.folder.child(PARTS).delete()
     return manifest

@@ -21,12 +21,13 @@ from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
-from pipeline.protection.gradient_similarity import SIMILARITY, write_similarity
+from pipeline.protection.gradient_similarity import write_similarity
 from pipeline.protection.preparation import Site, kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
-from pipeline.shards.finished_shards import PARTS, FinishedShard, finished_parts, write_rows
+from pipeline.shards.finished_shards import FinishedShard, finished_parts, write_rows
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY
 from pipeline.storage.records import digest
 from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
@@ -34,7 +35,6 @@ from sep.execution import Precision, resolve
 
 log = logging.getLogger(__name__)
 
-SAMPLES = "samples.parquet"
 MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
 
 
@@ -66,10 +66,21 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         first, gpu = pack.shards["train"][0], bool(resources.gpu)
         write_similarity(stage.folder, folder, index, checkpoints, len(names), first, gpu, executor, capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
-    prepared = prepare(Site(decided, stage.folder, clean, pack, classes, ensemble, resources, capacity), executor)
-    made_from = digest([stage.hash, precision, prepared.digest or None])
-    budget = budget_of(protect, pack)
-    task = CraftingTask(ensemble, protect, config.seed, made_from, classes, clean, stage.folder, stage.folder, prepared.digest, budget)
+    decides = digest([stage.hash, precision])
+    prepared = prepare(Site(decided, decides, stage.folder, clean, pack, classes, ensemble, resources, capacity), executor)
+    made_from = digest([decides, prepared.digest])
+    task = CraftingTask(
+        ensemble=ensemble,
+        config=protect,
+        seed=config.seed,
+        made_from=made_from,
+        classes=classes,
+        clean=clean,
+        out=stage.folder,
+        prepared=stage.folder,
+        prepared_sha256=prepared.digest,
+        budget=budget_of(protect, pack),
+    )
     return _craft_all(task, stage, pack.shards["train"], config, executor, capacity, prepared)
 
 
@@ -102,9 +113,18 @@ def add(config: RunConfig, run: Folder, folder: Folder, executor: Executor) -> M
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
     prepared = kept(run.child("protect"), config)
-    classes, clean = tuple(base.counts["classes"]), folder.child("pack")
-    means, budget = run.child("protect"), budget_of(protect, pack)
-    task = CraftingTask(ensemble, protect, config.seed, stage.hash, classes, clean, stage.folder, means, prepared.digest, budget)
+    task = CraftingTask(
+        ensemble=ensemble,
+        config=protect,
+        seed=config.seed,
+        made_from=stage.hash,
+        classes=tuple(base.counts["classes"]),
+        clean=folder.child("pack"),
+        out=stage.folder,
+        prepared=run.child("protect"),
+        prepared_sha256=prepared.digest,
+        budget=budget_of(protect, pack),
+    )
     return _craft_all(task, stage, pack.shards["train"], config, executor, _capacity(config, resources), prepared)
 
 

@@ -10,6 +10,7 @@ from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import configuration, finished
 from pipeline.stages import pack, protect, surrogate, victim
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.untracked import StageRecorder
@@ -30,7 +31,6 @@ RUN: dict[StageName, Callable[[RunConfig, Folder, Executor], Manifest]] = {
     "victim": victim.execute,
     "report": _report,
 }
-CONFIG = "config.json"
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 

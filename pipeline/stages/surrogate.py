@@ -12,12 +12,13 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.protection.checkpoints import INDEX, weights_digest
+from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training.networks import build_network
-from pipeline.training.surrogate_loop import WEIGHTS, SurrogateTask, loop
+from pipeline.training.surrogate_loop import SurrogateTask, loop
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     resources = executor.connect(config.workers)
     names = config.surrogate.networks
     index = [entry for name in names for entry in _train(name, config, folder, pack, executor, resources)]
-    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    stage.folder.write(CHECKPOINTS, to_json({"checkpoints": index}))
     last = [entry["metrics"] for entry in index[config.surrogate.epochs - 1 :: config.surrogate.epochs]]
     counts = {
         "networks": list(names),

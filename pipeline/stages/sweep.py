@@ -13,20 +13,20 @@ from cluster.executor import Executor
 from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
-from pipeline.pages.comparison_page import PAGE, VERSION, write
+from pipeline.pages.comparison_page import VERSION, write
 from pipeline.results.comparison import compare, text
 from pipeline.results.run_results import read
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import SHARED, begin, point
+from pipeline.storage.layout import COMPARISON, PAGE, SHARED, STARTED
 from pipeline.storage.records import digest
-from pipeline.storage.stage import STARTED, Stage
+from pipeline.storage.run import begin, point
+from pipeline.storage.stage import Stage
 from pipeline.tracking.untracked import Recorder
 
 log = logging.getLogger(__name__)
 
 STAGES: tuple[StageName, ...] = ("protect", "victim", "report")
-OUTCOME = "comparison"  # folder of the run
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     made_from = digest([[*(stage.digest for stage in of.found.values()), *of.trained.unfinished.values()] for of in runs])
     section = {"made_from": made_from, "version": VERSION}
     inputs = tuple(name for name in SHARED if any(name in measured.found for measured in runs))  # baselines need no surrogate
-    compared, stage = compare(runs), Stage(folder, OUTCOME, section, seed=config.seed, inputs=inputs, overwrite=True)
+    compared, stage = compare(runs), Stage(folder, COMPARISON, section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest is None:
         write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
         stage.finish({"points": len(runs)})

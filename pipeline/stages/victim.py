@@ -22,19 +22,19 @@ from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import UNFINISHED, sibling_points
-from pipeline.storage.records import digest, shown
+from pipeline.storage.layout import RESULTS, UNFINISHED
+from pipeline.storage.records import digest, shown, to_json
+from pipeline.storage.run import sibling_points
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial_records
 from pipeline.training.batches import fits
-from pipeline.training.trial import Trial, VictimTask, accuracy_per_class, bytes_per_value, trial
+from pipeline.training.trial import Trial, VictimTask, bytes_per_value, trial
 from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data
 from sep.fitting import TrainConfig
 
 log = logging.getLogger(__name__)
 
-RESULTS = "results.parquet"
 MAY_CHANGE = ("trials_per_gpu",)  # between two starts: it decides how fast, not what
 SCHEMA = pa.schema(
     [
@@ -60,10 +60,8 @@ def _outcome(folder: Folder, task: VictimTask) -> dict[str, Any] | None:
 
 def _rows(folder: Folder, tasks: Collection[VictimTask]) -> list[dict[str, Any]]:
     """As in `results.parquet`, of the trials that have finished."""
-    # What earlier versions left has the table and not the accuracy of each class.
     there = (outcome for task in tasks if (outcome := _outcome(folder, task)) is not None)
-    of_classes = ({**outcome, "accuracy_per_class": accuracy_per_class(torch.tensor(outcome["confusion"]))} for outcome in there)
-    return [{name: outcome[name] for name in SCHEMA.names} for outcome in of_classes]
+    return [{name: outcome[name] for name in SCHEMA.names} for outcome in there]
 
 
 def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
@@ -121,7 +119,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show what there is
         lost = [name for name, task in tasks.items() if _outcome(stage.folder, task) is None]
-        stage.folder.write(UNFINISHED, trial_records.encode({"asked": stage.hash, "trials": rows, "missing": lost}))
+        stage.folder.write(UNFINISHED, to_json({"asked": stage.hash, "trials": rows, "missing": lost}))
         raise failed
     assert len(rows) == len(tasks)
     stage.folder.remove(UNFINISHED)

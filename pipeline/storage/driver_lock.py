@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import DRIVER, DRIVER_LOCK
 from pipeline.storage.records import to_json
 
 log = logging.getLogger(__name__)
 
-LOCK = ".driver.lock"
-BEAT = ".driver.json"
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0  # without a beat
 SETTLE_SECONDS = 2.0  # for another driver that started in the same moment to be seen
@@ -69,7 +68,7 @@ def _who() -> str:
 
 @contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
-    path = Path(folder.file(LOCK))
+    path = Path(folder.file(DRIVER_LOCK))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
@@ -96,7 +95,7 @@ def _beating(folder: Folder, leaving: threading.Event) -> Iterator[None]:
     stop = threading.Event()
 
     def beat() -> None:
-        folder.write(BEAT, to_json({**mine, "alive": time.time()}))
+        folder.write(DRIVER, to_json({**mine, "alive": time.time()}))
 
     def keep_beating() -> None:
         while not stop.wait(BEAT_SECONDS):
@@ -124,7 +123,7 @@ def _beating(folder: Folder, leaving: threading.Event) -> Iterator[None]:
         thread.join()
         with suppress(OSError):
             if _read(folder).get("id") == mine["id"]:
-                folder.remove(BEAT)
+                folder.remove(DRIVER)
 
 
 def _interrupt() -> None:
@@ -134,7 +133,7 @@ def _interrupt() -> None:
 
 def _read(folder: Folder) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(folder.read(BEAT))
+        content: dict[str, Any] = json.loads(folder.read(DRIVER))
     except (FileNotFoundError, ValueError):
         return {}
     return content

@@ -1,123 +1,80 @@
-"""What lies where in the folder of a run.
+"""The names of the files and folders of a run: this page alone holds them, and `docs/run-folder.md` explains them.
 
-```
-pack/ surrogate/ protect/ victim/ report/    the five stages, each with its manifest
-sweep/steps-5_checkpoints-1/                 a point of a sweep: a run folder that shares the run's pack and surrogate
-added/0001/                                  images that came later: a run folder with a pack and a protect stage
-```
+The folder of a stage has the stage's name: `pack`, `surrogate`, `protect`, `victim`, `report`. A point of a sweep and an addition are run
+folders of their own inside the run.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+# In the folder of the run
+CONFIG = "config.json"  # the configuration that the finished stages were made with
+TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
+DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
+DRIVER_LOCK = ".driver.lock"  # locked by the operating system while a driver works on the run
+DRIVER = ".driver.json"  # where storage has no locks: who drives, and when they were last alive
 
-from pipeline.storage.folder import Folder
-from pipeline.storage.records import to_json
-from pipeline.storage.stage import MANIFEST
+# In the folder of every stage
+STARTED = "started.json"  # what the stage was asked to do; written first
+MANIFEST = "manifest.json"  # what came out; written last, and the stage is done
+PARTS = "parts"  # folder of pack and protect with a table and a record of each finished shard, until the stage is done
+SAMPLES = "samples.parquet"  # of pack and protect: one row per image
 
-SWEEP = "sweep"
-POINT = "point.json"  # by which a point is known as one; holds what was swept, `{"protect.steps": 5, ...}`
-SHARED: tuple[str, ...] = ("pack", "surrogate")
-UNFINISHED = "unfinished.json"  # of the victim stage, where trials failed: those that are there, and the names of those that are missing
-PAGE = "index.html"  # of the report
-ADDED = "added"  # folder of the additions
+# In `pack`
+QUARANTINE = "quarantine.parquet"  # one row per refused image, with the reason
 
+# In `surrogate`
+CHECKPOINTS = "checkpoints.json"  # index of all epochs, with hashes, loss and accuracy
+WEIGHTS = "weights.pt"  # of one epoch, in its folder
+RESUME = "training.pt"  # beside the weights: the state of the optimiser, to go on from
 
-@dataclass(frozen=True)
-class Point(Folder):
-    """The folder of a point. Whoever looks for a shared stage in it is sent to that of the run, so that nothing is copied."""
+# In `protect`
+SIMILARITY = "similarity.json"  # cosines between the gradients of the checkpoints
+PREPARED = "prepared"  # folder of the tensors that the method learned from the whole training set
+PREPARED_RECORD = "prepared.json"  # the record of those tensors as a finished piece
+EVERY_SHARD = "every-shard"  # in `prepared`, in the place of a shard's name: the tensors for all shards that have none of their own
 
-    run: Folder
+# In `victim`, beside a record for each trial
+RESULTS = "results.parquet"  # one row per trial; written when all have finished
+UNFINISHED = "unfinished.json"  # where trials failed: the rows of the others, and the names of those that are missing
 
-    def child(self, name: str) -> Folder:
-        """The folder `name` of this point, or of the run if that stage is shared."""
-        return self.run.child(name) if name in SHARED else super().child(name)
+# In `report`, and in the folder of a comparison
+PAGE = "index.html"
+COMPARISON_CSV = "comparison.csv"
+COMPARISON_PARQUET = "comparison.parquet"
 
-    def file(self, name: str) -> str:
-        """The path of a file of this point, or of the run if it is of a shared stage."""
-        return self.run.file(name) if name.split("/")[0] in SHARED else super().file(name)
-
-    @contextmanager
-    def errors(self, name: str = "") -> Iterator[None]:
-        """As for any folder, with the URI of where the file really is."""
-        with self.run.errors(name) if name.split("/")[0] in SHARED else super().errors(name):
-            yield
-
-
-def point(run: Folder, name: str) -> Point:
-    """The point of that name, which need not be there."""
-    place = run.child(SWEEP).child(name)
-    return Point(place.filesystem, place.path, place.uri, run)
-
-
-def begin(run: Folder, name: str, settings: dict[str, Any]) -> Point:
-    """The point of that name, marked as one."""
-    begun = point(run, name)
-    if not begun.exists(POINT):
-        begun.write(POINT, to_json(settings))
-    return begun
+# Folders inside the run
+SWEEP = "sweep"  # holds a folder for each point
+POINT = "point.json"  # marks the folder of a point, and holds what was swept, `{"protect.steps": 5, ...}`
+SHARED: tuple[str, ...] = ("pack", "surrogate")  # stages that all points of a sweep read from the run
+COMPARISON = "comparison"  # of the points of the sweep
+ADDED = "added"  # holds a folder for each addition, `0001`, ...
 
 
-def settings(folder: Folder) -> dict[str, Any]:
-    """What was swept, and the values of this point; nothing of a run that is no point.
-
-    Raises:
-        ValueError: the file that says so is damaged.
-    """
-    if not isinstance(folder, Point):
-        return {}
-    try:
-        return dict(json.loads(folder.read(POINT)))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder.uri}/{POINT} is damaged ({error}): delete that file and start the sweep again") from error
+def shard_name(split: str, number: int) -> str:
+    """Return the file name of a shard, the same in `pack` and `protect`."""
+    return f"{split}-{number:06d}.tar"
 
 
-def sweep_of(folder: Folder) -> list[str]:
-    """What `--sweep` asks for this point and no other: `protect.steps=5`, ...; nothing of a run that is no point.
-
-    Raises:
-        ValueError: see `settings`.
-    """
-    joined = {name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in settings(folder).items()}
-    return [f"{name.replace('_', '-')}={value}" for name, value in joined.items()]
+def part_table(shard: str) -> str:
+    """Return the name, in the stage's folder, of the table of a finished shard."""
+    return f"{PARTS}/{shard}.parquet"
 
 
-def sibling_points(folder: Folder) -> list[Folder]:
-    """The run and every other point of the same sweep, if this folder is a point."""
-    if not isinstance(folder, Point):
-        return []
-    listed = folder.run.child(SWEEP).names(recursive=True)
-    names = [name.split("/")[0] for name in listed if name.endswith(f"/{POINT}")]
-    return [folder.run, *(other for name in names if (other := point(folder.run, name)) != folder)]
+def part_record(shard: str) -> str:
+    """Return the name, in the stage's folder, of the record of a finished shard."""
+    return f"{PARTS}/{shard}.json"
 
 
-def open_run(uri: str) -> Folder:
-    """The folder of a run, or of a point of a sweep, which knows where its pack and surrogate are.
-
-    Raises:
-        ValueError: see `Folder.open`; or it is a point without its run.
-        OSError: storage refused.
-    """
-    folder = Folder.open(uri)
-    if not folder.exists(POINT):
-        return folder
-    path, shown = (place.rstrip("/").rsplit("/", 2)[0] for place in (folder.path, folder.uri))
-    run = Folder(folder.filesystem, path, shown)
-    if not run.exists(f"pack/{MANIFEST}"):
-        raise ValueError(f"{folder.uri} is a point of a sweep, and reads the pack and surrogate of its run, which is not at {run.uri}")
-    return Point(folder.filesystem, folder.path, folder.uri, run)
+def prepared_file(shard: str = EVERY_SHARD) -> str:
+    """Return the name, in the folder of `protect`, of the tensors for the images of a shard."""
+    return f"{PREPARED}/{shard}.pt"
 
 
 def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
-    """What a trial and its file are called; without the `+` of several countermeasures, which some object stores take for a blank."""
+    """Return the name of a trial. Its `+` between countermeasures is replaced, because some object stores take it for a blank."""
     return f"{network}-{data}-{countermeasure.replace('+', '_')}-seed{seed}"
 
 
-def additions(run: Folder) -> dict[str, Folder]:
-    """Every addition of a run, finished or not, by name (`added/0001`), in the order in which they were made."""
-    numbers = sorted({name.split("/")[0] for name in run.child(ADDED).names(recursive=True) if "/" in name})
-    return {f"{ADDED}/{number}": run.child(ADDED).child(number) for number in numbers}
+def trial_record(trial: str) -> str:
+    """Return the name, in the folder of `victim`, of the record of a trial."""
+    return f"{trial}.json"

@@ -11,8 +11,22 @@ SHOWN = 10  # names listed in a message
 
 
 def to_json(value: Any) -> bytes:
-    """Readable JSON with sorted keys, the same bytes for the same value."""
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    """Return readable JSON with sorted keys: the same bytes for the same value.
+
+    A list of plain values takes one line, so that a table has a line for each row and not for each number.
+    """
+    return (_lines(value, "\n") + "\n").encode()
+
+
+def _lines(value: Any, start: str) -> str:
+    """JSON of which every line but the first begins with `start`, a line break and the indentation."""
+    inner = start + "  "
+    if isinstance(value, dict) and value:
+        entries = [f"{json.dumps(str(name))}: {_lines(value[name], inner)}" for name in sorted(value)]
+        return f"{{{inner}{f',{inner}'.join(entries)}{start}}}"
+    if isinstance(value, (list, tuple)) and any(isinstance(entry, (dict, list, tuple)) for entry in value):
+        return f"[{inner}{f',{inner}'.join(_lines(entry, inner) for entry in value)}{start}]"
+    return json.dumps(value)
 
 
 def digest(value: Any) -> str:

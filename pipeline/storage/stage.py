@@ -15,12 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import MANIFEST, STARTED
 from pipeline.storage.records import digest, flatten, to_json
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-STARTED = "started.json"
 CLEARING = {"clearing": True}  # in the place of what a stage was asked to do, until its folder is gone
 PACKAGES = ("torch", "torchvision", "ray", "webdataset", "pyarrow", "pillow", "numpy")
 

@@ -16,8 +16,8 @@ from pipeline.config.sweep_grid import swept_fields
 from pipeline.results.comparison import crafting_seconds
 from pipeline.results.run_results import Manifests, finished
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import settings
 from pipeline.storage.records import digest
+from pipeline.storage.run import settings
 from pipeline.tracking.description import LONGEST
 from pipeline.tracking.mlflow_store import NOTE
 from pipeline.tracking.tracker import Tracker

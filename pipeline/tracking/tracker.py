@@ -22,8 +22,9 @@ from pipeline.results import run_results
 from pipeline.results.run_results import Manifests
 from pipeline.results.summary import headline
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CHECKPOINTS, DATABASE, MANIFEST, TRACKING
 from pipeline.storage.records import digest, flatten, to_json
-from pipeline.storage.stage import MANIFEST, Manifest
+from pipeline.storage.stage import Manifest
 from pipeline.tracking.description import OF_EXPERIMENT, describe
 from pipeline.tracking.mlflow_store import NOTE, Store
 from sep.countermeasures.registry import trained_as
@@ -31,8 +32,6 @@ from sep.methods.registry import METHODS
 
 log = logging.getLogger(__name__)
 
-STATE = "tracking.json"
-DATABASE = "mlflow.db"
 SHARED_EXPERIMENT = "sep"  # with a tracking URI of one's own; the run folder's own database has one named after the run
 # What may differ between starts of one and the same run:
 OF_A_CALL = ("config", "add", "sweep", "stages", "workers", "keep_going", "overwrite", "memory_limit_mb")
@@ -114,17 +113,17 @@ class Tracker:
     def _remembered(self) -> dict[str, Any]:
         """What `tracking.json` says, if it speaks of this tracker and the database is still there."""
         lost = not self._config.tracking_uri and not self._folder.exists(DATABASE)
-        if lost or not self._folder.exists(STATE):
+        if lost or not self._folder.exists(TRACKING):
             return {}
         try:
-            state: dict[str, Any] = json.loads(self._folder.read(STATE))
+            state: dict[str, Any] = json.loads(self._folder.read(TRACKING))
         except ValueError:
             return {}
         return state if state.get("tracker") == digest(self._store.uri) else {}
 
     def _remember(self, **changes: Any) -> None:
         self._state |= changes
-        self._folder.write(STATE, to_json(self._state))
+        self._folder.write(TRACKING, to_json(self._state))
 
     def _logged(self, stage: str) -> Any:
         """Digest of the stage as it was logged; None if it was not."""
@@ -218,7 +217,7 @@ class Tracker:
             run = self._child("surrogate", name, of | {"data": "clean"}, settings | of, sum(epoch["seconds"] for epoch in epochs))
             self._log_input(run, found["pack"], "training")
             self._store.log_metrics(run, *[{new: epoch[name] for name, new in OF_AN_EPOCH.items()} for epoch in epochs])
-            self._store.log_files(run, {"checkpoints.json": to_json({"checkpoints": entries})})
+            self._store.log_files(run, {CHECKPOINTS: to_json({"checkpoints": entries})})
             self._store.client.set_terminated(run)
 
     def _protect(self, found: Manifests) -> None:

@@ -17,6 +17,7 @@ from pipeline.config.seeds import derive
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
 from pipeline.storage.stage import Manifest, Shard
 from sep.countermeasures.registry import plan
 
@@ -77,7 +78,7 @@ def protected_labels(pack: Folder, shards: Sequence[Shard], classes: Collection[
         classes: labels of the classes that are protected.
     """
     names = {shard.name for shard in shards}
-    rows = read_table(pack, "samples.parquet", ["key", "label", "shard"]).to_pylist()
+    rows = read_table(pack, SAMPLES, ["key", "label", "shard"]).to_pylist()
     return {row["key"]: row["label"] for row in rows if row["shard"] in names and row["label"] in classes}
 
 

@@ -15,15 +15,13 @@ from cluster.epochs import Worker
 from pipeline.config.schema import SurrogateConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import RESUME, WEIGHTS
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Manifest
 from pipeline.training.batches import Split, open_batches
 from pipeline.training.networks import build_network
 from sep.execution import use_cpu
 from sep.fitting import optimiser, train_epoch
-
-WEIGHTS = "weights.pt"
-STATE = "training.pt"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
     with worker.resumed() as kept:
         if kept is not None:
             network.load_state_dict(torch.load(kept / WEIGHTS, map_location=worker.device, weights_only=True))
-            state = torch.load(kept / STATE, map_location=worker.device, weights_only=True)
+            state = torch.load(kept / RESUME, map_location=worker.device, weights_only=True)
             sgd.load_state_dict(state["optimizer"])
             first = state["epoch"] + 1
             scheduler.last_epoch = first * batches.steps  # computed, because another number of ranks makes other steps
@@ -73,7 +71,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
         files = {}
         if worker.rank == 0:
             state = {"epoch": epoch, "optimizer": sgd.state_dict()}
-            files = {WEIGHTS: _to_bytes(network.state_dict()), STATE: _to_bytes(state)}
+            files = {WEIGHTS: _to_bytes(network.state_dict()), RESUME: _to_bytes(state)}
             metrics["sha256"] = sha256(files[WEIGHTS])
         worker.report(epoch, metrics, files)
 

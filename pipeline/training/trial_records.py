@@ -1,37 +1,21 @@
-"""What a trial leaves: a file of its own, with its curves and how often the test images of each class were taken for each class."""
+"""What a trial leaves: a record of its own, with its curves and the confusion table of the test images."""
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
+from pipeline.storage.finished_pieces import Piece, read_piece, write_piece
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import trial_record
 
 
 def write(folder: Folder, name: str, outcome: dict[str, Any]) -> None:
-    """Keep the outcome of a trial."""
-    folder.write(f"{name}.json", encode(outcome))
+    """Write the outcome of the trial `name`; its entry `made_from` is the digest of everything that decided it."""
+    content = {entry: value for entry, value in outcome.items() if entry != "made_from"}
+    write_piece(folder, trial_record(name), Piece(outcome["made_from"], content))
 
 
 def read(folder: Folder, name: str, made_from: str) -> dict[str, Any] | None:
-    """The outcome of a finished trial that was made from the same; None if there is none."""
-    try:
-        outcome: dict[str, Any] = json.loads(folder.read(f"{name}.json"))
-    except (FileNotFoundError, ValueError):
-        return None
-    if not all(map(math.isfinite, outcome.get("loss_per_epoch", []))):  # left by an earlier version
-        return None
-    return outcome if outcome.get("made_from") == made_from else None
-
-
-def encode(outcome: dict[str, Any]) -> bytes:
-    """JSON with a line for each entry and for each row of a table: of a thousand classes, a line for each number would be a million."""
-    lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in sorted(outcome.items())]
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
-
-
-def _lines(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        return "[\n" + ",\n".join(f"    {json.dumps(row, separators=(',', ':'))}" for row in value) + "\n  ]"
-    return json.dumps(value, sort_keys=True)
+    """Return the outcome of a finished trial, or None if it has to be trained (again): see `read_piece`."""
+    piece = read_piece(folder, trial_record(name), made_from)
+    return None if piece is None else {**piece.content, "made_from": made_from}

@@ -21,8 +21,8 @@ from pipeline.config.presets import from_tree
 from pipeline.reproduction.machine import hardware
 from pipeline.results.run_results import Manifests, Spread, budget, configuration, finished, psnr_values, similarities, trials
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import open_run
 from pipeline.storage.records import flatten, to_json
+from pipeline.storage.run import open_run
 from tests.benchmarks import tables
 from tests.benchmarks.tables import TABLES, Card, with_table
 

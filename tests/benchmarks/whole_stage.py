@@ -20,10 +20,11 @@ from cluster import session
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.protection import crafting
-from pipeline.protection.checkpoints import INDEX, Ensemble, choose, read_index, weights_digest
-from pipeline.protection.class_means import MEANS
+from pipeline.protection.checkpoints import Ensemble, choose, read_index, weights_digest
+from pipeline.protection.preparation_files import read_prepared
 from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage
 from sep.budget import Budget
@@ -70,7 +71,7 @@ def prepare(root: Path, trained: Trained, steps: int) -> Prepared:
         torch.save(network.state_dict(), stream)
         stage.folder.write(file, stream.getvalue())
         index.append({"network": trained.name, "epoch": epoch, "file": file, "sha256": sha256(stream.getvalue()), "metrics": {}})
-    stage.folder.write(INDEX, to_json({"checkpoints": index}))
+    stage.folder.write(CHECKPOINTS, to_json({"checkpoints": index}))
     stage.finish({"networks": [trained.name], "weights_sha256": weights_digest(index)})
     return Prepared(config, folder, trained, workers, ray_seconds)
 
@@ -145,9 +146,18 @@ def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float
     config, folder = prepared.config.protect, prepared.folder
     ensemble = Ensemble(folder, choose(read_index(folder), config.per_network), config.kernels, device().type == "cuda")
     out = folder.child("protect")
-    means = sha256(out.read(MEANS))
-    names = Manifest.load(folder, "pack").counts["classes"]
-    classes = tuple(range(len(names)))
-    budget = Budget("linf", config.eps_levels)
-    task = crafting.CraftingTask(ensemble, config, prepared.config.seed, "memory", classes, folder.child("pack"), out, out, means, budget)
+    means = read_prepared(out, None)
+    assert means is not None
+    task = crafting.CraftingTask(
+        ensemble=ensemble,
+        config=config,
+        seed=prepared.config.seed,
+        made_from="memory",
+        classes=tuple(range(len(Manifest.load(folder, "pack").counts["classes"]))),
+        clean=folder.child("pack"),
+        out=out,
+        prepared=out,
+        prepared_sha256=means.digest,
+        budget=Budget("linf", config.eps_levels),
+    )
     return memory.of_a_worker(task, Manifest.load(folder, "pack").shards["train"], after)

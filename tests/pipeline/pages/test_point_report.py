@@ -19,7 +19,7 @@ from pipeline.config.sweep_grid import grid
 from pipeline.pages import page
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import begin
+from pipeline.storage.run import begin
 from tests.fixtures import finished_run
 
 

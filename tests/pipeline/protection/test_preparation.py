@@ -120,7 +120,7 @@ def test_an_image_that_breaks_its_budget_is_named_however_well_it_is_recorded(
     before, samples = read_shard(folder.child("pack"), shard_of(folder, shard.name)), read_shard(out, shard)
     pixels = tamper(before[3].pixels, samples[3].pixels)
     samples[3] = replace(samples[3], png=encode_png(pixels))
-    written = write_shard(out, shard.name, samples)
+    written, _ = write_shard(out, shard.name, samples)
     said = json.loads(out.read("manifest.json"))
     said["shards"]["train"][1]["sha256"] = written.sha256
     out.write("manifest.json", json.dumps(said).encode())
@@ -167,7 +167,7 @@ def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
     stamps = {name: Path(folder.file(name)).stat().st_mtime_ns for name in folder.names(recursive=True) if name.startswith("protect/")}
     made = [name for name in stamps if "prepared" in name or name.endswith(".tar")]
     assert len([name for name in made if name.endswith(".tar")]) == 3
-    seconds = json.loads(folder.read("protect/prepared.json"))["seconds"]
+    seconds = json.loads(folder.read("protect/prepared.json"))["content"]["seconds"]
     again = protect.execute(config, folder, RAY)
     assert digests(again) == digests(whole)
     assert again.timing["preparation_seconds"] == seconds > 0
@@ -262,6 +262,6 @@ def test_pixels_found_without_a_shard_are_found_again_with_it(packed: tuple[RunC
     with pytest.raises(WorkFailed, match=f"pixels: 1 failed after every other.*{name}"):
         protect.execute(config, folder, RAY)
     assert protect.execute(replace(config, keep_going=True), folder, RAY).missing == [name]
-    assert json.loads(folder.read("protect/prepared.json"))["without"] == [name]
+    assert json.loads(folder.read("protect/prepared.json"))["content"]["without"] == [name]
     folder.child("pack").write(name, data)
     assert digests(protect.execute(config, folder, RAY)) == digests(whole)

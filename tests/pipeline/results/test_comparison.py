@@ -25,7 +25,7 @@ from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import begin
+from pipeline.storage.run import begin
 from tests.fixtures import finished_run
 from tests.fixtures.s3_servers import Server
 

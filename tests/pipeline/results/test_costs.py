@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pipeline.pages import comparison_figures
-from pipeline.pages.comparison_page import PAGE, write
+from pipeline.pages.comparison_page import write
 from pipeline.results.comparison import EXPLAINED, NONE, Comparison, compare, made, rows, text
 from pipeline.results.run_results import Measured, read
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PAGE
 from tests.fixtures import finished_run
 
 

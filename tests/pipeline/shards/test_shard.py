@@ -57,9 +57,9 @@ def test_pixel_hash_is_of_the_levels_and_their_order() -> None:
 
 
 def test_shards_round_trip_and_have_the_same_bytes_every_time(folder: Folder, samples: list[Sample]) -> None:
-    shard = write_shard(folder, NAME, samples)
+    shard, stored = write_shard(folder, NAME, samples)
     assert shard == Shard(NAME, sha256(folder.read(NAME)), 10)
-    assert read_shard(folder, shard) == samples
+    assert read_shard(folder, shard) == stored == samples
     assert encode_shard(samples) == folder.read(NAME)
     assert encode_shard(samples[::-1]) != folder.read(NAME)
     with tarfile.open(fileobj=io.BytesIO(folder.read(NAME))) as tar:
@@ -75,7 +75,7 @@ def test_shards_are_what_webdataset_reads(folder: Folder, samples: list[Sample])
 
 
 def test_every_altered_byte_is_refused_by_name(folder: Folder, samples: list[Sample]) -> None:
-    shard = write_shard(folder, NAME, samples)
+    shard, _ = write_shard(folder, NAME, samples)
     whole = folder.read(NAME)
     for offset in (0, 300, 512, 1200, len(whole) // 2, len(whole) - 1):
         folder.write(NAME, whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
@@ -84,7 +84,7 @@ def test_every_altered_byte_is_refused_by_name(folder: Folder, samples: list[Sam
 
 
 def test_a_cut_tar_is_refused_by_name_even_where_it_reads_as_fewer_samples(folder: Folder, samples: list[Sample]) -> None:
-    shard = write_shard(folder, NAME, samples)
+    shard, _ = write_shard(folder, NAME, samples)
     whole = folder.read(NAME)
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         boundary = tar.getmembers()[15].offset
@@ -96,7 +96,7 @@ def test_a_cut_tar_is_refused_by_name_even_where_it_reads_as_fewer_samples(folde
 
 
 def test_another_count_than_recorded_is_refused_by_name(folder: Folder, samples: list[Sample]) -> None:
-    shard = write_shard(folder, NAME, samples)
+    shard, _ = write_shard(folder, NAME, samples)
     with pytest.raises(CorruptShard, match=f"{NAME}: expected 9 samples, found 10"):
         read_shard(folder, Shard(NAME, shard.sha256, 9))
 

@@ -20,7 +20,7 @@ from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
 from pipeline.stages import addition, pack, protect
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import additions
+from pipeline.storage.run import additions
 from pipeline.storage.stage import Manifest, Shard
 from tests.fixtures.executors import RAY
 from tests.fixtures.packed_run import digests, write_checkpoints
@@ -83,13 +83,13 @@ def test_images_that_came_later_are_protected_and_nothing_else_is_touched(releas
 def test_an_added_image_is_crafted_as_the_run_would_have(released: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     """The same pixels from another place, in a shard of their own: same checkpoints, same means, same release."""
     config, folder = released
-    means = folder.read("protect/class_means.pt")
+    means = folder.read("protect/prepared/every-shard.pt")
     manifest = addition.execute(replace(config, add=f"{tmp_path}/run/../data"), folder, RAY)
     assert manifest is not None
     (added,) = additions(folder).values()
     assert manifest.counts["images"] == 12  # another place: other images, whatever their names
-    assert not added.exists("protect/class_means.pt")
-    assert folder.read("protect/class_means.pt") == means
+    assert not added.exists("protect/prepared/every-shard.pt")
+    assert folder.read("protect/prepared/every-shard.pt") == means
 
     def pixels(run: Folder) -> dict[str, bytes]:
         shards = Manifest.load(run, "protect").shards["train"]

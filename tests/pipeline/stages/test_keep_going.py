@@ -18,6 +18,7 @@ from pipeline.protection import crafting, release
 from pipeline.shards.tables import read_table
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
 from pipeline.storage.stage import Shard
 from tests.fixtures.executors import RAY
 from tests.fixtures.packed_run import copy
@@ -50,7 +51,7 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     assert partial.missing == [POISON]
     assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
     assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
-    assert read_table(folder.child("protect"), protect.SAMPLES).num_rows == 60
+    assert read_table(folder.child("protect"), SAMPLES).num_rows == 60
     audit = verify(folder)
     assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
 

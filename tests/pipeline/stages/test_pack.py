@@ -144,7 +144,7 @@ def test_a_part_counts_only_for_what_it_was_made_from(tmp_path: Path) -> None:
     config = RunConfig(data=str(tmp_path / "data"), **NO_TEST)
     dataset, folder = scan(config), Folder.open(str(tmp_path / "pack"))
     made = pack_shard(folder, "train-000000.tar", dataset.entries, dataset.classes, dataset.reader, config.pack, "one")
-    made_from = json.loads(folder.read("parts/train-000000.tar.json"))["record"]["made_from"]
+    made_from = json.loads(folder.read("parts/train-000000.tar.json"))["made_from"]
     assert read_part(folder, "train-000000.tar", made_from) == made
     assert read_part(folder, "train-000000.tar", "something else") is None
     assert read_part(folder, "train-000001.tar", made_from) is None

@@ -22,6 +22,7 @@ from pipeline.shards.tables import read_table
 from pipeline.shards.tensors import to_tensors
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
 from pipeline.storage.stage import Manifest
 from sep.craft import Method, craft
 from sep.quality import ssim
@@ -44,7 +45,7 @@ def both(folder: Folder) -> list[tuple[Sample, Sample]]:
 def test_every_method_protects_within_the_budget(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
     config, folder = copy(packed, tmp_path, method=method, eps_levels=2, steps=3)
     manifest = protect.execute(config, folder, RAY)
-    rows = read_table(folder.child("protect"), protect.SAMPLES).to_pylist()
+    rows = read_table(folder.child("protect"), SAMPLES).to_pylist()
     assert len(rows) == 80
     assert manifest.counts["linf_levels"] == max(row["linf_levels"] for row in rows) == 2
     assert manifest.counts["gradients"] == 80 * config.protect.gradients_per_image(config.protect.per_network)
@@ -128,7 +129,7 @@ def test_a_finished_shard_that_was_altered_is_crafted_again(packed: tuple[RunCon
 def test_one_release_is_crafted_towards_one_set_of_means(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path, method="sep-fa")
     whole = protect.execute(config, folder, RAY)
-    means = Path(folder.file("protect/class_means.pt"))
+    means = Path(folder.file("protect/prepared/every-shard.pt"))
     stamp = means.stat().st_mtime_ns
     Path(folder.file("protect/manifest.json")).unlink()
     Path(folder.file("protect/train-000001.tar")).unlink()
@@ -176,7 +177,7 @@ def test_images_of_other_classes_are_released_as_they_are(packed: tuple[RunConfi
     counts = protect.execute(config, folder, RAY).counts
     assert (counts["images"], counts["protected"], counts["classes"]) == (80, 24, [2, 5, 7])
     assert counts["gradients"] == 24 * 3 * 2
-    rows = {row["key"]: row for row in read_table(folder.child("protect"), protect.SAMPLES).to_pylist()}
+    rows = {row["key"]: row for row in read_table(folder.child("protect"), SAMPLES).to_pylist()}
     for clean, released in both(folder):
         row, change = rows[clean.key], abs(released.pixels.astype(int) - clean.pixels.astype(int)).max()
         assert (released.key, released.label, released.info) == (clean.key, clean.label, clean.info)
@@ -278,7 +279,7 @@ def test_an_unknown_class_leaves_nothing(packed: tuple[RunConfig, Folder], tmp_p
 def test_how_visible_each_change_is_is_told_of_the_images_as_stored(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path, method="noise")
     protect.execute(config, folder, RAY)
-    rows = {row["key"]: row for row in read_table(folder.child("protect"), protect.SAMPLES).to_pylist()}
+    rows = {row["key"]: row for row in read_table(folder.child("protect"), SAMPLES).to_pylist()}
     for before, after in both(folder):
         clean, released = (torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)[None] for sample in (before, after))
         assert rows[after.key]["ssim"] == pytest.approx(float(ssim(released, clean)))

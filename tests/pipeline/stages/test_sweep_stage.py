@@ -19,7 +19,8 @@ from pipeline.export import main as export
 from pipeline.shards.tables import read_table
 from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import SHARED, Point, open_run, point
+from pipeline.storage.layout import SHARED
+from pipeline.storage.run import Point, open_run, point
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.sweep_tracker import SweepTracker
 from tests.fixtures import finished_run, packed_run

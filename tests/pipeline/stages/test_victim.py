@@ -17,13 +17,15 @@ from pipeline.config.schema import RunConfig
 from pipeline.shards.tables import read_table
 from pipeline.stages import pack, victim
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import begin
+from pipeline.storage.layout import RESULTS
+from pipeline.storage.run import begin
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial, trial_records
 from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
 from tests.fixtures import finished_run
 from tests.fixtures.executors import RAY
+from tests.fixtures.trial_outcomes import change, outcome
 
 
 def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
@@ -104,15 +106,15 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
     monkeypatch.setattr(trial_records, "read", watched)
     victim._trained_elsewhere(tasks, own)
     assert {name for place, name in looked_at if place != own.child("victim").path} == {"resnet8-clean-none-seed1"}
-    by = {name: json.loads(own.read(f"victim/{name}"))["by"] for name in own.child("victim").names()}
-    assert by == {"resnet8-clean-none-seed0.json": own.path, "resnet8-clean-none-seed1.json": other.path}
+    by = {seed: outcome(own, f"resnet8-clean-none-seed{seed}")["by"] for seed in (0, 1)}
+    assert by == {0: own.path, 1: other.path}
 
 
 @pytest.mark.ray
 def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
     manifest = victim.execute(config, folder, RAY)
-    clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert (clean["data"], protected["data"]) == ("clean", "protected")
     assert clean["accuracy_per_epoch"] == protected["accuracy_per_epoch"]
     assert len(clean["accuracy_per_epoch"]) == config.victim.epochs
@@ -121,13 +123,11 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     assert clean["other_accuracy"] is None
 
     # A restart after the driver died between two trials: only the missing one is trained.
-    kept, lost = (f"victim/resnet8-{data}-none-seed0.json" for data in ("clean", "protected"))
-    marked = json.loads(folder.read(kept)) | {"last_accuracy": -1.0}
-    folder.write(kept, json.dumps(marked).encode())
-    Path(folder.file(lost)).unlink()
+    change(folder, "resnet8-clean-none-seed0", last_accuracy=-1.0)
+    Path(folder.file("victim/resnet8-protected-none-seed0.json")).unlink()
     Path(folder.file("victim/manifest.json")).unlink()
     assert victim.execute(config, folder, RAY).hash == manifest.hash
-    again = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    again = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert again[0]["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert again[1] == protected
 
@@ -138,13 +138,12 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     config, folder = released
     victim.execute(config, folder, RAY)
     for data in ("clean", "protected"):
-        name = f"victim/resnet8-{data}-none-seed0.json"
-        folder.write(name, json.dumps(json.loads(folder.read(name)) | {"last_accuracy": -1.0}).encode())
+        change(folder, f"resnet8-{data}-none-seed0", last_accuracy=-1.0)
     more = replace(config, victim=replace(config.victim, seeds=(1, 0)))
     with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\].*--overwrite, which makes what is missing"):
         victim.execute(more, folder, RAY)
     victim.execute(replace(more, overwrite=True), folder, RAY)
-    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert rows["clean", 0] == rows["protected", 0] == -1.0
     assert min(rows["clean", 1], rows["protected", 1]) >= 0
 
@@ -154,7 +153,7 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     with pytest.raises(ValueError, match=r"inputs\.protect"):
         victim.execute(config, folder, RAY)
     victim.execute(replace(config, overwrite=True), folder, RAY)
-    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert set(rows) == {("clean", 0), ("protected", 0)}
     assert rows["clean", 0] == -1.0
     assert rows["protected", 0] >= 0
@@ -166,9 +165,8 @@ def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfi
     path = Path(folder.file("protect/manifest.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {"classes": [1, 4, 8]}}))
     victim.execute(config, folder, RAY)
-    for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist():
-        outcome = json.loads(folder.read(f"victim/resnet8-{row['data']}-none-seed0.json"))
-        table, protected = np.array(outcome["confusion"]), [1, 4, 8]
+    for row in read_table(folder.child("victim"), RESULTS).to_pylist():
+        table, protected = np.array(outcome(folder, f"resnet8-{row['data']}-none-seed0")["confusion"]), [1, 4, 8]
         others = [k for k in range(10) if k not in protected]
         assert table.sum(1).tolist() == [4] * 10
         assert row["last_accuracy"] == pytest.approx(100 * table.diagonal()[protected].sum() / 12)
@@ -186,15 +184,14 @@ def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
     folder.child("protect").write(first, b"not what was written")
     with pytest.raises(WorkFailed, match=r"resnet8-protected-none-seed0.*train-000000\.tar was altered"):
         victim.execute(config, folder, RAY)
-    kept = "victim/resnet8-clean-none-seed0.json"
-    folder.write(kept, json.dumps(json.loads(folder.read(kept)) | {"last_accuracy": -1.0}).encode())
+    change(folder, "resnet8-clean-none-seed0", last_accuracy=-1.0)
     assert not folder.exists("victim/manifest.json")
 
     folder.child("protect").write(first, whole)
     with caplog.at_level("INFO", logger="pipeline"):
         victim.execute(config, folder, RAY)
     assert "1 of 2 trials are there already; left: resnet8-protected-none-seed0" in caplog.text
-    clean, protected = read_table(folder.child("victim"), victim.RESULTS).to_pylist()
+    clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert clean["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert protected["last_accuracy"] >= 0
 
@@ -205,13 +202,11 @@ def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasu
     config, folder = released
     names = ("dilution-50+mixup", "grayscale+jpeg-10", "mixup")
     victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder, RAY)
-    rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), victim.RESULTS).to_pylist()}
+    rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert list(rows) == [(name, data) for name in names for data in ("clean", "protected")]
     for name in names:
-        outcomes = [
-            json.loads(folder.read(f"victim/resnet8-{data}-{name.replace('+', '_')}-seed0.json")) for data in ("clean", "protected")
-        ]
-        assert {outcome["countermeasure"] for outcome in outcomes} == {name}
+        outcomes = [outcome(folder, f"resnet8-{data}-{name.replace('+', '_')}-seed0") for data in ("clean", "protected")]
+        assert {each["countermeasure"] for each in outcomes} == {name}
         assert outcomes[0]["loss_per_epoch"] == outcomes[1]["loss_per_epoch"]
         table = np.array(outcomes[1]["confusion"])
         assert table.sum() == 40
@@ -236,15 +231,14 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
         for data in ("clean", "protected"):
             cell = trial.Trial("resnet8", data, name, 0)
             trial.trial(victim._task(cell, config, folder, pack, protect, alone, 1), reports.append)
-            outcome = json.loads(folder.read(f"victim/{cell.name}.json"))
-            assert len(outcome["accuracy_per_epoch"]) == (1 if name == "early-stop" else config.victim.epochs), name
-            assert np.isfinite(outcome["loss_per_epoch"]).all(), name
-            assert np.array(outcome["confusion"]).sum() == sum(shard.count for shard in pack.shards["test"])
+            found = outcome(folder, cell.name)
+            assert len(found["accuracy_per_epoch"]) == (1 if name == "early-stop" else config.victim.epochs), name
+            assert np.isfinite(found["loss_per_epoch"]).all(), name
+            assert np.array(found["confusion"]).sum() == sum(shard.count for shard in pack.shards["test"])
         assert [report["epoch"] for report in reports] == 2 * list(range(len(reports) // 2))
     torch.set_num_threads(threads)
     losses = {
-        name: [json.loads(folder.read(f"victim/resnet8-{data}-{name}-seed0.json"))["loss_per_epoch"] for data in ("clean", "protected")]
-        for name in names
+        name: [outcome(folder, f"resnet8-{data}-{name}-seed0")["loss_per_epoch"] for data in ("clean", "protected")] for name in names
     }
     for name in names:
         assert (losses[name][0] == losses[name][1]) == name.startswith("clean-only"), f"{name}: other images were read"

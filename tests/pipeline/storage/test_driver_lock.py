@@ -15,8 +15,9 @@ import pytest
 from pyarrow import fs
 
 from pipeline.storage import driver_lock as lock_module
-from pipeline.storage.driver_lock import BEAT, Driven, driver_lock
+from pipeline.storage.driver_lock import Driven, driver_lock
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import DRIVER
 from tests import ROOT
 
 pytestmark = pytest.mark.faults
@@ -51,14 +52,14 @@ def test_a_local_run_has_one_driver_and_a_killed_one_leaves_it_free(tmp_path: Pa
 
 
 def other_driver(store: Folder, seconds_ago: float = 0) -> None:
-    store.write(BEAT, json.dumps({"id": "other", "who": "process 1 on elsewhere", "alive": time.time() - seconds_ago}).encode())
+    store.write(DRIVER, json.dumps({"id": "other", "who": "process 1 on elsewhere", "alive": time.time() - seconds_ago}).encode())
 
 
 def alive(store: Folder) -> float:
     """When the present driver said last that it is; a beat that is just being written is waited for."""
     for _ in range(1000):
         try:
-            return float(json.loads(store.read(BEAT))["alive"])
+            return float(json.loads(store.read(DRIVER))["alive"])
         except ValueError:
             time.sleep(0.001)
     raise AssertionError("never a whole beat")
@@ -71,7 +72,7 @@ def test_a_store_has_one_driver_for_as_long_as_it_is_alive(store: Folder) -> Non
             time.sleep(0.01)
         with pytest.raises(Driven, match=r"s3://bucket/run .* alive \d+ s ago.*run this again in \d+ s"), driver_lock(store):
             pass
-    assert not store.exists(BEAT)
+    assert not store.exists(DRIVER)
     with driver_lock(store):
         pass
 
@@ -105,9 +106,9 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store
         other_driver(store)
         for _ in range(3000):  # the beat that was just on its way may have come later
             time.sleep(0.02)
-            if json.loads(store.read(BEAT) or b"{}").get("id") != "other":
+            if json.loads(store.read(DRIVER) or b"{}").get("id") != "other":
                 other_driver(store)
-    assert json.loads(store.read(BEAT))["id"] == "other"
+    assert json.loads(store.read(DRIVER))["id"] == "other"
 
 
 @pytest.mark.usefixtures("sigterm_stops")
@@ -119,7 +120,7 @@ def test_a_driver_that_lost_its_run_is_told_until_it_leaves_and_closes_in_peace(
             while True:
                 try:
                     while True:
-                        if json.loads(store.read(BEAT) or b"{}").get("id") != "other":
+                        if json.loads(store.read(DRIVER) or b"{}").get("id") != "other":
                             other_driver(store)
                         time.sleep(0.01)
                 except Stopped:  # as where Python runs a destructor
@@ -137,7 +138,7 @@ def test_of_two_that_start_together_one_stays(store: Folder, monkeypatch: pytest
     monkeypatch.setattr(time, "sleep", lambda seconds: other_driver(store))
     with pytest.raises(Driven, match="process 1 on elsewhere, who started at the same time"), driver_lock(store):
         pass
-    assert json.loads(store.read(BEAT))["id"] == "other"
+    assert json.loads(store.read(DRIVER))["id"] == "other"
 
 
 def test_without_locks_a_local_folder_is_held_like_a_store(tmp_path: Path, store: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

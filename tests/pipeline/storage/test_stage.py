@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import MANIFEST
 from pipeline.storage.records import digest, flatten
-from pipeline.storage.stage import MANIFEST, Manifest, Shard, Stage
+from pipeline.storage.stage import Manifest, Shard, Stage
 
 SECTION = {"size": 32, "deep": {"shard_images": 250}}
 SHARDS = {"train": [Shard("train-000000.tar", "ab" * 32, 3)]}

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import begin
+from pipeline.storage.run import begin
 from pipeline.tracking.sweep_tracker import PointTracker, SweepTracker
 from tests.fixtures import finished_run
 

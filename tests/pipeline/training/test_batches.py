@@ -30,7 +30,7 @@ def numbered(tmp_path: Path) -> tuple[Folder, list[Shard]]:
         for _ in range(size):
             samples.append(Sample(f"{number:04d}", encode_png(np.full((4, 4, 3), number, np.uint8)), number, b"{}"))
             number += 1
-        shards.append(write_shard(folder, f"train-{index:06d}.tar", samples))
+        shards.append(write_shard(folder, f"train-{index:06d}.tar", samples)[0])
     return folder, shards
 
 

@@ -56,7 +56,7 @@ def release(tmp_path: Path) -> tuple[Folder, Folder, list[Shard], list[Shard]]:
         rows += [{"key": f"{number:03d}", "label": number % 4, "shard": name} for number in numbers]
         for folder, level, entries in ((clean, 0, shards[0]), (protected, 100, shards[1])):
             samples = [Sample(f"{n:03d}", encode_png(np.full((4, 4, 3), level + n, np.uint8)), n % 4, b"{}") for n in numbers]
-            entries.append(write_shard(folder, name, samples))
+            entries.append(write_shard(folder, name, samples)[0])
     rows.append({"key": "test", "label": 0, "shard": "test-000000.tar"})
     schema = pa.schema({"key": pa.string(), "label": pa.int64(), "shard": pa.string()})
     write_table(clean, "samples.parquet", rows_to_table(rows, schema))
