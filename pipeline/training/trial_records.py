@@ -1,4 +1,4 @@
-"""What a trial leaves: a file of its own, with its curves and how often the test images of each class were taken for each class."""
+"""The outcome of a trial as a file of its own: accuracies, curves over the epochs, and the confusion table of the test images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pipeline.storage.folder import Folder
 
 
 def write(folder: Folder, name: str, outcome: dict[str, Any]) -> None:
-    """Keep the outcome of a trial."""
+    """Write the outcome of a trial."""
     folder.write(f"{name}.json", encode(outcome))
 
 
 def read(folder: Folder, name: str, made_from: str) -> dict[str, Any] | None:
-    """The outcome of a finished trial that was made from the same; None if there is none."""
+    """Return the outcome of a finished trial; None if it is missing, damaged or has another `made_from`."""
     try:
         outcome: dict[str, Any] = json.loads(folder.read(f"{name}.json"))
     except (FileNotFoundError, ValueError):
@@ -26,7 +26,7 @@ def read(folder: Folder, name: str, made_from: str) -> dict[str, Any] | None:
 
 
 def encode(outcome: dict[str, Any]) -> bytes:
-    """JSON with a line for each entry and for each row of a table: of a thousand classes, a line for each number would be a million."""
+    """Return JSON with a line for each entry and each row of a table; a line for each number would make a million of a thousand classes."""
     lines = [f"  {json.dumps(name)}: {_lines(value)}" for name, value in sorted(outcome.items())]
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
