@@ -1,4 +1,4 @@
-"""How gradients are computed on the hardware at hand: the same mathematics by other kernels, in pieces that fit memory.
+"""Compute on the hardware at hand: the same mathematics in several precisions, by other kernels, in pieces that fit memory.
 
 Legend: B images, C channels, H W pixels.
 """
@@ -16,7 +16,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-Precision = Literal["auto", "float32", "tf32", "bf16"]
+from sep.train_config import Precision as Precision
+
 Kernels = Literal["plain", "fused", "compiled"]
 Result = TypeVar("Result")
 SHARED = 0.9  # of a GPU's memory, between processes; the rest is what CUDA itself takes in each
@@ -30,7 +31,10 @@ NO_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "unable to find an en
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """What `auto` stands for: float32 on a CPU, where bf16 gains nothing; on a GPU bf16, or tf32 where it has no bf16 of its own."""
+    """Return the precision that `auto` stands for on a device, and any other as it is.
+
+    It is float32 on a CPU, where bf16 gains nothing; on a GPU bf16, or tf32 where the GPU has no bf16 of its own.
+    """
     if precision != "auto":
         return precision
     if device.type != "cuda":
@@ -39,22 +43,42 @@ def resolve(precision: Precision, device: torch.device) -> Precision:
 
 
 @contextmanager
-def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Products and convolutions in the given precision.
+def backends(precision: Precision) -> Iterator[None]:
+    """Set torch's switches for computing on a GPU, and put them back: rounding by the precision, cuDNN's algorithms by one rule for all.
 
-    Weights, sums over checkpoints and the images themselves stay as they are: bf16 is torch's autocast, and `float32` is what it says
-    also on a GPU, where torch by itself lets convolutions round to tf32.
+    Whatever autocast leaves alone may round to tf32, unless float32 was asked for: torch by itself lets convolutions do so even then.
+
+    cuDNN takes deterministic algorithms, and takes them by its own rules, not by timing (`benchmark`), whose choice differs from start
+    to start. So a training that is repeated or resumed on the same hardware ends at the same weights, and a clean and a protected victim
+    of one seed differ by their images alone. That is worth more here than the time that a faster algorithm would save.
     """
-    precision = resolve(precision, device)
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        # Without its cache: it keeps a bf16 copy of each weight that needs a gradient, and these need none.
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            yield
+        yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+
+
+def autocast(device: torch.device, precision: Precision, *, cache: bool = True) -> torch.autocast:
+    """Return the context in which products and convolutions round to bf16, if that is the precision.
+
+    Args:
+        device: to compute on.
+        precision: not auto.
+        cache: whether to hold the rounded copy of each weight that needs a gradient until the context ends.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cache)
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Take gradients with respect to images in a precision: products and convolutions alone, not the images or sums over checkpoints."""
+    precision = resolve(precision, device)
+    with backends(precision), autocast(device, precision, cache=False):  # the networks are frozen
+        yield
 
 
 @dataclass

@@ -1,80 +1,142 @@
-"""Training and evaluating one network, over any iterable of batches.
+"""Train and test one network over any iterable of batches: the only training loop, of surrogates and of victims.
 
 Legend: B images, C channels, H W pixels, K classes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from sep.augment import Augmentation, augment
+from sep.augment import augment
+from sep.execution import autocast, backends, resolve
+from sep.train_config import Augmentation, Precision, TrainConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-# Of a training batch, for the network as it is: levels and labels `(B,)` to other levels and class probabilities `(B, K)`.
+# Maps the network in training, levels and labels `(B,)` of a batch to other levels and class probabilities `(B, K)`.
 Change = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+State = dict[str, Any]
 WARMUP_START = 0.01  # of the full rate: 0.001 -> 0.1 in the paper's warm-up epoch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a network is trained with SGD (method, section 2)."""
-
-    epochs: int = 120
-    """passes over the training images"""
-    batch_size: int = 128
-    """images per step, over all workers together"""
-    lr: float = 0.1
-    """learning rate; the peak of a one-cycle schedule"""
-    momentum: float = 0.9
-    """of SGD"""
-    weight_decay: float = 5e-4
-    """of SGD"""
-    schedule: Literal["step", "one-cycle"] = "step"
-    """step: x0.1 after 62.5 % and 75 % of the epochs (75 and 90 of 120); one-cycle: up to lr and down to zero"""
-    warmup_epochs: int = 1
-    """epochs of linear warm-up from lr/100 in the step schedule"""
-    augmentation: Augmentation = "crop-flip"
-    """of training batches; crop: shifts by an eighth of the side; resized-crop: 8-100 % of the area"""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over the images of one training epoch: cross-entropy, and accuracy in percent on the batches as they were trained on.
+    """Means over the images of one training epoch.
 
-    Where an image is of several classes, the right answer is its heaviest. Training that diverged shows in `finite`: of the last step
-    the loss tells nothing, because it was taken before that step.
+    Attributes:
+        loss: cross-entropy, each batch before its step.
+        accuracy: percent, on the batches as they were trained on; the right answer of a mixed image is its heaviest class.
+        finite: whether the loss and all weights and running statistics are finite after the last step, which the loss does not show.
     """
 
     loss: float
     accuracy: float
-    finite: bool  # the loss, and every weight and running statistic as the epoch leaves them
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a training that has just ended.
+
+    Attributes:
+        index: its number, from 0.
+        result: means over its images.
+        table: confusion counts `(K, K)` of the test images after it; None in a training without tests.
+        lr: learning rate of the next step.
+        seconds: the time of training and testing.
+        precision: the arithmetic in use, never auto.
+        state: returns what `fit` needs to go on after this epoch. It holds the tensors in use: save it before the next epoch.
+    """
+
+    index: int
+    result: EpochResult
+    table: Tensor | None
+    lr: float
+    seconds: float
+    precision: Precision
+    state: Callable[[], State]
+
+
+def fit(
+    network: nn.Module,
+    config: TrainConfig,
+    batches: Callable[[int], Batches],
+    steps_per_epoch: int,
+    draws: Callable[[int], torch.Generator],
+    *,
+    state: State | None = None,
+    tests: Callable[[], Batches] | None = None,
+    num_classes: int = 0,
+    change: Change | None = None,
+    average: Callable[[EpochResult], EpochResult] | None = None,
+    remedy: str = "lower the learning rate",
+) -> Iterator[Epoch]:
+    """Train a network, and yield after each epoch; a caller that stops here can go on from the last epoch's state.
+
+    A resumed training ends at the same weights as one in a single piece, for the same batches and draws on the same hardware.
+
+    Args:
+        network: gives (features, logits), on the device to train on; may be wrapped for data-parallel training.
+        config: of the training.
+        batches: opens the batches of an epoch (from 0), see `train_epoch`; called at the epoch's beginning, so it may seed torch.
+        steps_per_epoch: batches in each epoch.
+        draws: gives the generator of an epoch's augmentation, on the CPU.
+        state: of an earlier start of the same training, as `Epoch.state` returned it.
+        tests: opens the test batches, for a test after every epoch.
+        num_classes: K, for tests.
+        change: made to each training batch after augmentation.
+        average: takes this rank's result to the mean over all ranks of a data-parallel training.
+        remedy: what to do about divergence, for the error.
+
+    Raises:
+        ValueError: the training diverged.
+    """
+    sgd, scheduler = optimiser(network, config, steps_per_epoch)
+    own = network.module if isinstance(network, DistributedDataParallel) else network
+    device = next(network.parameters()).device
+    precision = resolve(config.precision, device)
+    first = 0
+    if state is not None:
+        own.load_state_dict(state["network"])
+        sgd.load_state_dict(state["optimizer"])
+        _set_random_state(state["random"], device)
+        first = state["epochs"]
+        scheduler.last_epoch = first * steps_per_epoch  # computed, because another number of ranks makes other steps
+    for index in range(first, config.epochs):
+        begun = time.monotonic()
+        result = train_epoch(network, sgd, scheduler, batches(index), config.augmentation, draws(index), precision, change)
+        result = average(result) if average else result
+        if not result.finite:
+            raise ValueError(f"training diverged in epoch {index + 1} (loss {result.loss}): {remedy}")
+        table = confusion(network, tests(), num_classes, precision) if tests else None
+        rate, seconds = sgd.param_groups[0]["lr"], time.monotonic() - begun
+        yield Epoch(index, result, table, rate, seconds, precision, partial(_state, own, sgd, index + 1, device))
+
+
+def _state(network: nn.Module, sgd: Optimizer, epochs: int, device: torch.device) -> State:
+    random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    return {"network": network.state_dict(), "optimizer": sgd.state_dict(), "random": random, "epochs": epochs}
+
+
+def _set_random_state(random: dict[str, Tensor], device: torch.device) -> None:
+    """Go on with torch's own random numbers, which dropout draws from."""
+    torch.set_rng_state(random["cpu"])
+    if device.type == "cuda" and "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"], device)
 
 
 def optimiser(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
-    """SGD and its schedule, which moves once per step; its `last_epoch` counts steps, and setting it resumes it."""
+    """Return SGD and its schedule, which moves once per step; its `last_epoch` counts steps, and setting it resumes it."""
     # One pass over all weights at once: small networks spend as long in a loop over tensors as in a convolution. On a GPU in one kernel.
     on_gpu = next(network.parameters()).is_cuda
     sgd = SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=not on_gpu, fused=on_gpu)
@@ -98,65 +160,68 @@ def train_epoch(
     batches: Batches,
     augmentation: Augmentation,
     generator: torch.Generator,
-    autocast: torch.dtype | None = None,
+    precision: Precision = "auto",
     change: Change | None = None,
 ) -> EpochResult:
-    """One pass of SGD on the cross-entropy of the true labels, or of what a change makes of them.
+    """Make one pass of SGD on the cross-entropy of the true labels, or of the classes that `change` gives.
 
-    Only its end waits for the device, so that on a GPU the host stays ahead.
+    Only its end waits for the device, so that on a GPU the host stays ahead. Weights, their sums and the images keep float32 whatever
+    the precision; `change` works on images, and computes without autocast.
 
     Args:
-        network: gives (features, logits); on the device it is to be trained on.
+        network: gives (features, logits); on the device to train on.
         optimizer: over the network's weights.
         scheduler: stepped once per batch.
         batches: images `(B, C, H, W)` in levels, any dtype, and labels `(B,)`.
         augmentation: applied to each batch on the device.
         generator: on the CPU; source of the augmentation's draws.
-        autocast: type that products and convolutions round to, weights and their sums staying float32; nothing is rounded if not given.
-        change: made of each augmented batch, drawing from the same generator.
+        precision: of products and convolutions.
+        change: made to each augmented batch, drawing from the same generator.
     """
     network.train()
     device = next(network.parameters()).device
+    precision = resolve(precision, device)
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    for images, labels in batches:
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
-        targets = labels
-        if change is not None:
-            levels, targets = change(network, levels, labels, generator)
-            levels, labels = levels.contiguous(memory_format=torch.channels_last), targets.argmax(1)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            logits = network(levels)[1]
-            loss = functional.cross_entropy(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-        scheduler.step()
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        seen += len(labels)
+    with backends(precision):
+        for images, labels in batches:
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
+            targets = labels
+            if change is not None:
+                levels, targets = change(network, levels, labels, generator)
+                levels, labels = levels.contiguous(memory_format=torch.channels_last), targets.argmax(1)
+            with autocast(device, precision):
+                logits = network(levels)[1]
+                loss = functional.cross_entropy(logits, targets)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            scheduler.step()
+            loss_sum += loss.detach() * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
+            seen += len(labels)
     left = torch.stack([tensor.isfinite().all() for tensor in (loss_sum, *network.parameters(), *network.buffers())])
     return EpochResult(float(loss_sum) / seen, 100 * float(correct) / seen, bool(left.all()))
 
 
 @torch.inference_mode()
-def confusion(network: nn.Module, batches: Batches, num_classes: int, autocast: torch.dtype | None = None) -> Tensor:
-    """How often each true class is given each predicted class: `(K, K)` int64 on the CPU, rows are the truth.
+def confusion(network: nn.Module, batches: Batches, num_classes: int, precision: Precision = "auto") -> Tensor:
+    """Count how often each true class is given each predicted class: `(K, K)` int64 on the CPU, rows are the truth.
 
-    With `autocast` products and convolutions round to that type, and an image whose two best classes round alike may go to either.
+    In bf16 an image whose two best classes round alike may go to either.
     """
     network.eval()
     device = next(network.parameters()).device
+    precision = resolve(precision, device)
     table = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
-    for images, labels in batches:
-        levels = images.to(device, torch.float32, memory_format=torch.channels_last)
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            predicted = network(levels)[1].argmax(1)
-        table += torch.bincount(labels.to(device) * num_classes + predicted, minlength=num_classes**2)
+    with backends(precision), autocast(device, precision):
+        for images, labels in batches:
+            predicted = network(images.to(device, torch.float32, memory_format=torch.channels_last))[1].argmax(1)
+            table += torch.bincount(labels.to(device) * num_classes + predicted, minlength=num_classes**2)
     return table.view(num_classes, num_classes).cpu()
 
 
 def accuracy(table: Tensor, classes: Sequence[int] | None = None) -> float:
-    """Percent correct of a confusion table `(K, K)`, on the images of some classes if they are given."""
+    """Return the percentage correct of a confusion table `(K, K)`, over the images of some classes if they are given."""
     rows = list(range(len(table))) if classes is None else list(classes)
     return 100 * float(table.diagonal()[rows].sum()) / float(table[rows].sum())

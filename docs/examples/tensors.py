@@ -4,9 +4,10 @@ import torch
 
 from sep.craft import CraftConfig, craft
 from sep.ensemble import Member, class_sums, freeze
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
 from sep.models import build
 from sep.objective import shifted
+from sep.train_config import TrainConfig
 
 # 120 images of four classes, (B, 3, 32, 32) in grey levels: stripes of four widths under noise.
 torch.manual_seed(0)

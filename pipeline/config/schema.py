@@ -11,8 +11,8 @@ from typing_extensions import Doc
 
 from sep.countermeasures import registry as countermeasures
 from sep.craft import CraftConfig
-from sep.fitting import TrainConfig
 from sep.models import NetworkName
+from sep.train_config import TrainConfig
 
 StageName = Literal["pack", "surrogate", "protect", "victim", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)

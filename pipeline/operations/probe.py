@@ -207,7 +207,7 @@ def _gradient(member: Member, batch: Tensor, labels: Tensor, count: int) -> None
 
 def _train(network: Network, config: Any, pixels: Tensor, labels: Tensor, count: int) -> None:
     sgd, scheduler = optimiser(network, config, 1)
-    train_epoch(network, sgd, scheduler, [(pixels[:count], labels[:count])], config.augmentation, torch.Generator())
+    train_epoch(network, sgd, scheduler, [(pixels[:count], labels[:count])], config.augmentation, torch.Generator(), config.precision)
 
 
 def _evaluate(network: Network, pixels: Tensor, labels: Tensor, num_classes: int, count: int) -> None:

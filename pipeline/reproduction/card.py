@@ -18,8 +18,8 @@ from pipeline.reproduction.pieces import load, load_json
 from pipeline.reproduction.protocol import Run, Settings
 from pipeline.reproduction.stages import chunks, means_file, victims
 from sep.budget import check, linf_levels, psnr_db
-from sep.fitting import TrainConfig
 from sep.methods.registry import METHODS
+from sep.train_config import TrainConfig
 
 # Last-epoch accuracy of a ResNet18 in percent, by budget in levels, None for clean images. SEP, abstract, for 2/255, with its clean
 # victim; Image Shortcut Squeezing (Liu et al. 2023), README, for 8/255.

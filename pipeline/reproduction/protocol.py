@@ -19,8 +19,8 @@ from pipeline.reproduction.training import Training
 from sep.craft import CraftConfig, Method
 from sep.ensemble import equally_spaced
 from sep.execution import Kernels, Precision
-from sep.fitting import TrainConfig
 from sep.models import NetworkName
+from sep.train_config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,9 @@ from pipeline.reproduction.machine import machine
 from pipeline.reproduction.pieces import Clock, TimeIsUp, load, load_json, measured, save, save_json
 from pipeline.reproduction.resident import Split
 from sep import models
-from sep.execution import Precision, arithmetic
-from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
+from sep.execution import Precision
+from sep.fitting import accuracy, confusion, optimiser, train_epoch
+from sep.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -48,16 +49,6 @@ class Training:
     def build(self) -> models.Network:
         """The network, freshly initialised, on the CPU."""
         return models.build(self.network, self.num_classes, self.image_size, self.mean, self.std)
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """Training, and the tests of a training, follow the crafting's arithmetic."""
-        return torch.bfloat16 if self.precision == "bf16" else None
-
-    @property
-    def rounding(self) -> Precision:
-        """Of what is not autocast: tf32, unless float32 was asked for."""
-        return "float32" if self.precision == "float32" else "tf32"
 
 
 def relabelled_accuracy(table: Tensor) -> float | None:
@@ -106,8 +97,7 @@ def train(training: Training, images: Split, tests: Split | None, folder: Path, 
     finished = load_json(folder / f"{name}.json")
     if finished is not None:
         return finished
-    with arithmetic(training.device, training.rounding):
-        result = _train(training, images, tests, folder, name, clock)
+    result = _train(training, images, tests, folder, name, clock)
     save_json(folder / f"{name}.json", result)
     (folder / f"{name}.pt").unlink(missing_ok=True)
     clock.check(result["epochs"][-1]["seconds"])
@@ -137,13 +127,13 @@ def _train(training: Training, images: Split, tests: Split | None, folder: Path,
             torch.manual_seed(derive(training.seed, "epoch", epoch))  # of dropout, where a network has it
             batches = images.shuffled(config.batch_size, generator(training.seed, "order", epoch))
             draws = generator(training.seed, "augment", epoch)
-            fit = train_epoch(network, sgd, scheduler, batches, config.augmentation, draws, training.autocast)
+            fit = train_epoch(network, sgd, scheduler, batches, config.augmentation, draws, training.precision)
             if not fit.finite:
                 raise ValueError(f"{name} diverged in epoch {epoch + 1} (loss {fit.loss}): try another --seed, or --precision float32")
             if tests is None:
                 save(weights(folder, name, epoch), {"network": network.state_dict()})
             else:
-                table = confusion(network, tests.in_order(TEST_BATCH), training.num_classes, training.autocast)
+                table = confusion(network, tests.in_order(TEST_BATCH), training.num_classes, training.precision)
                 row["test_accuracy"] = accuracy(table)
                 result = {"relabelled_accuracy": relabelled_accuracy(table) if epoch + 1 == config.epochs else None}
         rows.append({"loss": fit.loss, "train_accuracy": fit.accuracy, **row})

@@ -1,6 +1,6 @@
-"""Stage 2: clean shards become one checkpoint per epoch of a network, or of several that are trained one after the other.
+"""Stage 2: clean shards become one checkpoint per epoch of a network, or of several networks, trained one after the other.
 
-Every epoch's weights are kept, on a fixed grid; no test image is looked at.
+Every epoch's weights are kept, chosen without looking at any test image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
-    """Train the surrogate's networks, or go on with them.
+    """Train the surrogate's networks, from the last epoch that an earlier start has saved.
 
     Raises:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
@@ -47,6 +47,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         "parameters": [sum(p.numel() for p in build_network(name, pack).parameters()) for name in names],
         "epochs": config.surrogate.epochs,
         "workers": resources.workers,
+        "precision": list(dict.fromkeys(entry["precision"] for entry in index)),  # one, but for a training resumed on other hardware
         "final_loss": [metrics["loss"] for metrics in last],
         "final_accuracy": [metrics["accuracy"] for metrics in last],
         "weights_sha256": weights_digest(index),
@@ -55,13 +56,21 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
 
 
 def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executor: Executor, resources: Resources) -> list[dict[str, Any]]:
-    """Every epoch of one network, as the index lists it; among several networks each has a folder of its own."""
+    """Train one network and return the index's entry of every epoch; several networks have a folder each."""
     alone = len(config.surrogate.networks) == 1
     own = folder.child("surrogate")
     cpus = resources.cpus_for(resources.workers)
     rows = executor.train(
         loop,
-        SurrogateTask(name, config.surrogate, config.seed, folder.child("pack"), pack, config.memory_limit_mb, cpus),
+        SurrogateTask(
+            name=name,
+            config=config.surrogate,
+            seed=config.seed,
+            clean=folder.child("pack"),
+            pack=pack,
+            memory_limit_mb=config.memory_limit_mb,
+            threads=cpus,
+        ),
         what=name,
         folder=own if alone else own.child(name),
         workers=resources.workers,
@@ -84,6 +93,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             "epoch": row["epoch"],
             "file": f"{'' if alone else f'{name}/'}epoch_{row['epoch']:04d}/{WEIGHTS}",
             "sha256": row["sha256"],
+            "precision": row["precision"],
             "metrics": {metric: row[metric] for metric in ("loss", "accuracy", "lr", "seconds")},
         }
         for row in rows

@@ -1,8 +1,8 @@
-"""Stage 4: what a stranger would get, one trial per network, countermeasure, seed, and clean or protected data.
+"""Stage 4: the accuracy an unauthorised trainer would get, one trial per network, countermeasure, seed, and clean or protected data.
 
-Victims train from the stored, decoded images and are measured on clean test images. Because a fixed label shift can be
-undone by whoever guesses it, accuracy after the best one-to-one relabelling of the predictions stands beside the plain one.
-Accuracies are those on the test images of the protected classes; where not all classes are, one on the others stands beside them.
+Victims train on the stored, decoded images and are measured on clean test images. Whoever guesses a fixed label shift can undo it, so
+the accuracy after the best one-to-one relabelling of the predictions stands beside the plain one. Accuracies are on the test images of
+the protected classes; where only some classes are protected, the accuracy on the others stands beside them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ from pipeline.storage.run import sibling_points
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial_records
 from pipeline.training.batches import fits
-from pipeline.training.trial import Trial, VictimTask, bytes_per_value, trial
+from pipeline.training.trial import Trial, VictimTask, bytes_per_value, train_victim
 from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data
-from sep.fitting import TrainConfig
+from sep.execution import resolve
+from sep.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -54,33 +55,33 @@ SCHEMA = pa.schema(
 
 
 def _outcome(folder: Folder, task: VictimTask) -> dict[str, Any] | None:
-    """The result of a finished trial that was made from the same."""
-    return trial_records.read(folder, task.cell.name, task.made_from)
+    """Return the outcome of a finished trial; None if there is none with the task's `made_from`."""
+    return trial_records.read(folder, task.trial.name, task.made_from)
 
 
 def _rows(folder: Folder, tasks: Collection[VictimTask]) -> list[dict[str, Any]]:
-    """As in `results.parquet`, of the trials that have finished."""
+    """Return the rows of `results.parquet` of the trials that have finished."""
     there = (outcome for task in tasks if (outcome := _outcome(folder, task)) is not None)
     return [{name: outcome[name] for name in SCHEMA.names} for outcome in there]
 
 
 def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
-    """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
+    """Copy the outcomes of clean victims from other points of the same sweep, which all have the same ones."""
     others = [other.child("victim") for other in sibling_points(folder)]
     for task in tasks:
-        if others and task.cell.data == "clean" and _outcome(folder.child("victim"), task) is None:
+        if others and task.trial.data == "clean" and _outcome(folder.child("victim"), task) is None:
             outcome = next((found for other in others if (found := _outcome(other, task)) is not None), None)
             if outcome is not None:
-                trial_records.write(folder.child("victim"), task.cell.name, outcome)
+                trial_records.write(folder.child("victim"), task.trial.name, outcome)
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
-    """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
+    """Train the victims that have no outcome yet; with `--overwrite`, also those that a changed configuration asks for anew.
 
-    Outcomes that are not asked for stay where they are: each knows what it was made from, and may be asked for again.
+    Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again.
 
     Raises:
-        ValueError: an earlier stage has not finished, there are no test images, or the stage was done with another
+        ValueError: an earlier stage has not finished, the packed data has no test images, or the stage was done with another
             configuration.
         WorkFailed: trials failed, after all others were finished.
     """
@@ -94,27 +95,27 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         raise ValueError("victims are measured on test images, and the packed data has none: pack with --pack.test-fraction 0.1")
     resources = executor.connect(config.workers)
     kinds: tuple[Data, Data] = ("clean", "protected")
-    cells = [Trial(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
+    trials = [Trial(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
     each = victim.trials_per_gpu if resources.gpu else 1
-    at_once = min(len(cells), resources.tasks * each)  # not of those missing: a trial that is done again gets as many threads as before
-    made = {cell.name: _task(cell, config, folder, pack, protect, resources, at_once) for cell in cells}
+    at_once = min(len(trials), resources.tasks * each)  # not of the missing ones: a trial that is done again gets as many threads as before
+    made = {trial.name: _task(trial, config, folder, pack, protect, resources, at_once) for trial in trials}
     tasks = {name: replace(task, deadline=executor.deadline) for name, task in made.items()}
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
-    twins = {cell.trained: tasks[cell.name] for cell in reversed(cells)}  # the first of those that are trained alike
-    trained = {name: task for name, task in missing.items() if twins[task.cell.trained] is task}
+    twins = {trial.trained: tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
+    trained = {name: task for name, task in missing.items() if twins[task.trial.trained] is task}
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
     failed = None
     if trained:
         cpus = resources.cpus_for(at_once, each)
         try:
-            executor.sweep(trial, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
+            executor.sweep(train_victim, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
         except WorkFailed as error:
             failed = error
     for name, task in missing.items():
-        if name not in trained and (outcome := _outcome(stage.folder, twins[task.cell.trained])) is not None:
-            same = {"countermeasure": task.cell.countermeasure, "data": task.cell.data, "made_from": task.made_from}
+        if name not in trained and (outcome := _outcome(stage.folder, twins[task.trial.trained])) is not None:
+            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from}
             trial_records.write(stage.folder, name, {**outcome, **same})
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show what there is
@@ -128,20 +129,35 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
 
 
 def _task(
-    cell: Trial, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
+    trial: Trial, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
 ) -> VictimTask:
-    """A trial's task. Clean victims depend on nothing that was protected, and no victim on which others there are."""
-    train = pack if cell.trained.data == "clean" else protect
+    """Return a trial's task. A clean victim depends on nothing that was protected, and no victim depends on the other trials."""
+    victim, gpu = config.victim, bool(resources.gpu)
+    train = pack if trial.trained.data == "clean" else protect
     protected = tuple(protect.counts["classes"])
-    training = {field.name: getattr(config.victim, field.name) for field in fields(TrainConfig)}
-    cpus, gpu = resources.cpus_for(at_once, config.victim.trials_per_gpu), bool(resources.gpu)
-    plan = countermeasures.plan(cell.trained.countermeasure)
-    decides = [cell.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
+    plan = countermeasures.plan(trial.trained.countermeasure)
+    training = {field.name: getattr(victim, field.name) for field in fields(TrainConfig) if field.name != "precision"}
+    decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
     image_bytes = 3 * pack.counts["height"] * pack.counts["width"] * bytes_per_value(plan)
     decides += [] if fits(train.shards["train"], image_bytes, config.memory_limit_mb) else ["streamed"]
-    made_from = digest(decides)
-    return VictimTask(cell, config.victim, config.seed, folder, pack, protected, train, made_from, config.memory_limit_mb, cpus, gpu)
+    # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.
+    precision = victim.precision if gpu else resolve(victim.precision, torch.device("cpu"))
+    decides += [{"precision": precision}] if gpu or precision != "float32" else []
+    return VictimTask(
+        trial=trial,
+        plan=plan,
+        config=victim,
+        run_seed=config.seed,
+        run=folder,
+        pack=pack,
+        protected=protected,
+        train=train,
+        made_from=digest(decides),
+        memory_limit_mb=config.memory_limit_mb,
+        threads=resources.cpus_for(at_once, victim.trials_per_gpu),
+        gpu=gpu,
+    )
 
 
 def _log(name: str, result: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What the trainings of surrogates and victims share."""
+"""Training, as surrogates and victims share it."""

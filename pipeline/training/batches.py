@@ -1,4 +1,4 @@
-"""Shards as training batches: small data sets decoded once into memory, large ones streamed, with equal steps on every rank.
+"""Shards as training batches: small data sets decoded once into memory, large ones streamed, the same number on every rank.
 
 Legend: B images, C channels, H W pixels. Batches are uint8 images `(B, C, H, W)` and int64 labels `(B,)`.
 """
@@ -23,23 +23,23 @@ Transform = Callable[[Tensor], Tensor]
 
 
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
-TRANSFORMED_TOGETHER = 1000  # images at a time, by what a countermeasure does to stored images
+TRANSFORMED_TOGETHER = 1000  # stored images that a countermeasure changes at a time
 
 
 class Batches(Protocol):
-    """Training batches of one rank."""
+    """The training batches of one rank."""
 
     @property
     def steps(self) -> int:
-        """Steps per epoch, the same on every rank."""
+        """Batches in an epoch, the same number on every rank."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch: the same number always gives the same ones."""
+        """Open the batches of an epoch; the same number always gives the same batches."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which part of an epoch is whose: rank `rank` of `size`, each taking `batch_size` images a step."""
+    """One rank's part of an epoch: rank `rank` of `size`, each with `batch_size` images a step."""
 
     batch_size: int
     seed: int
@@ -48,13 +48,13 @@ class Split:
 
 
 class InMemory:
-    """Images held in memory; each rank takes its part of one common permutation."""
+    """Batches of images in memory; each rank takes its part of one common permutation."""
 
     def __init__(self, images: Tensor, labels: Tensor, split: Split) -> None:
         """Hold the images.
 
         Raises:
-            ValueError: they do not fill one batch on every rank.
+            ValueError: the images do not fill one batch on every rank.
         """
         self.images, self.labels, self.split = images, labels, split
         self.steps = _steps(len(labels) // split.size, split.batch_size)
@@ -69,13 +69,13 @@ class InMemory:
 
 
 class Streaming:
-    """Shards read as they are needed: dealt to the ranks anew each epoch, several mixed, the next ones read ahead."""
+    """Batches of shards that are read when needed: dealt to the ranks anew each epoch, several mixed, the next ones read ahead."""
 
     def __init__(self, folder: Folder, shards: Sequence[Shard], split: Split, transform: Transform, read: Read = read_shard) -> None:
-        """Plan the epochs; reads nothing yet.
+        """Plan the epochs, and read nothing yet.
 
         Raises:
-            ValueError: there are fewer shards than ranks, or they do not fill one batch on every rank.
+            ValueError: the shards are fewer than the ranks, or do not fill one batch on every rank.
         """
         if len(shards) < split.size:
             raise ValueError(f"{len(shards)} shards cannot be dealt to {split.size} ranks: pack with a smaller --pack.shard-images")
@@ -113,18 +113,24 @@ class Streaming:
 
 
 def _steps(images: int, batch_size: int) -> int:
+    """Return the number of full batches: 390 of 128 for 50,000 images.
+
+    The paper leaves open what becomes of the rest; common reference code trains on it as a smaller batch, a 391st. Here it is left out,
+    so that ranks agree on their steps and batch-norm never sees a handful of images. Every epoch has another order, so no image misses
+    more than some epochs.
+    """
     if images < batch_size:
         raise ValueError(f"{images} training images per rank do not fill a batch of {batch_size}: lower the batch size or the workers")
     return images // batch_size
 
 
 def unchanged(images: Tensor) -> Tensor:
-    """The images as they are."""
+    """Return the images as they are."""
     return images
 
 
 def open_tests(folder: Folder, shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> Callable[[], Iterator[Batch]]:
-    """Every image once, in order, each time it is called; from memory where the decoded images fit, shard by shard otherwise."""
+    """Return a function that opens all images once, in order: from memory where they fit decoded, else shard by shard."""
     if fits(shards, image_bytes, memory_limit_mb):
         images, labels = load(folder, shards)
         return lambda: in_order(images, labels)
@@ -132,7 +138,7 @@ def open_tests(folder: Folder, shards: Sequence[Shard], image_bytes: int, memory
 
 
 def fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
-    """Whether the decoded images are held in memory; others are streamed, and mixed less."""
+    """Return whether the decoded images fit in memory; larger sets are streamed, and mixed less."""
     return sum(shard.count for shard in shards) * image_bytes <= memory_limit_mb * 1e6
 
 
@@ -146,17 +152,17 @@ def open_batches(
     transform: Transform = unchanged,
     read: Read = read_shard,
 ) -> Batches:
-    """Batches from memory where the decoded images fit, streamed otherwise.
+    """Open batches from memory where the decoded images fit, else streamed.
 
     Args:
-        folder: where the shards are.
-        shards: what the manifest says of them.
+        folder: of the shards.
+        shards: as the manifest records them.
         image_bytes: size of one decoded image.
-        memory_limit_mb: how much memory the images may take.
+        memory_limit_mb: memory that the images may take.
         split: this rank's part.
-        device: where images in memory are held.
-        transform: applied once to uint8 images `(B, C, H, W)` before they are used, each image by itself.
-        read: the samples of a shard.
+        device: for the images held in memory.
+        transform: applied once to uint8 images `(B, C, H, W)`, each image by itself, before training on them.
+        read: returns the samples of a shard.
 
     Raises:
         ValueError: the images do not fill one batch on every rank.

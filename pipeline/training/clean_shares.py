@@ -1,8 +1,8 @@
-"""A release of which some images are to be had from elsewhere as they were before: read from the clean shards instead.
+"""A diluted release: the adversary has some of its images in their clean form, which are read from the clean shards instead.
 
-Of those images the protected form is left out, so that a diluted training set is no larger than another (as Huang et al. 2021 mix clean
-and unlearnable images). They are the same images and not others of their class, which a packed data set need not have. What they teach
-without the protected ones is measured beside it, on as many images: theirs, repeated.
+The protected form of those images is left out, so that a diluted training set is no larger than another (as Huang et al. 2021 mix clean
+and unlearnable images). They are the same images, because a packed data set need not have others of their class. What the clean ones
+teach alone is measured beside it, on a training set of the same size, in which they repeat.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sep.countermeasures.registry import plan
 
 
 def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
-    """That percentage of the keys, rounded, evenly over the classes; those of a smaller percentage are among those of a larger one.
+    """Choose a percentage of the keys, rounded, evenly over the classes; a larger percentage adds to the keys of a smaller one.
 
     Args:
         labels: by key.
         percent: 0 to 100.
-        seed: gives the order in which the keys of a class are taken.
+        seed: decides the order in which the keys of a class are taken.
     """
     ranked = []
     for keys in _of_classes(labels).values():
@@ -39,7 +39,7 @@ def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
 
 
 def clean_keys(labels: dict[str, int], percent: int, run_seed: int, victim_seed: int) -> frozenset[str]:
-    """The keys whose clean form a victim has: others for each of its seeds, the same for every network and countermeasure."""
+    """Choose the keys whose clean form a victim has, by its seed: the same for every network and countermeasure."""
     return choose(labels, percent, derive(run_seed, "dilution", victim_seed))
 
 
@@ -51,14 +51,14 @@ def _of_classes(labels: Mapping[str, int]) -> dict[int, list[str]]:
 
 
 def repeats(labels: Mapping[str, int], chosen: Collection[str]) -> dict[str, str]:
-    """For each key a chosen one of its class: itself if it is chosen, and else all of them equally often, but for one time.
+    """Map each key to a chosen one of its class: to itself if it is chosen, else to each chosen one in turn.
 
     Args:
         labels: by key.
         chosen: some of the keys.
 
     Raises:
-        ValueError: none of the keys of a class is chosen.
+        ValueError: no key of some class is chosen.
     """
     instead = {key: key for key in chosen}
     for label, keys in _of_classes(labels).items():
@@ -70,12 +70,12 @@ def repeats(labels: Mapping[str, int], chosen: Collection[str]) -> dict[str, str
 
 
 def protected_labels(pack: Folder, shards: Sequence[Shard], classes: Collection[int]) -> dict[str, int]:
-    """Labels of the images in some shards that are of protected classes, by key.
+    """Return the labels of the images of protected classes in some shards, by key.
 
     Args:
         pack: the folder of the clean shards.
-        shards: those that are trained on.
-        classes: labels of the classes that are protected.
+        shards: the training shards.
+        classes: labels of the protected classes.
     """
     names = {shard.name for shard in shards}
     rows = read_table(pack, SAMPLES, ["key", "label", "shard"]).to_pylist()
@@ -84,12 +84,12 @@ def protected_labels(pack: Folder, shards: Sequence[Shard], classes: Collection[
 
 @dataclass(frozen=True)
 class Diluted:
-    """Reads protected shards with some samples in their clean form.
+    """A reader of protected shards that gives some samples in their clean form.
 
     Attributes:
         pack: the folder of the clean shards, which have the names and keys of the protected ones.
-        shards: what its manifest says of them.
-        keys: of the samples that are clean.
+        shards: the clean shards, as its manifest records them.
+        keys: of the clean samples.
     """
 
     pack: Folder
@@ -97,7 +97,7 @@ class Diluted:
     keys: frozenset[str]
 
     def __call__(self, folder: Folder, shard: Shard) -> list[Sample]:
-        """The samples of a protected shard.
+        """Return the samples of a protected shard.
 
         Raises:
             CorruptShard: a shard is not as recorded.
@@ -112,35 +112,35 @@ class Diluted:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Reads clean shards with some samples in the place of the others, so that there are as many of each class as before.
+    """A reader of clean shards that puts some samples in the place of the others, so that each class keeps its size.
 
     Attributes:
-        instead: the sample to take, by the key of the one that is there, which stays if it is not named. They are held in memory, as PNGs,
-            because those that stand in for the samples of a shard lie in any other.
+        instead: the sample to take, by the key of the one it replaces; a sample without an entry stays. They are held in memory, as PNGs,
+            because a sample may stand in for those of any shard.
     """
 
     instead: Mapping[str, Sample]
 
     @classmethod
     def of(cls, pack: Folder, shards: Sequence[Shard], labels: Mapping[str, int], chosen: Collection[str]) -> Repeated:
-        """The chosen samples in the place of all of their class.
+        """Return the reader that puts the chosen samples in the place of all of their class.
 
         Args:
             pack: the folder of the clean shards.
-            shards: what its manifest says of them.
-            labels: of all samples that are not to stay as they are, by key.
+            shards: the clean shards, as its manifest records them.
+            labels: of all samples to replace, by key.
             chosen: some of their keys.
 
         Raises:
             CorruptShard: a shard is not as recorded.
-            ValueError: none is chosen of a class.
+            ValueError: no sample of some class is chosen.
         """
         instead = repeats(labels, chosen)
         samples = {sample.key: sample for shard in shards for sample in read_shard(pack, shard) if sample.key in chosen}
         return cls({key: samples[other] for key, other in instead.items()})
 
     def __call__(self, folder: Folder, shard: Shard) -> list[Sample]:
-        """The samples of a clean shard.
+        """Return the samples of a clean shard.
 
         Raises:
             CorruptShard: the shard is not as recorded.
@@ -149,17 +149,18 @@ class Repeated:
 
 
 def check_clean_shares(config: RunConfig, folder: Folder, pack: Manifest) -> None:
-    """See that each share of clean images that is to be trained on alone has some of every class, before anything is crafted.
+    """Check, before anything is crafted, that each share of clean images to train on alone has some of every class.
 
     Raises:
-        ValueError: one has not.
+        ValueError: one lacks a class.
     """
-    names = [name for name in config.victim.countermeasures if plan(name).clean_only] if "victim" in config.stages else []
-    if not names:
+    plans = {name: plan(name) for name in config.victim.countermeasures if "victim" in config.stages}
+    percents = {name: each.clean_percent for name, each in plans.items() if each.clean_only}
+    if not percents:
         return
     labels = protected_labels(folder.child("pack"), pack.shards["train"], protected_classes(config, pack.counts["classes"]))
-    for name, seed in product(names, config.victim.seeds):
+    for (name, percent), seed in product(percents.items(), config.victim.seeds):
         try:
-            repeats(labels, clean_keys(labels, plan(name).clean_percent, config.seed, seed))
+            repeats(labels, clean_keys(labels, percent, config.seed, seed))
         except ValueError as error:
             raise ValueError(f"victim.countermeasures: {name}: {error}") from error

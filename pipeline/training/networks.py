@@ -1,4 +1,4 @@
-"""Networks for the images that were packed."""
+"""Networks for the packed images."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from sep import models
 
 
 def build_network(name: str, pack: Manifest) -> models.Network:
-    """A freshly initialised network of the right size, normalising with the statistics of the clean training images."""
+    """Return a freshly initialised network of the right size, which normalises with the statistics of the clean training images."""
     counts = pack.counts
     side = min(counts["height"], counts["width"])
     return models.build(name, len(counts["classes"]), side, counts["mean"], counts["std"])
 
 
 def check_networks(config: RunConfig, pack: Manifest) -> None:
-    """See that every network that is asked for can take the images that were packed, before hours are spent on what comes before it.
+    """Check, before hours of other work, that every network in the configuration can take the packed images.
 
     Raises:
         ValueError: one cannot.

@@ -1,13 +1,14 @@
-"""One victim: trained on clean or protected images under a countermeasure, tested on clean ones.
+"""One victim: an unauthorised trainer's network, trained on clean or protected images and tested on clean ones.
 
 Legend: B images, K classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cluster.deadline import NEVER, Deadline
+from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.work import Report
 from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
@@ -28,15 +29,17 @@ from pipeline.training import trial_records
 from pipeline.training.batches import Batches, Split, Transform, open_batches, open_tests, unchanged
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.training.networks import build_network
+from pipeline.training.states import StateFile
 from sep.countermeasures import registry as countermeasures
-from sep.countermeasures.registry import Data
+from sep.countermeasures.registry import Data, Plan
 from sep.execution import share_memory, use_cpu
-from sep.fitting import accuracy, confusion, optimiser, train_epoch
+from sep.fitting import Epoch, State, accuracy, fit
+from sep.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of the matrix."""
+    """One combination of network, data, countermeasure and seed."""
 
     network: str
     data: Data
@@ -45,21 +48,22 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Of the trial and its file."""
+        """The name of the trial and its files."""
         return trial_name(self.network, self.data, self.countermeasure, self.seed)
 
     @property
     def trained(self) -> Trial:
-        """The cell that says how this one is trained: clean images are not diluted, and clean images alone are not protected."""
+        """The trial whose training this one shares: clean images are not diluted, and clean images alone are not protected."""
         name, data = countermeasures.trained_as(self.countermeasure, self.data)
         return replace(self, countermeasure=name, data=data)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VictimTask:
-    """What one trial is told."""
+    """Everything that one trial's training needs."""
 
-    cell: Trial
+    trial: Trial
+    plan: Plan  # the countermeasures of `trial.trained`
     config: VictimConfig
     run_seed: int
     run: Folder
@@ -74,28 +78,28 @@ class VictimTask:
 
 
 def relabelled_accuracy(table: NDArray[np.int64]) -> float:
-    """Percent correct after the best one-to-one renaming of the predicted classes.
+    """Return the percentage correct after the best one-to-one renaming of the predicted classes.
 
     Args:
-        table: confusion counts `(rows, K)`, rows are the true classes that are looked at.
+        table: confusion counts `(rows, K)`, a row for each true class to look at.
     """
     truth, predicted = linear_sum_assignment(table, maximize=True)
     return 100 * float(table[truth, predicted].sum()) / float(table.sum())
 
 
 def accuracy_per_class(table: Tensor) -> list[float | None]:
-    """Percent correct of each true class of a confusion table `(K, K)`; None where there are no test images of it."""
+    """Return the percentage correct of each true class of a confusion table `(K, K)`; None for a class without test images."""
     return [accuracy(table, [label]) if int(count) else None for label, count in enumerate(table.sum(1))]
 
 
 def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batches:
-    """Batches of what the countermeasure leaves of the images; those that it learns from first are read as often as it needs."""
-    cell, counts = task.cell.trained, task.pack.counts
-    plan, shards, read = countermeasures.plan(cell.countermeasure), task.train.shards["train"], cast(Read, read_shard)
+    """Open batches of the images after the countermeasures; one that learns from the images first reads them as often as it needs."""
+    trial, plan, counts = task.trial, task.plan, task.pack.counts
+    shards, read = task.train.shards["train"], cast(Read, read_shard)
     if plan.clean_percent:
         pack, packed = task.run.child("pack"), task.pack.shards["train"]
         labels = protected_labels(pack, shards, task.protected)
-        keys = clean_keys(labels, plan.clean_percent, task.run_seed, cell.seed)
+        keys = clean_keys(labels, plan.clean_percent, task.run_seed, trial.seed)
         read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
     image_bytes = 3 * counts["height"] * counts["width"] * bytes_per_value(plan)
@@ -107,7 +111,7 @@ def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batch
     return opened(transform)
 
 
-def bytes_per_value(plan: countermeasures.Plan) -> int:
+def bytes_per_value(plan: Plan) -> int:
     """Return the bytes that one stored value takes in memory: four where the countermeasure projects, else one."""
     return 4 if any(part.fitted for part in plan.on_images) else 1
 
@@ -116,52 +120,75 @@ def _one_after_the_other(first: Transform, second: Transform, images: Tensor) ->
     return second(first(images))
 
 
-def trial(task: VictimTask, report: Report) -> None:
-    """Train one victim and keep its result as `victim/<cell>.json`.
+def train_victim(task: VictimTask, report: Report) -> None:
+    """Train one victim and write its outcome as `victim/<trial>.json`.
+
+    A start that was cut short leaves its state as `victim/<trial>.pt`. The next one goes on from there, to the same outcome.
 
     Raises:
         ValueError: training diverged.
+        TimeIsUp: the deadline has passed with epochs left, which the next start trains.
     """
     use_cpu(task.threads)
-    torch.backends.cudnn.deterministic = True
-    cell, counts = task.cell, task.pack.counts
-    plan, classes = countermeasures.plan(cell.countermeasure), len(counts["classes"])
-    config, change = plan.training(task.config), plan.change(classes)
+    folder, config, protected = task.run.child("victim"), task.plan.training(task.config), list(task.protected)
+    file = StateFile(folder, task.trial.name, task.made_from)
+    state = file.read()
+    accuracies, losses = (state["accuracies"], state["losses"]) if state else ([], [])
+    for epoch in _epochs(task, config, state):
+        assert epoch.table is not None
+        accuracies.append(accuracy(epoch.table, protected))
+        losses.append(epoch.result.loss)
+        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
+        if epoch.index + 1 < config.epochs:
+            late = task.deadline.passed()
+            if late or file.due:
+                file.write({**epoch.state(), "accuracies": accuracies, "losses": losses})
+            if late:
+                raise TimeIsUp
+    curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses}
+    trial_records.write(folder, task.trial.name, {**_outcome(task, epoch), **curves, "peak_accuracy": max(accuracies)})
+    file.remove()
+
+
+def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Iterator[Epoch]:
+    """Open the training, with a test after each epoch.
+
+    Clean and protected victims of one seed start from the same weights and see their images in the same order.
+    """
+    trial, counts = task.trial, task.pack.counts
+    classes, image_bytes = len(counts["classes"]), 3 * counts["height"] * counts["width"]
     device = torch.device("cuda" if task.gpu else "cpu")
     share_memory(device, task.config.trials_per_gpu)
-    # Clean and protected victims of one seed start from the same weights and see their images in the same order.
-    seed = derive(task.run_seed, "victim", cell.network, cell.seed)
+    seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
-    network = build_network(cell.network, task.pack).to(device).to(memory_format=torch.channels_last)
+    network = build_network(trial.network, task.pack).to(device).to(memory_format=torch.channels_last)
     batches = _training_images(task, seed, device)
-    image_bytes = 3 * counts["height"] * counts["width"]
-    tests = open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb)
-    sgd, scheduler = optimiser(network, config, batches.steps)
-    protected = list(task.protected)
-    others = sorted(set(range(classes)) - set(protected))
-    accuracies, losses = [], []
-    for epoch in range(config.epochs):
-        draws = generator(seed, "augment", epoch)
-        result = train_epoch(network, sgd, scheduler, batches.epoch(epoch), config.augmentation, draws, change=change)
-        if not result.finite:  # or it would count as one that learned nothing from protected images
-            raise ValueError(f"training diverged in epoch {epoch + 1} (loss {result.loss}): lower --victim.lr")
-        table = confusion(network, tests(), classes)
-        accuracies.append(accuracy(table, protected))
-        losses.append(result.loss)
-        report({"epoch": epoch, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
-    outcome = {
-        "network": cell.network,
-        "data": cell.data,
-        "countermeasure": cell.countermeasure,
-        "seed": cell.seed,
-        "last_accuracy": accuracies[-1],
-        "peak_accuracy": max(accuracies),
+    return fit(
+        network,
+        config,
+        batches.epoch,
+        batches.steps,
+        draws=partial(generator, seed, "augment"),
+        state=state,
+        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb),
+        num_classes=classes,
+        change=task.plan.change(classes),
+        remedy="lower --victim.lr",
+    )
+
+
+def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:
+    """Return the trial and its figures after the last epoch, to be joined by those of all epochs."""
+    assert last.table is not None
+    table, protected = last.table, list(task.protected)
+    others = sorted(set(range(len(table))) - set(protected))
+    return {
+        **asdict(task.trial),
+        "last_accuracy": accuracy(table, protected),
         "relabelled_accuracy": relabelled_accuracy(table[protected].numpy()),
         "other_accuracy": accuracy(table, others) if others else None,
         "accuracy_per_class": accuracy_per_class(table),
-        "accuracy_per_epoch": accuracies,
-        "loss_per_epoch": losses,
         "confusion": table.tolist(),
+        "precision": last.precision,
         "made_from": task.made_from,
     }
-    trial_records.write(task.run.child("victim"), cell.name, outcome)

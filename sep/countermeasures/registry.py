@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from sep.countermeasures import adversary, distortion, mixing, preprocessing
 from sep.countermeasures.projection import orthogonal_projection
-from sep.fitting import Change, TrainConfig
+from sep.fitting import Change
+from sep.train_config import TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]

@@ -16,9 +16,10 @@ from torch.nn.functional import one_hot
 
 from sep.ensemble import freeze
 from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
 from sep.models import Network
 from sep.objective import target_cross_entropy
+from sep.train_config import TrainConfig
 
 TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
 ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
@@ -30,7 +31,7 @@ STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
 class NoiseConfig:
     """How the noise is made."""
 
-    training: TrainConfig  # batch size, rate, momentum, weight decay and augmentation; the rate stays what it is
+    training: TrainConfig  # batch size, rate, momentum, weight decay, augmentation and precision; the rate stays what it is
     eps_levels: int  # L-infinity budget, in grey levels
     steps: int  # T of the paper: steps over an image's noise in each round; 1 for that of a class, which every batch moves
     precision: Precision = "auto"
@@ -138,7 +139,7 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
     batches = data.batches(config.training.batch_size, generator)
     for number in range(1, MOST_ROUNDS + 1):
         some = islice(batches, TRAIN_STEPS)
-        result = train_epoch(network, sgd, scheduler, some, config.training.augmentation, generator)
+        result = train_epoch(network, sgd, scheduler, some, config.training.augmentation, generator, config.training.precision)
         if not result.finite:
             raise ValueError(f"training against the noise diverged in round {number} (loss {result.loss}): lower --surrogate.lr")
         frozen = freeze(network, config.kernels)

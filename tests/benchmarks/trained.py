@@ -16,9 +16,10 @@ from pipeline.sources.textures import CLASSES, SIDE, textures
 from sep.craft import CraftConfig, Method, craft
 from sep.ensemble import Member, class_sums, compile_together, freeze
 from sep.execution import Kernels, Precision
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
 from sep.models import Network, build
 from sep.objective import shifted
+from sep.train_config import TrainConfig
 from tests.benchmarks import plain
 
 EPS_LEVELS = 8

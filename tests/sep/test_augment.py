@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sep.augment import Augmentation, augment, crop, flip, resized_crop
+from sep.augment import augment, crop, flip, resized_crop
+from sep.train_config import Augmentation
 
 
 def draw(seed: int = 0) -> torch.Generator:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sep.fitting import TrainConfig, accuracy, confusion, optimiser, train_epoch
+from sep.fitting import accuracy, confusion, optimiser, train_epoch
 from sep.models import build
+from sep.train_config import TrainConfig
 
 STEPS = 8  # per epoch
 
@@ -175,7 +176,7 @@ def test_nothing_waits_for_the_device_within_an_epoch() -> None:
         optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
         batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
         with Waits() as waits:  # type: ignore[no-untyped-call]
-            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), torch.bfloat16)
+            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
         counts.append(waits.count)
     assert counts == [3, 3]  # the loss, the accuracy, and whether all is finite, at the end
 
@@ -193,7 +194,7 @@ def test_nothing_waits_for_a_gpu_within_an_epoch(recwarn: pytest.WarningsRecorde
         recwarn.clear()
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), torch.bfloat16)
+            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
         finally:
             torch.cuda.set_sync_debug_mode("default")
         counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in recwarn))

@@ -11,8 +11,9 @@ from sep.countermeasures import adversary
 from sep.countermeasures.adversary import adversarial, losses, ueraser
 from sep.countermeasures.distortion import strong
 from sep.countermeasures.registry import plan
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
 from sep.models import Network, build
+from sep.train_config import TrainConfig
 
 
 def draws(seed: int) -> torch.Generator:

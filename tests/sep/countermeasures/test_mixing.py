@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from sep.countermeasures.mixing import GREY, cutmix, cutout, mixup
 from sep.countermeasures.registry import plan
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
+from sep.train_config import TrainConfig
 
 CLASSES = 6
 

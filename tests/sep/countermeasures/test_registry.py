@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pipeline.config.schema import VictimConfig
 from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
 from sep.models import build
+from sep.train_config import TrainConfig
 
 STORED = [name for name, countermeasure in COUNTERMEASURES.items() if countermeasure.stored]
 

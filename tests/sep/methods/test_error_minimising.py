@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from sep.ensemble import freeze
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.fitting import optimiser, train_epoch
 from sep.methods import error_minimising
 from sep.methods.error_minimising import MOST_ROUNDS, Noise, NoiseConfig, Perturbed, minimise
 from sep.models import Network, build
+from sep.train_config import TrainConfig
 
 K, COUNT, SIDE, EPS = 4, 256, 8, 8
 TRAIN = TrainConfig(epochs=6, batch_size=32, lr=0.05, augmentation="none")

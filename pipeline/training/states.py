@@ -1,0 +1,73 @@
+"""The state of an unfinished training, as bytes and as a file beside its outcome."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import zipfile
+from typing import Any
+
+import torch
+
+from pipeline.storage.folder import Folder
+from sep.fitting import State
+
+log = logging.getLogger(__name__)
+
+SAVE_SECONDS = 20.0  # at least, between two states: what a kill can lose
+LEAST_WORK = 20  # times as long as a state takes to save is spent on training before the next
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Return tensors and plain values as the bytes of a torch file."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+class StateFile:
+    """The state of one training as `<name>.pt`, from its first save until the training is finished."""
+
+    def __init__(self, folder: Folder, name: str, made_from: str) -> None:
+        """Describe the file, which need not exist.
+
+        Args:
+            folder: of the training's outcome.
+            name: of the training.
+            made_from: digest of everything that decides the outcome; only a state with the same one counts.
+        """
+        self._folder, self._file, self._made_from = folder, f"{name}.pt", made_from
+        self._due = time.monotonic() + SAVE_SECONDS
+
+    def read(self) -> State | None:
+        """Return the last state, on the CPU; None where the file is missing, damaged or of a training made from something else."""
+        try:
+            data = self._folder.read(self._file)
+        except FileNotFoundError:
+            return None
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # as torch writes it; torch itself compares no checksum
+                state: State = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True) if archive.testzip() is None else {}
+        except Exception:  # which one, depends on where the damage is
+            state = {}
+        if state.get("made_from") == self._made_from:
+            return state
+        log.info("%s/%s does not count: it is damaged, or of another configuration", self._folder.uri, self._file)
+        return None
+
+    @property
+    def due(self) -> bool:
+        """Whether the last state is old enough for another."""
+        return time.monotonic() >= self._due
+
+    def write(self, state: State) -> None:
+        """Save a state over the last one."""
+        begun = time.monotonic()
+        self._folder.write(self._file, to_bytes({**state, "made_from": self._made_from}))
+        ended = time.monotonic()
+        self._due = ended + max(SAVE_SECONDS, LEAST_WORK * (ended - begun))
+
+    def remove(self) -> None:
+        """Remove the file of a finished training."""
+        self._folder.remove(self._file)
