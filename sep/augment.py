@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
+from sep.train_config import Augmentation as Augmentation
 
 
 def beside(images: Tensor, draws: Tensor) -> Tensor:

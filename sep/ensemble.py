@@ -20,7 +20,7 @@ from sep.execution import Kernels, arithmetic
 from sep.models import Network
 from sep.winograd import replace_convolutions
 
-EXACT = torch.tensor(24)  # binary places of features that are summed
+EXACT = 2.0**24  # features are summed in multiples of its inverse
 
 
 def equally_spaced(epochs: int, count: int) -> list[int]:
@@ -130,7 +130,7 @@ def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_c
         for images, labels in batches:
             members = one_hot(labels.to(device), num_classes)
             levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
-            features = network.features(levels).double().ldexp(EXACT).round().ldexp(-EXACT)
+            features = (network.features(levels).double() * EXACT).round() / EXACT
             sums += members.double().T @ features  # a product: index_add_ on a GPU has no fixed order
             counts += members.sum(0)
     return sums.cpu(), counts.cpu()

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Precision = Literal["auto", "float32", "tf32", "bf16"]
-Kernels = Literal["plain", "fused", "compiled"]
+from sep.choices import Kernels as Kernels
+from sep.choices import Precision as Precision
+
 Result = TypeVar("Result")
 SHARED = 0.9  # of a GPU's memory, between processes; the rest is what CUDA itself takes in each
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # as `mallopt` calls them

@@ -5,10 +5,8 @@ Legend: B images, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,48 +14,14 @@ from torch.nn import functional
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-from sep.augment import Augmentation, augment
+from sep.augment import augment
+from sep.train_config import Augmentation
+from sep.train_config import TrainConfig as TrainConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 # Of a training batch, for the network as it is: levels and labels `(B,)` to other levels and class probabilities `(B, K)`.
 Change = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 WARMUP_START = 0.01  # of the full rate: 0.001 -> 0.1 in the paper's warm-up epoch
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How a network is trained with SGD (method, section 2)."""
-
-    epochs: int = 120
-    """passes over the training images"""
-    batch_size: int = 128
-    """images per step, over all workers together"""
-    lr: float = 0.1
-    """learning rate; the peak of a one-cycle schedule"""
-    momentum: float = 0.9
-    """of SGD"""
-    weight_decay: float = 5e-4
-    """of SGD"""
-    schedule: Literal["step", "one-cycle"] = "step"
-    """step: x0.1 after 62.5 % and 75 % of the epochs (75 and 90 of 120); one-cycle: up to lr and down to zero"""
-    warmup_epochs: int = 1
-    """epochs of linear warm-up from lr/100 in the step schedule"""
-    augmentation: Augmentation = "crop-flip"
-    """of training batches; crop: shifts by an eighth of the side; resized-crop: 8-100 % of the area"""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained.
-
-        Raises:
-            ValueError: a number is out of range.
-        """
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be above 0 and finite, got {self.lr}")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be 0 or more, got {self.warmup_epochs}")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ Legend: B images, C channels, H W pixels, K classes, D feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from sep.choices import NetworkName as NetworkName
 from sep.trunks import TRUNKS
 
-NetworkName = Literal["resnet8", "resnet18", "senet18", "vgg16-bn", "densenet121", "googlenet", "mobilenet-v2", "vit-small"]
 assert tuple(TRUNKS) == get_args(NetworkName)
 
 

@@ -6,13 +6,12 @@ Legend: B images, K classes, D feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Targets = Literal["shift", "random-class", "per-sample", "untargeted"]
+from sep.choices import Targets as Targets
 
 
 def shifted(labels: Tensor, num_classes: int) -> Tensor:

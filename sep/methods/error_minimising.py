@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from sep.choices import Kernels, Precision
 from sep.ensemble import freeze
-from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
-from sep.fitting import TrainConfig, optimiser, train_epoch
+from sep.execution import MicroBatch, arithmetic, to_device
+from sep.fitting import optimiser, train_epoch
+from sep.methods.registry import MOST_ROUNDS
+from sep.methods.request import Request, added
 from sep.models import Network
 from sep.objective import target_cross_entropy
+from sep.train_config import TrainConfig
 
 TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
 ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
-MOST_ROUNDS = 30  # of both, where that error is not reached
 STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
 
 
@@ -180,3 +183,15 @@ def _error(data: Perturbed, network: Network, config: NoiseConfig) -> float:
         predicted = network(to_device(data.look(chosen), network.mean, config.kernels))[1].argmax(1)
         wrong += int((predicted != data.labels[chosen]).sum())
     return 100 * wrong / len(data.with_noise)
+
+
+def own_noise(request: Request) -> Tensor:
+    """Add to each image the noise that was made for it: `(B, C, H, W)` uint8, by `prepared` of the same shape in whole levels."""
+    assert request.prepared is not None
+    return added(request.images, request.prepared)
+
+
+def class_noise(request: Request) -> Tensor:
+    """Add to each image the noise that was made for its class: `(B, C, H, W)` uint8, by `prepared`, `(K, C, H, W)` whole levels."""
+    assert request.prepared is not None
+    return added(request.images, request.prepared[request.classes])
