@@ -30,7 +30,7 @@ from sep.models import NetworkName
 log = logging.getLogger(__name__)
 
 CARD = "card"
-ENSEMBLES = [name for name, kind in METHODS.items() if not kind.perturb]  # the protocol has no other methods
+ENSEMBLES = [name for name, kind in METHODS.items() if kind.surrogate or name == "noise"]  # the protocol has no other methods
 
 
 def parser() -> argparse.ArgumentParser:

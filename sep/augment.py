@@ -1,4 +1,4 @@
-"""Random crops and flips of whole batches, on the device the batch is on.
+"""Random crops and flips of whole batches, on the device of the batch.
 
 Legend: B images, C channels, H W pixels.
 """
@@ -18,21 +18,21 @@ from sep.train_config import Augmentation
 
 
 def beside(images: Tensor, draws: Tensor) -> Tensor:
-    """Draws, made on the CPU, on the images' device; from pinned memory, because the host waits for any other copy to a GPU."""
+    """Return draws from the CPU on the images' device; from pinned memory, because the host waits for any other copy to a GPU."""
     return draws.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else draws.to(images.device)
 
 
 @contextmanager
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Torch's own random state replaced by one drawn from `generator`, for library code that takes none; restored afterwards."""
+    """Replace torch's own random state by one drawn from `generator`, for library code that takes no generator; restore it afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):  # all that is drawn so is drawn on the CPU
+    with torch.random.fork_rng(devices=[]):  # everything drawn here is drawn on the CPU
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth of its side (4 pixels of 32) either way, zeros moving in: `(B, C, H, W)`."""
+    """Shift each image by up to an eighth of its side (4 pixels of 32) either way and fill in zeros: `(B, C, H, W)`."""
     count, _, height, width = images.shape
     pad = height // 8
     padded = functional.pad(images, (pad, pad, pad, pad))
@@ -45,15 +45,15 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored left to right with probability one half."""
+    """Mirror each image left to right with probability one half."""
     coins = beside(images, torch.rand(len(images), generator=generator)) < 0.5
     return torch.where(coins[:, None, None, None], images.flip(3), images)
 
 
 def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image replaced by a random part of itself, 8 % to 100 % of the area, aspect 3/4 to 4/3, bilinearly resized back.
+    """Replace each image by a random window of it, 8 % to 100 % of the area, aspect 3/4 to 4/3, bilinearly resized back.
 
-    The distribution of torchvision's RandomResizedCrop; a window that does not fit is cut to the image.
+    The distribution is that of torchvision's RandomResizedCrop, except that a window that does not fit is cut to the image.
     """
     count = len(images)
     area, aspect, x, y = torch.rand(4, count, generator=generator)
@@ -78,7 +78,7 @@ assert tuple(STEPS) == get_args(Augmentation)
 
 
 def augment(images: Tensor, name: Augmentation, generator: torch.Generator) -> Tensor:
-    """A batch `(B, C, H, W)` in levels after the named augmentation; `generator` is on the CPU."""
+    """Return a batch `(B, C, H, W)` in levels after the named augmentation; `generator` is on the CPU."""
     for step in STEPS[name]:
         images = step(images, generator)
     return images

@@ -1,4 +1,6 @@
-"""How far an image may be changed: staying within a budget, and proving it in integers on what is released.
+"""Budgets: how far an image may be changed, and the proof in integers that a released image keeps to it.
+
+Everything about tensors is done by their own methods, so that budgets can be named and compared without torch.
 
 Legend: B images, C channels, H W pixels; images are grey levels 0..255.
 """
@@ -8,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Norm = Literal["linf", "l2", "pixels"]
 UNITS: dict[Norm, str] = {"linf": "levels", "l2": "squared levels", "pixels": "pixels"}
@@ -19,18 +21,18 @@ UNITS: dict[Norm, str] = {"linf": "levels", "l2": "squared levels", "pixels": "p
 
 @dataclass(frozen=True)
 class Budget:
-    """What a method may spend on one image, as a whole number that is counted in integers.
+    """The most that a method may change one image, as a whole number.
 
     Attributes:
-        norm: linf: the largest change of a value; l2: the sum of the squares of all changes; pixels: how many of them are changed.
-        limit: the most of it, in levels, squared levels or pixels.
+        norm: linf: the largest change of a value; l2: the sum of the squares of all changes; pixels: the number of changed pixels.
+        limit: the largest value allowed, in levels, squared levels or pixels.
     """
 
     norm: Norm
     limit: int
 
     def __str__(self) -> str:
-        """As people write it: `8/255`, `L2 1.30` of values from 0 to 1, `1 pixel`."""
+        """Return the budget as papers write it: `8/255`, `L2 1.30` for values from 0 to 1, `1 pixel`."""
         if self.norm == "linf":
             return f"{self.limit}/255"
         if self.norm == "l2":
@@ -39,35 +41,36 @@ class Budget:
 
 
 def largest_change(eps_levels: int, _: Sequence[int]) -> Budget:
-    """The L-infinity ball, whatever the size of the images."""
+    """Return the L-infinity ball, which is the same for images of any shape."""
     return Budget("linf", eps_levels)
 
 
 def project(x: Tensor, clean: Tensor, eps_levels: int) -> Tensor:
-    """`P(x) = clamp(clamp(x, x0 - eps, x0 + eps), 0, 255)` (method, section 4).
+    """Return `P(x) = clamp(clamp(x, x0 - eps, x0 + eps), 0, 255)` (method, section 4).
 
     Args:
         x: whole levels as floats, `(B, C, H, W)`.
-        clean: the images `x0` the ball is around, same shape.
+        clean: the images `x0` at the centre of the ball, same shape.
         eps_levels: radius of the ball, in levels.
     """
-    return torch.clamp(x, clean - eps_levels, clean + eps_levels).clamp_(0, 255)
+    return x.clamp(clean - eps_levels, clean + eps_levels).clamp_(0, 255)
 
 
 def linf_levels(protected: Tensor, clean: Tensor) -> Tensor:
-    """Largest change of each image in whole levels, `(B,)` int, of uint8 images of equal shape `(B, ...)`."""
-    assert protected.dtype == clean.dtype == torch.uint8
+    """Return the largest change of each image in whole levels, `(B,)` int, of uint8 images of equal shape `(B, ...)`."""
+    assert protected.dtype == clean.dtype
+    assert not protected.is_floating_point()
     return (protected.int() - clean.int()).abs().flatten(1).amax(1)
 
 
 def psnr_db(protected: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, `(B,)`, of uint8 images; infinite where nothing changed."""
+    """Return the peak signal-to-noise ratio of each image in dB, `(B,)`, of uint8 images; infinite where nothing changed."""
     error = (protected.double() - clean.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(255.0**2 / error)
+    return 10 * (255.0**2 / error).log10()
 
 
 def budget_used(protected: Tensor, clean: Tensor, norm: Norm) -> Tensor:
-    """What each image's change comes to, `(B,)` int, of uint8 images `(B, C, H, W)`."""
+    """Return the size of each image's change in a norm, `(B,)` int, of uint8 images `(B, C, H, W)`."""
     if norm == "linf":
         return linf_levels(protected, clean)
     if norm == "l2":
@@ -79,7 +82,7 @@ def check_budget(protected: Tensor, clean: Tensor, budget: Budget) -> None:
     """Hold uint8 images `(B, C, H, W)` to a budget.
 
     Raises:
-        ValueError: an image breaks it, or the shapes differ.
+        ValueError: an image exceeds it, or the shapes differ.
     """
     if protected.shape != clean.shape:
         raise ValueError(f"protected images have shape {tuple(protected.shape)}, clean ones {tuple(clean.shape)}")
@@ -95,9 +98,9 @@ def check(protected: Tensor, clean: Tensor, eps_levels: int) -> None:
 
 
 def whole_levels(change: Tensor, limit: int) -> Tensor:
-    """Changes `(B, C, H, W)` as whole levels whose squares add up to at most `limit` for each image, and to hardly less.
+    """Scale and round changes `(B, C, H, W)` to whole levels whose squares add up to almost `limit` for each image, and never to more.
 
-    Rounding can make a change longer, so the length is taken back until what is rounded is within the limit. Deviates from the papers,
+    Rounding can lengthen a change, so the scale is reduced until the rounded change is within the limit. This deviates from the papers,
     whose changes are fractions of a level.
     """
     length = change.square().flatten(1).sum(1).sqrt()
@@ -108,4 +111,4 @@ def whole_levels(change: Tensor, limit: int) -> Tensor:
         over = squares > limit
         if not over.any():
             return levels
-        scale = torch.where(over, scale * (limit / squares).sqrt(), scale)
+        scale = (scale * (limit / squares).sqrt()).where(over, scale)

@@ -1,4 +1,4 @@
-"""The self-ensemble: which epochs' checkpoints, and each of them frozen together with its own class means.
+"""The self-ensemble: the epochs whose checkpoints it has, and each checkpoint frozen together with its own class means.
 
 Legend: B images, C channels, H W pixels, K classes, D feature width, N checkpoints, E epochs.
 """
@@ -20,14 +20,14 @@ from sep.execution import Kernels, arithmetic
 from sep.models import Network
 from sep.winograd import replace_convolutions
 
-EXACT = torch.tensor(24)  # binary places of features that are summed
+EXACT = 2.0**24  # features are summed in multiples of its inverse
 
 
 def equally_spaced(epochs: int, count: int) -> list[int]:
-    """0-based epochs `floor((k+1)*E/N) - 1`, k = 0..N-1 (method, section 2): 120, 30 -> 3, 7, ..., 119.
+    """Return 0-based epochs `floor((k+1)*E/N) - 1`, k = 0..N-1 (method, section 2): 120, 30 -> 3, 7, ..., 119.
 
     Raises:
-        ValueError: more checkpoints are asked for than there are epochs.
+        ValueError: more checkpoints are asked for than epochs were trained.
     """
     if not 1 <= count <= epochs:
         raise ValueError(f"an ensemble of {count} checkpoints needs 1 to {epochs} of them, one per epoch trained")
@@ -35,16 +35,16 @@ def equally_spaced(epochs: int, count: int) -> list[int]:
 
 
 def freeze(network: Network, kernels: Kernels = "fused") -> Network:
-    """The network in eval mode and without weight gradients; the one passed in is not changed.
+    """Return a copy of a network in eval mode and without weight gradients.
 
     Args:
         network: as trained.
-        kernels: plain: the operations it was trained with; otherwise batch-norm is folded into the convolution before it, where there is
-            one (what DenseNet has left stays in eval mode), and weights are laid out channels last; fused has on a CPU also
-            convolutions of its own, see `sep.winograd`.
+        kernels: plain: the operations of the training; otherwise each batch-norm is folded into the convolution before it (a batch-norm
+            without one, as DenseNet has, stays in eval mode), and weights are laid out channels last; fused also has faster
+            convolutions on a CPU, see `sep.winograd`.
 
     Raises:
-        ValueError: weights or running statistics are not finite; such a network has no gradients to follow.
+        ValueError: weights or running statistics are not finite, so that no gradient can be followed.
     """
     if not all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values()):
         raise ValueError("weights are not finite: that training diverged; train again with a lower learning rate")
@@ -61,7 +61,7 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
 
 
 class _Compiled(nn.Module):
-    """A trunk, where it is to stay, run by code that was compiled once for all checkpoints of its architecture, given its own weights."""
+    """A trunk with its own weights, run by code that was compiled once for all checkpoints of its architecture."""
 
     def __init__(self, trunk: nn.Module, run: Callable[[dict[str, Tensor], Tensor], Tensor]) -> None:
         super().__init__()
@@ -73,11 +73,11 @@ class _Compiled(nn.Module):
 
 
 def compile_together(networks: Sequence[Network]) -> None:
-    """Run networks from `freeze`, all of one architecture, by torch.compile's kernels, which are made once and not once per network.
+    """Run networks from `freeze`, all of one architecture, by torch.compile's kernels, compiled once for all of them.
 
-    To be called when they are on their device.
+    Call it when the networks are on their device.
     """
-    template = copy.deepcopy(networks[0].trunk).to("meta")  # only its structure: with weights, it would be compiled for these alone
+    template = copy.deepcopy(networks[0].trunk).to("meta")  # structure alone: with weights, it would be compiled for one network
 
     def run(weights: dict[str, Tensor], x: Tensor) -> Tensor:
         features: Tensor = functional_call(template, weights, (x,))
@@ -91,28 +91,28 @@ def compile_together(networks: Sequence[Network]) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint of the ensemble: a frozen network and *its own* class means, never apart.
+    """One checkpoint of the ensemble: a frozen network together with *its own* class means.
 
     Attributes:
         network: from `freeze`.
-        means: `(K, D)` mean features per class over all training images; None where the method needs none.
+        means: `(K, D)` mean features per class over all training images; None if the method needs none.
     """
 
     network: Network
     means: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Catch a network that could still change (Faults 1 and 2 of the authors' code)."""
+        """Catch a network that could still change (method, section 6, faults 1 and 2)."""
         assert not any(module.training for module in self.network.modules())
         assert not any(p.requires_grad for p in self.network.parameters())
 
 
 @torch.inference_mode()
 def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums of features per class, to be added over shards and divided by the counts.
+    """Return sums of features per class, to be added over shards and divided by the counts.
 
-    Features are rounded to multiples of 2^-24, the step of float32 between 1/2 and 1: sums of them are exact in float64, and so the same
-    to the bit in whatever order they are added.
+    Features are rounded to multiples of 2^-24, the step of float32 between 1/2 and 1. Their sums are exact in float64, and therefore the
+    same to the bit in any order of addition.
 
     Args:
         network: from `freeze`.
@@ -130,7 +130,7 @@ def class_sums(network: Network, batches: Iterable[tuple[Tensor, Tensor]], num_c
         for images, labels in batches:
             members = one_hot(labels.to(device), num_classes)
             levels = images.to(device, network.mean.dtype, memory_format=torch.channels_last)
-            features = network.features(levels).double().ldexp(EXACT).round().ldexp(-EXACT)
+            features = (network.features(levels).double() * EXACT).round() / EXACT
             sums += members.double().T @ features  # a product: index_add_ on a GPU has no fixed order
             counts += members.sum(0)
     return sums.cpu(), counts.cpu()

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sep.train_config import Precision as Precision
+from sep.choices import Kernels as Kernels
+from sep.choices import Precision as Precision
 
-Kernels = Literal["plain", "fused", "compiled"]
 Result = TypeVar("Result")
 SHARED = 0.9  # of a GPU's memory, between processes; the rest is what CUDA itself takes in each
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # as `mallopt` calls them

@@ -19,8 +19,9 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from sep.augment import augment
+from sep.choices import Precision
 from sep.execution import autocast, backends, resolve
-from sep.train_config import Augmentation, Precision, TrainConfig
+from sep.train_config import Augmentation, TrainConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 # Maps the network in training, levels and labels `(B,)` of a batch to other levels and class probabilities `(B, K)`.

@@ -6,19 +6,19 @@ Legend: B images, C channels, H W pixels, K classes, D feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from sep.choices import NetworkName as NetworkName
 from sep.trunks import TRUNKS
 
-NetworkName = Literal["resnet8", "resnet18", "senet18", "vgg16-bn", "densenet121", "googlenet", "mobilenet-v2", "vit-small"]
 assert tuple(TRUNKS) == get_args(NetworkName)
 
 
 class Network(nn.Module):
-    """A trunk that gives penultimate features and a linear head on them; normalises its input itself."""
+    """A network: a trunk to penultimate features and a linear head on them. It normalises its input itself."""
 
     mean: Tensor
     std: Tensor
@@ -32,23 +32,23 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def features(self, levels: Tensor) -> Tensor:
-        """Penultimate features `(B, D)` of images `(B, C, H, W)` in levels 0..255."""
+        """Return penultimate features `(B, D)` of images `(B, C, H, W)` in levels 0..255."""
         features: Tensor = self.trunk((levels - self.mean) / self.std)
         return features
 
     def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `(B, D)` and logits `(B, K)` of images `(B, C, H, W)` in levels 0..255."""
+        """Return features `(B, D)` and logits `(B, K)` of images `(B, C, H, W)` in levels 0..255."""
         features = self.features(levels)
         return features, self.head(features)
 
 
 def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], std: Sequence[float]) -> Network:
-    """A freshly initialised network (from torch's global random state).
+    """Return a freshly initialised network (from torch's global random state).
 
     Args:
         name: one of `NetworkName`.
         num_classes: K.
-        image_size: side of the images in pixels; decides the stem, and the patches of a transformer.
+        image_size: side of the images in pixels, on which the stem and the patches of a transformer depend.
         mean: per channel, in grey levels.
         std: per channel, in grey levels.
 
@@ -62,7 +62,7 @@ def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], s
 
 
 def check_input_size(name: str, num_classes: int, height: int, width: int) -> None:
-    """See that a network can be built for images of this size and computes on them, at the cost of neither memory nor arithmetic.
+    """Check that a network can be built for images of this size and computes on them, without memory or arithmetic.
 
     Raises:
         ValueError: the name is unknown, or the network cannot take such images.
@@ -70,5 +70,5 @@ def check_input_size(name: str, num_classes: int, height: int, width: int) -> No
     with torch.device("meta"):
         try:
             build(name, num_classes, min(height, width), (0.0,) * 3, (1.0,) * 3)(torch.empty(2, 3, height, width))
-        except (RuntimeError, AssertionError) as error:  # torch's and torchvision's own words for a shape that does not fit
+        except (RuntimeError, AssertionError) as error:  # how torch and torchvision say that a shape does not fit
             raise ValueError(f"{name} cannot take images of {height} x {width} pixels: {error}") from error

@@ -1,6 +1,6 @@
-"""How visible a change is: how alike two images look, and how much of an image was touched.
+"""Visibility of a change: structural similarity, and the share of an image that changed.
 
-Legend: B images, C channels, H W pixels; images are grey levels 0..255. The largest change and PSNR are in `budget`.
+Legend: B images, C channels, H W pixels; images are grey levels 0..255. The largest change and PSNR are in `sep.budget`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch.nn import functional
 
 WINDOW, SIGMA = 11, 1.5  # pixels a side of the Gaussian window, and its standard deviation
 STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-IMAGES_AT_ONCE = 16  # bounds the memory, which is some ten times that of the images as doubles
+IMAGES_AT_ONCE = 16  # bounds the memory, about ten times that of the images as doubles
 
 
 def ssim(protected: Tensor, clean: Tensor) -> Tensor:
-    """Structural similarity of each image, `(B,)`, at most 1, of uint8 images of equal shape `(B, C, H, W)`.
+    """Return the structural similarity of each image, `(B,)`, at most 1, of uint8 images of equal shape `(B, C, H, W)`.
 
-    Mean over channels, and over the windows that lie within the image. Of images smaller than the window, the window is the largest
-    odd square that fits. (Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity")
+    It is a mean over channels, and over the windows that lie within the image. If an image is smaller than the window, the window is the
+    largest odd square that fits. (Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity")
     """
     assert protected.dtype == clean.dtype == torch.uint8
     pairs = zip(torch.split(protected, IMAGES_AT_ONCE), torch.split(clean, IMAGES_AT_ONCE), strict=True)
@@ -45,5 +45,5 @@ def _ssim(protected: Tensor, clean: Tensor) -> Tensor:
 
 
 def changed_percent(protected: Tensor, clean: Tensor) -> Tensor:
-    """Share of the pixels of each image that differ in any channel, in percent, `(B,)`, of images of equal shape `(B, C, H, W)`."""
+    """Return the percentage of pixels of each image that differ in any channel, `(B,)`, of images of equal shape `(B, C, H, W)`."""
     return 100 * (protected != clean).any(1).flatten(1).double().mean(1)

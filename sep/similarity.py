@@ -1,4 +1,4 @@
-"""How much the gradients of an ensemble's members have in common; the paper's claim is that checkpoints' are close to orthogonal.
+"""Similarity of the gradients of an ensemble's members; by the paper, those of checkpoints are close to orthogonal.
 
 Legend: B images, C channels, H W pixels, N members.
 """
@@ -17,7 +17,7 @@ from sep.execution import to_device
 
 
 def gradient_cosines(members: Sequence[Member], images: Tensor, targets: Tensor) -> Tensor:
-    """Cosine similarity of the members' gradients with respect to the pixels, mean over images: `(N, N)` float64 on the CPU.
+    """Return cosines between the members' gradients with respect to the pixels, mean over images: `(N, N)` float64 on the CPU.
 
     Args:
         members: all on one device.

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sep.choices import Precision
+
 Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
-Precision = Literal["auto", "float32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)

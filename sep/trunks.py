@@ -1,6 +1,6 @@
-"""The architectures, without their last layer: torchvision's, and what small images need changed in them.
+"""The architectures without their last layer: torchvision's, changed where small images need it.
 
-Every builder takes the side of the images in pixels and gives a trunk, `(B, 3, H, W)` normalised -> `(B, D)` penultimate features, and D.
+Every builder takes the side of the images in pixels. It returns a trunk, `(B, 3, H, W)` normalised -> `(B, D)` penultimate features, and D.
 Weights are fresh, from torch's global random state, initialised as torchvision initialises that architecture.
 
 Legend: B images, H W pixels, D feature width.
@@ -24,10 +24,10 @@ MAX_PATCHES = 14  # a side: 224 pixels in patches of 16, as in the ViT paper
 
 
 class Average(nn.Module):
-    """Features `(B, D, H, W)` to their means over all places, `(B, D)`.
+    """Means of features `(B, D, H, W)` over all places, `(B, D)`.
 
-    As a pooling with one large window: the gradient of torch's adaptive one is not laid out channels last, and the ReLU before it takes ten
-    times as long.
+    A pooling with one large window: the gradient of torch's adaptive pooling is not laid out channels last, which makes the ReLU before it
+    ten times as slow.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -36,16 +36,16 @@ class Average(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Fresh convolutions as in torchvision's ResNet, VGG and MobileNetV2: Kaiming, by fan-out; biases are left alone."""
+    """Initialise convolutions as torchvision's ResNet, VGG and MobileNetV2 do: Kaiming, by fan-out; biases stay as they are."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _resnet8(image_size: int) -> tuple[nn.Module, int]:
-    """One basic block at each of the widths 16, 32, 64: small enough to train on a CPU in a minute.
+    """Build one basic block at each of the widths 16, 32, 64: small enough to train on a CPU in a minute.
 
-    From 64 pixels on the stem has stride 2, so that 64 pixels cost what 32 do.
+    From 64 pixels on, the stem has stride 2, so that 64 pixels cost as much as 32.
     """
     widths = (16, 32, 64)
     halving = 1 if image_size < SMALL_IMAGE else 2
@@ -63,7 +63,7 @@ def _resnet8(image_size: int) -> tuple[nn.Module, int]:
 
 
 def _resnet18(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's ResNet18; for small images with a 3x3 stride-1 stem and no max-pool (method, section 2)."""
+    """Build torchvision's ResNet18; for small images with a 3x3 stride-1 stem and no max-pool (method, section 2)."""
     trunk = resnet18()
     if image_size < SMALL_IMAGE:
         trunk.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
@@ -75,25 +75,25 @@ def _resnet18(image_size: int) -> tuple[nn.Module, int]:
 
 
 def _senet18(image_size: int) -> tuple[nn.Module, int]:
-    """ResNet18 with squeeze-and-excitation in every block (Hu et al. 2018)."""
+    """Build a ResNet18 with squeeze-and-excitation in every block (Hu et al. 2018)."""
     trunk, width = _resnet18(image_size)
     for block in [module for module in trunk.modules() if isinstance(module, BasicBlock)]:
         channels = block.bn2.num_features
         excitation = SqueezeExcitation(channels, channels // SQUEEZE)
         _initialise(excitation)
-        block.bn2 = nn.Sequential(block.bn2, excitation)  # what the block adds its shortcut to is the output of bn2
+        block.bn2 = nn.Sequential(block.bn2, excitation)  # a block adds its shortcut to the output of bn2
     return trunk, width
 
 
 def _vgg16_bn(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's VGG16 with batch-norm, without its last layer; for small images the convolutions alone (D = 512).
+    """Build torchvision's VGG16 with batch-norm, without its last layer; for small images the convolutions alone (D = 512).
 
     Raises:
-        ValueError: nothing would be left of the images after the five poolings.
+        ValueError: the images are too small for five poolings.
     """
     if image_size < 32:
         raise ValueError(f"vgg16-bn halves its images five times and needs 32 pixels a side or more, got {image_size}")
-    if image_size < SMALL_IMAGE:  # torchvision's classifier alone would be eight times as large as all of the convolutions
+    if image_size < SMALL_IMAGE:  # torchvision's classifier is eight times as large as all convolutions
         features = make_layers(cfgs["D"], batch_norm=True)
         _initialise(features)
         for module in features:
@@ -107,11 +107,11 @@ def _vgg16_bn(image_size: int) -> tuple[nn.Module, int]:
 
 
 def _densenet121(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's DenseNet121, growth 32; for small images with a 3x3 stride-1 stem and no max-pool."""
+    """Build torchvision's DenseNet121, growth 32; for small images with a 3x3 stride-1 stem and no max-pool."""
     trunk = densenet121()
     if image_size < SMALL_IMAGE:
         trunk.features.conv0 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(trunk.features.conv0.weight)  # by fan-in, as all of torchvision's DenseNet
+        nn.init.kaiming_normal_(trunk.features.conv0.weight)  # by fan-in, as in torchvision's DenseNet
         trunk.features.pool0 = nn.Identity()
     width: int = trunk.classifier.in_features
     trunk.classifier = nn.Identity()
@@ -119,9 +119,9 @@ def _densenet121(image_size: int) -> tuple[nn.Module, int]:
 
 
 def _googlenet(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's GoogLeNet without auxiliary heads; for small images with a 3x3 stride-1 stem and without its first two poolings.
+    """Build torchvision's GoogLeNet without auxiliary heads; for small images with a 3x3 stride-1 stem and without the first two poolings.
 
-    Torchvision's dropout before the last layer stays, at the end of the trunk.
+    The trunk ends with torchvision's dropout before the last layer.
     """
     trunk = googlenet(aux_logits=False, transform_input=False, init_weights=True)
     if image_size < SMALL_IMAGE:
@@ -135,9 +135,9 @@ def _googlenet(image_size: int) -> tuple[nn.Module, int]:
 
 
 def _mobilenet_v2(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's MobileNetV2; for small images with stride 1 in the stem and in the first stage that would halve.
+    """Build torchvision's MobileNetV2; for small images with stride 1 in the stem and in the first stage that would halve.
 
-    Torchvision's dropout before the last layer stays, at the end of the trunk.
+    The trunk ends with torchvision's dropout before the last layer.
     """
     trunk = mobilenet_v2()
     if image_size < SMALL_IMAGE:
@@ -151,9 +151,9 @@ def _mobilenet_v2(image_size: int) -> tuple[nn.Module, int]:
 
 
 def _vit_small(image_size: int) -> tuple[nn.Module, int]:
-    """Torchvision's vision transformer, 6 layers of width 192 with 3 heads.
+    """Build torchvision's vision transformer, 6 layers of width 192 with 3 heads.
 
-    Patches are the smallest power of two that makes at most 14 of them a side, hence 64 to 196 in all (from 8 pixels on):
+    The side of a patch is the smallest power of two that makes at most 14 patches a side, hence 64 to 196 in all (from 8 pixels on):
     2 pixels for images of 16, 4 for 32, 8 for 64, 16 for 224.
 
     Raises:

@@ -1,10 +1,10 @@
-"""3x3 convolutions with a quarter of the multiplications, for processors: F(4x4, 3x3) of Winograd's minimal filtering algorithms.
+"""3x3 convolutions with a quarter of the multiplications, for CPUs: F(4x4, 3x3) of Winograd's minimal filtering algorithms.
 
 Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.3: `Y = A^T [(G g G^T) * (B^T d B)] A` for each tile of
-4x4 outputs, of the 6x6 inputs d around it and the filter g. The products of all tiles and channels are 36 matrix products. Sums are
-rounded a few times as coarsely as those of the direct algorithm, still in the last places of float32.
+4x4 outputs, from the 6x6 inputs d around it and the filter g. The products of all tiles and channels are 36 matrix products. Sums are
+rounded a few times as coarsely as by the direct algorithm, still in the last places of float32.
 
-cuDNN has algorithms of this kind on a GPU; torch's convolutions on a CPU have none.
+On a GPU cuDNN has algorithms of this kind; torch's convolutions on a CPU do not.
 
 Legend: B images, C channels in, K channels out, H W places, b images at a time, h w tiles.
 """
@@ -20,11 +20,11 @@ from torch.nn import functional
 
 TILE = 4  # outputs a side
 PLACES = TILE + 2  # inputs a side, and products a side
-# Where it is faster, as measured with one thread and with two.
-CHANNELS = 64  # in and out; with fewer, sums over the places of tiles take longer than the products saved
-TILES = 32  # of a batch; with fewer, transforming the filters takes longer
-PRODUCTS = 2**22  # of each place: tiles by channels in by channels out; with fewer, calling torch so many times takes longer
-AT_ONCE = 1_200_000  # values of a batch's tiles, so that they stay in a processor's cache from one pass to the next
+# Limits beyond which it is faster, as measured with one thread and with two.
+CHANNELS = 64  # in and out; with fewer, sums over the places of tiles cost more than the saved products
+TILES = 32  # of a batch; with fewer, transforming the filters costs more
+PRODUCTS = 2**22  # at each place: tiles by channels in by channels out; with fewer, the calls of torch cost more
+AT_ONCE = 1_200_000  # values of a batch's tiles, so that they stay in the cache from one pass to the next
 
 _G = torch.tensor(
     [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
@@ -34,16 +34,16 @@ _FILTERS = torch.kron(_G, _G)  # `(36, 9)`, both directions in one
 
 
 def _filters(weight: Tensor, *, turned: bool) -> Tensor:
-    """`G g G^T` of weights `(K, C, 3, 3)`, laid out channels last, or of the same turned by half a circle: `(K, 36, C)`.
+    """Return `G g G^T` of weights `(K, C, 3, 3)`, laid out channels last, or of the weights turned by 180 degrees: `(K, 36, C)`.
 
-    Computed whenever they are needed: four times as large as the weights, they are too much to keep for a whole ensemble.
+    They are computed at every use: four times as large as the weights, they are too large to store for a whole ensemble.
     """
     transform = _FILTERS.flip(1) if turned else _FILTERS
     return transform.to(weight.dtype) @ weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _apart(d: Sequence[Tensor], into: Tensor) -> None:
-    """`B^T d` along one direction: six places to the six of the transform, which are `into`'s first dimension."""
+    """Write `B^T d` along one direction: from six places to the six of the transform, the first dimension of `into`."""
     odd = torch.sub(d[3], d[1], alpha=4)
     torch.sub(d[4], d[2], alpha=4, out=into[1])
     torch.sub(into[1], odd, out=into[2])
@@ -57,7 +57,7 @@ def _apart(d: Sequence[Tensor], into: Tensor) -> None:
 
 
 def _together(m: Tensor, into: Tensor) -> None:
-    """`A^T m` along one direction: six products, m's first dimension, to four places, `into`'s first dimension."""
+    """Write `A^T m` along one direction: from six products, the first dimension of m, to four places, the first of `into`."""
     ones, twos = m[1] + m[2], m[3] + m[4]
     torch.add(ones, twos, out=into[0]).add_(m[0])
     torch.add(ones, twos, alpha=4, out=into[2])
@@ -68,10 +68,10 @@ def _together(m: Tensor, into: Tensor) -> None:
 
 
 def _convolve(x: Tensor, filters: Tensor) -> Tensor:
-    """Images `(B, C, H, W)`, padded by one place on all sides, with transformed filters `(36, C, K)`: `(B, K, H, W)` channels last."""
+    """Convolve images `(B, C, H, W)`, padded by one place, with transformed filters `(36, C, K)`: `(B, K, H, W)` channels last."""
     (count, _, height, width), channels = x.shape, filters.shape[2]
     h, w = -(-height // TILE), -(-width // TILE)
-    # Not a view of anything, or torch would not let the ReLU after it work in place.
+    # Not a view of another tensor: torch would refuse the in-place ReLU after it.
     y = torch.empty(count, channels, TILE * h, TILE * w, dtype=x.dtype, memory_format=torch.channels_last)
     places = y.permute(0, 2, 3, 1).view(count, h, TILE, w, TILE, channels)
     step = max(1, AT_ONCE // (PLACES * PLACES * h * w * max(filters.shape[1:])))
@@ -91,7 +91,7 @@ def _convolve(x: Tensor, filters: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """With the gradient of its input and of nothing else, a convolution of the same kind."""
+    """The convolution with the gradient of its input alone, which is a convolution of the same kind."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,17 +106,17 @@ class _Convolution(torch.autograd.Function):
 
 
 class Winograd(nn.Module):
-    """A frozen 3x3 convolution, by these sums where they are faster, and by torch's own where not."""
+    """A frozen 3x3 convolution: by this algorithm where it is faster, and by torch's own elsewhere."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        """Take over a convolution that `suits`."""
+        """Wrap a convolution that `suits`."""
         super().__init__()
-        assert not convolution.weight.requires_grad  # it has no gradients for them
+        assert not convolution.weight.requires_grad  # the algorithm has no gradient of them
         self.convolution = convolution
         self.train(convolution.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to `(B, K, H, W)`; without gradients of the weights."""
+        """Convolve `(B, C, H, W)` to `(B, K, H, W)`, without gradients of the weights."""
         if not self.pays(x):
             y: Tensor = self.convolution(x)
         else:
@@ -124,7 +124,7 @@ class Winograd(nn.Module):
         return y
 
     def pays(self, x: Tensor) -> bool:
-        """Whether there is enough of it, most of it of the image and not beyond its edges, on a processor, as precise as its weights."""
+        """Whether a batch is large enough, on a CPU, in the precision of the weights, and its tiles lie mostly within the images."""
         count, channels, height, width = x.shape
         tiles = -(-height // TILE) * -(-width // TILE)
         return (
@@ -137,7 +137,7 @@ class Winograd(nn.Module):
 
 
 def suits(convolution: nn.Conv2d) -> bool:
-    """Whether it is one of those that the algorithm is for, and wide enough."""
+    """Whether the algorithm is for convolutions of this kind, and this one is wide enough."""
     places = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
     return (
         places == ((3, 3), (1, 1), (1, 1), (1, 1))
@@ -148,7 +148,7 @@ def suits(convolution: nn.Conv2d) -> bool:
 
 
 def replace_convolutions(trunk: nn.Module) -> None:
-    """Let the convolutions of a frozen network be computed so, wherever one `suits`."""
+    """Replace every convolution of a frozen network that `suits`."""
     for parent in list(trunk.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and suits(child):

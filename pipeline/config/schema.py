@@ -9,9 +9,10 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
+from sep.choices import NetworkName
 from sep.countermeasures import registry as countermeasures
-from sep.craft import CraftConfig
-from sep.models import NetworkName
+from sep.craft_config import CraftConfig
+from sep.methods.registry import METHODS, Method
 from sep.train_config import TrainConfig
 
 StageName = Literal["pack", "surrogate", "protect", "victim", "report"]
@@ -27,13 +28,18 @@ def _each_once(section: str, *, required: bool = True, **lists: tuple[Any, ...])
             raise ValueError(f"{section}.{name} needs {needs}; got {', '.join(map(str, values)) or 'none'}")
 
 
+def _known_methods() -> str:
+    """Return the help for the methods, from their table."""
+    return "; ".join(f"{name}: {method.description}" for name, method in METHODS.items())
+
+
 def _known_countermeasures() -> str:
-    """What the help says of them, from their table."""
+    """Return the help for the countermeasures, from their table."""
     alone = [name for name, each in countermeasures.COUNTERMEASURES.items() if each.clean_only]
     others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
     return (
-        f"what is done against the protection: {', '.join(others)} (or any other percentage), or several at once, in order, as in "
-        f"grayscale+jpeg-10; and what the clean images of a dilution give alone: {', '.join(alone)}"
+        f"what an adversary does against the protection: {', '.join(others)} (or any other percentage), or several at once, in order, as "
+        f"in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution alone: {', '.join(alone)}"
     )
 
 
@@ -91,6 +97,7 @@ class SurrogateConfig(TrainConfig):
 class ProtectConfig(CraftConfig):
     """Stage 3: checkpoints and clean shards become protected shards."""
 
+    method: Annotated[Method, Doc(_known_methods())] = CraftConfig.method
     classes: tuple[str, ...] = ()
     """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
     released as they are; all if not given"""
@@ -125,7 +132,7 @@ class ProtectConfig(CraftConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class VictimConfig(TrainConfig):
-    """Stage 4: what a stranger would train on the release, one trial per network, countermeasure, seed and data."""
+    """Stage 4: trainings of an adversary on the release, one trial per network, countermeasure, seed and data."""
 
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures trained on the clean and on the protected images"""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(*purpose: int | str) -> int:
-    """A seed of 63 bits for a purpose such as `(run seed, "surrogate", epoch)`."""
+    """Return a seed of 63 bits for a purpose such as `(run seed, "surrogate", epoch)`."""
     digest = hashlib.blake2b("/".join(map(str, purpose)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*purpose: int | str) -> torch.Generator:
-    """A fresh generator on the CPU for a purpose."""
+    """Return a fresh generator on the CPU for a purpose."""
+    import torch  # not before it is needed: the command line knows no torch
+
     return torch.Generator().manual_seed(derive(*purpose))

@@ -1,4 +1,4 @@
-"""How the images of one shard are protected: by the gradients of an ensemble, or by a function of the images alone.
+"""The request of one shard: its images, and whatever the method may look at to protect them.
 
 Legend: B images, C channels, H W pixels.
 """
@@ -6,7 +6,7 @@ Legend: B images, C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -18,9 +18,8 @@ from pipeline.protection.checkpoints import Ensemble
 from pipeline.protection.preparation_files import load_prepared
 from pipeline.storage.folder import Folder
 from sep.budget import Budget
-from sep.craft import craft_in_parts
 from sep.execution import MicroBatch, use_cpu
-from sep.methods.request import Request
+from sep.methods.request import Request, protect
 from sep.objective import choose_targets
 
 
@@ -56,37 +55,34 @@ def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tenso
     # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
     use_cpu(1)
     torch.backends.cudnn.deterministic = True
-    if not len(labels):
-        return images
-    return _perturb(task, shard, images, labels, keys) if task.config.kind.perturb else _craft(task, images, labels, keys)
+    return protect(_request(task, shard, images, labels, keys)) if len(labels) else images
 
 
-def _perturb(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """By a function of the images alone and of what was prepared."""
+def _request(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Request:
+    """Everything that the method may look at."""
     config, seed, method = task.config, task.seed, task.config.method
-    assert config.kind.perturb is not None
+    of_images = task.prepared_sha256 and not config.aligns_features  # class means are the members'
     request = Request(
-        images,
-        torch.searchsorted(torch.tensor(task.classes), labels),
-        len(task.classes),
-        [derive(seed, method, key) for key in keys],
-        derive(seed, method),
-        task.budget,
-        load_prepared(task.prepared, task.prepared_sha256, shard) if task.prepared_sha256 else None,
+        images=images,
+        classes=torch.searchsorted(torch.tensor(task.classes), labels),
+        num_classes=len(task.classes),
+        seeds=[derive(seed, method, key) for key in keys],
+        seed=derive(seed, method),
+        budget=task.budget,
+        prepared=load_prepared(task.prepared, task.prepared_sha256, shard) if of_images else None,
+        config=config,
+        generator=generator(seed, "craft", keys[0]),
     )
-    return config.kind.perturb(request)
-
-
-def _craft(task: CraftingTask, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """By the gradients of the ensemble, or at random."""
-    config, ensemble = task.config, task.ensemble
-    draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
-    drawn = generator(task.seed, "targets")
-    targets = choose_targets(config.targets, labels, task.classes, drawn, draws) if config.kind.targets else labels
-    means = load_prepared(task.prepared, task.prepared_sha256) if task.prepared_sha256 else None
-    batch = _micro_batch(ensemble, config, tuple(images.shape[1:]))
-    seeded = generator(task.seed, "craft", keys[0])
-    return torch.cat(list(craft_in_parts(ensemble.members(means), images, targets, config, seeded, batch)))
+    if not config.kind.surrogate:
+        return request
+    draws = torch.tensor([derive(seed, "target", key) for key in keys])
+    drawn = generator(seed, "targets")
+    return replace(
+        request,
+        members=task.ensemble.members(load_prepared(task.prepared, task.prepared_sha256) if config.aligns_features else None),
+        targets=choose_targets(config.targets, labels, task.classes, drawn, draws) if config.kind.targets else labels,
+        batch=_micro_batch(task.ensemble, config, tuple(images.shape[1:])),
+    )
 
 
 @lru_cache(maxsize=1)  # a size at which memory ran out is not tried again for the next shard

@@ -147,7 +147,7 @@ def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
 
 
 def _capacity(config: RunConfig, resources: Resources) -> Capacity:
-    if config.protect.kind.perturb:  # which needs no GPU
+    if not config.protect.kind.surrogate:  # no gradients, and no need of a GPU
         return Capacity(config.workers)
     each = config.protect.tasks_per_gpu if resources.gpu else 1
     return Capacity(config.workers and config.workers * each, gpus=resources.gpu / each)

@@ -1,7 +1,7 @@
-"""Training batches made as hard as possible for the network that is being trained.
+"""Countermeasures that make training batches as hard as possible for the network in training.
 
-Legend: B images, C channels, H W pixels, K classes. Everything maps float levels `(B, C, H, W)`, the network and the probabilities of the
-classes `(B, K)` to levels of the same shape; `generator` is on the CPU.
+Legend: B images, C channels, H W pixels, K classes. Every function maps the network, float levels `(B, C, H, W)` and the
+probabilities of the classes `(B, K)` to levels of the same shape; `generator` is on the CPU.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ COPIES = 5
 
 @contextmanager
 def at_rest(network: nn.Module) -> Iterator[nn.Module]:
-    """The network as it would be tested: looking for hard images then neither moves batch-norm statistics nor depends on the batch.
+    """Give the network in eval mode: the search for hard images then neither moves batch-norm statistics nor depends on the batch.
 
-    On a CPU this is a copy with batch-norm folded into its convolutions, which takes a quarter of a gradient's time and gives 1.3 times
-    as many; on a GPU folding would take longer than it saves.
+    On a CPU this is a copy with batch-norm folded into its convolutions. Folding costs a quarter of a gradient and makes gradients 1.3
+    times as fast; on a GPU it would cost more than it saves.
     """
     if isinstance(network, Network) and not network.mean.is_cuda:
         yield freeze(network)
@@ -41,19 +41,18 @@ def at_rest(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def losses(network: nn.Module, levels: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each image, `(B,)`."""
+    """Return the cross-entropy of each image, `(B,)`."""
     return functional.cross_entropy(network(levels)[1], targets, reduction="none")
 
 
 def adversarial(network: nn.Module, levels: Tensor, targets: Tensor, generator: torch.Generator, *, eps_levels: int) -> Tensor:
-    """Adversarial training by projected gradients (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
+    """Train adversarially by projected gradients (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
 
-    Images are moved to where the loss is larger, within `eps_levels` grey levels of 255: from a random start in 7 steps of a quarter of
-    that each, which is how the paper trains on CIFAR-10. A step costs half of a training step and more, for it is a gradient without
-    that of the weights: 7 steps are what a CPU can still do.
+    Images move towards a larger loss, within `eps_levels` grey levels of 255: from a random start in 7 steps of a quarter of that each,
+    as the paper trains on CIFAR-10. A step costs somewhat more than half a training step: it is a gradient without that of the weights.
     """
     low, high = (levels - eps_levels).clamp(min=0), (levels + eps_levels).clamp(max=255)
-    # A projection may have taken levels out of range: they stay as near as they were.
+    # A projection may have moved levels out of range: they get no further out.
     low, high = torch.minimum(low, levels), torch.maximum(high, levels)
     start = 2 * beside(levels, torch.rand(levels.shape, generator=generator)) - 1
     moved = torch.clamp(levels + eps_levels * start, low, high)
@@ -66,12 +65,12 @@ def adversarial(network: nn.Module, levels: Tensor, targets: Tensor, generator: 
 
 
 def ueraser(network: nn.Module, levels: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    """Of five strongly distorted copies of each image the one with the largest loss (Qin et al. 2023, "Learning the Unlearnable").
+    """Take the one of five strongly distorted copies of each image with the largest loss (Qin et al. 2023, "Learning the Unlearnable").
 
-    In every epoch, which the paper calls UEraser-Max: its strongest. Two things differ from the authors' code. Copies are compared by
-    the network at rest, and the chosen one goes through it once more to train it; theirs go through the network in training, and the loss
-    of the chosen is what is followed. And against TAP and autoregressive noise theirs compresses images by JPEG besides, of a quality
-    drawn for every batch; `jpeg-10+ueraser` comes near to that.
+    This happens in every epoch, which the paper calls UEraser-Max, its strongest variant. Two things differ from the authors' code. Here
+    the network compares copies in eval mode, and the chosen copy goes through it once more to train it; there all copies go through the
+    network in training mode, and it follows the loss of the chosen one. Against TAP and autoregressive noise their code also compresses
+    images by JPEG, of a quality drawn for every batch; `jpeg-10+ueraser` comes near to that.
     """
     hardest, most = levels, levels.new_full((len(levels),), -torch.inf)
     with at_rest(network) as resting, torch.no_grad():

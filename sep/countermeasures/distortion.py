@@ -1,7 +1,7 @@
-"""Strong distortions of training batches.
+"""Countermeasures that distort training batches strongly.
 
-Legend: B images, C channels, H W pixels. Everything maps float levels `(B, C, H, W)` to the same; `generator` is on the CPU, and what is
-drawn does not depend on the images.
+Legend: B images, C channels, H W pixels. Every function maps float levels `(B, C, H, W)` to the same; `generator` is on the CPU, and draws
+do not depend on the images.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ CHANCE = 0.5  # of an image to be lit, contrasted or shuffled
 
 
 def trivial_augment(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """One random operation of random strength on each image (Mueller & Hutter 2021, "TrivialAugment", the wide space)."""
+    """Apply one random operation of random strength to each image (Mueller & Hutter 2021, "TrivialAugment", the wide space)."""
     operation = v2.TrivialAugmentWide()
     with drawing_from(generator):
         return torch.stack([operation(image) for image in as_stored(levels)]).float()
 
 
 def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Every pixel taken from up to two pixels away, its own distance each, bilinearly (Li et al. 2024, "COIN").
+    """Take every pixel from up to two pixels away, each by its own distance, bilinearly (Li et al. 2024, "COIN").
 
-    The paper does it to each image once; here it is drawn anew in every epoch, which leaves less to learn by heart.
+    The paper warps each image once; here distances are drawn anew in every epoch, so that less can be memorised.
     """
     count, _, height, width = levels.shape
     shifts = WARP_PIXELS * (2 * torch.rand(count, height, width, 2, generator=generator) - 1)
@@ -44,10 +44,10 @@ def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def strong(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """The distortions of Qin et al. 2023 ("Learning the Unlearnable").
+    """Apply the distortions of Qin et al. 2023 ("Learning the Unlearnable").
 
-    Brightness by a plasma in each channel, contrast by another, a random order of the channels, each for half the images, and one
-    operation of `operations` for all.
+    They are brightness by a plasma in each channel, contrast by another plasma and a random order of the channels, each for half the
+    images, and one operation of `image_operations` for every image.
     """
     count, channels = levels.shape[:2]
 
@@ -67,10 +67,10 @@ def strong(levels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def plasma(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Smooth random fields `(B, C, H, W)` between 0 and 1: noise at every scale, the finer the weaker.
+    """Return smooth random fields `(B, C, H, W)` between 0 and 1: noise at every scale, weaker at finer ones.
 
-    The authors' are made by the diamond-square algorithm, which gives other fields of about the same distribution: half of their values are
-    from 0.39 to 0.54, of these from 0.42 to 0.58.
+    The authors use the diamond-square algorithm, whose fields have about the same distribution: half of their values are from 0.39 to
+    0.54; here, from 0.42 to 0.58.
     """
     count, channels, height, width = shape
     low, high = ROUGHNESS

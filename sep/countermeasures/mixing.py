@@ -1,7 +1,7 @@
-"""Training batches with parts covered, or mixed with each other.
+"""Countermeasures that cover parts of training images or mix the images of a batch.
 
-Legend: B images, C channels, H W pixels, K classes. Everything maps float levels `(B, C, H, W)` and the probabilities of the classes
-`(B, K)` to the same; `generator` is on the CPU, and what is drawn does not depend on the images.
+Legend: B images, C channels, H W pixels, K classes. Every function maps float levels `(B, C, H, W)` and the probabilities of the
+classes `(B, K)` to the same; `generator` is on the CPU, and draws do not depend on the images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GREY = 127.5  # about what normalisation makes zero
 
 
 def cutout(levels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A grey square of half the side (16 pixels of 32) somewhere in each image (DeVries & Taylor 2017, "Cutout").
+    """Cover a random square of half the side (16 pixels of 32) of each image with grey (DeVries & Taylor 2017, "Cutout").
 
     Its centre is any pixel, so that part of it may lie outside, as in the paper.
     """
@@ -31,9 +31,9 @@ def cutout(levels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple
 
 
 def cutmix(levels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A box of each image replaced by that of its neighbour in the batch, the classes shared by area (Yun et al. 2019, "CutMix").
+    """Replace a box of each image by that of its neighbour in the batch and share the classes by area (Yun et al. 2019, "CutMix").
 
-    As in the paper, one box for a whole batch, whose share is uniform from 0 to 1.
+    As in the paper, a whole batch has one box, whose share is uniform from 0 to 1.
     """
     with drawing_from(generator):
         mixed, shared = v2.CutMix(alpha=1.0)(levels, targets)
@@ -41,9 +41,9 @@ def cutmix(levels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple
 
 
 def mixup(levels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each image and its classes averaged with those of its neighbour in the batch (Zhang et al. 2018, "mixup").
+    """Average each image and its classes with those of its neighbour in the batch (Zhang et al. 2018, "mixup").
 
-    One weight for a whole batch, uniform from 0 to 1: the paper's for CIFAR-10.
+    A whole batch has one weight, uniform from 0 to 1, as in the paper for CIFAR-10.
     """
     with drawing_from(generator):
         mixed, shared = v2.MixUp(alpha=1.0)(levels, targets)

@@ -1,4 +1,4 @@
-"""What a linear model sees in a training set, taken out of every image of it.
+"""A countermeasure that removes from every image the directions a linear model finds in the training set.
 
 Legend: B images, C channels, H W pixels, K classes, P = C * H * W.
 """
@@ -12,30 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EPOCHS = 20  # of fitting the linear model, a pass over the images each: seconds where they are in memory
+EPOCHS = 20  # of fitting the linear model, one pass over the images each: seconds with images in memory
 RATE, MOMENTUM = 0.01, 0.9
-NEGLIGIBLE = 1e-4  # a direction this much smaller than the largest is rounding
+NEGLIGIBLE = 1e-4  # a direction smaller than the largest by this factor is rounding
 
 
 def orthogonal_projection(epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]], num_classes: int) -> Callable[[Tensor], Tensor]:
-    """Orthogonal projection (Sandoval-Segura et al. 2023, "What Can We Learn from Unlearnable Datasets?", algorithm 1).
+    """Project out of images what a linear model learns (Sandoval-Segura et al. 2023, "What Can We Learn from Unlearnable Datasets?").
 
-    A softmax regression is fitted on the pixels, its class weights are made orthonormal by a QR decomposition, and these directions are
-    projected out of every image. The regression starts from zero, so that its weights are sums of training images and nothing else.
+    By algorithm 1 of the paper: a softmax regression is fitted on the pixels, a QR decomposition makes its class weights orthonormal, and
+    these directions are projected out of every image. The regression starts from zero, so that its weights are sums of training images.
 
     Args:
         epoch: batches of an epoch, images `(B, C, H, W)` in levels and labels `(B,)`.
         num_classes: K.
 
     Returns:
-        What does that to images `(B, C, H, W)` in levels; it gives float32, no longer whole and some beyond 0..255: rounding and clamping
-        would bring back part of what was taken out.
+        A function that projects images `(B, C, H, W)` in levels. Its result is float32, not whole and partly beyond 0..255: rounding and
+        clamping would restore part of what it removed.
     """
     return partial(project_out, directions=directions(fit(epoch, num_classes)))
 
 
 def fit(epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]], num_classes: int) -> Tensor:
-    """Class weights `(K, P)` of a softmax regression on the pixels."""
+    """Return the class weights `(K, P)` of a softmax regression on the pixels."""
     model: nn.Linear | None = None
     for number in range(EPOCHS):
         for images, labels in epoch(number):
@@ -53,9 +53,9 @@ def fit(epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]], num_classes: in
 
 
 def directions(weights: Tensor) -> Tensor:
-    """An orthonormal basis `(P, at most K)`, on the CPU, of what class weights `(K, P)` span.
+    """Return an orthonormal basis `(P, at most K)`, on the CPU, of the span of class weights `(K, P)`.
 
-    The weights of all classes sum to zero, so that there is one direction fewer than classes.
+    The weights of all classes sum to zero, so that they span one direction fewer than K.
     """
     basis, triangle = torch.linalg.qr(weights.T.cpu())
     sizes = triangle.diagonal().abs()
@@ -64,6 +64,6 @@ def directions(weights: Tensor) -> Tensor:
 
 
 def project_out(images: Tensor, directions: Tensor) -> Tensor:
-    """Images `(B, C, H, W)` without their part along orthonormal directions `(P, any)`, float32."""
+    """Return images `(B, C, H, W)` without their part along orthonormal directions `(P, any)`, float32."""
     pixels = images.flatten(1).float()
     return (pixels - (pixels @ directions) @ directions.T).view(images.shape)

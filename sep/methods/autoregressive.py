@@ -16,30 +16,30 @@ from torch.nn import functional
 from sep.budget import Budget, whole_levels
 from sep.methods.request import Request, added
 
-WINDOW = 3  # pixels a side; the last of a window follows from the eight before it
+WINDOW = 3  # pixels a side; the last pixel of a window follows from the eight before it
 ORDER = WINDOW**2 - 1
-EDGE = 4  # rows above and columns to the left that a field is without: those of the start, and as many that still resemble them
-CANDIDATES = 1000  # processes that are drawn at a time; of a hundred one or two do not diverge
-SPARE = 60  # processes more than there are classes, from which the most unlike are taken
-SIDE = 32  # pixels of the fields a process is first tried with
-STRONGEST = 50 / math.sqrt(3 * SIDE**2)  # root mean square of a field: the authors' code allows a norm of 50, where its start has 55
+EDGE = 4  # rows above and columns to the left that are cut off: the start, and as many that still resemble it
+CANDIDATES = 1000  # processes drawn at a time; one or two in a hundred do not diverge
+SPARE = 60  # processes beyond the number of classes, so that the most unlike can be chosen
+SIDE = 32  # pixels a side of the fields a process is first tried with
+STRONGEST = 50 / math.sqrt(3 * SIDE**2)  # root mean square of a field: the authors' code allows a norm of 50; its start has 55
 
 
 def squared_levels(_: int, shape: Sequence[int]) -> Budget:
-    """The paper's L2 ball, of radius 1 for images of 32 x 32 and values from 0 to 1.
+    """Return the paper's L2 ball, of radius 1 for images of 32 x 32 and values from 0 to 1.
 
-    For other sizes it grows with the root of the number of pixels, which leaves the mean square of a change as it is.
+    For other sizes the radius grows with the root of the number of pixels, so that the mean square of a change stays the same.
     """
     _, height, width = shape
     return Budget("l2", 255**2 * height * width // 32**2)
 
 
 def field(coefficients: Tensor, start: Tensor) -> Tensor:
-    """What processes make of their starts: each value is `sum_k b_k x_k` over the eight others of the window that ends with it.
+    """Continue starts by processes: each value is `sum_k b_k x_k` over the eight other values of the window that ends with it.
 
     Args:
-        coefficients: `(..., 8)`, of the others in a window row by row.
-        start: `(..., H + 4, W + 4)`, of which the first two rows and columns are taken.
+        coefficients: `(..., 8)`, of the other values in a window, row by row.
+        start: `(..., H + 4, W + 4)`; only its first two rows and columns matter.
 
     Returns:
         `(..., H, W)`, without the edge.
@@ -53,14 +53,14 @@ def field(coefficients: Tensor, start: Tensor) -> Tensor:
 
 
 def answer(coefficients: Tensor, fields: Tensor) -> Tensor:
-    """How strongly the filter that a process's own fields leave silent answers to fields, relative to their root mean square.
+    """Return the response to fields of the filter to which a process's own fields give zero, relative to their root mean square.
 
     Args:
         coefficients: `(C, 8)`, of one process.
         fields: `(B, C, H, W)`.
 
     Returns:
-        `(B,)`, the mean over all places of what is positive.
+        `(B,)`, the mean of the positive part over all places.
     """
     kernel = torch.cat([coefficients, -coefficients.new_ones(len(coefficients), 1)], 1).view(1, -1, WINDOW, WINDOW)
     return functional.conv2d(fields, kernel).relu().mean((1, 2, 3)) / fields.square().mean((1, 2, 3)).sqrt()
@@ -68,12 +68,13 @@ def answer(coefficients: Tensor, fields: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)  # the same for every shard of a release
 def processes(count: int, channels: int, height: int, width: int, seed: int) -> Tensor:
-    """Random processes `(P, C, 8)`, a set of coefficients a channel, whose fields do not grow and are told apart by their filters.
+    """Return random processes `(P, C, 8)`, coefficients for each channel, whose fields do not grow and whose filters tell them apart.
 
     As in the paper (appendix A.3), coefficients are drawn normally and divided by their sum, and a process counts if its fields do not
-    diverge and the filters of others answer to them. That leaves out slow fields, on which all filters are silent, and which a network
-    hardly notices beside an image. Deviates from the paper in that it takes the most unlike of a number of processes, each the one whose
-    weakest answer with those before it is strongest, where the authors draw until answers reach 10 (with a hundred classes 3).
+    diverge and the filters of the others respond to them. This excludes slow fields, to which no filter responds and which a network
+    hardly notices beside an image. One thing deviates from the paper: the processes that are most unlike are chosen from a number of
+    candidates, each the one whose weakest response with the chosen ones is strongest. The authors draw until responses reach 10 (with a
+    hundred classes 3).
     """
     generator, found = torch.Generator().manual_seed(seed), torch.empty(0, channels, ORDER, dtype=torch.float64)
     fields = torch.empty(0, channels, height, width, dtype=torch.float64)
@@ -83,7 +84,7 @@ def processes(count: int, channels: int, height: int, width: int, seed: int) -> 
         for size in ((min(height, SIDE), min(width, SIDE)), (height, width)):
             start = torch.randn(len(drawn), channels, *(side + EDGE for side in size), generator=generator, dtype=torch.float64)
             made = field(drawn, start)
-            steady = made.square().mean((1, 2, 3)).sqrt() <= STRONGEST  # false also for what is no number
+            steady = made.square().mean((1, 2, 3)).sqrt() <= STRONGEST  # false also for NaN
             drawn, made = drawn[steady], made[steady]
         found, fields = torch.cat([found, drawn]), torch.cat([fields, made])
     answers = torch.stack([answer(one, fields) for one in found])
@@ -97,12 +98,12 @@ def processes(count: int, channels: int, height: int, width: int, seed: int) -> 
 
 
 def autoregressive(request: Request) -> Tensor:
-    """Each image with the field that its class's processes, one a channel, make of a start of its own, scaled to the budget.
+    """Add to each image a field, scaled to the budget, that the processes of its class, one a channel, continue from a start of its own.
 
-    Deviates from the paper in whole levels, and for many classes in how processes are chosen: see `processes`.
+    Two things deviate from the paper: changes are whole levels, and processes are chosen differently, see `processes`.
 
     Args:
-        request: see there; it needs no preparation, and an image's field depends on its own seed and the release's.
+        request: without preparation; the field of an image depends on its own seed and the release's.
 
     Returns:
         Protected images, `(B, C, H, W)` uint8.

@@ -1,6 +1,6 @@
 """Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable").
 
-Legend: B images, C channels, H W pixels, R rows of noise: one for each image, or one for each class.
+Legend: B images, C channels, H W pixels, R rows of noise, one for each image or one for each class.
 """
 
 from __future__ import annotations
@@ -14,38 +14,40 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from sep.choices import Kernels, Precision
 from sep.ensemble import freeze
-from sep.execution import Kernels, MicroBatch, Precision, arithmetic, to_device
+from sep.execution import MicroBatch, arithmetic, to_device
 from sep.fitting import optimiser, train_epoch
+from sep.methods.registry import MOST_ROUNDS
+from sep.methods.request import Request, added
 from sep.models import Network
 from sep.objective import target_cross_entropy
 from sep.train_config import TrainConfig
 
 TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
 ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
-MOST_ROUNDS = 30  # of both, where that error is not reached
 STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """How the noise is made."""
+    """Settings of the noise and of the training against it."""
 
-    training: TrainConfig  # batch size, rate, momentum, weight decay, augmentation and precision; the rate stays what it is
+    training: TrainConfig  # batch size, constant rate, momentum, weight decay, augmentation and precision
     eps_levels: int  # L-infinity budget, in grey levels
-    steps: int  # T of the paper: steps over an image's noise in each round; 1 for that of a class, which every batch moves
+    steps: int  # T of the paper: steps over the noise of an image in each round; 1 for noise of a class, which every batch moves
     precision: Precision = "auto"
     kernels: Kernels = "fused"
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What came out.
+    """The noise, and how it was reached.
 
     Attributes:
         levels: `(R, C, H, W)` int16, on the CPU.
-        rounds: how many it took.
-        error: percent of the perturbed training images that the network gets wrong at the end.
+        rounds: number of rounds taken.
+        error: percentage of the perturbed training images that the network gets wrong at the end.
     """
 
     levels: Tensor
@@ -54,28 +56,28 @@ class Noise:
 
 
 class Perturbed:
-    """Training images and the noise that is added to them."""
+    """Training images and their noise."""
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor, count: int) -> None:
-        """Start without noise.
+        """Begin with zero noise.
 
         Args:
             images: `(B, C, H, W)` uint8.
             labels: `(B,)`.
-            rows: which row of noise each image has, `(B,)`; -1 for those that have none.
+            rows: row of noise of each image, `(B,)`; -1 for an image without noise.
             count: R.
         """
         self.images, self.labels, self.rows = images, labels, rows
         self.with_noise = (rows >= 0).nonzero().flatten()
-        # One row more, which stays zero: it is the last, and so the row -1 of images without noise.
+        # The additional last row stays zero: it is row -1, that of images without noise.
         self.noise = torch.zeros(count + 1, *images.shape[1:], dtype=torch.int16, device=images.device)
 
     def look(self, chosen: Tensor) -> Tensor:
-        """Some images as they would be released, `(b, C, H, W)` uint8."""
+        """Return some images as they would be released, `(b, C, H, W)` uint8."""
         return (self.images[chosen] + self.noise[self.rows[chosen]]).clamp_(0, 255).to(torch.uint8)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches without end, of images as they would be released when a batch is asked for."""
+        """Yield training batches without end, of images as they would be released at the time of the batch."""
         size = min(size, len(self.labels))
         while True:
             order = torch.randperm(len(self.labels), generator=generator).to(self.images.device)
@@ -83,9 +85,9 @@ class Perturbed:
                 yield self.look(chosen), self.labels[chosen]
 
     def descend(self, network: Network, chosen: Tensor, config: NoiseConfig) -> None:
-        """Move the noise of some images down the loss of their true labels: signed steps of whole levels, within the budget.
+        """Move the noise of some images down the loss of their true labels by signed steps of whole levels, within the budget.
 
-        Images that share a row move it together, by the sign of the sum of their gradients.
+        Images that share a row of noise move it together, by the sign of the sum of their gradients.
         """
         rows, labels = self.rows[chosen], self.labels[chosen]
         step = max(1, round(config.eps_levels / STEPS_OF_RADIUS))
@@ -102,7 +104,7 @@ class Perturbed:
 
     @staticmethod
     def _sums(gradients: Tensor, places: Tensor, count: int) -> Tensor:
-        """Sums of gradients of one row each, in double precision where rows are shared: `index_add_` on a GPU has no fixed order then."""
+        """Return the sum of gradients for each row, in double precision if rows are shared: `index_add_` on a GPU has no fixed order."""
         if count == len(places):
             return torch.empty_like(gradients).index_copy_(0, places, gradients)
         members = one_hot(places, count).double()
@@ -110,30 +112,32 @@ class Perturbed:
 
 
 def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: torch.Generator, threads: int = 1) -> Noise:
-    """Train on the perturbed images for some steps, let all noise descend, and again, until hardly an image is classified wrongly.
+    """Train on the perturbed images and move the noise, in turns, until hardly an image is classified wrongly.
 
-    Noise of single images goes on from round to round and descends by `steps` steps in each, in micro-batches. Noise of a class descends
-    by one step with every batch. Deviates from the paper in whole levels (its step of 0.8 levels at 8/255 is one level), in the step of a
-    class (the sign of the sum of gradients, where the paper's code averages the stepped noise), in the rate, which is not
-    lowered, in training on augmented images, as whoever gets the release does, and in when the error is taken: of the network as it was
-    trained, before the noise moves once more, because noise that has just descended is classified rightly by hardly any training at all.
+    Noise of single images descends by `steps` steps in each round, in micro-batches, from where the last round left it. Noise of a class
+    descends by one step with every batch.
 
-    Other numbers than in the commands of the paper's code: noise of single images takes 20 steps a round there, and here as many as any
-    method that is crafted (`CraftConfig.steps`: 30 unless asked otherwise, in the presets of small networks 15 or fewer); noise of a class
-    is done there at an error of 10 percent, and here at that of single images; and rounds go on there until the error is reached.
+    Five things deviate from the paper. Changes are whole levels: its step of 0.8 levels at 8/255 is one level. The step of a class is the
+    sign of the sum of gradients, where the paper's code averages the stepped noise. The rate is not lowered. Training images are
+    augmented, as an adversary augments them. The error is taken before the noise moves once more, because noise that has just descended
+    is classified rightly after hardly any training.
+
+    Three numbers differ from the commands of the paper's code. Noise of single images takes 20 steps a round there, and here as many as
+    any crafting method (`CraftConfig.steps`: 30 by default, 15 or fewer in the presets of small networks). Noise of a class is finished
+    there at an error of 10 percent, and here at the error of single images. Rounds go on there until the error is reached.
 
     Args:
-        network: freshly initialised, on the device of the data; it is trained.
-        data: without noise; its noise is moved.
-        config: see there.
+        network: freshly initialised, on the device of the data; this function trains it.
+        data: with zero noise; this function moves it.
+        config: settings of the noise.
         generator: on the CPU; source of the order of the images and of the augmentation.
-        threads: on a CPU, micro-batches at a time, each computed by one thread: their number changes no noise. One thread trains.
+        threads: number of micro-batches at a time on a CPU, each computed by one thread; it does not change the noise. One thread trains.
 
     Raises:
         ValueError: training diverged.
     """
     shared = len(data.noise) - 1 < len(data.with_noise)
-    # A rate that stays what it is: the schedule lowers it after the first of two epochs, and that one epoch is all there is.
+    # A constant rate: the schedule lowers it after the first of two epochs, and training ends with the first.
     steady = replace(config.training, schedule="step", warmup_epochs=0, epochs=2)
     sgd, scheduler = optimiser(network, steady, MOST_ROUNDS * TRAIN_STEPS + 1)
     batches = data.batches(config.training.batch_size, generator)
@@ -145,7 +149,7 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
         frozen = freeze(network, config.kernels)
         with arithmetic(data.images.device, config.precision):
             error = _error(data, frozen, config)
-            # Not before there is any noise: a small training set is learned by heart at once.
+            # Not in the first round, without noise: a small training set is memorised at once.
             if (error <= ENOUGH and number > 1) or number == MOST_ROUNDS:
                 break
             if shared:
@@ -158,12 +162,12 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
 
 
 def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, threads: int) -> None:
-    """All noise of single images, which do not depend on each other."""
+    """Move the noise of single images, which do not depend on each other."""
     device, count = data.images.device, len(data.with_noise)
     batch = MicroBatch.fitting(data.images.shape[1:], device)
 
     def part(of: slice) -> None:
-        with arithmetic(device, config.precision):  # again, as autocast is of one thread
+        with arithmetic(device, config.precision):  # again, because autocast holds for one thread
             data.descend(network, data.with_noise[of], config)
 
     if device.type == "cuda":
@@ -175,9 +179,21 @@ def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, threa
 
 @torch.inference_mode()
 def _error(data: Perturbed, network: Network, config: NoiseConfig) -> float:
-    """Percent of the images with noise that are classified wrongly."""
+    """Return the percentage of the images with noise that are classified wrongly."""
     wrong = 0
     for chosen in torch.split(data.with_noise, 500):
         predicted = network(to_device(data.look(chosen), network.mean, config.kernels))[1].argmax(1)
         wrong += int((predicted != data.labels[chosen]).sum())
     return 100 * wrong / len(data.with_noise)
+
+
+def own_noise(request: Request) -> Tensor:
+    """Add to each image the noise that was made for it: `(B, C, H, W)` uint8, by `prepared` of the same shape in whole levels."""
+    assert request.prepared is not None
+    return added(request.images, request.prepared)
+
+
+def class_noise(request: Request) -> Tensor:
+    """Add to each image the noise that was made for its class: `(B, C, H, W)` uint8, by `prepared`, `(K, C, H, W)` whole levels."""
+    assert request.prepared is not None
+    return added(request.images, request.prepared[request.classes])

@@ -16,12 +16,12 @@ from sep.methods.request import Request
 
 
 def single_pixel(_: int, shape: Sequence[int]) -> Budget:
-    """One pixel of an image, which may become any colour."""
+    """Return the budget of one pixel, which may become any colour."""
     return Budget("pixels", 1)
 
 
 def moments(images: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over the images of each class, to be added over shards in any order: they are whole numbers.
+    """Return sums over the images of each class, whole numbers that can be added over shards in any order.
 
     Args:
         images: `(B, C, H, W)` uint8.
@@ -43,18 +43,18 @@ def moments(images: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, 
 
 
 def search(counts: Tensor, sums: Tensor, products: Tensor) -> Tensor:
-    """The pixel and colour of each class from which its clean images are far, and all alike: `(K, 2 + C)` int64, row, column, colour.
+    """Return the pixel and colour of each class that its clean images are far from, all equally: `(K, 2 + C)` int64, row, column, colour.
 
-    The paper's objective (equation 2): `E[d] / Var[d]` is largest, where `d = sum_c |x_c - colour_c|` at the pixel and the colour is a
-    corner of the cube of colours, so that d is linear in x. A variance below one squared level counts as one. Deviates from the paper in
-    that no two classes get the same pixel and colour: the classes choose in order, as in its authors' code. That code divides by something
-    else: by the standard deviation of `|x_c - colour_c|` over images and channels alike, not by the variance of their sum over channels.
-    It may choose other pixels.
+    They maximise the paper's objective (equation 2), `E[d] / Var[d]` with `d = sum_c |x_c - colour_c|` at the pixel. The colour is a
+    corner of the cube of colours, so that d is linear in x. A variance below one squared level counts as one. One thing deviates from the
+    paper: no two classes get the same pixel and colour, and the classes choose in order, as in the authors' code. That code divides by the
+    standard deviation of `|x_c - colour_c|` over images and channels alike, not by the variance of the sum over channels, and may choose
+    other pixels.
 
     Args:
         counts: see `moments`, of the whole training set; every class has an image.
-        sums: likewise.
-        products: likewise.
+        sums: see `moments`.
+        products: see `moments`.
     """
     number = counts.double()[:, None, None, None]
     mean = sums / number
@@ -74,13 +74,13 @@ def search(counts: Tensor, sums: Tensor, products: Tensor) -> Tensor:
 
 
 def one_pixel(request: Request) -> Tensor:
-    """Each image with its class's pixel set to its class's colour.
+    """Set one pixel of each image, that of its class, to the colour of its class.
 
     Args:
-        request: see there; `prepared` is what `search` has found.
+        request: with the result of `search` as `prepared`.
 
     Returns:
-        Protected images, `(B, C, H, W)` uint8; one whose pixel has that colour already is as it was.
+        Protected images, `(B, C, H, W)` uint8; an image whose pixel has that colour already stays as it is.
     """
     assert request.prepared is not None
     found, protected = request.prepared[request.classes], request.images.clone()

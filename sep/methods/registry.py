@@ -1,20 +1,24 @@
-"""The methods by name: what each is made from, what it may spend on an image, and how it perturbs. A new one is a function and a line here.
+"""The methods by name: the function that protects images, what it needs, and what it may spend on an image.
 
-Legend: C channels, H W pixels.
+A new method is a function in a file of its own and an entry here. The functions are imported when they are called, so that this table,
+and with it the command line, needs no torch.
+
+Legend: B images, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from sep.budget import Budget, largest_change
-from sep.methods import autoregressive, linear_separable, one_pixel
-from sep.methods.error_minimising import MOST_ROUNDS
-from sep.methods.request import Request, class_noise, own_noise
+from sep.deferred import Deferred
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sep.methods.request import Request
 
 Method = Literal[
     "sep",
@@ -29,6 +33,7 @@ Method = Literal[
     "one-pixel",
 ]
 Preparation = Literal["class-means", "own-noise", "class-noise", "pixels"]
+MOST_ROUNDS = 30  # of training a network and moving the noise, where the error the paper stops at is not reached
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,38 +41,97 @@ class MethodSpec:
     """One method.
 
     Attributes:
-        surrogate: whether it goes with a trained surrogate: it reads its checkpoints, or, of the control, is compared by them.
-        checkpoints: how many of each surrogate network it reads; None: as many as are asked for.
-        usual: how many are asked for where nobody gives a number: the paper's (method, section 2).
-        targets: whether an image is drawn towards a wrong class.
-        preparation: what is to be found over the whole training set before the first shard; None: nothing.
-        perturb: how it protects images, if not by gradients of an ensemble.
+        description: what it does, in a few words, for the help of the command line.
+        perturb: the function: a request to the protected images, `(B, C, H, W)` uint8 on the CPU, within the request's budget.
+        checkpoints: number of checkpoints it reads of each surrogate network; None: as many as are asked for.
+        usual: number of checkpoints where nobody asks for one: the paper's (method, section 2).
+        inner_steps: whether each step of it has inner steps, along one checkpoint each.
+        targets: whether it draws an image towards a wrong class.
+        preparation: what it must know of the whole training set before the first shard; None: nothing.
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
-        noise_rounds: of training a network against the noise, at most; 0: it trains none.
-        grows: whether images that come later can be protected alike.
+        noise_rounds: rounds of training a network against the noise, at most; 0: it trains none.
+        grows: whether it can protect images that come later in the same way.
     """
 
-    surrogate: bool = False
+    description: str
+    perturb: Callable[[Request], Tensor]
     checkpoints: int | None = 0
     usual: int = 15
+    inner_steps: bool = False
     targets: bool = False
     preparation: Preparation | None = None
-    perturb: Callable[[Request], Tensor] | None = None
     budget: Callable[[int, Sequence[int]], Budget] = largest_change
     noise_rounds: int = 0
     grows: bool = True
 
+    @property
+    def surrogate(self) -> bool:
+        """Whether it follows the gradients of a surrogate's checkpoints."""
+        return self.checkpoints != 0
+
 
 METHODS: dict[Method, MethodSpec] = {
-    "sep": MethodSpec(surrogate=True, checkpoints=None, usual=30, targets=True),
-    "sep-fa": MethodSpec(surrogate=True, checkpoints=None, usual=30, targets=True, preparation="class-means"),
-    "sep-fa-vr": MethodSpec(surrogate=True, checkpoints=None, usual=15, targets=True, preparation="class-means"),
-    "tap": MethodSpec(surrogate=True, checkpoints=1, targets=True),
-    "noise": MethodSpec(surrogate=True),
-    "error-min": MethodSpec(preparation="own-noise", perturb=own_noise, noise_rounds=MOST_ROUNDS, grows=False),
-    "error-min-class": MethodSpec(preparation="class-noise", perturb=class_noise, noise_rounds=MOST_ROUNDS),
-    "linear-separable": MethodSpec(perturb=linear_separable.linear_separable, budget=linear_separable.squared_levels),
-    "autoregressive": MethodSpec(perturb=autoregressive.autoregressive, budget=autoregressive.squared_levels),
-    "one-pixel": MethodSpec(preparation="pixels", perturb=one_pixel.one_pixel, budget=one_pixel.single_pixel),
+    "sep": MethodSpec(
+        description="target cross-entropy",
+        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        checkpoints=None,
+        usual=30,
+        targets=True,
+    ),
+    "sep-fa": MethodSpec(
+        description="feature alignment",
+        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        checkpoints=None,
+        usual=30,
+        targets=True,
+        preparation="class-means",
+    ),
+    "sep-fa-vr": MethodSpec(
+        description="feature alignment with variance-reduced gradients (SVRE)",
+        perturb=Deferred("sep.methods.variance_reduced:variance_reduced"),
+        checkpoints=None,
+        inner_steps=True,
+        targets=True,
+        preparation="class-means",
+    ),
+    "tap": MethodSpec(
+        description="sep with the last checkpoint alone",
+        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        checkpoints=1,
+        targets=True,
+    ),
+    "noise": MethodSpec(
+        description="random signs, the control",
+        perturb=Deferred("sep.methods.noise:random_signs"),
+    ),
+    "error-min": MethodSpec(
+        description="noise of each image that minimises the loss of a network trained against it",
+        perturb=Deferred("sep.methods.error_minimising:own_noise"),
+        preparation="own-noise",
+        noise_rounds=MOST_ROUNDS,
+        grows=False,
+    ),
+    "error-min-class": MethodSpec(
+        description="the same with one noise for each class",
+        perturb=Deferred("sep.methods.error_minimising:class_noise"),
+        preparation="class-noise",
+        noise_rounds=MOST_ROUNDS,
+    ),
+    "linear-separable": MethodSpec(
+        description="a random pattern of each class, which a linear model can tell apart",
+        perturb=Deferred("sep.methods.linear_separable:linear_separable"),
+        budget=Deferred("sep.methods.linear_separable:squared_levels"),
+    ),
+    "autoregressive": MethodSpec(
+        description="a random autoregressive process of each class",
+        perturb=Deferred("sep.methods.autoregressive:autoregressive"),
+        budget=Deferred("sep.methods.autoregressive:squared_levels"),
+    ),
+    "one-pixel": MethodSpec(
+        description="one pixel of each image set to a colour of its class",
+        perturb=Deferred("sep.methods.one_pixel:one_pixel"),
+        preparation="pixels",
+        budget=Deferred("sep.methods.one_pixel:single_pixel"),
+    ),
 }
 assert tuple(METHODS) == get_args(Method)

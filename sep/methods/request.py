@@ -1,31 +1,41 @@
-"""Protection without gradients of an ensemble: what such a method is told, and adding what was made for an image to it.
+"""Requests: the images to protect, and everything that may decide how.
 
 Legend: B images, C channels, H W pixels, K protected classes.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from sep.budget import Budget
+from sep.budget import Budget, check_budget
+from sep.craft_config import CraftConfig
+from sep.ensemble import Member
+from sep.execution import MicroBatch
 
 
 @dataclass(frozen=True)
 class Request:
-    """Images to protect, and all that may decide how: no other image of the release does, but through `prepared`.
+    """Images to protect. No other image of the release decides how, except through `prepared`.
 
     Attributes:
-        images: clean ones, `(B, C, H, W)` uint8 on the CPU.
-        classes: the place of each image's class among those that are protected, `(B,)` int64, 0 to K-1.
+        images: clean images, `(B, C, H, W)` uint8 on the CPU.
+        classes: position of each image's class among the protected ones, `(B,)` int64, 0 to K-1.
         num_classes: K.
-        seeds: one for each image, its own.
-        seed: one for the whole release, which what a class has in common is drawn from.
-        budget: of each image.
-        prepared: what was found over the whole training set before, for these images or for all classes; None where a method needs nothing.
+        seeds: one for each image, for draws of its own.
+        seed: one for the whole release, for draws that a class has in common.
+        budget: the most that each image may change.
+        prepared: the result of the method's preparation over the whole training set, for these images or for all classes; None if the
+            method needs none, or if its preparation is the class means of the members.
+        config: the settings: method, steps, kind of target, precision, kernels.
+        members: the ensemble, on one device, with class means if the method aligns features; empty if it follows none.
+        targets: class each image is drawn towards, or, untargeted, away from, `(B,)`; only with an ensemble.
+        generator: on the CPU; source of draws that images of one shard have in common.
+        batch: number of images whose gradients are taken at once; only with an ensemble.
     """
 
     images: Tensor
@@ -35,29 +45,40 @@ class Request:
     seed: int
     budget: Budget
     prepared: Tensor | None = None
+    config: CraftConfig = field(default_factory=CraftConfig)
+    members: Sequence[Member] = ()
+    targets: Tensor | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    batch: MicroBatch = field(default_factory=lambda: MicroBatch(sys.maxsize))
 
     def own(self, *shape: int) -> Tensor:
-        """Normal draws of each image, `(B, *shape)` float64: the same ones for an image whatever images are beside it."""
+        """Return normal draws for each image, `(B, *shape)` float64; they depend on the image's seed and on no other image."""
         drawn = [torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
         return torch.stack(drawn)
 
     def common(self) -> torch.Generator:
-        """A fresh generator, which is the same for every image of the release."""
+        """Return a fresh generator, the same for every image of the release."""
         return torch.Generator().manual_seed(self.seed)
 
 
+def protect(request: Request) -> Tensor:
+    """Protect images by the method of the request's settings.
+
+    Returns:
+        Protected images, `(B, C, H, W)` uint8 on the CPU, within the budget.
+
+    Raises:
+        ValueError: gradients of the ensemble are no numbers, or the method exceeded its budget.
+    """
+    kind = request.config.kind
+    assert request.images.dtype == torch.uint8
+    assert kind.surrogate == bool(request.members), f"{request.config.method} and an ensemble of {len(request.members)}"
+    assert all((member.means is not None) == request.config.aligns_features for member in request.members)
+    protected = kind.perturb(request)
+    check_budget(protected, request.images.cpu(), request.budget)
+    return protected
+
+
 def added(images: Tensor, change: Tensor) -> Tensor:
-    """Images `(B, C, H, W)` uint8 with a change in whole levels, clipped to 0..255; clipping only ever makes a change smaller."""
+    """Return images `(B, C, H, W)` uint8 with a change in whole levels added and clipped to 0..255, which only makes it smaller."""
     return (images.double() + change).clamp(0, 255).to(torch.uint8)
-
-
-def own_noise(request: Request) -> Tensor:
-    """Images with the noise that was made for each of them, `(B, C, H, W)` whole levels."""
-    assert request.prepared is not None
-    return added(request.images, request.prepared)
-
-
-def class_noise(request: Request) -> Tensor:
-    """Images with the noise that was made for their class, of `(K, C, H, W)` whole levels."""
-    assert request.prepared is not None
-    return added(request.images, request.prepared[request.classes])

@@ -43,7 +43,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported anywhere, with `from a import b` as `a.b`, which may be a module or a name in one."""
+    """Yield every module that is imported anywhere, `from a import b` as `a.b`, which may be a module or a name in one."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -51,6 +51,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
             yield ast.unparse(node.args[0]).strip("'\"")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "Deferred":
+            yield ast.unparse(node.args[0]).strip("'\"").replace(":", ".")
 
 
 def internal(name: str) -> set[str]:
@@ -76,8 +78,8 @@ def test_the_whole_project_is_looked_at() -> None:
 
 
 def test_function_local_imports_are_seen() -> None:
-    tree = ast.parse("def f():\n    import ray.train\n    from a import b\n    importlib.import_module('c')")
-    assert list(imports(tree)) == ["ray.train", "a.b", "c"]
+    tree = ast.parse("def f():\n    import ray.train\n    from a import b\n    importlib.import_module('c')\n    Deferred('d.e:f')")
+    assert list(imports(tree)) == ["ray.train", "a.b", "c", "d.e.f"]
 
 
 @pytest.mark.parametrize("name", MODULES)

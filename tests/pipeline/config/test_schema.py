@@ -90,6 +90,14 @@ def test_what_is_recorded_is_the_number_that_it_comes_to() -> None:
         assert from_tree(configuration(config, {})).protect == resolved(config.protect)
 
 
+@pytest.mark.parametrize("method", ["noise", "linear-separable"])
+def test_a_method_without_an_ensemble_trains_no_surrogate(method: str) -> None:
+    config = parse(["--protect.method", method])
+    assert config.needed_stages == ("pack", "protect", "victim", "report")
+    assert not config.trains_surrogate
+    assert "surrogate" in parse(["--protect.method", "tap"]).needed_stages
+
+
 def test_cifar100_is_the_same_protocol() -> None:
     config, base = preset("cifar100"), preset("cifar10")
     assert dataclasses.replace(config, preset=base.preset, run=base.run) == base

@@ -12,7 +12,8 @@ from torch.nn import functional
 from sep.ensemble import freeze
 from sep.fitting import optimiser, train_epoch
 from sep.methods import error_minimising
-from sep.methods.error_minimising import MOST_ROUNDS, Noise, NoiseConfig, Perturbed, minimise
+from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, minimise
+from sep.methods.registry import MOST_ROUNDS
 from sep.models import Network, build
 from sep.train_config import TrainConfig
 

@@ -1,0 +1,93 @@
+"""Settings of the protection; they need no torch.
+
+Legend: C channels, H W pixels, N checkpoints of each surrogate network, M inner steps, T outer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sep.budget import Budget
+from sep.choices import Kernels, Precision, Targets
+from sep.methods.registry import METHODS, Method, MethodSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CraftConfig:
+    """How images are protected."""
+
+    method: Method = "sep-fa"
+    """name of the method, see `sep.methods.registry`"""
+    eps_levels: int = 8
+    """L-infinity budget, in grey levels of 255; linear-separable, autoregressive (both L2) and one-pixel have their papers' own"""
+    steps: int = 30
+    """outer steps T, one grey level each; of error-min, in each round"""
+    checkpoints: int | None = None
+    """ensemble size N, equally spaced over the epochs of each surrogate network; the paper's if not given: 30, and 15 of sep-fa-vr"""
+    inner_steps: int | None = None
+    """inner steps M of sep-fa-vr; as many as the ensemble has members if not given"""
+    targets: Targets = "shift"
+    """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
+    wrong class; untargeted: away from the true class"""
+    precision: Precision = "auto"
+    """arithmetic of the gradients; auto: bf16 on a GPU that has it, float32 on a CPU"""
+    kernels: Kernels = "fused"
+    """plain: networks as trained; fused: batch-norm folded, channels last, and on a CPU wide convolutions with fewer multiplications;
+    compiled: batch-norm folded, channels last, through torch.compile"""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no image can be protected with.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        if not 1 <= self.eps_levels <= 255:
+            raise ValueError(f"eps_levels must be 1 to 255 grey levels, got {self.eps_levels}")
+        for name in ("steps", "checkpoints", "inner_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def kind(self) -> MethodSpec:
+        """Needs and limits of the method."""
+        return METHODS[self.method]
+
+    @property
+    def per_network(self) -> int:
+        """Number of checkpoints that the method reads of each surrogate network: N, 1 for tap, 0 without an ensemble."""
+        count = self.kind.checkpoints
+        return self.asked_checkpoints if count is None else count
+
+    @property
+    def asked_checkpoints(self) -> int:
+        """N as it is recorded, even if the method reads one checkpoint or none: the setting, or else the usual number."""
+        return self.kind.usual if self.checkpoints is None else self.checkpoints
+
+    @property
+    def aligns_features(self) -> bool:
+        """Whether the loss is feature alignment, which needs class means."""
+        return self.kind.preparation == "class-means"
+
+    @property
+    def noise_steps(self) -> int:
+        """Steps over the noise in each round of training against it: T for the noise of an image, one a batch for that of a class."""
+        return self.steps if self.kind.preparation == "own-noise" else 1
+
+    def budget(self, shape: Sequence[int]) -> Budget:
+        """Return the budget of an image `(C, H, W)`."""
+        return self.kind.budget(self.eps_levels, shape)
+
+    def gradients_per_image(self, members: int, noise_rounds: int | None = None) -> int:
+        """Return the number of forward and backward passes per image.
+
+        An ensemble of N takes T*N, or T*(N+M) with inner steps. Training against the noise takes `noise_steps` in each round.
+
+        Args:
+            members: size of the whole ensemble.
+            noise_rounds: rounds of training against the noise; the most that the method allows if not given.
+        """
+        inner = (self.inner_steps or members) if self.kind.inner_steps else 0
+        rounds = self.kind.noise_rounds if noise_rounds is None else noise_rounds
+        return self.steps * (members + inner) + self.noise_steps * rounds

@@ -1,0 +1,50 @@
+"""Self-Ensemble Protection with variance-reduced gradients (Chen et al. 2023, SEP-FA-VR), by SVRE.
+
+Xiong et al. 2022, "Stochastic Variance Reduced Ensemble Adversarial Attack for Boosting the Adversarial Transferability".
+
+Legend: B images, C channels, H W pixels, M inner steps, T outer steps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sep import craft
+from sep.budget import project
+from sep.methods.request import Request
+
+
+def variance_reduced(request: Request) -> Tensor:
+    """Descend for T outer steps on the sum of M inner steps, each along one drawn member, corrected by the mean of the ensemble.
+
+    A member's class means always go with its own network. All draws, `(T, M)`, are made before the first micro-batch, so that its size
+    decides no draw; it may decide a rounding.
+
+    Args:
+        request: with an ensemble, class means and targets.
+
+    Returns:
+        Protected images, `(B, C, H, W)` uint8.
+
+    Raises:
+        ValueError: gradients of the ensemble are no numbers.
+    """
+    config, members, limit = request.config, request.members, request.budget.limit
+    ascend = config.targets == "untargeted"
+    shape = (config.steps, config.inner_steps or len(members))
+    draws = torch.randint(len(members), shape, generator=request.generator).tolist()
+
+    def path(clean: Tensor, targets: Tensor) -> Tensor:
+        x = clean
+        for drawn in draws:
+            each = [craft.gradient(member, x, targets, ascend=ascend) for member in members]
+            mean = torch.stack(each).mean(0)
+            v, total = x, torch.zeros_like(x)
+            for k in drawn:
+                total += craft.gradient(members[k], v, targets, ascend=ascend) - (each[k] - mean)
+                v = project(v - total.sign(), clean, limit)
+            x = project(x - craft.signs(total), clean, limit)  # has every NaN of the inner steps
+        return x
+
+    return craft.descend(request, path)
