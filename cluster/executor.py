@@ -144,11 +144,17 @@ class Executor(Protocol):
 
 
 def open_executor(name: Name, deadline: Deadline) -> Executor:
-    """Return the executor of that name; Ray is loaded for `ray` alone."""
+    """Return the executor of that name; Ray is loaded for `ray` alone.
+
+    Raises:
+        ValueError: Ray is not installed.
+    """
     if name == "local":
         from cluster.local import LocalExecutor
 
         return LocalExecutor(deadline)
-    from cluster.ray_executor import RayExecutor
-
+    try:
+        from cluster.ray_executor import RayExecutor
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--executor ray needs Ray, which is not installed ({error}): install it, or use --executor local") from error
     return RayExecutor(deadline)
