@@ -22,6 +22,7 @@ from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial, trial_records
 from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
+from sep.countermeasures.registry import plan as countermeasure_plan
 from tests.fixtures import finished_run
 
 
@@ -93,7 +94,7 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
     tasks = [victim._task(cell, config, folder, pack, protect, Resources(((2, 0),), 2, 2), 1) for cell in cells]
     for place, trained in ((own, tasks[:1]), (other, tasks)):
         for task in trained:
-            trial_records.write(place.child("victim"), task.cell.name, {"made_from": task.made_from, "by": place.path})
+            trial_records.write(place.child("victim"), task.trial.name, {"made_from": task.made_from, "by": place.path})
     read, looked_at = trial_records.read, []
 
     def watched(place: Folder, name: str, made_from: str) -> dict[str, object] | None:
@@ -234,7 +235,7 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
         reports: list[dict[str, float]] = []
         for data in ("clean", "protected"):
             cell = trial.Trial("resnet8", data, name, 0)
-            trial.trial(victim._task(cell, config, folder, pack, protect, alone, 1), reports.append)
+            trial.train_victim(victim._task(cell, config, folder, pack, protect, alone, 1), reports.append)
             outcome = json.loads(folder.read(f"victim/{cell.name}.json"))
             assert len(outcome["accuracy_per_epoch"]) == (1 if name == "early-stop" else config.victim.epochs), name
             assert np.isfinite(outcome["loss_per_epoch"]).all(), name
@@ -262,7 +263,7 @@ def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: 
     task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((2, 0),), workers=1, tasks=1), 1)
     batches = trial._training_images(task, 7, torch.device("cpu"))
     images = torch.cat([images for images, _ in batches.epoch(0)])
-    plain = replace(task, cell=replace(cell, countermeasure="grayscale"))
+    plain = replace(task, plan=countermeasure_plan("grayscale"))
     grey = trial._training_images(plain, 7, torch.device("cpu"))
     assert torch.allclose(images[:, 0], images[:, 1], atol=0.01), "grey stays grey: what is taken out is grey as well"
     basis = directions(fit(grey.epoch, len(pack.counts["classes"])))
