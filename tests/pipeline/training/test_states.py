@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.storage.folder import Folder
-from pipeline.training import states
 from pipeline.training.states import StateFile
 
 STATE = {"network": {"weight": torch.arange(5000.0)}, "epochs": 3, "losses": [2.0, 1.5, 1.25]}
@@ -46,7 +46,7 @@ def test_a_damaged_state_does_not_count(tmp_path: Path, place: float, damage: st
 
 def test_saving_takes_a_twentieth_of_the_time_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(states.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
 
     class Slow(Folder):
         def write(self, name: str, data: object) -> None:

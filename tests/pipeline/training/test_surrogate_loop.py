@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.training import Worker
-from pipeline.config.schema import SurrogateConfig
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Manifest
 from pipeline.training import surrogate_loop
@@ -66,7 +65,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> SurrogateTask:
 
 
 def changed(task: SurrogateTask, **settings: Any) -> SurrogateTask:
-    return replace(task, config=replace(cast(SurrogateConfig, task.config), **settings))
+    return replace(task, config=replace(task.config, **settings))
 
 
 def run(task: SurrogateTask, worker: Alone) -> list[dict[str, Any]]:
