@@ -15,7 +15,7 @@ from torch import Tensor
 import sep.craft
 from sep.craft import CraftConfig, Method, craft, gradient
 from sep.ensemble import Member, class_sums, compile_together, freeze
-from sep.execution import Kernels, MicroBatch, arithmetic, to_device
+from sep.execution import Kernels, MicroBatch, arithmetic, resolve, to_device
 from sep.models import Network, build
 
 CPU = torch.device("cpu")
@@ -71,13 +71,29 @@ def test_bf16_gradients_point_the_same_way(networks: list[Network]) -> None:
 
 
 def test_arithmetic_leaves_no_trace() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    for precision, allowed in (("tf32", True), ("float32", False)):
-        with arithmetic(CPU, precision):  # type: ignore[arg-type]
-            assert torch.backends.cudnn.allow_tf32 == allowed
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    def switches() -> tuple[bool, ...]:
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        return matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+
+    torch.backends.cudnn.benchmark = True
+    before = switches()
+    try:
+        for precision, allowed in (("tf32", True), ("bf16", True), ("float32", False)):
+            with arithmetic(CPU, precision):  # type: ignore[arg-type]
+                assert switches() == (allowed, allowed, True, False)
+                assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+        assert switches() == before
+    finally:
+        torch.backends.cudnn.benchmark = False
     with arithmetic(CPU, "auto"):
         assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("device", "own_bf16", "expected"), [("cpu", True, "float32"), ("cuda", True, "bf16"), ("cuda", False, "tf32")])
+def test_auto_is_what_the_device_has(device: str, own_bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: own_bf16 or including_emulation)
+    assert resolve("auto", torch.device(device)) == expected
+    assert resolve("float32", torch.device(device)) == "float32"
 
 
 def test_layout_is_what_the_kernels_want() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import io
 import math
+import warnings
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sep.fitting import accuracy, confusion, optimiser, train_epoch
+from sep.fitting import Epoch, EpochResult, State, accuracy, confusion, fit, optimiser, train_epoch
 from sep.models import build
-from sep.train_config import TrainConfig
+from sep.train_config import Precision, TrainConfig
 
 STEPS = 8  # per epoch
 
@@ -123,21 +126,22 @@ def test_a_separable_problem_is_learned_and_seeded() -> None:
     assert train(0)[0] == losses
 
 
-def test_autocast_rounds_products_and_keeps_weights() -> None:
+def test_bf16_rounds_products_and_keeps_weights() -> None:
     images, labels = squares(64, seed=1)
     results, weights = {}, {}
-    for autocast in (None, torch.bfloat16):
+    precisions: tuple[Precision, ...] = ("float32", "bf16")
+    for precision in precisions:
         torch.manual_seed(0)
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
         optimizer, scheduler = optimiser(network, TrainConfig(epochs=5, lr=0.05, schedule="one-cycle"), 4)
         batches = list(zip(torch.split(images, 16), torch.split(labels, 16), strict=True))
         for epoch in range(5):
             draws = torch.Generator().manual_seed(epoch)
-            results[autocast] = train_epoch(network, optimizer, scheduler, batches, "crop", draws, autocast)
-        weights[autocast] = nn.utils.parameters_to_vector(network.parameters()).detach()
-    assert weights[torch.bfloat16].dtype == torch.float32
-    assert 0 < float((weights[torch.bfloat16] - weights[None]).norm() / weights[None].norm()) < 0.1
-    assert results[torch.bfloat16].accuracy > 95
+            results[precision] = train_epoch(network, optimizer, scheduler, batches, "crop", draws, precision)
+        weights[precision] = nn.utils.parameters_to_vector(network.parameters()).detach()
+    assert weights["bf16"].dtype == torch.float32
+    assert 0 < float((weights["bf16"] - weights["float32"]).norm() / weights["float32"].norm()) < 0.1
+    assert results["bf16"].accuracy > 95
 
 
 def test_a_test_can_round_too() -> None:
@@ -152,7 +156,8 @@ def test_a_test_can_round_too() -> None:
     for _ in range(5):
         train_epoch(network, optimizer, scheduler, batches, "none", torch.Generator())
     seen.clear()
-    tables = [confusion(network, batches, 2, autocast) for autocast in (None, torch.bfloat16)]
+    precisions: tuple[Precision, ...] = ("auto", "bf16")
+    tables = [confusion(network, batches, 2, precision) for precision in precisions]
     assert seen == [torch.float32] * 4 + [torch.bfloat16] * 4
     assert torch.equal(*tables)
 
@@ -182,8 +187,7 @@ def test_nothing_waits_for_the_device_within_an_epoch() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("always:called a synchronizing CUDA operation")
-def test_nothing_waits_for_a_gpu_within_an_epoch(recwarn: pytest.WarningsRecorder) -> None:
+def test_nothing_waits_for_a_gpu_within_an_epoch() -> None:
     """As torch itself sees it, which also knows of copies."""
     images, labels = (part.cuda() for part in squares(64, seed=1))
     counts = []
@@ -191,14 +195,15 @@ def test_nothing_waits_for_a_gpu_within_an_epoch(recwarn: pytest.WarningsRecorde
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).cuda()
         optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
         batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
-        recwarn.clear()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in recwarn))
-    assert counts[1:] == [2, 2]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")  # the three waits are on one line, which would warn once
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in caught))
+    assert counts[1:] == [3, 3]  # as on a CPU
 
 
 class Pretend(nn.Module):
@@ -295,3 +300,107 @@ def test_a_schedule_is_resumed_by_its_count_of_steps(schedule: Any) -> None:
         assert rates[-2] == pytest.approx(expected[-2])  # of the last step; what is set after it is used no more
         if steps == 5:
             assert rates == pytest.approx(expected)
+
+
+IMAGES, LABELS = squares(32, seed=1)
+SHORT = TrainConfig(epochs=4, lr=0.05, augmentation="crop-flip")
+
+
+class Dropping(nn.Module):
+    """Small, with everything that a state has to hold: weights, statistics, and dropout's draws from torch's own random state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5))
+        self.head = nn.Linear(196, 2)
+        self.dtypes: list[torch.dtype] = []
+
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(levels / 255)
+        self.dtypes.append(features.dtype)
+        return features, self.head(features)
+
+
+def shuffled(epoch: int) -> list[tuple[Tensor, Tensor]]:
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(epoch))
+    return [(IMAGES[rows], LABELS[rows]) for rows in torch.split(order, 8)]
+
+
+def draws(epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(100 + epoch)
+
+
+def fitted(config: TrainConfig = SHORT, state: State | None = None, stop: int = 99, **more: Any) -> tuple[list[Epoch], Tensor, State]:
+    """Epochs until a stop, the weights and statistics then, and the state as it would be read from a file."""
+    network, epochs = Dropping(), []
+    for epoch in fit(network, config, shuffled, 4, draws, state=state, tests=lambda: [(IMAGES, LABELS)], num_classes=2, **more):
+        epochs.append(epoch)
+        if len(epochs) == stop:
+            break
+    stream = io.BytesIO()
+    torch.save(epochs[-1].state(), stream)
+    stream.seek(0)
+    values = torch.cat([value.flatten().double() for value in network.state_dict().values()])
+    return epochs, values, torch.load(stream, weights_only=True)
+
+
+def test_every_epoch_is_told_and_tested() -> None:
+    epochs, _, state = fitted()
+    assert [epoch.index for epoch in epochs] == [0, 1, 2, 3]
+    assert [epoch.lr for epoch in epochs] == pytest.approx([0.05, 0.05 * 0.1, 0.05 * 0.01, 0.05 * 0.01])
+    assert all(epoch.table is not None and epoch.table.sum() == 32 for epoch in epochs)
+    assert state["epochs"] == 4
+    assert next(iter(fit(Dropping(), SHORT, shuffled, 4, draws))).table is None
+
+
+@pytest.mark.parametrize("schedule", ["step", "one-cycle"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_training_in_pieces_is_the_training_in_one(schedule: Any, stop: int) -> None:
+    config = replace(SHORT, schedule=schedule)
+    whole, expected, _ = fitted(config)
+    first, _, state = fitted(config, stop=stop)
+    torch.manual_seed(7)  # another process
+    rest, values, _ = fitted(config, state)
+    assert torch.equal(values, expected)
+    told = [(epoch.index, epoch.result, epoch.lr) for epoch in [*first, *rest]]
+    assert told == [(epoch.index, epoch.result, epoch.lr) for epoch in whole]
+
+
+def test_a_finished_training_has_no_epoch_left() -> None:
+    *_, state = fitted()
+    assert list(fit(Dropping(), SHORT, shuffled, 4, draws, state=state)) == []
+
+
+def test_a_training_that_diverges_ends_with_its_epoch_and_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"^training diverged in epoch 1 \(loss \S+\): lower --the.rate$"):
+        fitted(replace(SHORT, lr=1e12, warmup_epochs=0), remedy="lower --the.rate")
+
+
+def test_a_training_ends_where_another_rank_has_diverged() -> None:
+    def others(result: EpochResult) -> EpochResult:
+        return replace(result, loss=2.5, finite=False)
+
+    with pytest.raises(ValueError, match=r"epoch 1 \(loss 2.5\)"):
+        fitted(average=others)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "float32"), ("float32", "float32"), ("bf16", "bf16")])
+def test_training_and_tests_compute_in_the_precision_that_is_told(asked: Precision, used: Precision) -> None:
+    network = Dropping()
+    arguments: dict[str, Any] = {"tests": lambda: [(IMAGES, LABELS)], "num_classes": 2}
+    epoch = next(iter(fit(network, replace(SHORT, precision=asked), shuffled, 4, draws, **arguments)))
+    assert epoch.precision == used
+    assert network.dtypes == [torch.bfloat16 if used == "bf16" else torch.float32] * 5
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_a_change_sees_images_that_are_not_rounded() -> None:
+    seen: list[bool] = []
+
+    def change(network: nn.Module, levels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return levels, nn.functional.one_hot(labels, 2).float()
+
+    fitted(replace(SHORT, epochs=1, precision="bf16"), change=change)
+    assert seen == [False] * 4

@@ -23,6 +23,7 @@ from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial, trial_records
 from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
+from sep.countermeasures.registry import plan as countermeasure_plan
 from tests.fixtures import finished_run
 from tests.fixtures.executors import RAY
 from tests.fixtures.trial_outcomes import change, outcome
@@ -257,7 +258,7 @@ def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: 
     task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((2, 0),), workers=1, tasks=1), 1)
     batches = trial._training_images(task, 7, torch.device("cpu"))
     images = torch.cat([images for images, _ in batches.epoch(0)])
-    plain = replace(task, trial=replace(cell, countermeasure="grayscale"))
+    plain = replace(task, plan=countermeasure_plan("grayscale"))
     grey = trial._training_images(plain, 7, torch.device("cpu"))
     assert torch.allclose(images[:, 0], images[:, 1], atol=0.01), "grey stays grey: what is taken out is grey as well"
     basis = directions(fit(grey.epoch, len(pack.counts["classes"])))
