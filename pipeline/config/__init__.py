@@ -1,1 +1,1 @@
-"""What a run is configured by: the schema, its presets, and the command line. Nothing is imported here."""
+"""Configuration of a run: the schema, its presets, and the command line. Nothing is imported here."""

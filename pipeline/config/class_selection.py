@@ -11,9 +11,9 @@ SHOWN = 10  # names listed in a message
 
 
 def from_files(named: Sequence[str]) -> tuple[str, ...]:
-    """The same list with each text file in it replaced by what it lists, one class a line.
+    """Return a list of classes with each text file in it replaced by its lines, one class a line.
 
-    A file's name has a suffix or a folder in it, so that a class of the same name as some file here stays a class.
+    The name of such a file has a suffix or a folder, so that a class with the name of some other file stays a class.
 
     Raises:
         ValueError: a file lists nothing, or is no text.
@@ -35,15 +35,15 @@ def from_files(named: Sequence[str]) -> tuple[str, ...]:
 
 
 def choose_classes(named: Sequence[str], classes: Sequence[str], flag: str) -> tuple[int, ...]:
-    """Labels of the classes named, ascending; all of them where none is named. A name wins over an index that looks like it.
+    """Return the labels of the named classes, ascending; all labels if none is named. A name wins over an index that looks like it.
 
     Args:
         named: names or indices.
-        classes: every class's name, in label order.
+        classes: names of all classes, in label order.
         flag: for messages, e.g. "protect.classes".
 
     Raises:
-        ValueError: there is no such class, there are several of that name, or one is named twice.
+        ValueError: a class is unknown, several have the same name, or one is named twice.
     """
     if not named:
         return tuple(range(len(classes)))
@@ -68,10 +68,10 @@ def choose_classes(named: Sequence[str], classes: Sequence[str], flag: str) -> t
 
 
 def protected_classes(config: RunConfig, classes: Sequence[str]) -> tuple[int, ...]:
-    """Labels of the classes that `--protect.classes` names, ascending.
+    """Return the labels of the classes that `--protect.classes` names, ascending.
 
     Raises:
-        ValueError: one is unknown, or there is only one where wrong classes are chosen among them.
+        ValueError: a class is unknown, or the only one has no wrong class to be drawn towards.
     """
     protect = config.protect
     labels = choose_classes(protect.classes, classes, "protect.classes")

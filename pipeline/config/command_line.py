@@ -28,19 +28,19 @@ def _read_yaml(path: str) -> Any:
 
 
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
-    """The configuration of `run.py`: see `parse_as`."""
+    """Return the configuration of `run.py`: see `parse_as`."""
     return parse_as(arguments, RunConfig, "run.py")
 
 
 def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) -> Config:
-    """The configuration of a command line: preset, then the YAML file, then the flags.
+    """Return the configuration of a command line: preset, then the YAML file, then the flags.
 
     Args:
         arguments: those of this process if not given.
-        kind: what the program is configured by: `RunConfig`, or what it adds to it.
-        program: its name, for messages.
+        kind: class of the configuration: `RunConfig`, or one that adds to it.
+        program: name of the program, for messages.
 
-    Exits with status 2 and a message where the command line is wrong.
+    A wrong command line ends the program with status 2 and a message.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # only to find the defaults of the real parser
     first.add_argument("--preset")
@@ -61,11 +61,11 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) 
             run=absolute(config.run),
             add=absolute(config.add) if config.add else None,
             data=config.data if config.data == "generated" else absolute(config.data),
-            # By content: a file that changes is another configuration, and a cluster's machines need not have it.
+            # By content: a changed file is another configuration, and the machines of a cluster need no copy of it.
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
         )
-        grid(config)  # what cannot be swept is refused before anything starts
+        grid(config)  # refuses an impossible sweep before anything starts
         return config
     except (ValueError, OSError, yaml.YAMLError) as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Ready-made configurations: plain functions that derive from one another in a few lines."""
+"""Ready-made configurations: plain functions, derived from one another in a few lines."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 
 def preset(name: str) -> RunConfig:
-    """The full configuration of a preset.
+    """Return the full configuration of a preset.
 
     Raises:
         ValueError: the name is unknown.
@@ -118,7 +118,7 @@ def preset(name: str) -> RunConfig:
 
 
 def from_tree(tree: dict[str, Any]) -> RunConfig:
-    """A configuration from nested mappings, as read from JSON or YAML; what is missing comes from its preset.
+    """Return the configuration of nested mappings, as read from JSON or YAML; missing values come from its preset.
 
     Raises:
         ValueError: a key is unknown or a value does not fit; the message names it.

@@ -1,4 +1,4 @@
-"""The configuration: one tree of frozen dataclasses, a section for each stage."""
+"""The configuration of a run: one tree of frozen dataclasses, a section for each stage."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class ProtectConfig(CraftConfig):
             raise ValueError(f"protect.tasks-per-gpu must be at least 1, got {self.tasks_per_gpu}")
 
     def members(self, networks: int) -> int:
-        """How many checkpoints make the ensemble, of so many surrogate networks."""
+        """Return the size of the ensemble for a number of surrogate networks."""
         return networks * (len(self.epochs) or self.per_network)
 
 
@@ -204,13 +204,13 @@ class RunConfig:
 
     @property
     def needed_stages(self) -> tuple[StageName, ...]:
-        """The stages to run, in order: those asked for, without a surrogate that the method has no use for."""
+        """The requested stages in order, without a surrogate that the method does not use."""
         idle = "protect" in self.stages and not self.protect.kind.surrogate
         return tuple(name for name in STAGES if name in self.stages and not (idle and name == "surrogate"))
 
     @property
     def trains_surrogate(self) -> bool:
-        """Whether a start with these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
+        """Whether these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
         return "surrogate" in self.needed_stages or ("protect" in self.stages and self.protect.kind.noise_rounds > 0)
 
     def __post_init__(self) -> None:
@@ -240,10 +240,10 @@ class RunConfig:
 
 
 def resolved(config: ProtectConfig) -> ProtectConfig:
-    """With the number of checkpoints that it comes to: as it is recorded, and not before flags and a sweep have chosen the method."""
+    """Return the section as it is recorded, with the number of checkpoints that applies once flags and a sweep have chosen the method."""
     return replace(config, checkpoints=config.asked_checkpoints)
 
 
 def to_tree(config: Any) -> dict[str, Any]:
-    """A configuration, or a section of it, as JSON types."""
+    """Return a configuration, or a section of it, as JSON types."""
     return cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))

@@ -1,4 +1,4 @@
-"""Randomness that depends on what it is for and on nothing else: not on workers, order or earlier draws."""
+"""Randomness that depends on its purpose alone, not on workers, order or earlier draws."""
 
 from __future__ import annotations
 

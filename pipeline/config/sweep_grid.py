@@ -1,4 +1,4 @@
-"""What `--sweep protect.steps=5,10 protect.checkpoints=1,5` asks for: every combination, each a configuration of its own."""
+"""Points of a sweep, `--sweep protect.steps=5,10 protect.checkpoints=1,5`: every combination is a configuration of its own."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pipeline.config.schema import ProtectConfig, RunConfig, StageName
 from pipeline.storage.layout import SHARED
 from pipeline.storage.records import digest
 
-SECTION = "protect"  # what comes before it is shared by all points, and victims have a matrix of their own
+SECTION = "protect"  # all points share the stages before it, and victims have a matrix of their own
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")  # in the name of a folder
 LONGEST_VALUE = 60  # characters of one value in that name: fifty classes have names as well
-LONGEST_NAME = 200  # characters of it all; filesystems take 255
-DIGEST = 10  # characters that stand for the rest of a longer one
+LONGEST_NAME = 200  # characters of the whole name; filesystems take 255
+DIGEST = 10  # characters of the digest that replaces the rest of a longer name
 SHOWN = 3  # impossible points in a message
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One combination: the name of its folder, what was swept as JSON types, and the configuration it makes."""
+    """One combination: the name of its folder, the swept settings as JSON types, and its configuration."""
 
     name: str
     settings: dict[str, Any]
@@ -33,12 +33,12 @@ class GridPoint:
 
 
 def grid(config: RunConfig) -> list[GridPoint]:
-    """Every point of the sweep that the configuration asks for; none if it asks for none.
+    """Return the points of the sweep that the configuration asks for; none without a sweep.
 
-    Their names do not depend on the order in which fields or values are given.
+    Their names do not depend on the order of fields or values.
 
     Raises:
-        ValueError: a field cannot be swept, a value does not fit it, or a combination cannot be crafted; all of these are named.
+        ValueError: a field cannot be swept, a value does not fit it, or combinations cannot be crafted; the message names them.
     """
     if not config.sweep:
         return []
@@ -66,12 +66,12 @@ def grid(config: RunConfig) -> list[GridPoint]:
 
 
 def swept_fields(config: RunConfig) -> tuple[str, ...]:
-    """What the points of the sweep differ in, as `protect.steps`, in the order of the configuration; nothing if there is no sweep."""
+    """Return the fields that points of the sweep differ in, as `protect.steps`, in the order of the configuration."""
     return tuple(f"{SECTION}.{field}" for field in _parsed(config.sweep))
 
 
 def _parsed(asked: Sequence[str]) -> dict[str, list[Any]]:
-    """The values of each swept field, in the order of the fields of the configuration."""
+    """Return the values of each swept field, in the order of the fields of the configuration."""
     kinds = get_type_hints(ProtectConfig)
     known = [field.name for field in fields(ProtectConfig)]
     values: dict[str, list[Any]] = {}
@@ -90,7 +90,7 @@ def _parsed(asked: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _value(name: str, kind: Any, text: str) -> Any:
-    """A value as the flag of that name takes it; where that takes several, they are joined by `+`."""
+    """Return a value as the flag of that name takes it; several values of one flag are joined by `+`."""
     several = get_origin(kind) is tuple
     try:
         value = TypeAdapter(kind).validate_python(text.split("+") if several else text)
@@ -104,12 +104,12 @@ def _text(value: Any) -> str:
 
 
 def _shortened(text: str, longest: int = LONGEST_VALUE) -> str:
-    """The text, or how it begins and a digest of it all, so that what differs later on still differs."""
+    """Return the text, or its beginning and a digest of the whole, so that texts that differ later on still differ."""
     return text if len(text) <= longest else f"{text[: longest - DIGEST - 1]}-{digest(text)[:DIGEST]}"
 
 
 def _why(error: ValueError) -> str:
-    """What is wrong, in one line."""
+    """Return the fault in one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in error.errors()))

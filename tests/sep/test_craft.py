@@ -13,12 +13,13 @@ import sep.craft
 from sep.budget import linf_levels
 from sep.craft import CraftConfig, Method, craft, gradient
 from sep.ensemble import Member, class_sums, freeze
+from sep.methods.registry import METHODS
 from sep.models import Network, build
 from sep.objective import shifted
 from tests.fixtures import reference
 
 K, N, M, SIDE = 5, 3, 4, 8
-METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr", "tap", "noise")
+CRAFTED: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr", "tap", "noise")
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def test_micro_batches_decide_nothing(case: Case, method: Method) -> None:
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CRAFTED)
 @pytest.mark.parametrize("eps_levels", [1, 3])
 def test_never_leaves_the_ball(case: Case, method: Method, eps_levels: int) -> None:
     """In float32, as it is used; more steps than levels, on images with many values at the ends of the scale."""
@@ -224,6 +225,13 @@ def test_never_leaves_the_ball(case: Case, method: Method, eps_levels: int) -> N
     assert protected.dtype == torch.uint8
     assert protected.shape == case.images.shape
     assert linf_levels(protected, case.images).tolist() == [eps_levels] * len(case.images)
+
+
+@pytest.mark.parametrize("eps_levels", [127, 128, 255])
+def test_noise_of_a_budget_beyond_a_signed_byte_is_as_large_as_asked_for(eps_levels: int) -> None:
+    images = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+    protected = craft((), images, torch.zeros(2, dtype=torch.int64), configure("noise", eps_levels=eps_levels), torch.Generator())
+    assert set(protected.flatten().tolist()) == {0, min(255, 100 + eps_levels)}
 
 
 def test_noise_moves_every_value_by_the_whole_budget_and_is_seeded(case: Case) -> None:
@@ -263,6 +271,22 @@ def test_an_image_is_not_released_as_it_is_because_a_gradient_is_no_number(case:
             parameter.mul_(1e30)
     with pytest.raises(ValueError, match="gradients are not finite"):
         craft(members, case.images, case.targets, configure(method), torch.Generator())
+
+
+def test_a_method_that_exceeds_its_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    brighter = replace(METHODS["noise"], perturb=lambda request: request.images + 9)
+    monkeypatch.setitem(METHODS, "noise", brighter)
+    with pytest.raises(ValueError, match="changes by 9 levels; the budget is 8"):
+        craft((), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), CraftConfig(method="noise"), torch.Generator())
+
+
+@pytest.mark.parametrize("method", ["linear-separable", "autoregressive"])
+def test_patterns_need_no_ensemble(case: Case, method: Method) -> None:
+    def protected(seed: int) -> Tensor:
+        return craft((), case.images, case.labels, CraftConfig(method=method), torch.Generator().manual_seed(seed))
+
+    assert torch.equal(protected(1), protected(1))
+    assert not torch.equal(protected(1), protected(2))
 
 
 def test_ensemble_must_be_what_the_method_asks_for(case: Case) -> None:
