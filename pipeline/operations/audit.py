@@ -86,16 +86,16 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     for shard in pack.shards.get("test", []):
         rows = _rows(clean_by_shard, shard.name)
         faults += inspect(run, "pack", shard, rows, rows).conclude()
-    if protect.counts.get("protected", chosen) != chosen:
+    if protect.counts.get("protected") != chosen:
         faults.append(
-            f"protect/{MANIFEST}: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
+            f"protect/{MANIFEST}: {protect.counts.get('protected')} protected images recorded, but {chosen} clean ones of their classes"
         )
     if protect.counts.get("linf_levels") != largest:
         faults.append(f"protect/{MANIFEST}: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
-    if protect.counts.get("classes", list(classes)) != list(classes):
-        faults.append(f"protect/{MANIFEST}: protected classes {protect.counts['classes']}, asked for {list(classes)}")
-    if protect.counts.get("budget", asdict(budget)) != asdict(budget):  # which earlier versions did not record
-        faults.append(f"protect/{MANIFEST}: budget {protect.counts['budget']}, but the method's is {asdict(budget)}")
+    if protect.counts.get("classes") != list(classes):
+        faults.append(f"protect/{MANIFEST}: protected classes {protect.counts.get('classes')}, asked for {list(classes)}")
+    if protect.counts.get("budget") != asdict(budget):
+        faults.append(f"protect/{MANIFEST}: budget {protect.counts.get('budget')}, but the method's is {asdict(budget)}")
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
 
 

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import MANIFEST, STARTED, UNFINISHED, trial_name
+from pipeline.storage.layout import MANIFEST, UNFINISHED, trial_name
 from pipeline.storage.records import digest
 from pipeline.storage.run import settings
-from pipeline.storage.stage import Manifest
+from pipeline.storage.stage import Manifest, read_started
 from sep.budget import Budget
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share
 
@@ -157,7 +157,7 @@ def trained(run: Folder, found: Manifests) -> Trained:
     if not run.exists(f"victim/{UNFINISHED}"):
         return Trained([], [])
     try:
-        asked, left = (json.loads(run.read(f"victim/{name}")) for name in (STARTED, UNFINISHED))
+        asked, left = read_started(run, "victim"), json.loads(run.read(f"victim/{UNFINISHED}"))
         now = {name: found[name].digest if name in found else None for name in asked["inputs"]}
         of_these = left["asked"] == digest(asked) and asked["inputs"] == now
         return Trained(left["trials"], left["missing"], asked) if of_these else Trained([], [])
