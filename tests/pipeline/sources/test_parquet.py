@@ -24,15 +24,15 @@ CHOSEN = {
 REFUSED = {
     "two images": (
         {"photo": IMAGE, "mask": IMAGE, "label": pa.int64()},
-        r"expected .*`image` or `img`.*; candidates are mask, photo: rename",
+        "candidates are mask, photo: rename",
     ),
-    "no image": ({"label": pa.int64()}, r"expected .*`image` or `img`.*; no column is one, found label: int64"),
+    "no image": ({"label": pa.int64()}, "no column is one, found label: int64"),
     "lists of images": ({"image": CROPS, "label": pa.int64()}, "no column is one"),
     "two labels": (
         {"image": IMAGE, "x": pa.int64(), "y": pa.int64()},
-        r"expected .*`label` or `fine_label`.*; candidates are x, y: rename",
+        "candidates are x, y: rename",
     ),
-    "no label": ({"image": IMAGE, "label": pa.string()}, r"expected .*`label` or `fine_label`.*; no column is one"),
+    "no label": ({"image": IMAGE, "label": pa.string()}, "no column is one"),
 }
 
 
@@ -46,5 +46,6 @@ def test_a_known_name_comes_first_and_else_the_only_column_that_fits(case: str) 
 @pytest.mark.parametrize("case", REFUSED)
 def test_several_candidates_are_named_and_none_is_guessed(case: str) -> None:
     fields, says = REFUSED[case]
-    with pytest.raises(SourceError, match=rf"^train\.parquet: {says}"):
+    names = "`label` or `fine_label`" if "label" in case else "`image` or `img`"
+    with pytest.raises(SourceError, match=rf"^train\.parquet: expected .* named {names}, .*; {says}"):
         columns(pa.schema(sorted(fields.items())), "train.parquet")
