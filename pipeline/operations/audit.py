@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from pipeline.config.class_selection import choose_classes
 from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import MANIFEST, SAMPLES
 from pipeline.storage.records import digest
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from sep.budget import UNITS, Budget
 from sep.methods.registry import METHODS
@@ -44,7 +44,7 @@ class Audit:
         return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
 
 
-def verify(run: Folder, base: Manifest | None = None) -> Audit:
+def verify(run: Run, base: Manifest | None = None) -> Audit:
     """Recompute everything the manifests and tables of the pack and protect stages say of the images.
 
     Args:
@@ -99,7 +99,7 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
 
 
-def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
+def _budget(run: Run, pack: Manifest, protect: Manifest) -> Budget:
     """What the method that was asked for may spend on an image.
 
     Raises:
@@ -114,7 +114,7 @@ def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
     return METHODS[method].budget(eps_levels, (3, pack.counts["height"], pack.counts["width"]))
 
 
-def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator[str]:
+def _manifest_faults(run: Run, pack: Manifest, protect: Manifest) -> Iterator[str]:
     """What the manifests contradict each other, themselves or the folder's list of files in."""
     for manifest in (pack, protect):
         where = f"{manifest.stage}/{MANIFEST}"
@@ -152,7 +152,7 @@ def _table_faults(manifest: Manifest, table: pa.Table) -> Iterator[str]:
         yield f"{where}: {table.num_rows} images recorded, {expected} in the manifest"
 
 
-def _table(run: Folder, stage: str) -> pa.Table:
+def _table(run: Run, stage: str) -> pa.Table:
     columns = {"pack": ["key", "label", "shard", "sha256"], "protect": ["key", "label", "shard", "sha256", "clean_sha256", "linf_levels"]}
     try:
         return read_table(run.child(stage), SAMPLES, columns[stage])

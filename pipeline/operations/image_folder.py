@@ -16,6 +16,7 @@ from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
@@ -57,7 +58,7 @@ def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return chosen
 
 
-def export(run: Folder, to: Folder) -> int:
+def export(run: Run, to: Folder) -> int:
     """Write every protected image, byte for byte as it lies in its shard, and return how many there are.
 
     Args:

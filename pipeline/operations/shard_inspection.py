@@ -16,9 +16,9 @@ import numpy as np
 from pipeline.shards.pixels import Pixels, decode_whole_png, pixels_sha256
 from pipeline.shards.tar import content, open_tar
 from pipeline.shards.tensors import stack
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
 from pipeline.storage.records import sha256
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Shard
 from sep.budget import UNITS, Budget, budget_used
 
@@ -62,7 +62,7 @@ class Inspection:
         yield from self.faults
 
 
-def inspect(run: Folder, stage: str, shard: Shard, clean_rows: dict[str, Row], own_rows: dict[str, Row]) -> Inspection:
+def inspect(run: Run, stage: str, shard: Shard, clean_rows: dict[str, Row], own_rows: dict[str, Row]) -> Inspection:
     """Read one shard; keys and labels must be those of the clean rows, pixels those of the stage's own rows."""
     found = Inspection(f"{stage}/{shard.name}")
     try:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cluster.pool import own_gpu
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import digest, sha256
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training.networks import build_network
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
@@ -38,7 +38,7 @@ def weights_digest(index: Sequence[Mapping[str, Any]]) -> str:
     return digest([[entry[name] for name in ("network", "epoch", "file", "sha256")] for entry in index])
 
 
-def read_index(run: Folder) -> dict[str, list[Checkpoint]]:
+def read_index(run: Run) -> dict[str, list[Checkpoint]]:
     """Every checkpoint by network, in the order of the epochs.
 
     Raises:
@@ -71,7 +71,7 @@ def choose(index: Mapping[str, Sequence[Checkpoint]], count: int, epochs: Sequen
 class Ensemble:
     """Which checkpoints, and how they are to be run; small, so that every task can be told."""
 
-    run: Folder
+    run: Run
     checkpoints: tuple[Checkpoint, ...]
     kernels: Kernels = "fused"
     gpu: bool = False
@@ -106,15 +106,15 @@ def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
 @lru_cache(maxsize=1)  # a worker process reads and freezes the ensemble once, and not once per shard; again where its GPU is another
 def _load(ensemble: Ensemble, device: torch.device) -> tuple[Network, ...]:
     share_memory(device, ensemble.tasks_per_gpu)
-    run, pack, frozen = ensemble.run, Manifest.load(ensemble.run, "pack"), []
+    surrogate, pack, frozen = ensemble.run.child("surrogate"), Manifest.load(ensemble.run, "pack"), []
     for checkpoint in ensemble.checkpoints:
-        where = f"{run.uri}/surrogate/{checkpoint.file}"
+        where, advice = f"{surrogate.uri}/{checkpoint.file}", f"delete {surrogate.uri} and run that stage again"
         try:
-            data = run.child("surrogate").read(checkpoint.file)
+            data = surrogate.read(checkpoint.file)
         except FileNotFoundError as error:
-            raise ValueError(f"{where} is missing: delete {run.uri}/surrogate and run that stage again") from error
+            raise ValueError(f"{where} is missing: {advice}") from error
         if sha256(data) != checkpoint.sha256:
-            raise ValueError(f"{where} was altered or truncated since it was written: delete {run.uri}/surrogate and run that stage again")
+            raise ValueError(f"{where} was altered or truncated since it was written: {advice}")
         network = build_network(checkpoint.network, pack)
         network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         frozen.append(freeze(network, ensemble.kernels).to(device))

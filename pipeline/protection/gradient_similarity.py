@@ -16,6 +16,7 @@ from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SIMILARITY
 from pipeline.storage.records import to_json
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Shard
 from sep.ensemble import equally_spaced
 from sep.execution import use_cpu
@@ -38,7 +39,7 @@ def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[flo
 
 def write_similarity(
     folder: Folder,
-    run: Folder,
+    run: Run,
     index: Mapping[str, Sequence[Checkpoint]],
     chosen: Sequence[Checkpoint],
     num_classes: int,

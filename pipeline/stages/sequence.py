@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from cluster.pool import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import configuration, finished
 from pipeline.stages import pack, protect, report, surrogate, victim
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 
-RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
+RUN: dict[StageName, Callable[[RunConfig, Any], Manifest]] = {  # of a Run; a point packs nothing and trains no surrogate
     "pack": pack.execute,
     "surrogate": surrogate.execute,
     "protect": protect.execute,
@@ -26,7 +27,7 @@ RUN: dict[StageName, Callable[[RunConfig, Folder], Manifest]] = {
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 
-def check(config: RunConfig, folder: Folder) -> None:
+def check(config: RunConfig, folder: Run) -> None:
     """See that the packed images allow what is asked for, before hours are spent on what comes first.
 
     Raises:
@@ -37,7 +38,7 @@ def check(config: RunConfig, folder: Folder) -> None:
     check_clean_shares(config, folder, packed)
 
 
-def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Collection[StageName]) -> list[str]:
+def run_stages(config: RunConfig, folder: Run, tracker: Tracker, stages: Collection[StageName]) -> list[str]:
     """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
     Raises:

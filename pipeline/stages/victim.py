@@ -23,7 +23,7 @@ from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
 from pipeline.storage.records import digest, shown, to_json
-from pipeline.storage.run import sibling_points
+from pipeline.storage.run import Run, sibling_points
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial_records
 from pipeline.training.batches import fits
@@ -63,7 +63,7 @@ def _rows(folder: Folder, tasks: Collection[VictimTask]) -> list[dict[str, Any]]
     return [{name: outcome[name] for name in SCHEMA.names} for outcome in there]
 
 
-def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
+def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
     """Take over what other points of the same sweep have trained: of them all, clean victims are the same."""
     others = [other.child("victim") for other in sibling_points(folder)]
     for task in tasks:
@@ -73,7 +73,7 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
                 trial_records.write(folder.child("victim"), task.cell.name, outcome)
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Run) -> Manifest:
     """Train the victims that are not trained yet: with `--overwrite`, also those that a changed configuration asks for anew.
 
     Outcomes that are not asked for stay where they are: each knows what it was made from, and may be asked for again.
@@ -126,7 +126,7 @@ def execute(config: RunConfig, folder: Folder) -> Manifest:
 
 
 def _task(
-    cell: Trial, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: session.Resources, at_once: int
+    cell: Trial, config: RunConfig, folder: Run, pack: Manifest, protect: Manifest, resources: session.Resources, at_once: int
 ) -> VictimTask:
     """A trial's task. Clean victims depend on nothing that was protected, and no victim on which others there are."""
     train = pack if cell.trained.data == "clean" else protect

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import MANIFEST, STARTED
 from pipeline.storage.records import digest, flatten, to_json
+from pipeline.storage.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Manifest:
         return {**self.__dict__, "shards": shards}
 
     @classmethod
-    def load(cls, run: Folder, stage: str) -> Manifest:
+    def load(cls, run: Run, stage: str) -> Manifest:
         """Read the manifest of a finished stage.
 
         Raises:
@@ -83,7 +84,7 @@ class Manifest:
             raise _damaged(folder, MANIFEST, stage, error) from error
 
 
-def read_started(run: Folder, stage: str) -> dict[str, Any]:
+def read_started(run: Run, stage: str) -> dict[str, Any]:
     """Read what a stage was asked to do: its section of the configuration, the seed, and the digests of its inputs.
 
     Raises:
@@ -133,7 +134,7 @@ class Stage:
 
     def __init__(
         self,
-        run: Folder,
+        run: Run,
         name: str,
         section: dict[str, Any],
         *,
@@ -145,7 +146,7 @@ class Stage:
         """Look at what is there; with `overwrite`, clear what was made with another configuration.
 
         Args:
-            run: the run's folder.
+            run: the run.
             name: the stage, which is also its folder's name.
             section: the configuration that decides the outcome, as JSON types.
             seed: the run's seed.

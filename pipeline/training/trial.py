@@ -20,8 +20,8 @@ from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import Read
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import trial_name
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial_records
 from pipeline.training.batches import Batches, Split, Transform, open_batches, open_tests, unchanged
@@ -61,7 +61,7 @@ class VictimTask:
     cell: Trial
     config: VictimConfig
     run_seed: int
-    run: Folder
+    run: Run
     pack: Manifest
     protected: tuple[int, ...]  # labels of the protected classes
     train: Manifest  # of the stage whose shards are trained on
