@@ -21,7 +21,7 @@ from sep.methods.registry import METHODS
 
 @dataclass(frozen=True)
 class Audit:
-    """What came out: how much was looked at, and every fault as `stage/shard: key: what is wrong`."""
+    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key: what is wrong`."""
 
     images: int
     unprotected: int  # of them, in classes that are released as they are
@@ -32,7 +32,7 @@ class Audit:
     faults: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Every fault on its line, then one line of summary."""
+        """Return every fault on its line, then one line of summary."""
         others = f" and {self.unprotected} of other classes" if self.unprotected else ""
         images = f"{self.images - self.unprotected} protected images{others}"
         if self.budget.norm == "linf":
@@ -45,14 +45,14 @@ class Audit:
 
 
 def verify(run: Run, base: Manifest | None = None) -> Audit:
-    """Recompute everything the manifests and tables of the pack and protect stages say of the images.
+    """Recompute everything that the manifests and tables of the pack and protect stages record of the images.
 
     Args:
         run: a run, or an addition to one.
         base: of the protect stage of the run, if `run` is an addition.
 
     Raises:
-        ValueError: there is nothing to audit: a stage has not finished, or a manifest or table is missing or damaged.
+        ValueError: a stage has not finished, or a manifest or table is missing or damaged.
     """
     pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
     budget = _budget(run, pack, protect)
@@ -100,7 +100,7 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
 
 
 def _budget(run: Run, pack: Manifest, protect: Manifest) -> Budget:
-    """What the method that was asked for may spend on an image.
+    """Return the budget of the method that was asked for.
 
     Raises:
         ValueError: the manifest does not say which, or how much.
@@ -115,7 +115,7 @@ def _budget(run: Run, pack: Manifest, protect: Manifest) -> Budget:
 
 
 def _manifest_faults(run: Run, pack: Manifest, protect: Manifest) -> Iterator[str]:
-    """What the manifests contradict each other, themselves or the folder's list of files in."""
+    """Yield contradictions between the manifests, within them, and with the files in the folders."""
     for manifest in (pack, protect):
         where = f"{manifest.stage}/{MANIFEST}"
         if digest(manifest.asked) != manifest.hash:
@@ -163,7 +163,7 @@ def _table(run: Run, stage: str) -> pa.Table:
 
 
 def _by_shard(table: pa.Table) -> dict[str, pa.Table]:
-    """The rows of each shard, without copies; one pass, however many shards there are."""
+    """Return the rows of each shard without copying, in one pass for all shards."""
     ordered, begun, slices = table.sort_by("shard"), 0, {}
     for count in ordered["shard"].value_counts().to_pylist():
         slices[count["values"]] = ordered.slice(begun, count["counts"])

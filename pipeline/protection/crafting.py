@@ -1,4 +1,4 @@
-"""How the images of one shard are protected: by the gradients of an ensemble, or by a function of the images alone.
+"""The protection of the images of one shard: by the gradients of an ensemble, or by a function of the images alone.
 
 Legend: B images, C channels, H W pixels.
 """
@@ -35,23 +35,23 @@ class CraftingTask:
     classes: tuple[int, ...]  # labels that are protected
     clean: Folder  # where the clean shards are
     out: Folder  # where the protected ones go
-    prepared: Folder  # where that is what the method needed to find first
-    prepared_sha256: str  # empty where it needed nothing
+    prepared: Folder  # of the protect stage that holds the preparation
+    prepared_sha256: str  # digest of the preparation; empty where the method needs none
     budget: Budget  # of each image
 
 
 def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """Images of classes that are to be protected, as they are released: `(B, C, H, W)` uint8 on the CPU.
+    """Protect images of protected classes; return them as they are released, `(B, C, H, W)` uint8 on the CPU.
 
     Args:
-        task: what every shard's task is told.
+        task: the arguments that the tasks of all shards share.
         shard: the name of the images' shard.
         images: clean ones, `(B, C, H, W)` uint8.
         labels: `(B,)`.
         keys: of the samples.
 
     Raises:
-        ValueError: a checkpoint, or what was prepared, was altered.
+        ValueError: a checkpoint or the preparation was altered.
     """
     # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
     use_cpu(1)
@@ -62,7 +62,7 @@ def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tenso
 
 
 def _perturb(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """By a function of the images alone and of what was prepared."""
+    """Protect images by a function of the images and the preparation."""
     config, seed, method = task.config, task.seed, task.config.method
     assert config.kind.perturb is not None
     request = Request(
@@ -78,7 +78,7 @@ def _perturb(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, key
 
 
 def _craft(task: CraftingTask, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """By the gradients of the ensemble, or at random."""
+    """Protect images by the gradients of the ensemble, or at random."""
     config, ensemble = task.config, task.ensemble
     draws = torch.tensor([derive(task.seed, "target", key) for key in keys])
     drawn = generator(task.seed, "targets")

@@ -1,6 +1,6 @@
-"""A look at the ensemble: how alike the gradients of a network's checkpoints are, and those of different networks.
+"""The similarity of gradients within the ensemble: between the checkpoints of a network, and between different networks.
 
-The paper's claim is that checkpoints of one training are close to orthogonal, which is what makes them an ensemble.
+The paper claims that the gradients of one training's checkpoints are close to orthogonal, and that this makes them an ensemble.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPACED = 10  # checkpoints looked at where the ensemble has fewer than two of a 
 
 
 def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[float]]:
-    """Cosines between the checkpoints' gradients of SEP's loss on a fixed batch; the body of a Ray task."""
+    """Return cosines between the checkpoints' gradients of SEP's loss on a fixed batch. This is the body of a task."""
     use_cpu(1)
     samples = read_shard(ensemble.run.child("pack"), shard)
     height, width = samples[0].pixels.shape[:2]
@@ -47,9 +47,9 @@ def write_similarity(
     gpu: bool,
     capacity: Capacity,
 ) -> None:
-    """Write `similarity.json`: a matrix for the checkpoints of each network, and, of several networks, one for their last checkpoints.
+    """Write `similarity.json`: a matrix for the checkpoints of each network and, for several networks, one of their last checkpoints.
 
-    A matrix that cannot be computed is an error in the log and left out: nothing that is protected depends on it.
+    A matrix that cannot be computed is an error in the log and left out. The protection does not depend on it.
     """
     groups: dict[str, tuple[Checkpoint, ...]] = {}
     for name, checkpoints in index.items():

@@ -22,13 +22,13 @@ LABEL_NAMES = ("label", "fine_label")
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reads the row groups that hold the wanted rows, one at a time."""
+    """A reader of the row groups that hold the wanted rows, one at a time."""
 
     folder: Folder
     by_file: bool = True
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Each entry with its encoded bytes."""
+        """Yield each entry with its encoded bytes."""
         for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
             with self.folder.stream(file) as stream, pq.ParquetFile(stream) as parquet:
                 image = columns(parquet.schema_arrow, file)[0]
@@ -121,7 +121,7 @@ def _rows(folder: Folder, file: str) -> tuple[list[int], list[str | None], tuple
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """Class names from the `huggingface` schema metadata; none where it has none."""
+    """Return the class names in the `huggingface` schema metadata, if it has any."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
@@ -130,7 +130,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
 
 
 def _folders_of(entries: Sequence[Entry], paths: dict[int, str | None]) -> tuple[str, ...]:
-    """Class names from the folders of the original names, where folders and labels 0..K-1 map one to one; else none."""
+    """Return the folders of the original names as class names, if folders and labels 0..K-1 map one to one; else none."""
     pairs = {(e.label, PurePosixPath(paths[i] or "").parent.name) for i, e in enumerate(entries)}
     labels, folders = (sorted(side) for side in zip(*pairs, strict=True))
     one_to_one = labels == list(range(len(pairs))) and len(set(folders)) == len(pairs) and "" not in folders

@@ -60,7 +60,7 @@ class Manifest:
         return self.timing["seconds"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The manifest as JSON types."""
+        """Return the manifest as JSON types."""
         shards = {
             split: [{"name": s.name, "sha256": s.sha256, "count": s.count} for s in entries] for split, entries in self.shards.items()
         }
@@ -143,7 +143,7 @@ class Stage:
         overwrite: bool = False,
         pieces_know: bool = False,
     ) -> None:
-        """Look at what is there; with `overwrite`, clear what was made with another configuration.
+        """Look at what an earlier start left. With `overwrite`, clear what was made with another configuration.
 
         Args:
             run: the run.
