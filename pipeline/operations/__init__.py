@@ -1,1 +1,1 @@
-"""What verify, export and plan do."""
+"""The work of the commands verify, export and plan."""

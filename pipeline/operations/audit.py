@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from pipeline.config.class_selection import choose_classes
 from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import MANIFEST, SAMPLES
 from pipeline.storage.records import digest
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from sep.budget import UNITS, Budget
 from sep.methods.registry import METHODS
@@ -21,7 +21,7 @@ from sep.methods.registry import METHODS
 
 @dataclass(frozen=True)
 class Audit:
-    """What came out: how much was looked at, and every fault as `stage/shard: key: what is wrong`."""
+    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key: what is wrong`."""
 
     images: int
     unprotected: int  # of them, in classes that are released as they are
@@ -32,7 +32,7 @@ class Audit:
     faults: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Every fault on its line, then one line of summary."""
+        """Return every fault on its line, then one line of summary."""
         others = f" and {self.unprotected} of other classes" if self.unprotected else ""
         images = f"{self.images - self.unprotected} protected images{others}"
         if self.budget.norm == "linf":
@@ -44,15 +44,15 @@ class Audit:
         return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
 
 
-def verify(run: Folder, base: Manifest | None = None) -> Audit:
-    """Recompute everything the manifests and tables of the pack and protect stages say of the images.
+def verify(run: Run, base: Manifest | None = None) -> Audit:
+    """Recompute everything that the manifests and tables of the pack and protect stages record of the images.
 
     Args:
         run: a run, or an addition to one.
         base: of the protect stage of the run, if `run` is an addition.
 
     Raises:
-        ValueError: there is nothing to audit: a stage has not finished, or a manifest or table is missing or damaged.
+        ValueError: a stage has not finished, or a manifest or table is missing or damaged.
     """
     pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
     budget = _budget(run, pack, protect)
@@ -86,21 +86,21 @@ def verify(run: Folder, base: Manifest | None = None) -> Audit:
     for shard in pack.shards.get("test", []):
         rows = _rows(clean_by_shard, shard.name)
         faults += inspect(run, "pack", shard, rows, rows).conclude()
-    if protect.counts.get("protected", chosen) != chosen:
+    if protect.counts.get("protected") != chosen:
         faults.append(
-            f"protect/{MANIFEST}: {protect.counts['protected']} protected images recorded, but {chosen} clean ones of their classes"
+            f"protect/{MANIFEST}: {protect.counts.get('protected')} protected images recorded, but {chosen} clean ones of their classes"
         )
     if protect.counts.get("linf_levels") != largest:
         faults.append(f"protect/{MANIFEST}: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
-    if protect.counts.get("classes", list(classes)) != list(classes):
-        faults.append(f"protect/{MANIFEST}: protected classes {protect.counts['classes']}, asked for {list(classes)}")
-    if protect.counts.get("budget", asdict(budget)) != asdict(budget):  # which earlier versions did not record
-        faults.append(f"protect/{MANIFEST}: budget {protect.counts['budget']}, but the method's is {asdict(budget)}")
+    if protect.counts.get("classes") != list(classes):
+        faults.append(f"protect/{MANIFEST}: protected classes {protect.counts.get('classes')}, asked for {list(classes)}")
+    if protect.counts.get("budget") != asdict(budget):
+        faults.append(f"protect/{MANIFEST}: budget {protect.counts.get('budget')}, but the method's is {asdict(budget)}")
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
 
 
-def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
-    """What the method that was asked for may spend on an image.
+def _budget(run: Run, pack: Manifest, protect: Manifest) -> Budget:
+    """Return the budget of the method that was asked for.
 
     Raises:
         ValueError: the manifest does not say which, or how much.
@@ -114,8 +114,8 @@ def _budget(run: Folder, pack: Manifest, protect: Manifest) -> Budget:
     return METHODS[method].budget(eps_levels, (3, pack.counts["height"], pack.counts["width"]))
 
 
-def _manifest_faults(run: Folder, pack: Manifest, protect: Manifest) -> Iterator[str]:
-    """What the manifests contradict each other, themselves or the folder's list of files in."""
+def _manifest_faults(run: Run, pack: Manifest, protect: Manifest) -> Iterator[str]:
+    """Yield contradictions between the manifests, within them, and with the files in the folders."""
     for manifest in (pack, protect):
         where = f"{manifest.stage}/{MANIFEST}"
         if digest(manifest.asked) != manifest.hash:
@@ -152,7 +152,7 @@ def _table_faults(manifest: Manifest, table: pa.Table) -> Iterator[str]:
         yield f"{where}: {table.num_rows} images recorded, {expected} in the manifest"
 
 
-def _table(run: Folder, stage: str) -> pa.Table:
+def _table(run: Run, stage: str) -> pa.Table:
     columns = {"pack": ["key", "label", "shard", "sha256"], "protect": ["key", "label", "shard", "sha256", "clean_sha256", "linf_levels"]}
     try:
         return read_table(run.child(stage), SAMPLES, columns[stage])
@@ -163,7 +163,7 @@ def _table(run: Folder, stage: str) -> pa.Table:
 
 
 def _by_shard(table: pa.Table) -> dict[str, pa.Table]:
-    """The rows of each shard, without copies; one pass, however many shards there are."""
+    """Return the rows of each shard without copying, in one pass for all shards."""
     ordered, begun, slices = table.sort_by("shard"), 0, {}
     for count in ordered["shard"].value_counts().to_pylist():
         slices[count["values"]] = ordered.slice(begun, count["counts"])

@@ -1,4 +1,4 @@
-"""From what there is to do, and how fast a worker does it, to hours, machine hours and storage."""
+"""The estimate of a run: hours, machine hours and storage, from the amount of work and a worker's speed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.sources.dataset import Dataset
 from pipeline.sources.scan import scan
 from sep.countermeasures import registry as countermeasures
 
-# Read from one run of `cifar10-small` on two CPU cores, whose stages took 12, 158, 273, 258 and 2 seconds.
+# Read off one run of `cifar10-small` on two CPU cores. Its stages took 12, 158, 273, 258 and 2 seconds.
 STAGE_SECONDS = 5.0  # to start workers that import torch
 EPOCH_SECONDS = 2.0  # to write a checkpoint and have it acknowledged
 REPORT_SECONDS = 3.0
@@ -34,7 +34,7 @@ GPU_CPUS = 8  # of a machine with one GPU, where this cluster has none to look a
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run consists of, counted.
+    """The amount of work in a run.
 
     Attributes:
         train: training images.
@@ -51,13 +51,13 @@ class Workload:
     parameters: tuple[int, ...]
 
     def gradients(self, config: RunConfig) -> int:
-        """Forward and backward passes to the pixels."""
+        """Return the number of forward and backward passes to the pixels."""
         return self.protected * config.protect.gradients_per_image(config.protect.members(len(config.surrogate.networks)))
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many, each a GPU with its CPUs or a single CPU core."""
+    """A number of workers, each a GPU with its CPUs or a single CPU core."""
 
     count: int
     gpu: bool
@@ -65,7 +65,7 @@ class Workers:
 
 
 def stage_seconds(config: RunConfig, work: Workload, images: Images, speed: Speed, workers: Workers) -> dict[str, float]:
-    """Seconds of each stage."""
+    """Return the seconds of each stage."""
     packed, cpus = work.train + work.test, workers.count * workers.cpus_each
     return {
         "pack": STAGE_SECONDS + packed / (images.per_second * cpus),
@@ -99,16 +99,16 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
     victim, each = config.victim, []
     kinds: tuple[countermeasures.Data, ...] = ("clean", "protected")
-    trained = {countermeasures.trained_as(*cell) for cell in product(victim.countermeasures, kinds)}  # what comes to the same, once
+    trained = {countermeasures.trained_as(*cell) for cell in product(victim.countermeasures, kinds)}  # trials that train alike count once
     for name, (countermeasure, _) in product(victim.networks, sorted(trained)):
         plan = countermeasures.plan(countermeasure)
         training = plan.cost * (work.train // victim.batch_size) * speed.training[name].seconds(victim.batch_size)
         each += len(victim.seeds) * [plan.training(victim).epochs * (training + work.test / speed.evaluation[name])]
-    return max(max(each), sum(each) / workers.count)  # which is what no order of them can beat
+    return max(max(each), sum(each) / workers.count)  # a bound that no order of them can beat
 
 
 def storage_bytes(config: RunConfig, work: Workload, images: Images) -> dict[str, float]:
-    """Bytes that each stage leaves: shards, and the weights and the optimiser's state of every epoch."""
+    """Return the bytes that each stage leaves: shards, and the weights and the optimiser's state of every epoch."""
     others = work.train - work.protected
     return {
         "pack": (work.train + work.test) * images.clean_bytes,
@@ -118,14 +118,14 @@ def storage_bytes(config: RunConfig, work: Workload, images: Images) -> dict[str
 
 
 def human_time(seconds: float) -> str:
-    """Two significant parts at most: `45 s`, `12 min`, `3.4 h`."""
+    """Return a duration such as `45 s`, `12 min`, `3.4 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def human_bytes(size: float) -> str:
-    """`12 MB`, `3.4 GB`."""
+    """Return a size such as `12 MB`, `3.4 GB`."""
     power = min(4, int(math.log(max(size, 1), 1000)))
     return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
@@ -133,7 +133,7 @@ def human_bytes(size: float) -> str:
 def text(
     config: RunConfig, work: Workload, images: Images, speed: Speed, clusters: Sequence[Workers], price_per_worker_hour: float | None
 ) -> str:
-    """The plan for people: what there is to do, what it leaves, and for each cluster the time, machine hours and price of each stage."""
+    """Return the plan for people: the work, the storage, and for each cluster the time, machine hours and price of each stage."""
     unit = "GPU" if clusters[0].gpu else "CPU core"
     stored = storage_bytes(config, work, images)
     side = "x".join(map(str, images.pixels.shape[2:]))
@@ -158,7 +158,7 @@ def text(
 
 
 def plan(config: PlanConfig) -> str:
-    """The plan as a text.
+    """Return the plan as a text.
 
     Raises:
         ValueError: the source cannot be packed as it is, or a setting does not fit it.

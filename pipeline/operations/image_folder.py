@@ -16,6 +16,7 @@ from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 
 UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
@@ -23,21 +24,21 @@ LONGEST = 120  # bytes of one part of a name; most filesystems stop at 255 for t
 
 
 def safe(name: str) -> str:
-    """One name for a file or folder, which can lead nowhere else."""
+    """Return a name for one file or folder that cannot lead out of its folder."""
     short = UNSAFE.sub("_", name).encode()[:LONGEST].decode(errors="ignore")
     return short.strip(". ") or "_"
 
 
 def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Where each image goes, `<class name>/<original stem>.png`, by key.
+    """Return by key the file of each image, `<class name>/<original stem>.png`.
 
-    Images of one class whose names would fall together keep their original extension, `a.jpg.png`, and then get their key.
+    Images of one class whose names would be the same keep their original extension, `a.jpg.png`, and if need be get their key.
 
     Args:
         rows: key, class_name and source of every image.
 
     Raises:
-        ValueError: two classes, or two images after all, would have the same name.
+        ValueError: two classes, or even so two images, would have the same name.
     """
     classes = {row["class_name"] for row in rows}
     if len({safe(name).casefold() for name in classes}) < len(classes):  # case does not tell files apart everywhere
@@ -57,8 +58,8 @@ def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     return chosen
 
 
-def export(run: Folder, to: Folder) -> int:
-    """Write every protected image, byte for byte as it lies in its shard, and return how many there are.
+def export(run: Run, to: Folder) -> int:
+    """Write every protected image, with the same bytes as in its shard, and return their number.
 
     Args:
         run: a run whose protect stage has finished.

@@ -1,4 +1,4 @@
-"""How fast one worker is while all of them work: what a plan is computed from.
+"""The speed of one worker while all of them work, from which a plan is computed.
 
 Legend: B images, C channels, H W pixels, K classes.
 """
@@ -35,7 +35,7 @@ LONGEST_SHARE = 0.5  # of the time for one figure, that a single step may take
 
 @dataclass(frozen=True)
 class Images:
-    """What some images of a source are like, and what packing them takes.
+    """Some images of a source, their sizes, and the speed of packing them.
 
     Attributes:
         pixels: `(B, C, H, W)` uint8, as they would be packed.
@@ -58,7 +58,7 @@ class Step:
     each: float
 
     def seconds(self, count: float) -> float:
-        """Of a step of so many images."""
+        """Return the seconds of a step of `count` images."""
         return self.fixed + self.each * count
 
 
@@ -101,7 +101,7 @@ def _changed(pixels: Pixels, eps_levels: int) -> Pixels:
 
 
 def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seconds: float) -> Speed:
-    """Compute for about so many seconds; the body of a Ray task, of which there are as many as there are workers.
+    """Measure a worker's speed for about so many seconds. This is the body of a task; each worker runs one.
 
     Args:
         pixels: `(B, C, H, W)` uint8.
@@ -137,7 +137,7 @@ def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seco
 
 
 def scaled(gradients_per_second: float, pixels: Tensor, config: RunConfig, num_classes: int) -> Speed:
-    """The speed of a worker that is known by its gradients alone: the rest follows from the arithmetic in each network.
+    """Return the speed of a worker whose gradients per second alone are known. The rest follows from each network's arithmetic.
 
     A training step takes a half more than a gradient with respect to the pixels, an evaluation half of it.
     """
@@ -148,20 +148,20 @@ def scaled(gradients_per_second: float, pixels: Tensor, config: RunConfig, num_c
 
 
 def trained(config: RunConfig) -> list[str]:
-    """The networks that a run trains, each once."""
+    """Return the networks that a run trains, each once."""
     victims = config.victim.networks if "victim" in config.stages else ()
     return list(dict.fromkeys((*config.surrogate.networks, *victims)))
 
 
 def flops(network: Network, pixels: Tensor) -> float:
-    """Of a forward pass of these images."""
+    """Return the floating-point operations of a forward pass of these images."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.eval()(pixels.float())
     return float(counter.get_total_flops())
 
 
 def fresh(name: str, pixels: Tensor, num_classes: int) -> Network:
-    """A network of the kind for images like these."""
+    """Return a new network of this kind for images like these."""
     return build(name, num_classes, min(pixels.shape[2:]), [127.0] * 3, [64.0] * 3)
 
 
@@ -181,7 +181,7 @@ def ramp(step: Callable[[int], Any], most: int, seconds: float) -> Step:
 
 
 def best(call: Callable[[], Any], seconds: float) -> float:
-    """The shortest of several calls, which take so many seconds together, or more if it takes longer; the first does not count."""
+    """Return the shortest time of several calls that take about so many seconds together. The first call does not count."""
     call()
     taken: list[float] = []
     while not taken or sum(taken) < seconds:

@@ -1,4 +1,4 @@
-"""One shard against what is recorded of it, member by member, so that damage costs the samples it hits and nothing else.
+"""The inspection of one shard, member by member, so that damage costs the samples it hits and nothing else.
 
 Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
 """
@@ -16,9 +16,9 @@ import numpy as np
 from pipeline.shards.pixels import Pixels, decode_whole_png, pixels_sha256
 from pipeline.shards.tar import content, open_tar
 from pipeline.shards.tensors import stack
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
 from pipeline.storage.records import sha256
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Shard
 from sep.budget import UNITS, Budget, budget_used
 
@@ -36,7 +36,7 @@ class Readable:
 
 @dataclass(frozen=True)
 class Change:
-    """How much of an image was changed: the largest change in levels, and what it comes to in the unit of the budget."""
+    """The change of an image: the largest change in levels, and its size in the unit of the budget."""
 
     levels: int
     used: int
@@ -44,7 +44,7 @@ class Change:
 
 @dataclass
 class Inspection:
-    """One shard against what is recorded of it: what could be read, and what was wrong."""
+    """The outcome for one shard: the samples that could be read, and the faults."""
 
     name: str  # with its stage, as in "protect/train-000000.tar"
     altered: bool = False
@@ -52,18 +52,18 @@ class Inspection:
     faults: list[str] = field(default_factory=list)
 
     def fault(self, key: str, text: str) -> None:
-        """Note what is wrong with one sample."""
+        """Note a fault of one sample."""
         self.faults.append(f"{self.name}: {key}: {text}")
 
     def conclude(self) -> Iterator[str]:
-        """The shard's own fault, if its bytes are others, then its samples'."""
+        """Yield the fault of the shard, if its bytes are not those recorded, then the faults of its samples."""
         if self.altered:
             yield f"{self.name}: its bytes are not those recorded" + ("" if self.faults else ", no sample affected")
         yield from self.faults
 
 
-def inspect(run: Folder, stage: str, shard: Shard, clean_rows: dict[str, Row], own_rows: dict[str, Row]) -> Inspection:
-    """Read one shard; keys and labels must be those of the clean rows, pixels those of the stage's own rows."""
+def inspect(run: Run, stage: str, shard: Shard, clean_rows: dict[str, Row], own_rows: dict[str, Row]) -> Inspection:
+    """Read one shard. Its keys and labels must be those of the clean rows, its pixels those of the stage's own rows."""
     found = Inspection(f"{stage}/{shard.name}")
     try:
         data = run.child(stage).read(shard.name)
@@ -91,9 +91,9 @@ def inspect(run: Folder, stage: str, shard: Shard, clean_rows: dict[str, Row], o
 
 
 def read_members(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[str]]:
-    """What can still be read of a tar: `{key: {extension: bytes}}`, and the keys that are there more than once.
+    """Return the readable members of a tar, `{key: {extension: bytes}}`, and the keys that occur more than once.
 
-    A header that was hit costs its member: reading goes on at the next one that is whole.
+    A damaged header costs its member. Reading goes on at the next whole header.
     """
     contents: dict[str, dict[str, bytes]] = {}
     repeated: dict[str, None] = {}  # an ordered set
@@ -134,11 +134,11 @@ def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> t
 
 
 def compare(clean: Readable, protected: Readable, row: Row, budget: Budget) -> tuple[Change, list[str]]:
-    """What was changed, and what is wrong with the protected sample beside its clean one; a budget of nothing: it must be the same."""
+    """Return the change of a protected sample and its faults beside the clean one. With a budget of 0 both must be the same."""
     if clean.pixels.shape != protected.pixels.shape:
         return Change(0, 0), [f"size {protected.pixels.shape}, clean image {clean.pixels.shape}"]
     change = int(np.abs(protected.pixels.astype(np.int16) - clean.pixels.astype(np.int16)).max())
-    # Of the other norms there is one definition, which is that of crafting.
+    # The other norms are measured by the function that crafting uses.
     used = change if budget.norm == "linf" else int(budget_used(stack([protected.pixels]), stack([clean.pixels]), budget.norm))
     faults = []
     if used > budget.limit:

@@ -9,8 +9,8 @@ from pipeline.results import run_results
 from pipeline.results.run_results import Manifests
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
+from pipeline.storage.run import Run
 from sep.countermeasures.registry import clean_share
 
 SHOWN_SAMPLES = 4
@@ -18,7 +18,7 @@ SPECTRUM_IMAGES = 128  # protected images the spectrum is the mean of
 COUNTERED = "countermeasures-"  # followed by the victim's network
 
 
-def draw(folder: Folder, found: Manifests, *, dark: bool = False) -> dict[str, bytes]:
+def draw(folder: Run, found: Manifests, *, dark: bool = False) -> dict[str, bytes]:
     """The PNGs of a run, by name.
 
     They are `samples`, `imperceptibility`, `spectrum` and `similarity` of a protection, `accuracy`, `classes`, `matrix` and
@@ -51,7 +51,7 @@ def draw(folder: Folder, found: Manifests, *, dark: bool = False) -> dict[str, b
     return drawn
 
 
-def _of_images(folder: Folder, found: Manifests, theme: Any) -> dict[str, bytes]:
+def _of_images(folder: Run, found: Manifests, theme: Any) -> dict[str, bytes]:
     from pipeline.pages import image_figures, training_figures
 
     drawn = {}
@@ -66,7 +66,7 @@ def _of_images(folder: Folder, found: Manifests, theme: Any) -> dict[str, bytes]
     return drawn
 
 
-def chosen_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
+def chosen_samples(folder: Run, found: Manifests) -> list[tuple[str, str]]:
     """Key and shard of the first image of a few classes, spread over the protected ones."""
     first: dict[int, tuple[str, str]] = {}
     for row in _rows(folder):
@@ -76,7 +76,7 @@ def chosen_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
     return [first[labels[i * len(labels) // count]] for i in range(count)]
 
 
-def changed_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
+def changed_samples(folder: Run, found: Manifests) -> list[tuple[str, str]]:
     """Key and shard of the first images that were changed: as few shards as can be, because these have to be read.
 
     Not all of a protected class are: one whose pixel had the colour already stays as it was.
@@ -86,13 +86,13 @@ def changed_samples(folder: Folder, found: Manifests) -> list[tuple[str, str]]:
     return sorted(changed, key=lambda sample: sample[1])[:SPECTRUM_IMAGES]
 
 
-def _rows(folder: Folder) -> Iterator[dict[str, Any]]:
+def _rows(folder: Run) -> Iterator[dict[str, Any]]:
     table = read_table(folder.child("protect"), SAMPLES, ["key", "label", "shard", "linf_levels"])
     for batch in table.to_batches(2**14):
         yield from batch.to_pylist()
 
 
-def triplets(folder: Folder, found: Manifests, wanted: list[tuple[str, str]]) -> list[Any]:
+def triplets(folder: Run, found: Manifests, wanted: list[tuple[str, str]]) -> list[Any]:
     """The images named by key and shard, before and after, in that order; reads only the shards these are in."""
     from pipeline.pages.image_figures import Triplet
 
@@ -100,7 +100,7 @@ def triplets(folder: Folder, found: Manifests, wanted: list[tuple[str, str]]) ->
     return [Triplet(classes[images["pack"][key].label], images["pack"][key].pixels, images["protect"][key].pixels) for key, _ in wanted]
 
 
-def _samples(folder: Folder, found: Manifests, stage: str, wanted: list[tuple[str, str]]) -> dict[str, Sample]:
+def _samples(folder: Run, found: Manifests, stage: str, wanted: list[tuple[str, str]]) -> dict[str, Sample]:
     samples: dict[str, Sample] = {}
     for shard in found[stage].shards["train"]:
         keys = {key for key, name in wanted if name == shard.name}

@@ -18,10 +18,9 @@ from pipeline.results.findings import findings, in_parts, made_with, on_missing,
 from pipeline.results.run_results import Manifests, budget, configuration, measured_images, pairs, trained
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import QUARANTINE
 from pipeline.storage.records import flatten
-from pipeline.storage.run import sweep_of
+from pipeline.storage.run import Run, sweep_of
 from sep.countermeasures.registry import clean_share
 
 SHOWN_QUARANTINED = 50
@@ -50,7 +49,7 @@ def _told_by_sweep(tree: dict[str, Any]) -> set[str]:
     return swept
 
 
-def render(config: RunConfig, folder: Folder, found: Manifests, drawn: dict[str, dict[str, bytes]]) -> str:
+def render(config: RunConfig, folder: Run, found: Manifests, drawn: dict[str, dict[str, bytes]]) -> str:
     """The page."""
     there = trained(folder, found)
     stages = [*found, *(["victim"] if there.missing else []), "report"]  # whatever the last start was asked for

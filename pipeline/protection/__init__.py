@@ -1,1 +1,1 @@
-"""The workshop of the protect stage: checkpoints, what is prepared once, and the crafting of a shard."""
+"""The workshop of the protect stage: checkpoints, preparations, and the crafting and release of a shard."""

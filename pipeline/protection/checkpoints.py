@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cluster.work import own_gpu
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import digest, sha256
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training.networks import build_network
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
@@ -34,15 +34,15 @@ class Checkpoint:
 
 
 def weights_digest(index: Sequence[Mapping[str, Any]]) -> str:
-    """Digest of the surrogate's outcome: every network's epochs, their files and those files' hashes."""
+    """Return the digest of the surrogate's outcome: the epochs of all networks, their files and the files' hashes."""
     return digest([[entry[name] for name in ("network", "epoch", "file", "sha256")] for entry in index])
 
 
-def read_index(run: Folder) -> dict[str, list[Checkpoint]]:
-    """Every checkpoint by network, in the order of the epochs.
+def read_index(run: Run) -> dict[str, list[Checkpoint]]:
+    """Return the checkpoints of each network, in the order of the epochs.
 
     Raises:
-        ValueError: the index is not the one the surrogate stage wrote.
+        ValueError: the index was altered since the surrogate stage wrote it.
     """
     where, recorded = run.child("surrogate"), Manifest.load(run, "surrogate").counts["weights_sha256"]
     try:
@@ -59,7 +59,7 @@ def read_index(run: Folder) -> dict[str, list[Checkpoint]]:
 
 
 def choose(index: Mapping[str, Sequence[Checkpoint]], count: int, epochs: Sequence[int] = ()) -> tuple[Checkpoint, ...]:
-    """The ensemble: of each network the checkpoints of `epochs`, or else `count` equally spaced ones, of which one is the last."""
+    """Return the ensemble: of each network the checkpoints of `epochs`, or else `count` equally spaced ones that end with the last."""
     return tuple(
         checkpoints[epoch]
         for checkpoints in index.values()
@@ -69,9 +69,9 @@ def choose(index: Mapping[str, Sequence[Checkpoint]], count: int, epochs: Sequen
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Which checkpoints, and how they are to be run; small, so that every task can be told."""
+    """A choice of checkpoints and how to run them. It is small, so that it can go into every task."""
 
-    run: Folder
+    run: Run
     checkpoints: tuple[Checkpoint, ...]
     kernels: Kernels = "fused"
     gpu: bool = False
@@ -79,11 +79,11 @@ class Ensemble:
 
     @property
     def device(self) -> torch.device:
-        """Where the task that asks computes."""
+        """The device of the calling task."""
         return torch.device("cuda", own_gpu()) if self.gpu else torch.device("cpu")
 
     def members(self, means: Sequence[Tensor] | None = None) -> list[Member]:
-        """The frozen networks, each with its own class means `(K, D)` where means are given.
+        """Return the frozen networks, each with its own class means `(K, D)` if means are given.
 
         Raises:
             ValueError: see `load_networks`.
@@ -95,7 +95,7 @@ class Ensemble:
 
 
 def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
-    """The frozen networks of the checkpoints, on the device of the task that asks.
+    """Return the frozen networks of the checkpoints, on the device of the calling task.
 
     Raises:
         ValueError: a checkpoint is missing or was altered since it was written.
@@ -103,18 +103,18 @@ def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
     return _load(ensemble, ensemble.device)
 
 
-@lru_cache(maxsize=1)  # a worker process reads and freezes the ensemble once, and not once per shard; again where its GPU is another
+@lru_cache(maxsize=1)  # once per worker process, and not per shard; again if its GPU changes
 def _load(ensemble: Ensemble, device: torch.device) -> tuple[Network, ...]:
     share_memory(device, ensemble.tasks_per_gpu)
-    run, pack, frozen = ensemble.run, Manifest.load(ensemble.run, "pack"), []
+    surrogate, pack, frozen = ensemble.run.child("surrogate"), Manifest.load(ensemble.run, "pack"), []
     for checkpoint in ensemble.checkpoints:
-        where = f"{run.uri}/surrogate/{checkpoint.file}"
+        where, advice = f"{surrogate.uri}/{checkpoint.file}", f"delete {surrogate.uri} and run that stage again"
         try:
-            data = run.child("surrogate").read(checkpoint.file)
+            data = surrogate.read(checkpoint.file)
         except FileNotFoundError as error:
-            raise ValueError(f"{where} is missing: delete {run.uri}/surrogate and run that stage again") from error
+            raise ValueError(f"{where} is missing: {advice}") from error
         if sha256(data) != checkpoint.sha256:
-            raise ValueError(f"{where} was altered or truncated since it was written: delete {run.uri}/surrogate and run that stage again")
+            raise ValueError(f"{where} was altered or truncated since it was written: {advice}")
         network = build_network(checkpoint.network, pack)
         network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         frozen.append(freeze(network, ensemble.kernels).to(device))

@@ -34,23 +34,23 @@ class CraftingTask:
     classes: tuple[int, ...]  # labels that are protected
     clean: Folder  # where the clean shards are
     out: Folder  # where the protected ones go
-    prepared: Folder  # where that is what the method needed to find first
-    prepared_sha256: str  # empty where it needed nothing
+    prepared: Folder  # of the protect stage that holds the preparation
+    prepared_sha256: str  # digest of the preparation; empty where the method needs none
     budget: Budget  # of each image
 
 
 def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """Images of classes that are to be protected, as they are released: `(B, C, H, W)` uint8 on the CPU.
+    """Protect images of protected classes; return them as they are released, `(B, C, H, W)` uint8 on the CPU.
 
     Args:
-        task: what every shard's task is told.
+        task: the arguments that the tasks of all shards share.
         shard: the name of the images' shard.
         images: clean ones, `(B, C, H, W)` uint8.
         labels: `(B,)`.
         keys: of the samples.
 
     Raises:
-        ValueError: a checkpoint, or what was prepared, was altered.
+        ValueError: a checkpoint or the preparation was altered.
     """
     # Another number of threads, or another algorithm, can round sums differently; bytes must depend on neither.
     use_cpu(1)

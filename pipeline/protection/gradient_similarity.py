@@ -1,6 +1,6 @@
-"""A look at the ensemble: how alike the gradients of a network's checkpoints are, and those of different networks.
+"""The similarity of gradients within the ensemble: between the checkpoints of a network, and between different networks.
 
-The paper's claim is that checkpoints of one training are close to orthogonal, which is what makes them an ensemble.
+The paper claims that the gradients of one training's checkpoints are close to orthogonal, and that this makes them an ensemble.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SIMILARITY
 from pipeline.storage.records import to_json
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Shard
 from sep.ensemble import equally_spaced
 from sep.execution import use_cpu
@@ -39,7 +40,7 @@ def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[flo
 
 def write_similarity(
     folder: Folder,
-    run: Folder,
+    run: Run,
     index: Mapping[str, Sequence[Checkpoint]],
     chosen: Sequence[Checkpoint],
     num_classes: int,
@@ -48,9 +49,9 @@ def write_similarity(
     executor: Executor,
     capacity: Capacity,
 ) -> None:
-    """Write `similarity.json`: a matrix for the checkpoints of each network, and, of several networks, one for their last checkpoints.
+    """Write `similarity.json`: a matrix for the checkpoints of each network and, for several networks, one of their last checkpoints.
 
-    A matrix that cannot be computed is an error in the log and left out: nothing that is protected depends on it.
+    A matrix that cannot be computed is an error in the log and left out. The protection does not depend on it.
     """
     groups: dict[str, tuple[Checkpoint, ...]] = {}
     for name, checkpoints in index.items():

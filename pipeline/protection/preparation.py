@@ -36,7 +36,7 @@ from sep.methods.registry import Preparation
 log = logging.getLogger(__name__)
 
 Moments = tuple[Tensor, Tensor, Tensor]
-BYTES_WITH_NOISE = 3  # of a value of an image that is held in memory with its noise, which has two of them
+BYTES_WITH_NOISE = 3  # in memory for each value of an image: one of the image and two of its noise
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One shard of the release: read clean, crafted, written, and checked in integers on what storage gives back."""
+"""One shard of the release: read clean, crafted, written, and checked in integers as storage gives it back."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Clean:
     samples: list[Sample]
     images: Tensor  # (B, C, H, W) uint8
     labels: Tensor  # (B,)
-    chosen: Tensor  # which of them are protected, in order
+    chosen: Tensor  # indices of the images that are protected, in order
 
 
 def read_clean(task: CraftingTask, shard: Shard) -> Clean:
-    """The shard, checked and decoded.
+    """Read, check and decode a clean shard.
 
     Raises:
         CorruptShard: it was altered.
@@ -61,17 +61,17 @@ def read_clean(task: CraftingTask, shard: Shard) -> Clean:
 
 
 def craft_chosen(task: CraftingTask, shard: Shard, clean: Clean) -> Tensor:
-    """The protected images of those classes that are to be protected, `(b, C, H, W)` uint8 on the CPU.
+    """Craft the images of protected classes, `(b, C, H, W)` uint8 on the CPU.
 
     Raises:
-        ValueError: a checkpoint, or what was prepared, was altered.
+        ValueError: a checkpoint or the preparation was altered.
     """
     chosen = clean.chosen.tolist()
     return protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], [clean.samples[i].key for i in chosen])
 
 
 def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> FinishedShard:
-    """Write the protected shard and check it; its part is written last and makes it finished.
+    """Write the protected shard, check it as storage gives it back, and record it as finished.
 
     Raises:
         ValueError: a protected image as stored breaks the budget.

@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 
 from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.shards.tables import read_table
-from pipeline.storage.folder import Folder
-from pipeline.storage.layout import MANIFEST, STARTED, UNFINISHED, trial_name
+from pipeline.storage.layout import MANIFEST, UNFINISHED, trial_name
 from pipeline.storage.records import digest
-from pipeline.storage.run import settings
-from pipeline.storage.stage import Manifest
+from pipeline.storage.run import Run, settings
+from pipeline.storage.stage import Manifest, read_started
 from sep.budget import Budget
 from sep.countermeasures.registry import CLEAN_ONLY, DILUTED, clean_share
 
@@ -98,11 +97,11 @@ class Similarity:
         return statistics.fmean(value for i, row in enumerate(self.cosines) for j, value in enumerate(row) if i != j)
 
 
-def finished(run: Folder) -> Manifests:
+def finished(run: Run) -> Manifests:
     """Manifests of the finished stages, in order; those whose inputs were redone since are left out."""
     found: Manifests = {}
     for stage in MEASURED:
-        if not run.exists(f"{stage}/{MANIFEST}"):
+        if not run.child(stage).exists(MANIFEST):
             continue
         manifest = Manifest.load(run, stage)
         stale = [name for name, digest in manifest.asked["inputs"].items() if name not in found or found[name].digest != digest]
@@ -131,7 +130,7 @@ def configuration(config: RunConfig, found: Manifests, there: Trained | None = N
     return tree
 
 
-def trials(run: Folder, found: Manifests) -> list[dict[str, Any]]:
+def trials(run: Run, found: Manifests) -> list[dict[str, Any]]:
     """One row per trained victim, as in `victim/results.parquet`; none if that stage has not finished."""
     return read_table(run.child("victim"), "results.parquet").to_pylist() if "victim" in found else []
 
@@ -150,14 +149,14 @@ class Trained:
         return {"trials": digest(self.rows), "missing": self.missing} if self.missing else {}
 
 
-def trained(run: Folder, found: Manifests) -> Trained:
+def trained(run: Run, found: Manifests) -> Trained:
     """The trials there are: all of them, or where some failed, those that have finished since the stages before were made."""
     if "victim" in found:
         return Trained(trials(run, found), [], found["victim"].asked)
     if not run.exists(f"victim/{UNFINISHED}"):
         return Trained([], [])
     try:
-        asked, left = (json.loads(run.read(f"victim/{name}")) for name in (STARTED, UNFINISHED))
+        asked, left = read_started(run, "victim"), json.loads(run.read(f"victim/{UNFINISHED}"))
         now = {name: found[name].digest if name in found else None for name in asked["inputs"]}
         of_these = left["asked"] == digest(asked) and asked["inputs"] == now
         return Trained(left["trials"], left["missing"], asked) if of_these else Trained([], [])
@@ -193,13 +192,13 @@ def _cell(name: tuple[str, str, str], rows: list[dict[str, Any]]) -> TrialStats:
     return TrialStats(network, countermeasure, data, [row["seed"] for row in rows], last, peak, relabelled, other, curves)
 
 
-def confusion(run: Folder, cell: TrialStats) -> list[list[int]]:
+def confusion(run: Run, cell: TrialStats) -> list[list[int]]:
     """How often test images of each true class (rows) were given each class (columns) after the last epoch, over all seeds."""
     tables = [trial_confusion(run, cell.network, cell.data, cell.countermeasure, seed) for seed in cell.seeds]
     return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
 
 
-def trial_confusion(run: Folder, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
+def trial_confusion(run: Run, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
     """The same of one trial."""
     counts: list[list[int]] = json.loads(run.read(f"victim/{trial_name(network, data, countermeasure, seed)}.json"))["content"]["confusion"]
     return counts
@@ -213,7 +212,7 @@ def chance(found: Manifests) -> float:
     return 100 / len(found["pack"].counts["classes"])
 
 
-def measured_images(run: Folder, found: Manifests) -> int:
+def measured_images(run: Run, found: Manifests) -> int:
     """How many test images the victims' accuracies are about: those of the protected classes, or all if nothing is protected yet."""
     if "protect" not in found:
         return int(found["pack"].counts["test"])
@@ -222,12 +221,12 @@ def measured_images(run: Folder, found: Manifests) -> int:
     return int(pc.sum(pc.is_in(labels, pa.array(found["protect"].counts["classes"], labels.type))).as_py() or 0)
 
 
-def psnr_values(run: Folder) -> list[float]:
+def psnr_values(run: Run) -> list[float]:
     """PSNR of every protected image that changed at all, in dB."""
     return imperceptibility(run)["psnr_db"]
 
 
-def imperceptibility(run: Folder) -> dict[str, list[float]]:
+def imperceptibility(run: Run) -> dict[str, list[float]]:
     """How visible the change is of every protected image that changed at all, by measure: none of one that was not taken yet then."""
     table = read_table(run.child("protect"), "samples.parquet")
     changed = table.filter(pc.greater(table["linf_levels"], 0))
@@ -235,15 +234,15 @@ def imperceptibility(run: Folder) -> dict[str, list[float]]:
     return {name: changed[name].drop_null().to_pylist() if name in taken else [] for name in IMPERCEPTIBILITY}
 
 
-def checkpoints(run: Folder) -> dict[str, list[dict[str, Any]]]:
+def checkpoints(run: Run) -> dict[str, list[dict[str, Any]]]:
     """By network the surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, seconds)."""
     networks: dict[str, list[dict[str, Any]]] = {}
-    for entry in json.loads(run.read("surrogate/checkpoints.json"))["checkpoints"]:
+    for entry in json.loads(run.child("surrogate").read("checkpoints.json"))["checkpoints"]:
         networks.setdefault(entry["network"], []).append(entry)
     return networks
 
 
-def similarities(run: Folder) -> list[Similarity]:
+def similarities(run: Run) -> list[Similarity]:
     """What the protect stage found about gradients: a matrix per network, then one between networks; none of a single checkpoint."""
     if not run.exists("protect/similarity.json"):
         return []
@@ -290,7 +289,7 @@ class Measured:
         return (self.of("protect", "gradients") or 0) / max(1, self.of("protect", "protected") or 0)
 
 
-def read(folder: Folder) -> Measured:
+def read(folder: Run) -> Measured:
     """What a run has measured so far.
 
     Raises:

@@ -7,8 +7,8 @@ import statistics
 
 from pipeline.config.schema import RunConfig
 from pipeline.results.run_results import Trained, VictimPair, budget, chance, finished, imperceptibility, pairs, similarities, trained
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PAGE
+from pipeline.storage.run import Run
 from sep.countermeasures.registry import clean_share
 from sep.methods.registry import METHODS
 
@@ -16,7 +16,7 @@ from sep.methods.registry import METHODS
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 
 
-def headline(run: Folder) -> dict[str, float | str]:
+def headline(run: Run) -> dict[str, float | str]:
     """What was measured, under the same names wherever they appear; what was not measured is missing.
 
     Accuracies are percent of the clean test images of protected classes after the last epoch, mean over the seeds of the `victim` that is
@@ -67,7 +67,7 @@ def _first(there: Trained) -> VictimPair | None:
     return next((pair for pair in pairs(there.rows) if (pair.clean.network, pair.clean.countermeasure) == wanted), None)
 
 
-def summary(config: RunConfig, folder: Folder) -> str:
+def summary(config: RunConfig, folder: Run) -> str:
     """The short table for the end of a run: the figures there are, and where to look next."""
     known = headline(folder)
 

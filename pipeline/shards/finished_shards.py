@@ -25,7 +25,7 @@ from pipeline.storage.records import sha256
 from pipeline.storage.stage import Shard
 
 CHECKED_TOGETHER = 100  # shards that one task reads again
-READ_TOGETHER = 8  # files at a time, which costs an object store no more than one
+READ_TOGETHER = 8  # files at a time; an object store takes no longer for eight than for one
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pixels of one image: PNG in and out without loss, their digest, and their statistics."""
+"""Pixels of one image: lossless PNG in and out, digest, and statistics."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """A lossless PNG of `(H, W, 3)` levels; the same pixels always give the same bytes for one version of Pillow."""
+    """Return a lossless PNG of `(H, W, 3)` levels. With one version of Pillow the same pixels always give the same bytes."""
     stream = io.BytesIO()
     Image.fromarray(pixels, "RGB").save(stream, "png")
     return stream.getvalue()
 
 
 def decode_png(data: bytes) -> Pixels:
-    """The `(H, W, 3)` levels of a PNG.
+    """Return the `(H, W, 3)` levels of a PNG.
 
     Raises:
         OSError, SyntaxError: the bytes are not a whole PNG.
@@ -32,7 +32,7 @@ def decode_png(data: bytes) -> Pixels:
 
 
 def decode_whole_png(png: bytes) -> Pixels:
-    """The `(H, W, 3)` levels of a PNG, after checking every chunk's checksum, which decoding alone skips.
+    """Return the `(H, W, 3)` levels of a PNG after checking every chunk's checksum, which decoding alone skips.
 
     Raises:
         Exception: whatever damaged bytes make the decoder raise.
@@ -45,34 +45,34 @@ def decode_whole_png(png: bytes) -> Pixels:
 
 
 def pixels_sha256(pixels: Pixels) -> str:
-    """Digest of an image's decoded levels (row by row, RGB), independent of how it was compressed."""
+    """Return the digest of an image's decoded levels (row by row, RGB), whatever its compression."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 class Statistics:
-    """Count, sums and sums of squares per channel, in integers: the same whatever the order in which they are combined."""
+    """Count, sums and sums of squares per channel. They are integers, so the order in which they are combined does not matter."""
 
     def __init__(self) -> None:
         """Start with no pixels."""
         self.pixels, self.sums, self.squares = 0, [0, 0, 0], [0, 0, 0]
 
     def add(self, pixels: Pixels) -> None:
-        """Take in one image `(H, W, 3)`."""
+        """Add one image `(H, W, 3)`."""
         flat = pixels.reshape(-1, 3).astype("int64")
         self.merge([len(flat), *flat.sum(0).tolist(), *(flat**2).sum(0).tolist()])
 
     def merge(self, other: list[int]) -> None:
-        """Take in what `as_list` gave elsewhere."""
+        """Add the statistics that `as_list` gave elsewhere."""
         self.pixels += other[0]
         self.sums = [a + b for a, b in zip(self.sums, other[1:4], strict=True)]
         self.squares = [a + b for a, b in zip(self.squares, other[4:], strict=True)]
 
     def as_list(self) -> list[int]:
-        """Seven integers."""
+        """Return the count, the three sums and the three sums of squares."""
         return [self.pixels, *self.sums, *self.squares]
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Per channel, in grey levels; a constant channel has standard deviation 1, as networks divide by it."""
+        """Return both per channel, in grey levels. Networks divide by the standard deviation, so that of a constant channel is 1."""
         n = self.pixels
         variances = [n * square - total**2 for square, total in zip(self.squares, self.sums, strict=True)]  # times n squared
         return [total / n for total in self.sums], [math.sqrt(variance) / n or 1.0 for variance in variances]

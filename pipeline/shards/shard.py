@@ -1,4 +1,4 @@
-"""WebDataset shards with deterministic bytes, the images in them, and the Parquet tables that describe them.
+"""WebDataset shards with deterministic bytes, and the images in them.
 
 A shard is a tar of samples, three members each: `<key>.png` (8-bit RGB), `<key>.cls` (ASCII integer), `<key>.json`.
 Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
@@ -25,7 +25,7 @@ wds.utils.enforce_security = True  # a second lock, in every process: no shell c
 
 
 class CorruptShard(ValueError):
-    """A shard is not what the manifest says it is; the message names the shard and what to do."""
+    """The error of a shard that differs from its manifest entry. The message names the shard and says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Sample:
     key: str
     png: bytes
     label: int
-    info: bytes  # the JSON member, kept byte for byte from the clean shard to the protected one
+    info: bytes  # the JSON member; the same bytes in the clean shard and the protected one
 
     @property
     def pixels(self) -> Pixels:
@@ -44,7 +44,7 @@ class Sample:
 
 
 def encode_shard(samples: Iterable[Sample]) -> bytes:
-    """A tar of the samples, in the order given; the same samples always give the same bytes."""
+    """Return a tar of the samples, in the order given. The same samples always give the same bytes."""
     stream = io.BytesIO()
     with wds.TarWriter(stream, mtime=0, user="", group="", encoder=False) as tar:
         for sample in samples:
@@ -53,10 +53,10 @@ def encode_shard(samples: Iterable[Sample]) -> bytes:
 
 
 def decode_shard(data: bytes, name: str = "shard") -> list[Sample]:
-    """The samples of a tar, in order. Does not know how many there should be: see `read_shard`.
+    """Return the samples of a tar, in order, whatever their number. `read_shard` checks the number.
 
     Raises:
-        CorruptShard: the tar is damaged, or a sample lacks a member, has one twice, is there twice, or its label is no integer.
+        CorruptShard: the tar is damaged, or a sample lacks a member, has a member twice, occurs twice, or its label is no integer.
     """
     samples: dict[str, Sample] = {}
     try:
@@ -76,16 +76,16 @@ def decode_shard(data: bytes, name: str = "shard") -> list[Sample]:
 
 
 def _members(data: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """What WebDataset groups into samples. It is given bytes only: its own way of opening may unpack, unpickle or run a shell."""
+    """Yield the members, for WebDataset to group. It is given bytes only: its own way of opening may unpack, unpickle or run a shell."""
     with open_tar(io.BytesIO(data)) as tar:
         for member in files(tar):
             yield {"fname": member.name, "data": content(tar, member), "__url__": name}
 
 
 def read_shard(folder: Folder, shard: Shard) -> list[Sample]:
-    """The samples of a shard, after checking the file against the manifest.
+    """Return the samples of a shard, after checking the file against the manifest.
 
-    A truncated tar reads as fewer samples without any error, hence the digest first and the count afterwards.
+    A truncated tar reads as fewer samples without any error. So the digest is checked first and the count afterwards.
 
     Raises:
         CorruptShard: the file is missing, was altered, or holds another number of samples than recorded.

@@ -15,7 +15,7 @@ ROW_GROUP = 2**16  # rows that are in memory at a time when parts become one tab
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> str:
-    """Write a Parquet table whole, and return the digest of the file."""
+    """Write a whole Parquet table and return the digest of the file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
@@ -27,14 +27,14 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> p
     """Read a Parquet table.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file does not exist.
         pyarrow.ArrowInvalid: it is damaged.
     """
     return parse_table(folder.read(name), columns)
 
 
 def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """The table in a Parquet file's bytes.
+    """Return the table in a Parquet file's bytes.
 
     Raises:
         pyarrow.ArrowInvalid: it is damaged.
@@ -44,5 +44,5 @@ def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
 
 
 def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    """A table of the rows; an empty list gives an empty table of the same schema."""
+    """Return a table of the rows. An empty list gives an empty table of the same schema."""
     return pa.Table.from_pylist(list(rows), schema=schema)

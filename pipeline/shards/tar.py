@@ -1,4 +1,4 @@
-"""The files in a tar, as bytes in memory: no compression, no file that claims more than it is, and no name that becomes a path."""
+"""Files in a tar, as bytes in memory. Compression and false sizes are refused, and no name becomes a path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 MOST_BYTES = 2**29  # of one member: an image of 64 million pixels, 16-bit RGBA, uncompressed
-MOST_HEADER_BYTES = 2**16  # of what describes a member: a long name, a table of attributes
+MOST_HEADER_BYTES = 2**16  # of a header that describes a member: a long name, a table of attributes
 
 
 class _Header(tarfile.TarInfo):
@@ -20,19 +20,19 @@ class _Header(tarfile.TarInfo):
 
 
 def open_tar(stream: IO[bytes] | Any, *, damaged: bool = False) -> tarfile.TarFile:
-    """An uncompressed tar; if it may be damaged, a header that was hit is stepped over.
+    """Open an uncompressed tar. With `damaged`, unreadable headers are skipped.
 
     Raises:
-        tarfile.TarError: it is no tar.
+        tarfile.TarError: the stream is no tar.
     """
     return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header, ignore_zeros=damaged)
 
 
 def files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its regular files, in order; folders, links and devices are passed over.
+    """Yield the regular files of a tar, in order, without folders, links and devices.
 
     Raises:
-        tarfile.TarError: it is damaged, or a member is larger than any image, or sparse: claims bytes that are not there.
+        tarfile.TarError: the tar is damaged, or a member is sparse or larger than any image.
     """
     for member in tar:
         if not member.isreg():
@@ -43,10 +43,10 @@ def files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def content(tar: tarfile.TarFile, member: tarfile.TarInfo, most: int = MOST_BYTES) -> bytes:
-    """The bytes of one of its files.
+    """Return the bytes of one file of a tar.
 
     Raises:
-        tarfile.TarError: there are more than `most`, or fewer than its header says.
+        tarfile.TarError: the file has more than `most` bytes, or fewer than its header says.
     """
     if member.size > most:
         raise tarfile.ReadError(f"{member.name[:100]!r} has {member.size} bytes, expected at most {most}")

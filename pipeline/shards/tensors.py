@@ -19,21 +19,21 @@ from pipeline.storage.stage import Shard
 
 Batch = tuple[Tensor, Tensor]
 Read = Callable[[Folder, Shard], list[Sample]]
-TESTED_TOGETHER = 100  # images; with more, what lies between two layers is larger than the caches, and memory is asked for anew
+TESTED_TOGETHER = 100  # images; with more, activations outgrow the caches, and memory is allocated anew for each batch
 
 
 def to_tensors(samples: Sequence[Sample]) -> Batch:
-    """Decoded images and labels of samples of one size."""
+    """Return the decoded images and the labels of samples of one size."""
     return stack([sample.pixels for sample in samples]), torch.tensor([sample.label for sample in samples])
 
 
 def stack(images: Sequence[Pixels]) -> Tensor:
-    """Images of one size, `(H, W, C)` each, as `(B, C, H, W)`."""
+    """Return images of one size, `(H, W, C)` each, as `(B, C, H, W)`."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard) -> Batch:
-    """All images and labels of some shards, in order; `read` gives the samples of one.
+    """Return all images and labels of some shards, in order. `read` gives the samples of one shard.
 
     Raises:
         CorruptShard: a shard is not as recorded.
@@ -44,5 +44,5 @@ def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard) -> Ba
 
 
 def in_order(images: Tensor, labels: Tensor, size: int = TESTED_TOGETHER) -> Iterator[Batch]:
-    """Every image once, for evaluation."""
+    """Yield every image once, in batches, for evaluation."""
     yield from zip(torch.split(images, size), torch.split(labels, size), strict=True)

@@ -1,1 +1,1 @@
-"""Where images come from: each kind of source is scanned into one list of entries and read by one reader."""
+"""Sources of images. Each kind is scanned into one list of entries and has one reader."""

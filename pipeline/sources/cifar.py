@@ -51,14 +51,14 @@ FORMS = (
 
 @dataclass(frozen=True)
 class CifarReader:
-    """Reads whole batches."""
+    """A reader of whole batches."""
 
     folder: Folder
     form: Form
     by_file: bool = True
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Pixels]]:
-        """Each entry with its `(32, 32, 3)` levels."""
+        """Yield each entry with its `(32, 32, 3)` levels."""
         for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
             planes = load(self.folder, file, self.form)[0]
             for entry in inside:
@@ -66,7 +66,7 @@ class CifarReader:
 
 
 def find(listing: Listing) -> Dataset | None:
-    """Every record of a published CIFAR folder, given itself or its parent; None where it is no such folder.
+    """Return every record of a published CIFAR folder, given the folder or its parent; None for any other folder.
 
     Raises:
         SourceError: a batch is missing or damaged.
@@ -96,7 +96,7 @@ def _dataset(listing: Listing, form: Form, prefix: str) -> Dataset:
 
 
 def load(folder: Folder, file: str, form: Form) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Colour planes `(n, 3072)` and labels `(n,)` of one batch.
+    """Return the colour planes `(n, 3072)` and the labels `(n,)` of one batch.
 
     Raises:
         SourceError: the file is not such a batch.
@@ -119,13 +119,13 @@ def load(folder: Folder, file: str, form: Form) -> tuple[NDArray[np.uint8], NDAr
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays and plain containers; a pickle may otherwise run any code."""
+    """An unpickler that builds NumPy arrays and plain containers alone, because a pickle may otherwise run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may call.
+        """Return a function or class that a pickle may call.
 
         Raises:
-            UnpicklingError: it asks for anything else.
+            UnpicklingError: the pickle asks for any other.
         """
         if (module, name) not in HARMLESS:
             raise pickle.UnpicklingError(f"{module}.{name} is not needed for images and was not loaded")

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def class_folders(listing: Listing) -> Dataset | None:
-    """Images in one folder per class, under train/ and test/ or val/, or at the top; labels in the order of the names."""
+    """Return images in one folder per class, under train/ and test/ or val/, or at the top. Labels follow the order of the names."""
     classes, splits, tests = by_class(listing)
     if tests:
         log.info("pack: test images from %s/%s", tests[0], f"; {', '.join(tests[1:])}/ not used" if tests[1:] else "")
@@ -28,7 +28,7 @@ def class_folders(listing: Listing) -> Dataset | None:
 
 
 def by_class(listing: Listing) -> tuple[tuple[str, ...], dict[str, dict[str, list[str]]], list[str]]:
-    """The classes, the files of each in each split, and the folders that hold test images, of which the first is used."""
+    """Return the classes, their files by split, and the folders that hold test images. The first of these folders is used."""
     train = listing.by_folder("train/")
     if not train:
         top = listing.by_folder("")

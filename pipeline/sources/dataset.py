@@ -1,4 +1,4 @@
-"""What is known of a data set before any image is decoded: which images there are, their classes and splits."""
+"""A data set before any image is decoded: the list of its images, their classes and splits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SPLITS = ("train", "test")
 
 
 class SourceError(ValueError):
-    """The images given cannot be packed as they are; the message says what to change."""
+    """The error of images that cannot be packed as they are. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One labelled image and where to find it."""
+    """One labelled image and its place in the source."""
 
     split: str
     label: int
@@ -33,37 +33,37 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """The sample's name for good: does not depend on which other images there are, and mixes the classes when sorted."""
+        """The sample's permanent name. It does not depend on the other images, and sorting by it mixes the classes."""
         return hashlib.blake2b(f"{self.origin}{self.split}/{self.source}".encode(), digest_size=8).hexdigest()
 
 
 class Reader(Protocol):
-    """How the images of a source are fetched, on whatever machine: small and picklable."""
+    """The way to fetch the images of a source on any machine. Readers are small and picklable."""
 
     @property
     def by_file(self) -> bool:
         """Whether a file is read as a whole, so that a shard should draw on few files."""
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | Pixels]]:
-        """Each entry with its encoded bytes or its `(H, W, 3)` levels, in any order."""
+        """Yield each entry with its encoded bytes or its `(H, W, 3)` levels, in any order."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every image of a source: class names in label order, entries, and how to read them."""
+    """All images of a source: class names in label order, entries, and their reader."""
 
     classes: tuple[str, ...]
     entries: list[Entry]
     reader: Reader
 
     def split(self, name: str) -> list[Entry]:
-        """One split's entries in the order in which they are packed."""
+        """Return the entries of one split in the order in which they are packed."""
         chosen = sorted((e for e in self.entries if e.split == name), key=lambda entry: entry.key)
         return sorted(chosen, key=lambda entry: entry.file) if self.reader.by_file else chosen
 
 
 def numbered(labels: Iterable[int]) -> tuple[str, ...]:
-    """Class names for labels that have none: the numbers themselves.
+    """Return the numbers as class names, for labels without names.
 
     Raises:
         SourceError: the labels are not 0..K-1.
@@ -78,7 +78,7 @@ def numbered(labels: Iterable[int]) -> tuple[str, ...]:
 
 
 def check_entries(dataset: Dataset) -> None:
-    """Refuse entries that cannot be told apart or whose labels name no class.
+    """Refuse entries with the same name, and labels without a class.
 
     Raises:
         SourceError: two images have the same name, or labels are not 0..K-1.
@@ -93,10 +93,10 @@ def check_entries(dataset: Dataset) -> None:
 
 
 def restricted(dataset: Dataset, named: Sequence[str]) -> Dataset:
-    """The data set with only the classes named, renumbered in the source's order; all of it where none is named.
+    """Return the data set with the named classes alone, renumbered in the source's order; the whole data set if none is named.
 
     Raises:
-        ValueError: there is no such class, or one is named twice.
+        ValueError: a class is unknown or named twice.
     """
     if not named:
         return dataset
@@ -135,7 +135,7 @@ def check_classes(classes: Sequence[str], counts: Mapping[str, Mapping[int, int]
 
 
 def count(entries: Iterable[Entry]) -> dict[str, Counter[int]]:
-    """Images per split and label."""
+    """Return the number of images per split and label."""
     counts: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     for entry in entries:
         counts[entry.split][entry.label] += 1
@@ -143,7 +143,7 @@ def count(entries: Iterable[Entry]) -> dict[str, Counter[int]]:
 
 
 def held_out(entries: Sequence[Entry], fraction: float) -> list[Entry]:
-    """The entries with `fraction` of each class, the first by key and at least one, moved to the test split."""
+    """Move `fraction` of each class, at least one entry and the first by key, to the test split."""
     moved = []
     sizes = Counter(entry.label for entry in entries)
     for rank, entry in _ranked(entries):
@@ -152,12 +152,12 @@ def held_out(entries: Sequence[Entry], fraction: float) -> list[Entry]:
 
 
 def limited(entries: Sequence[Entry], most: int) -> list[Entry]:
-    """At most `most` entries: the first of each class by key, evenly over the classes."""
+    """Return at most `most` entries, evenly over the classes, the first of each class by key."""
     return [entry for _, entry in sorted(_ranked(entries), key=lambda pair: pair[0])[:most]]
 
 
 def _ranked(entries: Iterable[Entry]) -> Iterator[tuple[int, Entry]]:
-    """The entries by key, each with its rank within its class."""
+    """Yield the entries by key, each with its rank within its class."""
     seen: Counter[int] = Counter()
     for entry in sorted(entries, key=lambda entry: entry.key):
         yield seen[entry.label], entry

@@ -1,4 +1,4 @@
-"""Encoded images of any kind to upright 8-bit RGB, and to one size.
+"""Decoding of images of any kind to upright 8-bit RGB, and to one size.
 
 Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
 """
@@ -20,11 +20,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class Refused(ValueError):
-    """These bytes do not become an image; the message says why, in one line."""
+    """The error of bytes that do not become an image. The message says why, in one line."""
 
 
 def decode(data: bytes, max_pixels: int) -> Pixels:
-    """The first frame of an encoded image, upright, as 8-bit RGB; transparency is laid over white.
+    """Return the first frame of an encoded image, upright, as 8-bit RGB. Transparency is laid over white.
 
     Args:
         data: the whole file.
@@ -53,7 +53,7 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:
-    """The centre square of an image at `size` x `size`: the short side is resized to `size`, the long one cut on both sides.
+    """Return the centre square at `size` x `size`: the short side is resized to `size`, the long side is cut at both ends.
 
     Resized by Pillow's bicubic filter, which widens its kernel when shrinking and so does not alias. An image that already
     has its short side right is only cut.
@@ -72,7 +72,7 @@ def fit(pixels: Pixels, size: int) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """`(H, W, 3)` levels of an image in any of Pillow's modes."""
+    """Return the `(H, W, 3)` levels of an image in any of Pillow's modes."""
     if image.mode == "F":
         raise Refused("floating-point levels have no known range: save as 8 or 16 bit")
     if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it at 255
@@ -88,7 +88,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 @contextmanager
 def _pixel_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow's own guard against huge images at our limit, as an error; its other warnings would only repeat in the log."""
+    """Set Pillow's guard against huge images to our limit and make it an error. Its other warnings would only repeat in the log."""
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

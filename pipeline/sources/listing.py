@@ -1,4 +1,4 @@
-"""What lies in a source's folder, by name alone."""
+"""The files in a source's folder, by name alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPLIT_NAMES = ("train", *TEST_NAMES)
 
 @dataclass(frozen=True)
 class Listing:
-    """A folder, its files with their sizes in bytes, and the folders inside it; all names relative, nothing hidden."""
+    """A folder, its files with their sizes in bytes, and the folders inside it. Names are relative; hidden ones are left out."""
 
     folder: Folder
     files: dict[str, int]
@@ -30,10 +30,10 @@ class Listing:
 
     @classmethod
     def of(cls, folder: Folder, classes: Collection[str] | None = None) -> Listing:
-        """Look into a folder, however deep; where classes are given, of the folders in train/ and the test folders only into theirs.
+        """List a folder at any depth. With classes, only their folders in train/ and the test folders are entered.
 
         Raises:
-            SourceError: there is no such folder, or it is empty.
+            SourceError: the folder does not exist or is empty.
         """
         if not _is_folder(folder):
             raise SourceError(f"no folder at {folder.uri}: give the folder that holds the images, or `generated`")
@@ -46,7 +46,7 @@ class Listing:
         return cls(folder, files, [name for name, info in visible if info.type == fs.FileType.Directory])
 
     def by_folder(self, prefix: str) -> dict[str, list[str]]:
-        """The folders right under `prefix` ("" or ending in a slash), each with all files in it, however deep."""
+        """Return the folders directly under `prefix` ("" or ending in a slash), each with all its files at any depth."""
         inside: dict[str, list[str]] = {}
         for name in self.directories:
             if name.startswith(prefix) and "/" not in name[len(prefix) :]:
@@ -58,10 +58,10 @@ class Listing:
         return inside
 
     def by_split(self, suffix: str) -> dict[str, list[str]] | None:
-        """Files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None where there are none.
+        """Return the files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None if none is so named.
 
         Raises:
-            SourceError: there are some in several folders, or none for training.
+            SourceError: several folders hold such files, or none is for training.
         """
         pattern = re.compile(rf"(?:([^/]+)/)?(train|{'|'.join(TEST_NAMES)})(?:[-_.][^/]*)?{re.escape(suffix)}")
         found: dict[str, dict[str, list[str]]] = {}
@@ -105,13 +105,13 @@ def _is_folder(folder: Folder) -> bool:
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads whole files, or byte ranges of them."""
+    """A reader of whole files, or byte ranges of them."""
 
     folder: Folder
     by_file: bool = False
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Each entry with its encoded bytes; every file is opened once."""
+        """Yield each entry with its encoded bytes. Every file is opened once."""
         for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
             with self.folder.stream(file) as stream:
                 for entry in inside:

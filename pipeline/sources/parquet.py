@@ -22,13 +22,13 @@ LABEL_NAMES = ("label", "fine_label")
 
 @dataclass(frozen=True)
 class ParquetReader:
-    """Reads the row groups that hold the wanted rows, one at a time."""
+    """A reader of the row groups that hold the wanted rows, one at a time."""
 
     folder: Folder
     by_file: bool = True
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes]]:
-        """Each entry with its encoded bytes."""
+        """Yield each entry with its encoded bytes."""
         for file, inside in groupby(sorted(entries, key=lambda e: (e.file, e.start)), key=lambda e: e.file):
             with self.folder.stream(file) as stream, pq.ParquetFile(stream) as parquet:
                 image = columns(parquet.schema_arrow, file)[0]
@@ -40,7 +40,7 @@ class ParquetReader:
 
 
 def find(listing: Listing) -> Dataset | None:
-    """Every row of the Parquet files; None where there are none.
+    """Return every row of the Parquet files; None where the folder has no Parquet files.
 
     Raises:
         SourceError: a file is damaged, its columns are not understood, or its labels are not 0..K-1.
@@ -71,23 +71,41 @@ def find(listing: Listing) -> Dataset | None:
 
 
 def columns(schema: pa.Schema, file: str) -> tuple[str, str]:
-    """Names of the image and the label column.
+    """Return the names of the image and the label column.
+
+    The image column is `image`, or else `img`, or else the only struct that holds the bytes of an image. The label column is `label`,
+    or else `fine_label`, or else the only column of integers. The order of the columns does not matter.
 
     Raises:
-        SourceError: there is none, or more than one could be meant.
+        SourceError: no column is one, or several could be.
     """
-    images = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    images = [f.name for f in schema if _holds_images(f.type)]
     integers = [f.name for f in schema if pa.types.is_integer(f.type)]
-    image = next((name for name in IMAGE_NAMES if name in images), images[0] if len(images) == 1 else None)
-    label = next((name for name in LABEL_NAMES if name in integers), integers[0] if len(integers) == 1 else None)
-    if image is None or label is None:
-        wanted = "an image column (struct of bytes and path)" if image is None else "an integer column `label`"
-        raise SourceError(f"{file}: expected {wanted}, found {', '.join(f'{f.name}: {f.type}' for f in schema)}")
-    return image, label
+    image = _choose(images, IMAGE_NAMES, "an image column (a struct with the field `bytes`)", schema, file)
+    return image, _choose(integers, LABEL_NAMES, "a label column (of integers)", schema, file)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    content = kind.field("bytes").type
+    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
+
+
+def _choose(candidates: Sequence[str], names: Sequence[str], wanted: str, schema: pa.Schema, file: str) -> str:
+    for name in names:
+        if name in candidates:
+            return name
+    if len(candidates) == 1:
+        return candidates[0]
+    expected = f"{file}: expected {wanted} named {' or '.join(f'`{name}`' for name in names)}, or a single one of any name"
+    if candidates:
+        raise SourceError(f"{expected}; candidates are {', '.join(candidates)}: rename the one that is meant")
+    raise SourceError(f"{expected}; no column is one, found {', '.join(f'{f.name}: {f.type}' for f in schema)}")
 
 
 def _rows(folder: Folder, file: str) -> tuple[list[int], list[str | None], tuple[str, ...]]:
-    """Labels and original names of one file's rows, and the class names its schema carries."""
+    """Return labels and original names of one file's rows, and the class names in its schema."""
     try:
         with folder.stream(file) as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
@@ -103,7 +121,7 @@ def _rows(folder: Folder, file: str) -> tuple[list[int], list[str | None], tuple
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """Class names from the `huggingface` schema metadata; none where it has none."""
+    """Return the class names in the `huggingface` schema metadata, if it has any."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(str(name) for name in features[label]["names"])
@@ -112,7 +130,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
 
 
 def _folders_of(entries: Sequence[Entry], paths: dict[int, str | None]) -> tuple[str, ...]:
-    """Class names from the folders of the original names, where folders and labels 0..K-1 map one to one; else none."""
+    """Return the folders of the original names as class names, if folders and labels 0..K-1 map one to one; else none."""
     pairs = {(e.label, PurePosixPath(paths[i] or "").parent.name) for i, e in enumerate(entries)}
     labels, folders = (sorted(side) for side in zip(*pairs, strict=True))
     one_to_one = labels == list(range(len(pairs))) and len(set(folders)) == len(pairs) and "" not in folders

@@ -1,4 +1,4 @@
-"""Finding the images: which kind of source a folder is, and every image in it, without decoding any."""
+"""The scan of a source: its kind and all its images, without decoding any."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ UNDERSTOOD = (
 
 
 def scan(config: RunConfig) -> Dataset:
-    """Every image to be packed, checked, restricted to the classes wanted, split and limited as configured.
+    """Return the images to pack: checked, restricted to the wanted classes, split and limited as configured.
 
     Raises:
-        SourceError: nothing is found, the layout is not understood, or classes, labels and splits do not fit together.
+        SourceError: no image is found, the layout is not understood, or classes, labels and splits do not fit together.
     """
     named = config.pack.classes
     dataset = textures.dataset(config.seed) if config.data == "generated" else find(_listing(Folder.open(config.data), named))
     check_entries(dataset)
     try:
         dataset = restricted(dataset, named)
-        if "protect" in config.stages:  # now, and not when the surrogate is trained
+        if "protect" in config.stages:  # refuse a wrong class now, and not after packing
             protected_classes(config, dataset.classes)
-    except ValueError as error:  # a wrong name is here a fault of what is asked of the source
+    except ValueError as error:  # here a wrong name is a fault of the command
         raise SourceError(str(error)) from error
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
@@ -66,17 +66,17 @@ def scan(config: RunConfig) -> Dataset:
 
 
 def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str]) -> Dataset:
-    """The training images of `config.add` that a run does not have yet, labelled as the run labels their classes.
+    """Return the training images of `config.add` that a run does not have yet, labelled as the run labels their classes.
 
-    An image is known by its place and name: one that was changed under its old name is not packed again.
+    An image is known by its place and name. An image that was changed under its old name is not packed again.
 
     Args:
         config: of the run.
         classes: the run's, in label order.
-        known: names of the images of this place that the run has, whether it trains on them or measures with them.
+        known: names of the images of this place that the run has, for training or testing.
 
     Raises:
-        SourceError: nothing is found, the layout is not understood, or there is a class that the run does not have.
+        SourceError: no image is found, the layout is not understood, or the run lacks a class.
     """
     assert config.add is not None
     dataset = find(_listing(Folder.open(config.add), ()))
@@ -92,9 +92,9 @@ def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str])
 
 
 def _listing(folder: Folder, named: Sequence[str]) -> Listing:
-    """What lies in a folder, but nothing in the class folders of train/ and test/ that are not wanted.
+    """List a folder without the class folders of train/ and test/ that are not wanted.
 
-    A full ImageNet has more than a million files, each of which costs time and memory; no other kind of source looks that deep.
+    A full ImageNet has more than a million files, and each costs time and memory. No other kind of source looks that deep.
     """
     if not named:
         return Listing.of(folder)
@@ -109,10 +109,10 @@ def _listing(folder: Folder, named: Sequence[str]) -> Listing:
 
 
 def find(listing: Listing) -> Dataset:
-    """The data set in a folder, of whichever kind it is.
+    """Return the data set in a folder, whatever its kind.
 
     Raises:
-        SourceError: it is of no known kind, or damaged.
+        SourceError: the folder is of no known kind, or damaged.
     """
     for kind in (cifar.find, parquet.find, tars, class_folders):
         if (dataset := kind(listing)) is not None:
@@ -121,7 +121,7 @@ def find(listing: Listing) -> Dataset:
 
 
 def _divided(entries: list[Entry], config: RunConfig) -> list[Entry]:
-    """The entries with a test split, if there is to be one."""
+    """Return the entries with a test split, if one is asked for."""
     fraction = config.pack.test_fraction
     if any(entry.split == "test" for entry in entries):
         if fraction:

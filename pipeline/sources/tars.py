@@ -15,12 +15,12 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.records import shown
 
 IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
-BLOCK = 512  # bytes; what a tar is made of
+BLOCK = 512  # bytes; the unit of a tar
 LABEL_BYTES = 32  # at most, for an integer and the space around it
 
 
 def tars(listing: Listing) -> Dataset | None:
-    """Images in WebDataset tars, `<key>.png` (or jpg, ...) with an integer in `<key>.cls`; names in classes.txt if it is there.
+    """Return the images in WebDataset tars: `<key>.png` (or jpg, ...) and an integer in `<key>.cls`. `classes.txt` may hold names.
 
     Raises:
         SourceError: a tar is damaged, or a sample lacks its image or its label.
@@ -41,7 +41,7 @@ def tars(listing: Listing) -> Dataset | None:
 
 
 def _index(folder: Folder, split: str, file: str) -> list[Entry]:
-    """Where the images lie in one tar, and their labels."""
+    """Return the places of the images in one tar, and their labels."""
     where = f"{folder.uri}/{file}"
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
@@ -69,13 +69,13 @@ def _index(folder: Folder, split: str, file: str) -> list[Entry]:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Key and lower-case extension of a member, parted at the first dot of its last component, as WebDataset does."""
+    """Split a member's name at the first dot of its last component, as WebDataset does. The extension is in lower case."""
     match = re.fullmatch(r"((?:.*/)?[^/.]+)\.([^/]*)", name)
     return (match[1], match[2].lower()) if match else (name, "")
 
 
 def _check_end(stream: fs.FileSystem, members: Sequence[tarfile.TarInfo]) -> None:
-    """Refuse a tar that was cut: tarfile takes its end for the end of the archive, and samples would be missing silently."""
+    """Refuse a truncated tar. tarfile takes its end for the end of the archive, and samples would be missing silently."""
     last = members[-1] if members else None
     stream.seek(last.offset_data + -(-last.size // BLOCK) * BLOCK if last else 0)
     if bytes(stream.read(BLOCK)) != bytes(BLOCK):

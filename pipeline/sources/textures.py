@@ -25,20 +25,20 @@ CLASSES = tuple(f"{180 // ORIENTATIONS * i}-degrees-{size}" for size in ("coarse
 
 @dataclass(frozen=True)
 class TextureReader:
-    """Makes the images when they are asked for."""
+    """A reader that draws the images on demand."""
 
     seed: int
     by_file: bool = False
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Pixels]]:
-        """Each entry with its `(32, 32, 3)` levels."""
+        """Yield each entry with its `(32, 32, 3)` levels."""
         for split, inside in groupby(entries, key=lambda e: e.split):
             chosen = list(inside)
             yield from zip(chosen, textures(self.seed, split, [e.start for e in chosen]), strict=True)
 
 
 def dataset(seed: int) -> Dataset:
-    """2,000 training and 1,000 test images, the classes in turn."""
+    """Return 2,000 training and 1,000 test images, the classes in turn."""
     entries = [
         Entry(split, i % len(CLASSES), f"{CLASSES[i % len(CLASSES)]}/{split}-{i:05d}.png", start=i)
         for split, images in IMAGES.items()
@@ -48,7 +48,7 @@ def dataset(seed: int) -> Dataset:
 
 
 def textures(seed: int, split: str, indices: Sequence[int]) -> Pixels:
-    """Images by number, class `index % 10`: each depends on (seed, split, index) alone.
+    """Draw images by number, with class `index % 10`. Each depends on (seed, split, index) alone.
 
     Returns:
         `(n, 32, 32, 3)` levels.
@@ -57,7 +57,7 @@ def textures(seed: int, split: str, indices: Sequence[int]) -> Pixels:
     noise = np.stack([rng.standard_normal((SIDE, SIDE, 3)) for rng in draws])
 
     def uniform(low: float, high: float, *shape: int) -> NDArray[np.float64]:
-        """One draw per image, shaped to broadcast over `(n, H, W, C)`."""
+        """Return one draw per image, shaped to broadcast over `(n, H, W, C)`."""
         return np.stack([rng.uniform(low, high, (1, 1, *shape) if shape else (1, 1, 1)) for rng in draws])
 
     label = (np.array(indices) % len(CLASSES)).reshape(-1, 1, 1, 1)
@@ -76,7 +76,7 @@ def textures(seed: int, split: str, indices: Sequence[int]) -> Pixels:
 
 
 def _shaped(noise: NDArray[np.float64]) -> NDArray[np.float64]:
-    """White noise `(n, H, W, C)` given a 1/f amplitude spectrum, mean 0 and standard deviation 1 in each channel."""
+    """Give white noise `(n, H, W, C)` a 1/f amplitude spectrum, with mean 0 and standard deviation 1 in each channel."""
     frequency = np.hypot(np.fft.fftfreq(SIDE)[:, None], np.fft.rfftfreq(SIDE)[None, :])
     frequency[0, 0] = np.inf  # no constant part
     shaped = np.fft.irfft2(np.fft.rfft2(noise, axes=(1, 2)) / frequency[None, :, :, None], s=(SIDE, SIDE), axes=(1, 2))

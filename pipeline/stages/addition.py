@@ -5,7 +5,6 @@ See `additions` for where they are.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 
@@ -15,9 +14,9 @@ from pipeline.shards.tables import read_table
 from pipeline.sources.scan import scan_more
 from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import ADDED, MANIFEST, QUARANTINE, SAMPLES, STARTED
+from pipeline.storage.layout import ADDED, MANIFEST, QUARANTINE, SAMPLES
 from pipeline.storage.run import additions
-from pipeline.storage.stage import Manifest
+from pipeline.storage.stage import Manifest, read_started
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest |
 
 def _source(addition: Folder) -> str | None:
     """The place that the images came from."""
-    source: str | None = json.loads(addition.read(f"pack/{STARTED}")).get("pack", {}).get("data")
+    source: str | None = read_started(addition, "pack").get("pack", {}).get("data")
     return source
 
 

@@ -26,7 +26,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
     """
     folder = open_run(config.run)
     if isinstance(folder, Point):
-        raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.run.uri}, with --sweep as before")
+        raise ValueError(f"{folder.uri} is a point of a sweep: start its run, {folder.parent.uri}, with --sweep as before")
     faults: list[str] = []
     swept = None
     executor = open_executor(config.executor, Deadline.after(config.minutes))

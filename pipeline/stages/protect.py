@@ -26,9 +26,9 @@ from pipeline.protection.preparation import Site, kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
 from pipeline.shards.finished_shards import FinishedShard, finished_parts, write_rows
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY
 from pipeline.storage.records import digest
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
 from sep.execution import Precision, resolve
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
 
 
-def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
+def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Protect the shards that are not protected yet.
 
     Raises:
@@ -84,7 +84,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     return _craft_all(task, stage, pack.shards["train"], config, executor, capacity, prepared)
 
 
-def add(config: RunConfig, run: Folder, folder: Folder, executor: Executor) -> Manifest:
+def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifest:
     """Protect images that were added to a finished run, as those of the run were: by its checkpoints, towards its class means.
 
     Args:

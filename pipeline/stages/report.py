@@ -8,8 +8,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.pages.gallery import draw
 from pipeline.pages.page import render
 from pipeline.results.run_results import finished, trained
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PAGE
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Stage
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 VERSION = 4  # of the page and its pictures; raised with what they show, so that those of an earlier version are made again
 
 
-def execute(config: RunConfig, folder: Folder) -> Manifest:
+def execute(config: RunConfig, folder: Run) -> Manifest:
     """Write `report/index.html` and `report/*.png` from whatever stages have finished.
 
     Raises:

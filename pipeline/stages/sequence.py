@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 from cluster.executor import Executor
 from cluster.work import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import configuration, finished
 from pipeline.stages import pack, protect, surrogate, victim
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.untracked import StageRecorder
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 
 
-def _report(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
+def _report(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     from pipeline.stages import report  # draws with matplotlib, which no other stage needs
 
     return report.execute(config, folder)
 
 
-RUN: dict[StageName, Callable[[RunConfig, Folder, Executor], Manifest]] = {
+RUN: dict[StageName, Callable[[RunConfig, Any, Executor], Manifest]] = {  # of a Run; a point packs nothing and trains no surrogate
     "pack": pack.execute,
     "surrogate": surrogate.execute,
     "protect": protect.execute,
@@ -34,7 +35,7 @@ RUN: dict[StageName, Callable[[RunConfig, Folder, Executor], Manifest]] = {
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 
-def check(config: RunConfig, folder: Folder) -> None:
+def check(config: RunConfig, folder: Run) -> None:
     """See that the packed images allow what is asked for, before hours are spent on what comes first.
 
     Raises:
@@ -45,7 +46,7 @@ def check(config: RunConfig, folder: Folder) -> None:
     check_clean_shares(config, folder, packed)
 
 
-def run_stages(config: RunConfig, folder: Folder, tracker: StageRecorder, executor: Executor, stages: Collection[StageName]) -> list[str]:
+def run_stages(config: RunConfig, folder: Run, tracker: StageRecorder, executor: Executor, stages: Collection[StageName]) -> list[str]:
     """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
     Raises:

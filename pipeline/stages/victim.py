@@ -24,7 +24,7 @@ from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
 from pipeline.storage.records import digest, shown, to_json
-from pipeline.storage.run import sibling_points
+from pipeline.storage.run import Run, sibling_points
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import trial_records
 from pipeline.training.batches import fits
@@ -65,7 +65,7 @@ def _rows(folder: Folder, tasks: Collection[VictimTask]) -> list[dict[str, Any]]
     return [{name: outcome[name] for name in SCHEMA.names} for outcome in there]
 
 
-def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
+def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
     """Copy the outcomes of clean victims from other points of the same sweep, which all have the same ones."""
     others = [other.child("victim") for other in sibling_points(folder)]
     for task in tasks:
@@ -75,7 +75,7 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Folder) -> None:
                 trial_records.write(folder.child("victim"), task.trial.name, outcome)
 
 
-def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
+def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Train the victims that have no outcome yet; with `--overwrite`, also those that a changed configuration asks for anew.
 
     Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again.
@@ -129,7 +129,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
 
 
 def _task(
-    trial: Trial, config: RunConfig, folder: Folder, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
+    trial: Trial, config: RunConfig, folder: Run, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
 ) -> VictimTask:
     """Return a trial's task. A clean victim depends on nothing that was protected, and no victim depends on the other trials."""
     victim, gpu = config.victim, bool(resources.gpu)

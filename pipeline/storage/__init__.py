@@ -1,1 +1,1 @@
-"""What lies where in a run, and how it is read and written: the only room that knows file systems."""
+"""Files and folders of a run, and how they are read and written. No other room knows file systems."""

@@ -1,7 +1,7 @@
-"""One driver at a time for a run folder: two would write the same files, and each take the other's half-done work for its own.
+"""The lock of a run folder, which admits one driver at a time. Two drivers would write the same files and take over half-done work.
 
 A local folder is locked by the operating system, which frees it when the driver ends, however it ends. An object store, and some
-network filesystems, have no such lock: there a small file tells who drives and when they were last alive, and one that was silent for
+network filesystems, have no such lock. There a small file names the driver and when it was last alive, and a driver that was silent for
 long enough counts as dead.
 """
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 60.0  # without a beat
 SETTLE_SECONDS = 2.0  # for another driver that started in the same moment to be seen
-AGAIN_SECONDS = 30.0  # after which a main thread that has not stopped is told again
+AGAIN_SECONDS = 30.0  # after which a main thread that has not stopped is interrupted again
 
 
 class Driven(ValueError):
@@ -39,15 +39,15 @@ class Driven(ValueError):
 
 
 class _NoLocks(Exception):
-    """This filesystem has none."""
+    """This filesystem has no locks."""
 
 
 @contextmanager
 def driver_lock(folder: Folder) -> Iterator[threading.Event]:
-    """Hold a run folder for the time of the block, which is given an event to set before it cleans up: after that nothing stops it.
+    """Hold a run folder during the block. The block sets the event before it cleans up, and is not interrupted after that.
 
     Raises:
-        Driven: another process drives this run. One that takes it over later stops the block by SIGTERM.
+        Driven: another process drives this run. If another driver takes the run over later, the block ends by SIGTERM.
     """
     leaving = threading.Event()
     with ExitStack() as held:
@@ -127,7 +127,7 @@ def _beating(folder: Folder, leaving: threading.Event) -> Iterator[None]:
 
 
 def _interrupt() -> None:
-    """Stop the main thread as SIGTERM does. Not as Ctrl-C does: what a shell runs in the background ignores that."""
+    """Stop the main thread as SIGTERM does. A process that a shell runs in the background ignores the signal of Ctrl-C."""
     _thread.interrupt_main(signal.SIGTERM)
 
 

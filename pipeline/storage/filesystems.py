@@ -1,4 +1,4 @@
-"""The `pyarrow.fs` filesystem behind a URI: which endpoint, how patient it is, and that no credentials are given in a URI."""
+"""The `pyarrow.fs` filesystem behind a URI, with its endpoint, timeouts and retries. A URI must carry no credentials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from pyarrow import fs
 
 SCHEMES = ("file", "s3", "gs", "abfs")
-# What a query may say. Everything else is refused, because pyarrow takes secrets there as well.
+# Options in a query. All others are refused, because pyarrow takes secrets there as well.
 OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_override", "scheme"), "abfs": ("enable_tls",), "file": ()}
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the standard variables, the first that is set counts
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -24,10 +24,10 @@ STALLED_SECONDS = 60.0  # without a byte, after which a request has failed
 
 
 def split(uri: str) -> SplitResult:
-    """The parts of a URI.
+    """Split a URI into its parts.
 
     Raises:
-        ValueError: the scheme is unknown, or there is something in the URI that could be a credential; it is not repeated.
+        ValueError: the scheme is unknown, or the URI holds what could be a credential, which the message does not repeat.
     """
     parts = urlsplit(uri)
     if parts.scheme not in SCHEMES:
@@ -43,10 +43,10 @@ def split(uri: str) -> SplitResult:
 
 
 def refuse_password(uri: str) -> None:
-    """For URIs of a tracker, which may have a user's name, and are written down in the run's configuration.
+    """Refuse a tracking URI with a password. Such a URI is written into the run's configuration; a user's name in it is allowed.
 
     Raises:
-        ValueError: it has a password or the like; which is not repeated.
+        ValueError: it has a password or the like, which the message does not repeat.
     """
     parts = urlsplit(uri)
     if parts.password or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
@@ -62,15 +62,15 @@ def _refuse_credentials(parts: SplitResult) -> None:
 
 
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow ships no types
-    """An S3 filesystem that keeps its endpoint, timeouts and retries, and takes no credentials along, when it is sent to a worker.
+    """An S3 filesystem that keeps its endpoint, timeouts and retries when it is sent to a worker, and takes no credentials along.
 
-    One of pyarrow's own would forget the retries. What is there stays there until the upload of the new object is complete, which takes
+    An `S3FileSystem` of pyarrow would forget the retries. An object stays in place until the upload of the new one is complete. That takes
     both settings below: with allow_delayed_open a large upload that cannot begin leaves an empty object, and without background_writes
-    one that fails in its middle is completed without the parts that failed.
+    an upload that fails in its middle is completed without the parts that failed.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Connect with options of `pyarrow.fs.S3FileSystem`; nothing is asked of the server yet."""
+        """Take options of `pyarrow.fs.S3FileSystem`. No request is made yet."""
         super().__init__(
             **options,
             connect_timeout=CONNECT_SECONDS,
@@ -82,16 +82,16 @@ class PatientS3(fs.S3FileSystem):  # type: ignore[misc]  # pyarrow ships no type
         self.options = dict(options)
 
     def __reduce__(self) -> tuple[type[PatientS3], tuple[dict[str, Any]]]:
-        """Credentials are found anew where it arrives, by the same rules."""
+        """Leave the credentials behind: the receiving process finds its own, by the same rules."""
         return PatientS3, (self.options,)
 
 
 def connect(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a URI that is not local, and the path on it.
+    """Return the filesystem of a URI that is not local, and the path on it.
 
     Raises:
-        ValueError: see `split`; or the URI or the endpoint makes no sense.
-        OSError: the region of a bucket cannot be found out.
+        ValueError: see `split`; or the URI or the endpoint is malformed.
+        OSError: the region of a bucket cannot be determined.
     """
     parts = split(uri)
     options = dict(parse_qsl(parts.query))
@@ -107,7 +107,7 @@ def connect(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def _s3_of_the_environment() -> dict[str, str]:
-    """Endpoint and region, if the standard variables name them.
+    """Return endpoint and region as far as the standard variables name them.
 
     Raises:
         ValueError: the endpoint carries credentials.

@@ -1,4 +1,4 @@
-"""One way to reach a run's files: a local folder or an object store, both behind `pyarrow.fs`."""
+"""A folder on a local disk or an object store, both behind `pyarrow.fs`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipeline.storage.filesystems import connect, split
 
 TEMPORARY = ".partial-"  # prefix of files that are still being built; never read, never listed
 BLOCK = 2**24  # bytes; each costs an object store one request
-PUTS = 3  # of one object, where the answer to the first was lost or something else has arrived
-FORGOTTEN = "NO_SUCH_UPLOAD"  # what a store says of an upload that it has finished, when it is asked to finish it again
+PUTS = 3  # of one object, if the answer to the first was lost or an object of another size is there
+FORGOTTEN = "NO_SUCH_UPLOAD"  # the answer of a store that is asked to finish an upload which it has finished already
 ADVICE = {
     "NO_SUCH_BUCKET": "there is no such bucket: create it, or correct the URI",
     "ACCESS_DENIED": "access is refused: {credentials}",
@@ -30,7 +30,7 @@ CREDENTIALS = "give ones that may read and write there, by AWS_ACCESS_KEY_ID and
 
 
 def absolute(uri: str) -> str:
-    """A URI as it is; a local path made absolute.
+    """Return a URI unchanged and a local path absolute.
 
     Raises:
         ValueError: the scheme is unknown, the URI carries credentials, or a relative path was given inside a Ray job,
@@ -51,10 +51,10 @@ def absolute(uri: str) -> str:
 class Folder:
     """A folder on any filesystem pyarrow knows. Cheap to copy and to send to a worker.
 
-    Files appear whole or not at all: locally through a temporary file that is synced and renamed, on an object store
-    through one put of the complete object, whose size is then asked for.
+    Files appear whole or not at all. Locally a temporary file is synced and renamed. On an object store the complete object is put at
+    once, and its size is checked.
 
-    Every method raises an OSError that names the URI and says what to do, if storage refuses or cannot be reached.
+    If storage refuses or cannot be reached, every method raises an OSError that names the URI and says what to do.
     """
 
     filesystem: fs.FileSystem = field(compare=False)
@@ -63,11 +63,11 @@ class Folder:
 
     @classmethod
     def open(cls, uri: str) -> Folder:
-        """The folder at a local path or URI; nothing is created.
+        """Return the folder at a local path or URI, without creating it.
 
         Raises:
-            ValueError: see `absolute`; or the URI makes no sense.
-            OSError: the region of a bucket cannot be found out.
+            ValueError: see `absolute`; or the URI is malformed.
+            OSError: the region of a bucket cannot be determined.
         """
         uri = absolute(uri)
         if "://" not in uri:
@@ -82,31 +82,31 @@ class Folder:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def child(self, name: str) -> Folder:
-        """The folder `name` inside this one."""
+        """Return the folder `name` inside this one."""
         return Folder(self.filesystem, f"{self.path.rstrip('/')}/{name}", f"{self.uri}/{name}")
 
     def file(self, name: str) -> str:
-        """The path of a file in this folder, as `filesystem` wants it."""
+        """Return the path of a file in this folder, in the form that `filesystem` takes."""
         return f"{self.path.rstrip('/')}/{name}"
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file (or, without a name, this folder) is there."""
+        """Return whether a file (or, without a name, this folder) exists."""
         return self._info(name).type is not fs.FileType.NotFound
 
     def read(self, name: str) -> bytes:
-        """The whole of one file.
+        """Read a whole file.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         with self.stream(name) as stream:
             return bytes(stream.read())
 
     def sha256(self, name: str) -> str:
-        """Digest of a file's bytes, of which only a block is in memory at a time.
+        """Return the digest of a file's bytes. Only one block is in memory at a time.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         hashed = hashlib.sha256()
         with self.stream(name) as stream:
@@ -116,23 +116,23 @@ class Folder:
 
     @contextmanager
     def stream(self, name: str) -> Iterator[NativeFile]:
-        """A file to read from anywhere in it, of which only that is fetched.
+        """Open a file to read from any position. Only the parts that are read are fetched.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         with self.errors(name), self.filesystem.open_input_file(self.file(name)) as stream:
             yield stream
 
     def write(self, name: str, data: bytes | BinaryIO) -> None:
-        """Put a file in place whole, over whatever was there.
+        """Put a whole file in place, over an earlier one.
 
         Args:
             name: of the file.
             data: its bytes, or a file that is read from its beginning, a block at a time.
 
         Raises:
-            OSError: storage refused; what was there before is still there.
+            OSError: storage refused; an earlier file is still in place.
         """
         if self.is_local:
             self._replace(Path(self.file(name)), data)
@@ -159,7 +159,7 @@ class Folder:
                 raise
 
     def _put(self, name: str, data: bytes | BinaryIO) -> None:
-        """Put an object and see that it is there; again, if the store has forgotten the upload because its answer was lost."""
+        """Put an object and check its size. Put it again if the store finished the upload and its answer was lost."""
         for left in reversed(range(PUTS)):
             written = 0
             try:
@@ -180,7 +180,7 @@ class Folder:
             return self.filesystem.get_file_info(self.file(name) if name else self.path)
 
     def names(self, recursive: bool = False) -> list[str]:
-        """Sorted names of the files in this folder, relative to it; none if it does not exist.
+        """Return the sorted names of the files in this folder, relative to it; none if it does not exist.
 
         Hidden files and files still being built are left out.
         """
@@ -191,18 +191,18 @@ class Folder:
         return sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
 
     def remove(self, name: str) -> None:
-        """Remove a file; nothing happens if it is not there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError), self.errors(name):
             self.filesystem.delete_file(self.file(name))
 
     def delete(self) -> None:
-        """Remove the folder and everything in it; nothing happens if it is not there."""
+        """Remove the folder and everything in it, if it exists."""
         with suppress(FileNotFoundError), self.errors():
             self.filesystem.delete_dir(self.path)
 
     @contextmanager
     def errors(self, name: str = "") -> Iterator[None]:
-        """What an object store says in the block is said with the URI, and what to do about it."""
+        """Add the URI, and what to do, to errors that an object store raises in the block."""
         if self.is_local:
             yield
         else:
@@ -210,16 +210,16 @@ class Folder:
                 yield
 
     def remove_partials(self) -> None:
-        """Remove what a killed writer left half-built."""
+        """Remove the half-built files of a killed writer."""
         if self.is_local and os.path.isdir(self.path):
             for path in Path(self.path).rglob(TEMPORARY + "*"):
                 path.unlink(missing_ok=True)
 
     @contextmanager
     def staging(self) -> Iterator[Folder]:
-        """A sibling folder to build in; it becomes this folder when the block ends well and vanishes when it does not.
+        """Yield a sibling folder to build in. It becomes this folder if the block ends well, and is removed otherwise.
 
-        Only for local folders that do not exist yet.
+        This works for local folders that do not exist yet.
         """
         building = Folder.open(f"{os.path.dirname(self.path)}/{TEMPORARY}{os.path.basename(self.path)}")
         building.delete()

@@ -1,4 +1,4 @@
-"""How values become bytes, digests and words: the same everywhere a run writes, compares or prints them."""
+"""Values as bytes, digests and words: the same wherever a run writes, compares or prints them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def to_json(value: Any) -> bytes:
 
 
 def _lines(value: Any, start: str) -> str:
-    """JSON of which every line but the first begins with `start`, a line break and the indentation."""
+    """Return JSON. Every line but the first begins with `start`, which is a line break and the indentation."""
     inner = start + "  "
     if isinstance(value, dict) and value:
         entries = [f"{json.dumps(str(name))}: {_lines(value[name], inner)}" for name in sorted(value)]
@@ -30,12 +30,12 @@ def _lines(value: Any, start: str) -> str:
 
 
 def digest(value: Any) -> str:
-    """Digest of a value made of JSON types."""
+    """Return the digest of a value of JSON types."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`: the names under which the command line knows the fields."""
+    """Return `{"a": {"b": 1}}` as `{"a.b": 1}`, with the names that the fields have on the command line."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -46,10 +46,10 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def sha256(data: bytes) -> str:
-    """Digest of a file's bytes."""
+    """Return the digest of a file's bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def shown(values: Sequence[object], most: int = SHOWN) -> str:
-    """A list for a message, cut to a readable length."""
+    """Return a list for a message, cut to a readable length."""
     return ", ".join(str(value) for value in values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -1,19 +1,17 @@
-"""A run: its folder, and the runs inside it.
+"""What a stage is given: a run, which is a folder, or a point of a sweep, which has a folder of its own and a parent.
 
 ```
 pack/ surrogate/ protect/ victim/ report/    the five stages, each with its manifest
-sweep/steps-5_checkpoints-1/                 a point of a sweep: a run folder that shares the run's pack and surrogate
-added/0001/                                  images that came later: a run folder with a pack and a protect stage
+sweep/steps-5_checkpoints-1/                 a point: its protect, victim and report stages
+added/0001/                                  an addition: a run folder with a pack and a protect stage
 ```
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import ADDED, MANIFEST, POINT, SHARED, SWEEP
@@ -21,91 +19,128 @@ from pipeline.storage.records import to_json
 
 
 @dataclass(frozen=True)
-class Point(Folder):
-    """The folder of a point. Whoever looks for a shared stage in it is sent to that of the run, so that nothing is copied."""
+class Point:
+    """A point of a sweep. Its pack and surrogate stages are those of its parent, so nothing is copied.
 
-    run: Folder
+    Attributes:
+        folder: for the point's own files and stages.
+        parent: the folder of the run that was swept.
+    """
 
-    def child(self, name: str) -> Folder:
-        """The folder `name` of this point, or of the run if that stage is shared."""
-        return self.run.child(name) if name in SHARED else super().child(name)
+    folder: Folder
+    parent: Folder
+
+    def child(self, stage: str) -> Folder:
+        """Return the folder of a stage: the parent's if all points share it."""
+        return (self.parent if stage in SHARED else self.folder).child(stage)
+
+    @property
+    def uri(self) -> str:
+        """The URI of the point's own folder."""
+        return self.folder.uri
+
+    @property
+    def path(self) -> str:
+        """The path of the point's own folder."""
+        return self.folder.path
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `path` can be given to anything that opens local files."""
+        return self.folder.is_local
 
     def file(self, name: str) -> str:
-        """The path of a file of this point, or of the run if it is of a shared stage."""
-        return self.run.file(name) if name.split("/")[0] in SHARED else super().file(name)
+        """Return the path of one of the point's own files."""
+        return self._own(name).file(name)
 
-    @contextmanager
-    def errors(self, name: str = "") -> Iterator[None]:
-        """As for any folder, with the URI of where the file really is."""
-        with self.run.errors(name) if name.split("/")[0] in SHARED else super().errors(name):
-            yield
+    def exists(self, name: str) -> bool:
+        """Return whether the point has a file of its own under this name."""
+        return self._own(name).exists(name)
+
+    def read(self, name: str) -> bytes:
+        """Read one of the point's own files.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        return self._own(name).read(name)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one of the point's own files."""
+        self._own(name).write(name, data)
+
+    def _own(self, name: str) -> Folder:
+        assert name.split("/")[0] not in SHARED, f"{name} is of a stage that the point shares: reach it by child()"
+        return self.folder
+
+
+Run: TypeAlias = Folder | Point
 
 
 def point(run: Folder, name: str) -> Point:
-    """The point of that name, which need not be there."""
-    place = run.child(SWEEP).child(name)
-    return Point(place.filesystem, place.path, place.uri, run)
+    """Return the point `name` of a run, whether it was begun or not."""
+    return Point(run.child(SWEEP).child(name), run)
 
 
 def begin(run: Folder, name: str, settings: dict[str, Any]) -> Point:
-    """The point of that name, marked as one."""
+    """Return the point `name` of a run, marked as one."""
     begun = point(run, name)
     if not begun.exists(POINT):
         begun.write(POINT, to_json(settings))
     return begun
 
 
-def settings(folder: Folder) -> dict[str, Any]:
-    """What was swept, and the values of this point; nothing of a run that is no point.
+def settings(run: Run) -> dict[str, Any]:
+    """Return the fields that were swept, with the values of this point; nothing if the run is no point.
 
     Raises:
-        ValueError: the file that says so is damaged.
+        ValueError: the point's record is damaged.
     """
-    if not isinstance(folder, Point):
+    if not isinstance(run, Point):
         return {}
     try:
-        return dict(json.loads(folder.read(POINT)))
+        return dict(json.loads(run.read(POINT)))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder.uri}/{POINT} is damaged ({error}): delete that file and start the sweep again") from error
+        raise ValueError(f"{run.uri}/{POINT} is damaged ({error}): delete that file and start the sweep again") from error
 
 
-def sweep_of(folder: Folder) -> list[str]:
-    """What `--sweep` asks for this point and no other: `protect.steps=5`, ...; nothing of a run that is no point.
+def sweep_of(run: Run) -> list[str]:
+    """Return the `--sweep` that asks for this point and no other, such as `protect.steps=5`; nothing if the run is no point.
 
     Raises:
         ValueError: see `settings`.
     """
-    joined = {name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in settings(folder).items()}
+    joined = {name: "+".join(map(str, value)) if isinstance(value, list) else value for name, value in settings(run).items()}
     return [f"{name.replace('_', '-')}={value}" for name, value in joined.items()]
 
 
-def sibling_points(folder: Folder) -> list[Folder]:
-    """The run and every other point of the same sweep, if this folder is a point."""
-    if not isinstance(folder, Point):
+def sibling_points(run: Run) -> list[Run]:
+    """Return the parent and all other points of the same sweep; nothing if the run is no point."""
+    if not isinstance(run, Point):
         return []
-    listed = folder.run.child(SWEEP).names(recursive=True)
+    listed = run.parent.child(SWEEP).names(recursive=True)
     names = [name.split("/")[0] for name in listed if name.endswith(f"/{POINT}")]
-    return [folder.run, *(other for name in names if (other := point(folder.run, name)) != folder)]
+    return [run.parent, *(other for name in names if (other := point(run.parent, name)) != run)]
 
 
-def open_run(uri: str) -> Folder:
-    """The folder of a run, or of a point of a sweep, which knows where its pack and surrogate are.
+def open_run(uri: str) -> Run:
+    """Return the run, or the point of a sweep, at a local path or URI.
 
     Raises:
-        ValueError: see `Folder.open`; or it is a point without its run.
+        ValueError: see `Folder.open`; or it is a point without its parent.
         OSError: storage refused.
     """
     folder = Folder.open(uri)
     if not folder.exists(POINT):
         return folder
     path, shown = (place.rstrip("/").rsplit("/", 2)[0] for place in (folder.path, folder.uri))
-    run = Folder(folder.filesystem, path, shown)
-    if not run.exists(f"pack/{MANIFEST}"):
-        raise ValueError(f"{folder.uri} is a point of a sweep, and reads the pack and surrogate of its run, which is not at {run.uri}")
-    return Point(folder.filesystem, folder.path, folder.uri, run)
+    parent = Folder(folder.filesystem, path, shown)
+    if not parent.child("pack").exists(MANIFEST):
+        raise ValueError(f"{folder.uri} is a point of a sweep, and reads the pack and surrogate of its run, which is not at {parent.uri}")
+    return Point(folder, parent)
 
 
-def additions(run: Folder) -> dict[str, Folder]:
-    """Every addition of a run, finished or not, by name (`added/0001`), in the order in which they were made."""
+def additions(run: Run) -> dict[str, Folder]:
+    """Return every addition of a run, finished or not, by name (`added/0001`), in the order in which they were made."""
     numbers = sorted({name.split("/")[0] for name in run.child(ADDED).names(recursive=True) if "/" in name})
     return {f"{ADDED}/{number}": run.child(ADDED).child(number) for number in numbers}

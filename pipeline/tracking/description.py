@@ -10,7 +10,7 @@ from pipeline.results import run_results
 from pipeline.results.findings import findings, in_parts, on_missing, scope
 from pipeline.results.run_results import VictimPair
 from pipeline.results.summary import summary
-from pipeline.storage.folder import Folder
+from pipeline.storage.run import Run
 
 LONGEST = 7900  # characters; MLflow takes 8000
 OF_EXPERIMENT = """\
@@ -29,7 +29,7 @@ Each run here is one release of protected images. Open it (+) for what it was ma
 """
 
 
-def describe(config: RunConfig, folder: Folder) -> str:
+def describe(config: RunConfig, folder: Run) -> str:
     """The description of a run, from whatever stages have finished."""
     found = run_results.finished(folder)
     there = run_results.trained(folder, found)

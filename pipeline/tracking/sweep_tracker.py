@@ -17,7 +17,7 @@ from pipeline.results.comparison import crafting_seconds
 from pipeline.results.run_results import Manifests, finished
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import digest
-from pipeline.storage.run import settings
+from pipeline.storage.run import Run, settings
 from pipeline.tracking.description import LONGEST
 from pipeline.tracking.mlflow_store import NOTE
 from pipeline.tracking.tracker import Tracker
@@ -104,7 +104,7 @@ class SweepTracker(Tracker):
 class PointTracker(Tracker):
     """The tracker of one point."""
 
-    def __init__(self, config: RunConfig, folder: Folder, sweep: SweepTracker) -> None:
+    def __init__(self, config: RunConfig, folder: Run, sweep: SweepTracker) -> None:
         """Find what was logged of this point before; `sweep` is where it belongs."""
         self._sweep = sweep
         super().__init__(replace(config, tracking_uri=sweep.uri), folder)

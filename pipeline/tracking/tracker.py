@@ -21,9 +21,9 @@ from pipeline.pages.gallery import draw
 from pipeline.results import run_results
 from pipeline.results.run_results import Manifests
 from pipeline.results.summary import headline
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, DATABASE, MANIFEST, TRACKING
 from pipeline.storage.records import digest, flatten, to_json
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.description import OF_EXPERIMENT, describe
 from pipeline.tracking.mlflow_store import NOTE, Store
@@ -54,7 +54,7 @@ HEADLINE = {
 class Tracker:
     """The tracker of one run. Loads MLflow only when there is something to log, and never costs the run its results."""
 
-    def __init__(self, config: RunConfig, folder: Folder) -> None:
+    def __init__(self, config: RunConfig, folder: Run) -> None:
         """Find what was logged before.
 
         Raises:
@@ -82,7 +82,7 @@ class Tracker:
 
     def _digest(self, stage: str) -> str | None:
         """Of what there is of a stage; None where there is nothing to log."""
-        if self._folder.exists(f"{stage}/{MANIFEST}"):
+        if self._folder.child(stage).exists(MANIFEST):
             return Manifest.load(self._folder, stage).digest
         unfinished = run_results.trained(self._folder, run_results.finished(self._folder)).unfinished if stage == "victim" else {}
         return digest(unfinished) if unfinished else None

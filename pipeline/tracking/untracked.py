@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
+from pipeline.storage.run import Run
 
 
 class StageRecorder(Protocol):
@@ -24,7 +25,7 @@ class Recorder(StageRecorder, Protocol):
     def begin(self) -> None:
         """Get ready for points."""
 
-    def point(self, config: RunConfig, folder: Folder) -> StageRecorder:
+    def point(self, config: RunConfig, folder: Run) -> StageRecorder:
         """Return the recorder of one point."""
 
     def log_outcome(self, folder: Folder, text: str) -> None:
@@ -43,7 +44,7 @@ class Untracked:
     def begin(self) -> None:
         """Do nothing."""
 
-    def point(self, config: RunConfig, folder: Folder) -> Untracked:
+    def point(self, config: RunConfig, folder: Run) -> Untracked:
         """Return itself, which serves points as well."""
         return self
 

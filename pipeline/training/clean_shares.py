@@ -18,6 +18,7 @@ from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard
 from sep.countermeasures.registry import plan
 
@@ -148,7 +149,7 @@ class Repeated:
         return [self.instead.get(sample.key, sample) for sample in read_shard(folder, shard)]
 
 
-def check_clean_shares(config: RunConfig, folder: Folder, pack: Manifest) -> None:
+def check_clean_shares(config: RunConfig, folder: Run, pack: Manifest) -> None:
     """Check, before anything is crafted, that each share of clean images to train on alone has some of every class.
 
     Raises:

@@ -22,8 +22,8 @@ from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import Read
-from pipeline.storage.folder import Folder
 from pipeline.storage.layout import trial_name
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial_records
 from pipeline.training.batches import Batches, Split, Transform, open_batches, open_tests, unchanged
@@ -66,7 +66,7 @@ class VictimTask:
     plan: Plan  # the countermeasures of `trial.trained`
     config: VictimConfig
     run_seed: int
-    run: Folder
+    run: Run
     pack: Manifest
     protected: tuple[int, ...]  # labels of the protected classes
     train: Manifest  # of the stage whose shards are trained on

@@ -20,9 +20,8 @@ from typing import Any
 from pipeline.config.presets import from_tree
 from pipeline.reproduction.machine import hardware
 from pipeline.results.run_results import Manifests, Spread, budget, configuration, finished, psnr_values, similarities, trials
-from pipeline.storage.folder import Folder
 from pipeline.storage.records import flatten, to_json
-from pipeline.storage.run import open_run
+from pipeline.storage.run import Run, open_run
 from tests.benchmarks import tables
 from tests.benchmarks.tables import TABLES, Card, with_table
 
@@ -81,7 +80,7 @@ def make(name: str, runs: list[str]) -> Card:
     }
 
 
-def trained(folders: list[Folder], stages: list[Manifests], trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def trained(folders: list[Run], stages: list[Manifests], trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Accuracies per network, countermeasure and kind of data over the trainings of all runs.
 
     Raises:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sep.choices import Precision
 from sep.fitting import Epoch, EpochResult, State, accuracy, confusion, fit, optimiser, train_epoch
 from sep.models import build
-from sep.train_config import Precision, TrainConfig
+from sep.train_config import TrainConfig
 
 STEPS = 8  # per epoch
 

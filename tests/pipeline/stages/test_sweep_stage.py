@@ -157,7 +157,7 @@ def test_a_changed_configuration_is_named_before_any_new_point(copied: tuple[Run
     changed = replace(config, protect=replace(config.protect, eps_levels=4), sweep=("protect.steps=3,1", "protect.checkpoints=1"))
     with pytest.raises(ValueError, match=r"protect\.eps_levels: 8 -> 4"):
         go(changed, folder)
-    assert not point(folder, "steps-3_checkpoints-1").exists()
+    assert not point(folder, "steps-3_checkpoints-1").folder.exists()
 
 
 def test_points_are_audited_and_exported(

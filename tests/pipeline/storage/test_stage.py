@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.storage import stage as stage_module
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import MANIFEST
 from pipeline.storage.records import digest, flatten
-from pipeline.storage.stage import Manifest, Shard, Stage
+from pipeline.storage.stage import VERSION, Manifest, Shard, Stage, read_started
 
 SECTION = {"size": 32, "deep": {"shard_images": 250}}
 SHARDS = {"train": [Shard("train-000000.tar", "ab" * 32, 3)]}
@@ -80,7 +81,7 @@ def test_overwrite_clears_what_was_made_otherwise_and_keeps_what_was_not(run: Fo
     assert start(run, section={**SECTION, "size": 64}).manifest is not None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"shards": {"train": [{"nam": 1}]}}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 2, "shards": {"train": [{}]}}', b"\xff\xfe"])
 def test_a_damaged_manifest_is_named_with_what_to_do(run: Folder, content: bytes) -> None:
     start(run).finish({})
     run.child("pack").write(MANIFEST, content)
@@ -110,10 +111,51 @@ def test_pieces_that_know_what_they_were_made_from_are_never_cleared(run: Folder
     changed = SECTION if damaged else {**SECTION, "size": 64}
     with pytest.raises(ValueError, match="--overwrite") as refused:
         start(run, "victim", changed, pieces_know=True)
-    assert ("what is finished and still fits stays" in str(refused.value)) == (damaged != MANIFEST)
+    assert ("what is finished and still fits stays" in str(refused.value)) == (damaged is None)
     again = start(run, "victim", changed, pieces_know=True, overwrite=True)
     assert again.manifest is None
     assert again.folder.names() == ["piece.json", "started.json"]
+
+
+def test_a_manifest_of_another_version_is_refused_with_what_to_do(run: Folder) -> None:
+    start(run).finish({})
+    content = json.loads(run.read("pack/manifest.json"))
+    assert content["version"] == VERSION
+    for version, came in ((1, "1"), (99, "99"), (None, "none")):
+        run.write("pack/manifest.json", json.dumps({**content, "version": version}).encode())
+        refused = rf"pack/manifest\.json: expected version {VERSION}, found {came}: .*--overwrite.* or give another --run$"
+        with pytest.raises(ValueError, match=refused):
+            Manifest.load(run, "pack")
+        with pytest.raises(ValueError, match=refused):
+            start(run, "protect", {}, inputs=("pack",))
+    del content["version"]
+    run.write("pack/manifest.json", json.dumps(content).encode())
+    with pytest.raises(ValueError, match="found none"):
+        Manifest.load(run, "pack")
+    assert start(run, overwrite=True).manifest is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_stage_that_another_version_began_is_refused_and_redone_with_overwrite(run: Folder, finished: bool) -> None:
+    stage = start(run)
+    stage.folder.write("train-000000.tar", b"of an early version")
+    if finished:
+        stage.finish({})
+    asked = json.loads(run.read("pack/started.json"))
+    assert asked.pop("version") == VERSION
+    assert read_started(run, "pack") == asked == stage.asked
+    run.write("pack/started.json", json.dumps(asked).encode())
+    with pytest.raises(ValueError, match=rf"pack/started\.json: expected version {VERSION}, found none: "):
+        start(run)
+    with pytest.raises(ValueError, match="expected version"):
+        read_started(run, "pack")
+    assert run.read("pack/train-000000.tar") == b"of an early version"
+    assert start(run, overwrite=True).folder.names() == ["started.json"]
+
+
+def test_packages_that_are_not_installed_are_left_out(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "PACKAGES", ("torch", "no-such-package"))
+    assert start(run).finish({}).versions.keys() == {"torch"}
 
 
 def test_inputs_are_chained_by_digest(run: Folder) -> None:

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.training import Worker
+from cluster.epochs import Worker
+from pipeline.storage.layout import RESUME, WEIGHTS
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Manifest
 from pipeline.training import surrogate_loop
 from pipeline.training.networks import build_network
-from pipeline.training.surrogate_loop import STATE, WEIGHTS, SurrogateTask, loop
+from pipeline.training.surrogate_loop import SurrogateTask, loop
 from sep.fitting import EpochResult
 from tests.fixtures import finished_run
 
@@ -98,7 +99,7 @@ def test_what_a_group_has_left_any_other_number_of_ranks_can_take(task: Surrogat
     try:
         grouped = run(changed(task, epochs=1), Wrapping(tmp_path))
         build_network(task.name, task.pack).load_state_dict(torch.load(tmp_path / "0" / WEIGHTS, weights_only=True))
-        assert "network" not in torch.load(tmp_path / "0" / STATE, weights_only=True)
+        assert "network" not in torch.load(tmp_path / "0" / RESUME, weights_only=True)
         again = run(changed(task, epochs=2), Wrapping(tmp_path, resume=0))
     finally:
         torch.distributed.destroy_process_group()

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from cluster.deadline import Deadline, TimeIsUp
-from cluster.session import Resources
+from cluster.resources import Resources
 from pipeline.stages import victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.training import states, trial_records
 from pipeline.training.trial import Trial, VictimTask, train_victim
-from sep.train_config import Precision
+from sep.choices import Precision
 from tests.fixtures import finished_run
 
 ONE_CPU = Resources(nodes=((1, 0),), workers=1, tasks=1)
