@@ -16,12 +16,13 @@ from cluster.pool import WorkFailed
 from cluster.training import TrainingFailed
 from pipeline.config.command_line import parse
 from pipeline.config.schema import RunConfig
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import summary
 from pipeline.stages import addition, sweep
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.layout import Point, open_run
-from pipeline.tracking.sweep_tracker import SweepTracker
+from pipeline.tracking.tracker import open_tracker
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
     faults: list[str] = []
     swept = None
     with driver_lock(folder) as leaving:
-        tracker = SweepTracker(config, folder)
+        tracker = open_tracker(config, folder)
         status = "FAILED"
         try:
             missing = run_stages(config, folder, tracker, sweep.shared_stages(config) if config.sweep else config.needed_stages)
@@ -57,7 +58,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
             leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
             session.close()
-    return swept.text if swept else summary(config, folder), faults
+    return swept.text if swept else summary(config, RunResults.read(folder)), faults
 
 
 def _stop(number: int, frame: Any) -> None:

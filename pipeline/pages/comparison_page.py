@@ -60,6 +60,6 @@ def _page(comparison: Comparison, title: str, drawn: dict[str, dict[str, bytes]]
         costs=EXPLAINED,
         measured=measured(comparison),
         without_release=without_release(comparison),
-        places={name: run.uri for name, run in comparison.runs.items()},
+        places={name: run.folder.uri for name, run in comparison.runs.items()},
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
     )

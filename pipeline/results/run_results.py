@@ -220,7 +220,8 @@ def _trials(run: Folder, manifests: Manifests) -> tuple[list[dict[str, Any]], li
 
     While some have failed, the others count only if they were trained on what the earlier stages have made now.
     """
-    victim, nothing = run.child("victim"), ([], [], {})
+    nothing: tuple[list[dict[str, Any]], list[str], dict[str, Any]] = ([], [], {})
+    victim = run.child("victim")
     if "victim" in manifests:
         return read_table(victim, "results.parquet").to_pylist(), [], manifests["victim"].asked
     if not victim.exists(UNFINISHED):

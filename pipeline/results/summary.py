@@ -97,7 +97,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("SSIM", "ssim", "", "mean of the same images; 1 means no change", ".3f"),
         *line("missing shards", "missing_shards", "", "crafting failed for them, and the run went on without them", "d"),
-        *line("quarantined", "quarantined", "", f"files refused, beside {known.get('train_images')} + {known.get('test_images')} packed", "d"),
+        *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),
     ]
     where = shlex.quote(folder.uri)
     looks = [f"audit     python pipeline/verify.py --run {where}"]

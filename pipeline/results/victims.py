@@ -114,11 +114,8 @@ def pairs(rows: Iterable[Row]) -> tuple[VictimPair, ...]:
         groups.setdefault((row["network"], row["countermeasure"], row["data"]), {})[row["seed"]] = row
     found = []
     for network, countermeasure in dict.fromkeys(name[:2] for name in groups):
-        clean, protected = (groups.get((network, countermeasure, data), {}) for data in ("clean", "protected"))
-        if both := sorted(clean.keys() & protected.keys()):
-            stats = (
-                TrialStats.of((network, countermeasure, data), [own[seed] for seed in both])
-                for data, own in (("clean", clean), ("protected", protected))
-            )
-            found.append(VictimPair(*stats, share_of(countermeasure)))
+        clean, protected = ((network, countermeasure, data) for data in ("clean", "protected"))
+        if both := sorted(groups.get(clean, {}).keys() & groups.get(protected, {}).keys()):
+            stats = {name: TrialStats.of(name, [groups[name][seed] for seed in both]) for name in (clean, protected)}
+            found.append(VictimPair(stats[clean], stats[protected], share_of(countermeasure)))
     return tuple(sorted(found, key=lambda pair: (pair.share is not None, len(pair.trained) == 1, pair.clean.countermeasure != "none")))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from cluster.pool import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
-from pipeline.results.run_results import configuration, finished
+from pipeline.results.run_results import RunResults
 from pipeline.stages import pack, protect, report, surrogate, victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
@@ -54,9 +54,10 @@ def run_stages(config: RunConfig, folder: Folder, tracker: Tracker, stages: Coll
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder).missing]
             except WorkFailed:
-                tracker.log_stage(name)  # what there is of it
+                tracker.log_stage(name, RunResults.read(folder))  # what there is of it
                 raise
             # What the finished stages were made with, whatever this start was asked for besides.
-            folder.write(CONFIG, to_json(configuration(config, finished(folder))))
-            tracker.log_stage(name)
+            results = RunResults.read(folder)
+            folder.write(CONFIG, to_json(results.configuration(config)))
+            tracker.log_stage(name, results)
     return missing

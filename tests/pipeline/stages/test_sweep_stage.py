@@ -21,7 +21,7 @@ from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED, Point, open_run, point
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.sweep_tracker import SweepTracker
+from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run, packed_run
 
 pytestmark = pytest.mark.ray
@@ -31,7 +31,7 @@ NAMES = {f"steps-{steps}_checkpoints-{checkpoints}" for steps in (1, 2) for chec
 
 def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outcome:
     """The sweep, as `run.py` does it after packing and surrogate; without a run of its own in MLflow nothing is logged there."""
-    tracker = SweepTracker(config, folder)
+    tracker = open_tracker(config, folder)
     try:
         for name in ("pack", "surrogate") if logged else ():
             tracker.log_stage(name)
