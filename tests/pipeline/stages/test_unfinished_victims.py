@@ -120,7 +120,7 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     assert RunResults.read(folder).trials
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
     results = RunResults.read(folder)
-    assert not (results.trials or results.missing_trials or results.victim_asked)
+    assert not [*results.trials, *results.missing_trials, *results.victim_asked]
     report.execute(config, folder)
     assert "trainings failed" not in said(folder)
 
