@@ -15,21 +15,21 @@ from pipeline.storage.layout import COMPARISON_PARQUET, PAGE
 from pipeline.storage.run import open_run
 
 if TYPE_CHECKING:
-    from pipeline.results.run_results import Measured
+    from pipeline.results.run_results import RunResults
 
 # What loads torch is imported in functions: `--help` need not wait for it.
 
 
-def _read_all(uris: Sequence[str]) -> list[Measured]:
-    """What can be read; what cannot is named with its reason."""
-    from pipeline.results.run_results import read
+def _read_all(uris: Sequence[str]) -> list[RunResults]:
+    """Read the runs; one that cannot be read is left out, and named with the reason."""
+    from pipeline.results.run_results import RunResults
 
     runs = []
     for uri in dict.fromkeys(uris):
         try:
-            run = read(open_run(uri))
-            if "pack" not in run.found:
-                raise ValueError(f"{run.uri} has no finished stage: it is no run, or only begun")
+            run = RunResults.read(open_run(uri))
+            if "pack" not in run.manifests:
+                raise ValueError(f"{run.folder.uri} has no finished stage: it is no run, or it has only begun")
             runs.append(run)
         except (ValueError, OSError, KeyError) as error:
             said = f"a manifest lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -38,23 +38,23 @@ def _read_all(uris: Sequence[str]) -> list[Measured]:
 
 
 def _target(to: str) -> Folder:
-    """The folder to write into.
+    """Open the folder to write into.
 
     Raises:
-        ValueError: it holds something else than an earlier comparison.
+        ValueError: it holds something other than an earlier comparison.
     """
     folder = Folder.open(to)
     if folder.names() and not folder.exists(COMPARISON_PARQUET):
-        raise ValueError(f"{folder.uri} holds something else than a comparison: give --to another folder")
+        raise ValueError(f"{folder.uri} holds something other than a comparison: give --to another folder")
     return folder
 
 
 def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = (), *, to: str = "runs/comparison") -> int:
-    """Print what runs were made with, what that cost and how their victims did, and write it as tables, pictures and a page.
+    """Print what runs were made with, what it cost and how their victims did; write the same as tables, pictures and a page.
 
     Args:
-        run: folder or URI (s3://...) of a run, or of a point of a sweep; what has not finished is shown as such
-        others: more of them
+        run: folder or URI (s3://...) of a run, or of a point of a sweep; stages that have not finished are shown as missing
+        others: more runs
         to: folder or URI for comparison.csv, comparison.parquet, pictures and index.html
     """
     from pipeline.pages.comparison_page import write
@@ -77,7 +77,7 @@ def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 and the comparison, 1 and what went wrong, or 2 for wrong usage."""
+    """Compare, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     return tyro.cli(_compare_runs, prog="compare.py", args=arguments)
 

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
+from pipeline.config.marks import Mark, marked, without
 from sep.choices import NetworkName
 from sep.countermeasures import registry as countermeasures
 from sep.craft_config import CraftConfig
@@ -103,9 +104,9 @@ class ProtectConfig(CraftConfig):
     released as they are; all if not given"""
     epochs: tuple[int, ...] = ()
     """epochs whose checkpoints make the ensemble, counted from 0, in the place of `checkpoints` equally spaced ones"""
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int | Literal["auto"], Mark.SPEED] = "auto"
     """images whose gradients are taken at once; auto: what fits memory; halved when memory runs out"""
-    tasks_per_gpu: int = 1
+    tasks_per_gpu: Annotated[int, Mark.SPEED] = 1
     """shards crafted on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 
     def __post_init__(self) -> None:
@@ -139,7 +140,7 @@ class VictimConfig(TrainConfig):
     countermeasures: Annotated[tuple[str, ...], Doc(_known_countermeasures())] = ("none",)
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
-    trials_per_gpu: int = 1
+    trials_per_gpu: Annotated[int, Mark.SPEED] = 1
     """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 
     def __post_init__(self) -> None:
@@ -166,36 +167,36 @@ class RunConfig:
     preset: str = "quickstart"
     """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, cifar100, imagenet-subset-small,
     imagenet-subset"""
-    config: str | None = None
+    config: Annotated[str | None, Mark.START] = None
     """YAML file with the same tree; flags win over it"""
     data: str = "generated"
     """images: a folder of class folders (with train/ and test/ or val/ inside, or not), of Parquet files, of WebDataset
     tars, a published CIFAR folder, or `generated`"""
     run: str = "runs/quickstart"
     """folder or URI (s3://...) that holds everything about this run"""
-    add: str | None = None
+    add: Annotated[str | None, Mark.START] = None
     """more images for a run that is protected: what `data` may be, but `generated`; those that the run does not have yet are packed and
     protected into `added/0001`, ..., a run folder of its own, with the checkpoints and class means that are there"""
-    sweep: tuple[str, ...] = ()
+    sweep: Annotated[tuple[str, ...], Mark.START] = ()
     """values of protect.* fields, as in protect.steps=5,10 protect.checkpoints=1,5: every combination is protected and measured, in
     `sweep/`, with the pack and surrogate of the run; several values at once of a field that takes them are joined by +"""
-    stages: tuple[StageName, ...] = STAGES
+    stages: Annotated[tuple[StageName, ...], Mark.START] = STAGES
     """any subset; always run in this order"""
-    workers: int | None = None
+    workers: Annotated[int | None, Mark.SPEED] = None
     """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
     seed: int = 0
     """everything random derives from it"""
-    keep_going: bool = False
+    keep_going: Annotated[bool, Mark.START] = False
     """protect: where shards fail again and again, finish without them; the run goes on, ends with exit code 1, and verify names them"""
-    overwrite: bool = False
+    overwrite: Annotated[bool, Mark.START] = False
     """redo stages whose configuration changed, instead of stopping; of victims, only those that are missing or no longer fit"""
-    tracking_uri: str | None = None
+    tracking_uri: Annotated[str | None, Mark.START] = None
     """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
-    executor: Literal["ray", "local"] = "ray"
+    executor: Annotated[Literal["ray", "local"], Mark.START] = "ray"
     """what runs the work; ray: many processes and machines; local: this process, one piece after the other, without Ray"""
-    minutes: float | None = None
+    minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
-    memory_limit_mb: int = 2000
+    memory_limit_mb: Annotated[int, Mark.SPEED] = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
     pack: PackConfig = PackConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
@@ -247,3 +248,8 @@ def resolved(config: ProtectConfig) -> ProtectConfig:
 def to_tree(config: Any) -> dict[str, Any]:
     """Return a configuration, or a section of it, as JSON types."""
     return cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
+
+
+def deciding(section: Any) -> dict[str, Any]:
+    """Return the tree of a section without the settings that decide only how fast: what a stage records of it."""
+    return without(to_tree(section), marked(type(section), Mark.SPEED))

@@ -1,4 +1,4 @@
-"""What every picture is drawn on: sizes that stay readable on a phone, colours for a light and a dark page, axes without clutter."""
+"""The canvas of every picture: sizes that stay readable on a phone, colours for a light and a dark page, axes without clutter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Theme:
     quiet: str
     clean: str
     protected: str
-    several: tuple[str, ...]  # one per network; told apart by the colour-blind too (after Okabe and Ito)
+    several: tuple[str, ...]  # one per network; distinct for the colour-blind too (after Okabe and Ito)
 
 
 LIGHT = Theme(
@@ -52,7 +52,7 @@ DARK = Theme(
 
 
 def drawing(height: float, theme: Theme, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure `WIDTH` wide and `height` inches high, without any global state, and its axes row by row."""
+    """Return a figure `WIDTH` wide and `height` inches high, without any global state, and its axes row by row."""
     with mpl.rc_context({"font.size": FONT, "axes.labelcolor": theme.ink, "text.color": theme.ink}):
         figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **options).ravel().tolist()
@@ -67,10 +67,10 @@ def drawing(height: float, theme: Theme, rows: int = 1, columns: int = 1, **opti
 
 
 def png(figure: Figure) -> bytes:
-    """The picture, on which every text is as it was given: a `$` in the name of a class or a run begins no formula."""
+    """Render a figure as a PNG. Text appears literally: a `$` in the name of a class or a run begins no formula."""
     stream = io.BytesIO()
     FigureCanvasAgg(figure)
-    with mpl.rc_context({"text.parse_math": False}):  # of ticks that are only made while drawing
+    with mpl.rc_context({"text.parse_math": False}):  # ticks are only made while drawing
         for text in figure.findobj(Text):
             text.set(parse_math=False)
         figure.savefig(stream, format="png", metadata={"Software": None})
@@ -78,18 +78,18 @@ def png(figure: Figure) -> bytes:
 
 
 def bare(axis: Axes) -> None:
-    """Axes for an image: no grid, no frame."""
+    """Make axes ready for an image: no grid, no frame."""
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
 
 
 def shades(theme: Theme) -> LinearSegmentedColormap:
-    """From nothing, in the colour of the page, to much."""
+    """Return the colour map from the colour of the page (nothing) to that of clean images (much)."""
     return LinearSegmentedColormap.from_list("shades", [theme.paper, theme.clean])
 
 
 def ink_on(colour: tuple[float, ...], theme: Theme) -> str:
-    """The ink or the paper of a theme, whichever is read more easily on a colour (contrast as in WCAG 2.2)."""
+    """Return the ink or the paper of a theme, whichever is easier to read on a colour (contrast as in WCAG 2.2)."""
 
     def luminance(of: Any) -> float:
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(of)]
@@ -103,14 +103,14 @@ def ink_on(colour: tuple[float, ...], theme: Theme) -> str:
 
 
 def percent(axis: Axes, step: int = 20) -> None:
-    """A vertical axis from 0 to 100 %."""
+    """Let the vertical axis go from 0 to 100 %."""
     axis.set_ylim(0, 102)
     axis.set_yticks(range(0, 101, step))
     axis.yaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=" %"))
 
 
 def epochs(axis: Axes, count: int, room: float = 0.0, label: str = "epoch") -> None:
-    """Whole epochs from 1 on the horizontal axis, with `room` (a share of the width) for labels at the right."""
+    """Put whole epochs from 1 on the horizontal axis, with `room` (a share of the width) for labels at the right."""
     span = max(count - 1, 1)
     axis.set_xlim(1 - 0.02 * span, 1 + span * (1.02 + room))
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
@@ -119,7 +119,7 @@ def epochs(axis: Axes, count: int, room: float = 0.0, label: str = "epoch") -> N
 
 
 def label_ends(axis: Axes, epoch: int, ends: Sequence[tuple[float, str, str]], apart: float = APART) -> None:
-    """Text beside the last points (height in percent, text, colour), pushed apart where it would overlap."""
+    """Write text beside the last points (height in percent, text, colour), pushed apart where it would overlap."""
     places = sorted(ends)
     heights = [places[0][0]]
     for place, _, _ in places[1:]:

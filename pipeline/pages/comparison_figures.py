@@ -13,16 +13,17 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentF
 
 from pipeline.pages.canvas import LIGHT, SMALL, Theme, drawing, percent, png
 from pipeline.results.comparison import Comparison
-from pipeline.results.run_results import Measured, Spread, VictimPair
+from pipeline.results.run_results import RunResults
+from pipeline.results.victims import Spread, VictimPair
 
-LINE = 0.34  # inches a run takes in a panel
+LINE = 0.34  # inches for a run in a panel
 LONGEST_NAME = 24  # letters in a line
 LONGEST_LABEL = 62  # letters in a line below a picture
 TICKS = (1, 2, 5)  # times a power of ten
 
 
 def accuracies(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
-    """A panel per victim and a line per run: accuracy trained on clean and on protected images, and the latter relabelled."""
+    """Draw a panel per victim and a line per run: accuracy trained on clean and on protected images, and the latter relabelled."""
     victims = comparison.victims
     measured = {victim: {name: pair for name, run in comparison.runs.items() if (pair := _pair(run, victim))} for victim in victims}
     lines = [len(runs) for runs in measured.values()]
@@ -46,7 +47,7 @@ def accuracies(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     return png(figure)
 
 
-def _pair(run: Measured, victim: str) -> VictimPair | None:
+def _pair(run: RunResults, victim: str) -> VictimPair | None:
     return next((pair for pair in run.pairs if pair.name == victim), None)
 
 
@@ -72,34 +73,34 @@ def _wrapped(name: str) -> str:
 
 
 def has_costs(comparison: Comparison) -> bool:
-    """Whether victims were measured on releases that took different numbers of gradients."""
+    """Return whether victims were measured on releases that took different numbers of gradients."""
     return len({run.gradients_per_image for run in _costly(comparison).values()}) > 1
 
 
-def _has_release(run: Measured) -> bool:
-    """Whether a victim had images of the release."""
+def _has_release(run: RunResults) -> bool:
+    """Return whether any victim had images of the release."""
     return any(len(pair.trained) > 1 for pair in run.pairs)
 
 
-def _costly(comparison: Comparison) -> dict[str, Measured]:
-    """Runs that can stand on a scale of costs; those of methods that need no gradient cannot."""
+def _costly(comparison: Comparison) -> dict[str, RunResults]:
+    """Return the runs that have a place on a scale of costs; a method that needs no gradient has none."""
     return {name: run for name, run in comparison.runs.items() if run.gradients_per_image and _has_release(run)}
 
 
 def _free(comparison: Comparison) -> list[str]:
-    """The methods of measured releases that needed no gradient."""
+    """Name the methods of measured releases that needed no gradient."""
     runs = (run for run in comparison.runs.values() if _has_release(run) and not run.gradients_per_image)
-    return list(dict.fromkeys(str(run.of("protect", "method")) for run in runs))
+    return list(dict.fromkeys(str(run.count("protect", "method")) for run in runs))
 
 
-def _of_release(run: Measured, victim: str) -> VictimPair | None:
-    """The victim, unless it had no image of the release."""
+def _of_release(run: RunResults, victim: str) -> VictimPair | None:
+    """Return the victim of that name, unless it had no image of the release."""
     pair = _pair(run, victim)
     return pair if pair and len(pair.trained) > 1 else None
 
 
 def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
-    """Protected accuracy against gradients per image, a panel per victim; the points of a sweep are joined along one field of numbers."""
+    """Draw protected accuracy against gradients per image, a panel per victim; points of a sweep are joined along one numeric field."""
     runs = _costly(comparison)
     victims = [victim for victim in comparison.victims if any(_of_release(run, victim) for run in runs.values())]
     along, groups = _curves(runs)
@@ -127,35 +128,38 @@ def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     return png(figure)
 
 
-def _curves(runs: dict[str, Measured]) -> tuple[str, dict[str, list[str]]]:
-    """The swept field with most values, and by the values of the others the runs in its order; no field unless all are of one sweep."""
-    swept = [run.settings for run in runs.values()]
+def _curves(runs: dict[str, RunResults]) -> tuple[str, dict[str, list[str]]]:
+    """Return the swept field with most values, and the runs in its order by the values of the other fields.
+
+    The field is empty unless all runs are points of one sweep.
+    """
+    swept = [run.swept for run in runs.values()]
     if not all(swept) or len({tuple(settings) for settings in swept}) > 1:
         return "", {name: [name] for name in runs}
     fields = list(swept[0])
     along = max(fields, key=lambda field: len({str(settings[field]) for settings in swept}))
     groups: dict[str, list[str]] = {}
     for name in sorted(runs, key=lambda name: runs[name].gradients_per_image):
-        label = ", ".join(f"{_words(field)} {_text(runs[name].settings[field])}" for field in fields if field != along)
+        label = ", ".join(f"{_words(field)} {_text(runs[name].swept[field])}" for field in fields if field != along)
         groups.setdefault(label, []).append(name)
     return along, dict(sorted(groups.items(), key=lambda group: runs[group[1][0]].gradients_per_image))
 
 
-def _curve(axis: Axes, own: dict[str, VictimPair], runs: dict[str, Measured], along: str, label: str, colour: str) -> None:
+def _curve(axis: Axes, own: dict[str, VictimPair], runs: dict[str, RunResults], along: str, label: str, colour: str) -> None:
     places = [runs[name].gradients_per_image for name in own]
     spreads = [pair.protected.last for pair in own.values()]
     errors = [spread.deviation or 0.0 for spread in spreads]
     heights = [spread.mean for spread in spreads]
-    joined = bool(along) and not any(isinstance(runs[name].settings[along], str) for name in own)  # nothing is between two methods
+    joined = bool(along) and not any(isinstance(runs[name].swept[along], str) for name in own)  # nothing is between two methods
     fmt = "o-" if joined else "o"
     axis.errorbar(places, heights, errors if any(errors) else None, fmt=fmt, color=colour, linewidth=1.8, capsize=3, label=label)
     for name, place, height in zip(own, places, heights, strict=True):
-        text = _text(runs[name].settings[along]) if along else _wrapped(name)
+        text = _text(runs[name].swept[along]) if along else _wrapped(name)
         axis.annotate(text, (place, height), (0, 7), textcoords="offset points", ha="center", color=colour, fontsize=SMALL)
 
 
 def _level(axis: Axes, values: Sequence[float], label: str, colour: str, theme: Theme) -> None:
-    """A dotted line at the mean of values that differ by little, or none where they do not."""
+    """Draw a dotted line at the mean of values that differ by little."""
     if max(values) - min(values) > 10:
         return
     mean = math.fsum(values) / len(values)
@@ -165,7 +169,7 @@ def _level(axis: Axes, values: Sequence[float], label: str, colour: str, theme: 
 
 
 def _logarithmic(axis: Axes, values: Sequence[float]) -> None:
-    """A logarithmic axis with few plain numbers on it, and room at both ends."""
+    """Make an axis logarithmic, with few plain numbers on it and room at both ends."""
     axis.set_xscale("log")
     low, high = min(values) / 1.5, max(values) * 1.5
     axis.set_xlim(low, high)

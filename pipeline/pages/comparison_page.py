@@ -14,11 +14,11 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import COMPARISON_CSV, COMPARISON_PARQUET, PAGE
 
 PICTURES = ("accuracy", "cost")
-VERSION = 4  # of tables, page and pictures; raised with what they show, so that a sweep makes those of an earlier version again
+VERSION = 5  # of tables, page and pictures; raised with what they show, so that a sweep renews those of an earlier version
 
 
 def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
-    """Write the comparison into a folder, over one that is there; returns the names of the files.
+    """Write the comparison into a folder, over an earlier one; return the names of the files.
 
     Raises:
         OSError: storage refused.
@@ -39,10 +39,10 @@ def write(comparison: Comparison, folder: Folder, title: str) -> list[str]:
 
 
 def _pictures(comparison: Comparison, *, dark: bool = False) -> dict[str, bytes]:
-    """The PNGs there are, by names of `PICTURES`."""
+    """Return the PNGs by names of `PICTURES`; some runs have none."""
     if not comparison.victims:
         return {}
-    from pipeline.pages import canvas, comparison_figures  # matplotlib takes seconds to load, for which a table should not wait
+    from pipeline.pages import canvas, comparison_figures  # matplotlib takes seconds to load: a table should not wait for it
 
     theme = canvas.DARK if dark else canvas.LIGHT
     drawn = {"accuracy": comparison_figures.accuracies(comparison, theme)}
@@ -60,6 +60,6 @@ def _page(comparison: Comparison, title: str, drawn: dict[str, dict[str, bytes]]
         costs=EXPLAINED,
         measured=measured(comparison),
         without_release=without_release(comparison),
-        places={name: run.uri for name, run in comparison.runs.items()},
+        places={name: run.folder.uri for name, run in comparison.runs.items()},
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
     )

@@ -1,4 +1,4 @@
-"""What victims take each class for: as a picture, and as a table in CSV."""
+"""Confusion of classes by victims: as a picture, and as a table in CSV."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from pipeline.pages.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades
 
-NAMED = 20  # classes that have room for their names
-NUMBERED = 10  # and cells for a number
+NAMED = 20  # classes whose names have room
+NUMBERED = 10  # classes whose cells have room for a number
 LONGEST = 12  # characters of a name
-MOST_CELLS = 200  # a side; more would be smaller than pixels, of which some would then not be drawn
+MOST_CELLS = 200  # a side; more would be smaller than pixels, and some would not be drawn
 Table = Sequence[Sequence[int]]
 
 
 def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequence[str], theme: Theme = LIGHT) -> bytes:
-    """Percent of the test images of each true class (rows) that were given each class (columns), a panel per table.
+    """Draw the percentage of the test images of each class (rows) that were taken for each class (columns), a panel per table.
 
     Args:
         tables: title and counts `(K, K)`; a class without test images has an empty row.
-        names: of the K classes; of very many, several share a cell, which shows the largest percentage among them.
+        names: of the K classes; where they are very many, several share a cell, which shows the largest percentage among them.
         theme: the colours.
     """
     count, many = len(names), len(tables)
@@ -52,13 +52,13 @@ def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequen
 
 
 def _largest(values: NDArray[np.float64], block: int) -> NDArray[np.float64]:
-    """The largest value of each block, those at the right and lower edge being what is left."""
+    """Return the largest value of each block; blocks at the right and lower edge may be smaller."""
     starts = np.arange(0, len(values), block)
     return np.asarray(np.maximum.reduceat(np.maximum.reduceat(values, starts, 0), starts, 1), np.float64)
 
 
 def table(counts: Table, names: Sequence[str]) -> bytes:
-    """A confusion table `(K, K)` as CSV: of each true class its test images, percent correct, and how many were taken for each class."""
+    """Return a confusion table `(K, K)` as CSV: for each class its test images, percent correct, and how many were taken for each class."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["class", "test images", "accuracy", *(f"taken for {name}" for name in names)])
@@ -69,5 +69,5 @@ def table(counts: Table, names: Sequence[str]) -> bytes:
 
 
 def picture(counts: Table, names: Sequence[str], title: str) -> bytes:
-    """A confusion table `(K, K)` as a PNG."""
+    """Return a confusion table `(K, K)` as a PNG."""
     return classes([(title, counts)], names)

@@ -1,4 +1,4 @@
-"""The pages' templates: every value is escaped, and a name that a template misspells is an error."""
+"""The templates of the pages: every value is escaped, and a name that a template misspells is an error."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""The pictures of what was done to the images: some of them, how visible the change is, and of which frequencies it is made."""
+"""The pictures of what was done to the images: examples, how visible the change is, and which frequencies it consists of."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,11 +11,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.pages.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades
+from pipeline.results.samples import ImagePair
 from pipeline.shards.pixels import Pixels
 
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
 MOST_BINS = 40
-PANELS = {  # what is measured of each image, and how it is told
+PANELS = {  # measures of an image: label and number format
     "psnr_db": ("PSNR, dB", ".1f"),
     "ssim": ("SSIM", ".3f"),
     "linf_levels": ("largest change, grey levels", ".1f"),
@@ -24,31 +24,22 @@ PANELS = {  # what is measured of each image, and how it is told
 }
 
 
-@dataclass(frozen=True)
-class Triplet:
-    """One image before and after, `(H, W, 3)` levels each, with the name of its class."""
-
-    class_name: str
-    clean: Pixels
-    protected: Pixels
-
-
 def amplification(largest: int) -> int:
-    """By how much differences are multiplied so that the largest change spans black to white."""
+    """Return the factor by which differences are multiplied so that the largest change spans black to white."""
     return max(1, 127 // max(1, largest))
 
 
-def samples(triplets: Sequence[Triplet], largest: int, theme: Theme = LIGHT) -> bytes:
-    """Rows of clean image, protected image and amplified difference (grey is no change), enlarged pixel by pixel."""
+def samples(images: Sequence[ImagePair], largest: int, theme: Theme = LIGHT) -> bytes:
+    """Draw rows of clean image, protected image and amplified difference (grey means no change), enlarged pixel by pixel."""
     factor = amplification(largest)
-    height, width, _ = triplets[0].clean.shape
+    height, width, _ = images[0].clean.shape
     side = (WIDTH - 0.35) / 3
-    figure, axes = drawing(len(triplets) * (side * height / width + 0.05) + 0.3, theme, len(triplets), 3)
-    for row, triplet in enumerate(triplets):
-        change = triplet.protected.astype(np.int16) - triplet.clean
+    figure, axes = drawing(len(images) * (side * height / width + 0.05) + 0.3, theme, len(images), 3)
+    for row, image in enumerate(images):
+        change = image.protected.astype(np.int16) - image.clean
         difference = (128 + factor * change).clip(0, 255).astype(np.uint8)
         labels = ("clean", "protected", f"difference × {factor}")
-        for column, (pixels, label) in enumerate(zip((triplet.clean, triplet.protected, difference), labels, strict=True)):
+        for column, (pixels, label) in enumerate(zip((image.clean, image.protected, difference), labels, strict=True)):
             axis = axes[row * 3 + column]
             bare(axis)
             axis.imshow(_enlarged(pixels), interpolation="none")
@@ -56,29 +47,29 @@ def samples(triplets: Sequence[Triplet], largest: int, theme: Theme = LIGHT) -> 
             if row == 0:
                 axis.set_title(label, color=theme.ink, fontsize=SMALL)
             if column == 0:
-                axis.set_ylabel(_wrapped(triplet.class_name), fontsize=SMALL)
+                axis.set_ylabel(_wrapped(image.class_name), fontsize=SMALL)
     return png(figure)
 
 
 def _enlarged(pixels: Pixels) -> Pixels:
-    """Each pixel as a square of so many that the image is readable: no blur that would hide the perturbation."""
+    """Enlarge each pixel to a square, so that the image is readable: no blur that would hide the perturbation."""
     times = max(1, -(-READABLE // pixels.shape[0]))
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
 def _wrapped(name: str) -> str:
-    """A class name in at most two short lines."""
+    """Wrap a class name into at most two short lines."""
     return "\n".join(textwrap.wrap(name.replace("_", " "), 14, max_lines=2, placeholder="…"))
 
 
-def imperceptibility(measured: Mapping[str, Sequence[float]], theme: Theme = LIGHT) -> bytes:
-    """How similar the protected images are to the clean ones: a distribution over the images for each measure taken, and its mean.
+def imperceptibility(measured: Mapping[str, NDArray[np.float64]], theme: Theme = LIGHT) -> bytes:
+    """Draw how similar the protected images are to the clean ones: the distribution over the images of each measure, and its mean.
 
     Args:
-        measured: one value per image, by the names in `PANELS`; not all need be there.
+        measured: one value per image, by the names in `PANELS`; measures may be missing or empty.
         theme: the colours.
     """
-    names = [name for name in PANELS if measured.get(name)]
+    names = [name for name in PANELS if name in measured and measured[name].size]
     columns = min(len(names), 2)
     rows = -(-len(names) // columns)
     figure, axes = drawing(0.3 + 2.2 * rows, theme, rows, columns)
@@ -92,8 +83,8 @@ def imperceptibility(measured: Mapping[str, Sequence[float]], theme: Theme = LIG
     return png(figure)
 
 
-def _distribution(axis: Axes, values: Sequence[float], form: str, theme: Theme, *, whole: bool) -> None:
-    mean, low, high = float(np.mean(values)), min(values), max(values)
+def _distribution(axis: Axes, values: NDArray[np.float64], form: str, theme: Theme, *, whole: bool) -> None:
+    mean, low, high = float(values.mean()), float(values.min()), float(values.max())
     if whole:
         edges = np.arange(min(low, 0) - 0.5, high + 1)  # from no change at all
     elif high > low:
@@ -109,13 +100,13 @@ def _distribution(axis: Axes, values: Sequence[float], form: str, theme: Theme, 
     axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
 
 
-def spectrum(triplets: Sequence[Triplet], theme: Theme = LIGHT) -> bytes:
-    """Of which frequencies the changes are made: the logarithm of the mean magnitude of their Fourier transform.
+def spectrum(images: Sequence[ImagePair], theme: Theme = LIGHT) -> bytes:
+    """Draw which frequencies the changes consist of: the logarithm of the mean magnitude of their Fourier transform.
 
-    At the left by direction, the lowest frequency in the middle; at the right by frequency alone, beside that of the images themselves.
+    On the left by direction, with the lowest frequency in the middle; on the right by frequency alone, beside the images themselves.
     """
-    change = magnitude([triplet.protected.astype(np.float64) - triplet.clean for triplet in triplets])
-    image = magnitude([triplet.clean.astype(np.float64) for triplet in triplets])
+    change = magnitude(pair.protected.astype(np.float64) - pair.clean for pair in images)
+    image = magnitude(pair.clean.astype(np.float64) for pair in images)
     figure, (left, right) = drawing(3.0, theme, 1, 2)
     bare(left)
     left.imshow(np.log10(change + 1e-9), cmap=shades(theme), vmin=np.log10(max(change.min(), 1e-2)), interpolation="none")
@@ -131,14 +122,16 @@ def spectrum(triplets: Sequence[Triplet], theme: Theme = LIGHT) -> bytes:
     return png(figure)
 
 
-def magnitude(images: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean over images `(H, W, C)` and their channels of the magnitude of the Fourier transform, `(H, W)`, frequency 0 in the middle."""
-    total = sum(np.abs(np.fft.fft2(image, axes=(0, 1))).mean(2) for image in images)
-    return np.asarray(np.fft.fftshift(total / len(images)), np.float64)
+def magnitude(images: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the magnitude of the Fourier transform, mean over images `(H, W, C)` and channels: `(H, W)`, frequency 0 in the middle."""
+    total, count = np.zeros(()), 0
+    for image in images:  # one at a time: a hundred large ones would take hundreds of megabytes
+        total, count = total + np.abs(np.fft.fft2(image, axes=(0, 1))).mean(2), count + 1
+    return np.asarray(np.fft.fftshift(total / count), np.float64)
 
 
 def by_frequency(spectrum: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Whole cycles per image from 1 to what every direction has, and the mean of a spectrum `(H, W)` over all directions at each."""
+    """Return the cycles per image, from 1 to the most that every direction has, and the mean of a spectrum `(H, W)` at each."""
     height, width = spectrum.shape
     y, x = np.arange(height) - height // 2, np.arange(width) - width // 2
     cycles = np.rint(np.hypot(y[:, None], x[None, :])).astype(np.int64)

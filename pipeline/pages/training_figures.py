@@ -1,4 +1,4 @@
-"""The pictures of what was trained, each a PNG: data in, bytes out, in colours for a light or a dark page."""
+"""The pictures of training, each a PNG: data in, bytes out, in colours for a light or a dark page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 
 from pipeline.pages.canvas import DARK, FONT, LIGHT, SMALL, Theme, bare, drawing, epochs, ink_on, label_ends, percent, png, shades
-from pipeline.results.run_results import Similarity, VictimPair
+from pipeline.results.similarity import Similarity
+from pipeline.results.victims import VictimPair
 
 FEW = 10  # rows of a similarity matrix whose cells have room for a number
 PANELS_ACROSS = 3
@@ -24,7 +25,7 @@ __all__ = ["DARK", "LIGHT", "Theme", "accuracy", "matrix", "similarity", "surrog
 
 
 def accuracy(pairs: Sequence[VictimPair], chance: float, theme: Theme = LIGHT) -> bytes:
-    """Test accuracy per epoch, clean against protected, a panel per victim: the mean over seeds, in a band from least to most."""
+    """Draw test accuracy per epoch, clean against protected, a panel per victim: the mean over seeds, in a band from least to most."""
     alone, columns = len(pairs) == 1, min(len(pairs), 2 if len(pairs) <= 4 else PANELS_ACROSS)
     rows = -(-len(pairs) // columns)
     figure, axes = drawing(3.4 if alone else 0.9 + (5.6 / columns) * 0.8 * rows, theme, rows, columns, sharex=not alone, sharey=True)
@@ -54,26 +55,26 @@ def accuracy(pairs: Sequence[VictimPair], chance: float, theme: Theme = LIGHT) -
         of = {"ncols": 3, "frameon": False, "fontsize": SMALL, "labelcolor": theme.ink, "handlelength": 1.4, "columnspacing": 1.2}
         figure.legend([*lines, dashed], words, loc="outside upper left", **of)
         figure.supxlabel("epoch", fontsize=FONT, color=theme.ink)
-    of_whom = "\nof protected classes" if pairs[0].clean.other else ""
-    figure.supylabel(ON_TEST_IMAGES + of_whom, fontsize=FONT, color=theme.ink)
+    of_classes = "\nof protected classes" if pairs[0].clean.other else ""
+    figure.supylabel(ON_TEST_IMAGES + of_classes, fontsize=FONT, color=theme.ink)
     return png(figure)
 
 
 def _curves(axis: Axes, pair: VictimPair, theme: Theme) -> list[tuple[float, str, str]]:
-    """The two curves of one victim; returns where they end, what they are and their colour."""
+    """Draw the two curves of one victim; return the end of each, its name and its colour."""
     ends = []
-    for cell, colour in ((pair.clean, theme.clean), (pair.protected, theme.protected)):
-        curves = np.array(cell.curves)
+    for stats, colour in ((pair.clean, theme.clean), (pair.protected, theme.protected)):
+        curves = np.array(stats.curves)
         steps, mean = np.arange(1, curves.shape[1] + 1), curves.mean(0)
         if len(curves) > 1:
             axis.fill_between(steps, curves.min(0), curves.max(0), color=colour, alpha=0.22, linewidth=0)
         axis.plot(steps, mean, color=colour, linewidth=2, marker="o" if len(steps) < 3 else None)
-        ends.append((float(mean[-1]), cell.data, colour))
+        ends.append((float(mean[-1]), stats.data, colour))
     return ends
 
 
 def matrix(pairs: Sequence[VictimPair], theme: Theme = LIGHT) -> bytes:
-    """Accuracy after the last epoch, mean over seeds: a row per countermeasure, clean beside protected for each network.
+    """Draw accuracy after the last epoch, mean over seeds: a row per countermeasure, clean beside protected for each network.
 
     The darker a cell, the more was learned.
     """
@@ -108,11 +109,11 @@ def matrix(pairs: Sequence[VictimPair], theme: Theme = LIGHT) -> bytes:
 
 
 def surrogate(networks: Mapping[str, Sequence[dict[str, Any]]], chosen: Sequence[int], theme: Theme = LIGHT) -> bytes:
-    """Loss and training accuracy per epoch, a curve per network; dots mark the checkpoints the protection was made with.
+    """Draw loss and training accuracy per epoch, a curve per network; dots mark the checkpoints that made the protection.
 
     Args:
         networks: epochs of each network, as in `surrogate/checkpoints.json`.
-        chosen: 0-based epochs of the ensemble; empty where nothing was protected yet.
+        chosen: 0-based epochs of the ensemble; empty before protection.
         theme: the colours.
     """
     one = len(networks) == 1
@@ -141,7 +142,7 @@ def surrogate(networks: Mapping[str, Sequence[dict[str, Any]]], chosen: Sequence
 
 
 def similarity(matrices: Sequence[Similarity], theme: Theme = LIGHT) -> bytes:
-    """Cosines between gradients, a panel per matrix, all in the same colours; what is orthogonal has that of the paper."""
+    """Draw cosines between gradients, a panel per matrix, all in the same colours; orthogonal ones have the colour of the paper."""
     columns = min(len(matrices), 2)
     rows = -(-len(matrices) // columns)
     figure, axes = drawing(5.2 if columns == 1 else 0.8 + 2.8 * rows, theme, rows, columns)
@@ -171,5 +172,5 @@ def similarity(matrices: Sequence[Similarity], theme: Theme = LIGHT) -> bytes:
 
 
 def _hundredths(value: float) -> str:
-    """Two decimals, and never a negative zero."""
+    """Return two decimals, and never a negative zero."""
     return f"{round(value, 2) + 0.0:.2f}"

@@ -6,45 +6,56 @@ import shlex
 import statistics
 
 from pipeline.config.schema import RunConfig
-from pipeline.results.run_results import Trained, VictimPair, budget, chance, finished, imperceptibility, pairs, similarities, trained
+from pipeline.results.run_results import RunResults
+from pipeline.results.victims import VictimPair, share_of
 from pipeline.storage.layout import PAGE
-from pipeline.storage.run import Run
-from sep.countermeasures.registry import clean_share
 from sep.methods.registry import METHODS
 
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+VISIBLE = ("psnr_db", "ssim", "changed_percent")  # means over the changed images
 
 
-def headline(run: Run) -> dict[str, float | str]:
-    """What was measured, under the same names wherever they appear; what was not measured is missing.
+def headline(results: RunResults) -> dict[str, float | str]:
+    """Return the figures of a run under the names that they have everywhere; a figure that was not measured is missing.
 
-    Accuracies are percent of the clean test images of protected classes after the last epoch, mean over the seeds of the `victim` that is
-    first among those asked for, one without countermeasure before others; they are missing where that one is, or has clean images
-    besides. `*_other_accuracy` are those on the other classes, if there are any; `*_std` is their sample standard deviation where there
-    are several seeds. `*_similarity` are mean cosines between the gradients of different checkpoints of a network, and of different
-    networks.
+    Accuracies are percent of the clean test images of protected classes after the last epoch, mean over seeds. They are those of the
+    `victim` that was asked for first, preferably one without countermeasure. They are missing where its training failed, or where it has
+    clean images besides the release. `*_other_accuracy` are accuracies on the unprotected classes, if there are any. `*_std` are sample
+    standard deviations over several seeds. `*_similarity` are mean cosines between the gradients of different checkpoints of a network,
+    and of different networks.
     """
-    found = finished(run)
+    return {**_of_data(results), **_of_protection(results), **_of_victims(results)}
+
+
+def _of_data(results: RunResults) -> dict[str, float | str]:
+    if "pack" not in results.manifests:
+        return {}
+    counts = results.manifests["pack"].counts
+    figures = {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
+    return figures | {"chance_accuracy": results.chance, "quarantined": counts["quarantined"]}
+
+
+def _of_protection(results: RunResults) -> dict[str, float | str]:
+    if "protect" not in results.manifests:
+        return {}
+    protect, measures = results.manifests["protect"], results.samples.measures
+    counts = protect.counts
+    figures = {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(results.budget)}
+    figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
+    figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
+    figures |= {"missing_shards": len(protect.missing)} if protect.missing else {}
+    figures |= {name: float(measures[name].mean()) for name in VISIBLE if measures[name].size}
+    within, between = ([m.mean for m in results.similarities if (m.network is None) is several] for several in (False, True))
+    figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
+    return figures | ({"network_similarity": between[0]} if between else {})
+
+
+def _of_victims(results: RunResults) -> dict[str, float | str]:
     figures: dict[str, float | str] = {}
-    if "pack" in found:
-        counts = found["pack"].counts
-        figures |= {"train_images": counts["train"], "test_images": counts["test"], "classes": len(counts["classes"])}
-        figures |= {"chance_accuracy": chance(found), "quarantined": counts["quarantined"]}
-    if "protect" in found:
-        counts, visible = found["protect"].counts, imperceptibility(run)
-        figures |= {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(budget(found))}
-        figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
-        figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
-        figures |= {"missing_shards": len(missing)} if (missing := found["protect"].missing) else {}
-        figures |= {name: statistics.fmean(visible[name]) for name in ("psnr_db", "ssim", "changed_percent") if visible[name]}
-        alike = similarities(run)
-        within, between = ([matrix.mean for matrix in alike if (matrix.network is None) is several] for several in (False, True))
-        figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
-        figures |= {"network_similarity": between[0]} if between else {}
-    there = trained(run, found)
-    figures |= {"missing_trials": len(there.missing), "trials": len(there.rows) + len(there.missing)} if there.missing else {}
-    if first := _first(there):
+    if missing := len(results.missing_trials):
+        figures |= {"missing_trials": missing, "trials": len(results.trials) + missing}
+    if first := _first(results):
         clean, protected = first.clean, first.protected
         figures |= {"victim": first.name, "seeds": len(protected.seeds)}
         named = {"clean": clean.last, "protected": protected.last, "protected_relabelled": protected.relabelled}
@@ -57,19 +68,19 @@ def headline(run: Run) -> dict[str, float | str]:
     return figures
 
 
-def _first(there: Trained) -> VictimPair | None:
-    """The victim by which a run is known; no other stands in for one that failed, nor one that has clean images besides."""
-    if not there.rows:
+def _first(results: RunResults) -> VictimPair | None:
+    """Return the victim by which a run is known; no other stands in for one that failed, nor one that has clean images besides."""
+    if not results.trials:
         return None
-    asked = there.asked["victim"]
-    alone = [name for name in asked["countermeasures"] if clean_share(name) is None]
+    asked = results.victim_asked["victim"]
+    alone = [name for name in asked["countermeasures"] if share_of(name) is None]
     wanted = (asked["networks"][0], "none" if "none" in alone else alone[0]) if alone else None
-    return next((pair for pair in pairs(there.rows) if (pair.clean.network, pair.clean.countermeasure) == wanted), None)
+    return next((pair for pair in results.of_release if (pair.clean.network, pair.clean.countermeasure) == wanted), None)
 
 
-def summary(config: RunConfig, folder: Run) -> str:
-    """The short table for the end of a run: the figures there are, and where to look next."""
-    known = headline(folder)
+def summary(config: RunConfig, results: RunResults) -> str:
+    """Return the short table for the end of a run: its figures, and where to look next."""
+    known, folder = headline(results), results.folder
 
     def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
         return [f"  {label:<24}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
@@ -84,9 +95,9 @@ def summary(config: RunConfig, folder: Run) -> str:
         *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
-        *line("SSIM", "ssim", "", "the same; 1 is no change", ".3f"),
-        *line("missing shards", "missing_shards", "", "crafting them failed, and the run kept going without them", "d"),
-        *line("quarantined", "quarantined", "", f"of {known.get('train_images')} + {known.get('test_images')} images packed", "d"),
+        *line("SSIM", "ssim", "", "mean of the same images; 1 means no change", ".3f"),
+        *line("missing shards", "missing_shards", "", "crafting failed for them, and the run went on without them", "d"),
+        *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),
     ]
     where = shlex.quote(folder.uri)
     looks = [f"audit     python pipeline/verify.py --run {where}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +41,19 @@ def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """
     # Not pq.read_table: a pool thread may release its buffer, which is a Python object, while the interpreter exits, and abort.
     return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+
+
+def stream_table(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet table in batches, of which one is in memory at a time; columns that the table lacks are left out.
+
+    Raises:
+        FileNotFoundError: the table is missing.
+        pyarrow.ArrowInvalid: the table is damaged.
+    """
+    with folder.stream(name) as stream:
+        file = pq.ParquetFile(stream)
+        there = [column for column in columns if column in file.schema_arrow.names]
+        yield from file.iter_batches(ROW_GROUP, columns=there, use_threads=False)
 
 
 def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:

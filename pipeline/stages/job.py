@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from cluster.deadline import Deadline
 from cluster.executor import open_executor
-from pipeline.config.schema import UNTRACKED, RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import shared_stages
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import summary
 from pipeline.stages import addition
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.driver_lock import driver_lock
-from pipeline.storage.folder import Folder
 from pipeline.storage.run import Point, open_run
-from pipeline.tracking.untracked import Recorder, Untracked
+from pipeline.tracking.tracker import open_tracker
 
 
 def run(config: RunConfig) -> tuple[str, list[str]]:
@@ -31,7 +31,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
     swept = None
     executor = open_executor(config.executor, Deadline.after(config.minutes))
     with driver_lock(folder) as leaving:
-        tracker = _open_tracker(config, folder)
+        tracker = open_tracker(config, folder)
         status = "FAILED"
         try:
             stages = shared_stages(config) if config.sweep else config.needed_stages
@@ -51,12 +51,4 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
             leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
             executor.close()
-    return swept.text if swept else summary(config, folder), faults
-
-
-def _open_tracker(config: RunConfig, folder: Folder) -> Recorder:
-    if config.tracking_uri == UNTRACKED:
-        return Untracked()
-    from pipeline.tracking.sweep_tracker import SweepTracker
-
-    return SweepTracker(config, folder)
+    return swept.text if swept else summary(config, RunResults.read(folder)), faults

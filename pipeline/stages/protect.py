@@ -18,7 +18,7 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import ProtectConfig, RunConfig, resolved, to_tree
+from pipeline.config.schema import ProtectConfig, RunConfig, deciding, resolved, to_tree
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
@@ -35,8 +35,6 @@ from sep.execution import Precision, resolve
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("batch_size", "tasks_per_gpu")  # between two starts: they decide how fast, not what
-
 
 def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Protect the shards that are not protected yet.
@@ -48,7 +46,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     pack, protect = Manifest.load(folder, "pack"), config.protect
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
-    section = {name: value for name, value in to_tree(resolved(protect)).items() if name not in MAY_CHANGE}
+    section = deciding(resolved(protect))
     if protect.kind.noise_rounds:  # the network that is trained against the noise is trained as a surrogate is
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)

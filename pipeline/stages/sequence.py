@@ -8,13 +8,13 @@ from typing import Any
 from cluster.executor import Executor
 from cluster.work import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
-from pipeline.results.run_results import configuration, finished
+from pipeline.results.run_results import RunResults
 from pipeline.stages import pack, protect, surrogate, victim
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.untracked import StageRecorder
+from pipeline.tracking.tracker import Tracker
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.networks import check_networks
 
@@ -46,7 +46,7 @@ def check(config: RunConfig, folder: Run) -> None:
     check_clean_shares(config, folder, packed)
 
 
-def run_stages(config: RunConfig, folder: Run, tracker: StageRecorder, executor: Executor, stages: Collection[StageName]) -> list[str]:
+def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:
     """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
 
     Raises:
@@ -63,9 +63,10 @@ def run_stages(config: RunConfig, folder: Run, tracker: StageRecorder, executor:
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, executor).missing]
             except WorkFailed:
-                tracker.log_stage(name)  # what there is of it
+                tracker.log_stage(name, RunResults.read(folder))  # what there is of it
                 raise
             # What the finished stages were made with, whatever this start was asked for besides.
-            folder.write(CONFIG, to_json(configuration(config, finished(folder))))
-            tracker.log_stage(name)
+            results = RunResults.read(folder)
+            folder.write(CONFIG, to_json(results.configuration(config)))
+            tracker.log_stage(name, results)
     return missing

@@ -15,14 +15,14 @@ from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
 from pipeline.pages.comparison_page import VERSION, write
 from pipeline.results.comparison import compare, text
-from pipeline.results.run_results import read
+from pipeline.results.run_results import RunResults
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import COMPARISON, PAGE, SHARED, STARTED
 from pipeline.storage.records import digest
 from pipeline.storage.run import begin, point
 from pipeline.storage.stage import Stage
-from pipeline.tracking.untracked import Recorder
+from pipeline.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Outcome:
     failed: dict[str, str]  # point -> cause
 
 
-def execute(config: RunConfig, folder: Folder, tracker: Recorder, executor: Executor) -> Outcome:
+def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor) -> Outcome:
     """Go on with every point that is not finished, and compare them all.
 
     Args:
@@ -52,7 +52,7 @@ def execute(config: RunConfig, folder: Folder, tracker: Recorder, executor: Exec
         OSError: storage gave up.
     """
     asked = grid(config)
-    tracker.begin()
+    tracker.begin_sweep(RunResults.read(folder))
     # What was begun comes first: if the configuration changed since, that stops the sweep before new points are made with another.
     ordered = sorted(asked, key=lambda wanted: not point(folder, wanted.name).exists(f"protect/{STARTED}"))
     missing: list[str] = []
@@ -67,16 +67,16 @@ def execute(config: RunConfig, folder: Folder, tracker: Recorder, executor: Exec
     return Outcome(_conclude(config, asked, folder, tracker), missing, failed)
 
 
-def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Recorder) -> str:
+def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Tracker) -> str:
     """Compare the points that are protected, in `comparison/` of the run; returns what there is to say."""
-    runs = [found for wanted in asked if "protect" in (found := read(point(folder, wanted.name))).found]
+    runs = [found for wanted in asked if "protect" in (found := RunResults.read(point(folder, wanted.name))).manifests]
     if not runs:
         return "no point of the sweep is protected yet"
     # From cheap to dear, in whatever order they were asked for.
-    runs.sort(key=lambda measured: (measured.gradients_per_image, measured.uri))
-    made_from = digest([[*(stage.digest for stage in of.found.values()), *of.trained.unfinished.values()] for of in runs])
+    runs.sort(key=lambda measured: (measured.gradients_per_image, measured.folder.uri))
+    made_from = digest([[*(stage.digest for stage in of.manifests.values()), *of.unfinished.values()] for of in runs])
     section = {"made_from": made_from, "version": VERSION}
-    inputs = tuple(name for name in SHARED if any(name in measured.found for measured in runs))  # baselines need no surrogate
+    inputs = tuple(name for name in SHARED if any(name in measured.manifests for measured in runs))  # baselines need no surrogate
     compared, stage = compare(runs), Stage(folder, COMPARISON, section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest is None:
         write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
@@ -85,7 +85,7 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     return f"{text(compared)}\n\n  page      {stage.folder.uri}/{PAGE}"
 
 
-def _run_point(wanted: GridPoint, run: Folder, tracker: Recorder, executor: Executor) -> list[str]:
+def _run_point(wanted: GridPoint, run: Folder, tracker: Tracker, executor: Executor) -> list[str]:
     """The stages of one point, logged under the sweep's run; the shards that it kept going without."""
     folder = begin(run, wanted.name, wanted.settings)
     nested = tracker.point(wanted.config, folder)

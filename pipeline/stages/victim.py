@@ -19,7 +19,7 @@ import torch
 from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import WorkFailed
-from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.schema import RunConfig, deciding
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
@@ -36,7 +36,6 @@ from sep.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("trials_per_gpu",)  # between two starts: it decides how fast, not what
 SCHEMA = pa.schema(
     [
         ("network", pa.string()),
@@ -86,7 +85,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         WorkFailed: trials failed, after all others were finished.
     """
     victim, inputs = config.victim, ("pack", "protect")
-    section = {name: value for name, value in to_tree(victim).items() if name not in MAY_CHANGE}
+    section = deciding(victim)
     stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest

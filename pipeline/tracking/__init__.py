@@ -1,1 +1,1 @@
-"""What MLflow is told of a run. Only the driver talks to it."""
+"""Tracking of a run in MLflow. Only the driver talks to it."""

@@ -1,4 +1,4 @@
-"""An MLflow tracker as the driver uses it: through explicit run ids, loaded when first needed, within MLflow's limits."""
+"""MLflow as the driver uses it: through explicit run ids, loaded when first needed, within MLflow's limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 MOST_METRICS, MOST_PARAMS, LONGEST_VALUE, LONGEST_DIGEST = 1000, 100, 6000, 36  # MLflow's limits
-NOTE = "mlflow.note.content"  # what the UI shows as the description, in Markdown
+NOTE = "mlflow.note.content"  # the tag that the UI shows as the description, in Markdown
 
 
 class Store:
@@ -47,13 +47,13 @@ class Store:
 
     @staticmethod
     def errors() -> tuple[type[Exception], ...]:
-        """What is raised where the tracker, its database or its artifacts cannot be reached."""
+        """Return the exceptions raised where the tracker, its database or its artifacts cannot be reached."""
         from mlflow.exceptions import MlflowException
 
         return MlflowException, OSError
 
     def is_active(self, run: str) -> bool:
-        """Whether the tracker knows a run, and nobody has deleted it."""
+        """Return whether the tracker knows a run that nobody has deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -64,7 +64,7 @@ class Store:
             raise
 
     def experiment(self, name: str, note: str) -> str:
-        """Id of an experiment, made with this description if need be; artifacts of a SQLite database lie beside it."""
+        """Return the id of an experiment, made with this description if need be; artifacts of a SQLite database lie beside it."""
         location = None
         if self.uri.startswith("sqlite:///"):
             beside = Path(self.uri.removeprefix("sqlite:///")).absolute().parent
@@ -72,31 +72,33 @@ class Store:
             location = (beside / "mlflow").as_uri()
         known = self.client.get_experiment_by_name(name)
         if known is None:
-            # The kind is how the UI greets: training runs, not chat traces.
+            # The kind decides what the UI shows first: training runs, not chat traces.
             return str(self.client.create_experiment(name, location, {"mlflow.experimentKind": "custom_model_development", NOTE: note}))
         if known.lifecycle_stage != "active":
             self.client.restore_experiment(known.experiment_id)
         return str(known.experiment_id)
 
     def create(self, experiment: str, name: str, tags: Mapping[str, Any], start: float) -> str:
-        """A new run that began at `start`, in seconds; returns its id."""
+        """Create a run that began at `start`, in seconds; return its id."""
         described = {key: str(value) for key, value in tags.items()} | {"mlflow.source.name": "pipeline/run.py"}
         run = self.client.create_run(experiment, start_time=int(1000 * start), tags=described, run_name=name)
         return str(run.info.run_id)
 
-    def set_tags(self, run: str, tags: Mapping[str, Any]) -> None:
-        """Tags, in the place of those of the same names."""
+    def set_tags(self, run: str, tags: Mapping[str, Any], absent: Collection[str] = ()) -> None:
+        """Set tags, over earlier values, and delete the `absent` ones."""
         for name, value in tags.items():
             self.client.set_tag(run, name, str(value))
+        for name in absent and self.client.get_run(run).data.tags.keys() & set(absent):
+            self.client.delete_tag(run, name)
 
     def supersede(self, runs: Iterable[str]) -> None:
-        """Tag and delete runs that are still there; MLflow keeps deleted runs restorable."""
+        """Tag and delete the runs that still exist; MLflow can restore deleted runs."""
         for run in filter(self.is_active, runs):
             self.client.set_tag(run, "superseded", "true")
             self.client.delete_run(run)
 
     def log_metrics(self, run: str, *steps: Mapping[str, Any]) -> None:
-        """Metrics of step 0, 1, ...; what is not finite is left out, because the tracker would make it a number."""
+        """Log metrics of step 0, 1, ...; values that are not finite are left out, because the tracker would make numbers of them."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -106,7 +108,7 @@ class Store:
             self.client.log_batch(run, metrics=metrics[start : start + MOST_METRICS])
 
     def log_params(self, run: str, values: Mapping[str, Any]) -> None:
-        """Parameters, which can be said only once of a run."""
+        """Log parameters, which cannot be changed later."""
         from mlflow.entities import Param
 
         params = [Param(name, str(value)[:LONGEST_VALUE]) for name, value in values.items()]
@@ -114,7 +116,7 @@ class Store:
             self.client.log_batch(run, params=params[start : start + MOST_PARAMS])
 
     def log_input(self, run: str, name: str, manifest: Manifest, folder: Folder, context: str) -> None:
-        """The shards of a stage as a data set of a run, with their digest; `context` says what for."""
+        """Log the shards of a stage as a data set of a run, with their digest; `context` says what for."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         counts = {split: sum(shard.count for shard in shards) for split, shards in manifest.shards.items()}
@@ -124,7 +126,7 @@ class Store:
         self.client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
     def log_files(self, run: str, files: Mapping[str, bytes]) -> None:
-        """Artifacts by their path."""
+        """Log artifacts by their path."""
         with tempfile.TemporaryDirectory() as place:
             for name, data in files.items():
                 path = Path(place, name)

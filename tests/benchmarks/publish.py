@@ -17,16 +17,19 @@ import json
 import sys
 from typing import Any
 
+from pipeline.config.marks import marked, without
 from pipeline.config.presets import from_tree
+from pipeline.config.schema import RunConfig, VictimConfig
 from pipeline.reproduction.machine import hardware
-from pipeline.results.run_results import Manifests, Spread, budget, configuration, finished, psnr_values, similarities, trials
+from pipeline.results.run_results import RunResults
+from pipeline.results.victims import Row, Spread
 from pipeline.storage.records import flatten, to_json
-from pipeline.storage.run import Run, open_run
+from pipeline.storage.run import open_run
 from tests.benchmarks import tables
 from tests.benchmarks.tables import TABLES, Card, with_table
 
 # Settings that decide no figure, or are told apart.
-WHERE = ("run", "data", "add", "seed", "stages", "workers", "keep_going", "overwrite", "config", "preset")
+WHERE = ("run", "data", "seed", "preset", *marked(RunConfig))
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
@@ -41,10 +44,10 @@ def make(name: str, runs: list[str]) -> Card:
     Raises:
         ValueError: the runs differ in more than their seed and victims, lack victims, or victims of theirs cannot be put together.
     """
-    folders = [open_run(run) for run in runs]
-    stages = [finished(folder) for folder in folders]
-    trees = [configuration(from_tree(json.loads(f.read("config.json"))), s) for f, s in zip(folders, stages, strict=True)]
-    settings = [{k: v for k, v in tree.items() if k not in (*WHERE, "victim")} for tree in trees]
+    read = [RunResults.read(open_run(run)) for run in runs]
+    stages = [results.manifests for results in read]
+    trees = [results.configuration(from_tree(json.loads(results.folder.read("config.json")))) for results in read]
+    settings = [without(tree, (*WHERE, "victim")) for tree in trees]
     if any(other != settings[0] for other in settings):
         raise ValueError(f"the runs differ in more than their seed and victims: {[flatten(tree) for tree in settings]}")
     unfinished = [run for run, found in zip(runs, stages, strict=True) if "victim" not in found]
@@ -52,16 +55,16 @@ def make(name: str, runs: list[str]) -> Card:
         raise ValueError(f"these runs have not finished their victims: {', '.join(unfinished)}")
     victims = [tree["victim"] for i, tree in enumerate(trees) if tree["victim"] not in [earlier["victim"] for earlier in trees[:i]]]
     # Runs that share a release, or an earlier stage, hold copies of it: what was made once counts once.
-    made = {(stage, found[stage].digest): (folder, found[stage]) for folder, found in zip(folders, stages, strict=True) for stage in found}
-    releases = {digest: folder for (stage, digest), (folder, _) in made.items() if stage == "protect"}
-    released = [manifest.counts for (stage, _), (_, manifest) in made.items() if stage == "protect"]
+    made = {(stage, manifest.digest): (results, manifest) for results in read for stage, manifest in results.manifests.items()}
+    releases = [results for (stage, _), (results, _) in made.items() if stage == "protect"]
+    released = [results.manifests["protect"].counts for results in releases]
     counts = stages[0]["protect"].counts
     return {
         "name": name,
         "preset": trees[0]["preset"],
         "seeds": sorted({tree["seed"] for tree in trees}),
         **{key: counts[key] for key in ("method", "targets", "precision") if key in counts},
-        "budget": str(budget(stages[0])),
+        "budget": str(read[0].budget),
         "surrogate": ", ".join(settings[0]["surrogate"]["networks"]),
         "classes": len(stages[0]["pack"].counts["classes"]),
         "protected_classes": len(counts["classes"]),
@@ -69,31 +72,31 @@ def make(name: str, runs: list[str]) -> Card:
         "linf_levels": max(stage["protect"].counts["linf_levels"] for stage in stages),
         # Of methods that train against their noise: whether it was done, or the rounds ran out.
         **{name: spread([each[name] for each in released]) for name in ("noise_rounds", "noise_error") if name in counts},
-        "psnr_db": spread([sum(values) / len(values) for values in map(psnr_values, releases.values())]),
+        "psnr_db": spread([float(results.samples.measures["psnr_db"].mean()) for results in releases]),
         "gradient_cosines": [  # of the first release; between pairs of checkpoints, the network None: of several networks' last ones
-            {"network": alike.network, "members": alike.labels, "mean": round(alike.mean, 3)} for alike in similarities(folders[0])
+            {"network": alike.network, "members": alike.labels, "mean": round(alike.mean, 3)} for alike in read[0].similarities
         ],
-        "victims": trained(folders, stages, trees),
+        "victims": trained(read, trees),
         "seconds": {stage: spread([m.seconds for (made_by, _), (_, m) in made.items() if made_by == stage]) for stage in stages[0]},
         "hardware": hardware(),
         "versions": stages[0]["protect"].versions,
     }
 
 
-def trained(folders: list[Run], stages: list[Manifests], trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def trained(read: list[RunResults], trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Accuracies per network, countermeasure and kind of data over the trainings of all runs.
 
     Raises:
         ValueError: a training would count twice, or trainings that count as one had different settings.
     """
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     how: dict[str, dict[str, Any]] = {}
     seen = set()
-    for folder, found, tree in zip(folders, stages, trees, strict=True):
-        training = {name: value for name, value in tree["victim"].items() if not isinstance(value, list)}
-        for row in trials(folder, found):
+    for results, tree in zip(read, trees, strict=True):
+        training = {n: value for n, value in without(tree["victim"], marked(VictimConfig)).items() if not isinstance(value, list)}
+        for row in results.trials:
             network, countermeasure, data = (row[key] for key in ("network", "countermeasure", "data"))
-            which = (found["pack" if data == "clean" else "protect"].digest, network, countermeasure, row["seed"])
+            which = (results.manifests["pack" if data == "clean" else "protect"].digest, network, countermeasure, row["seed"])
             if which in seen:
                 raise ValueError(f"{network}, {countermeasure}, seed {row['seed']} was trained on the same {data} images in two runs")
             if how.setdefault(network, training) != training:

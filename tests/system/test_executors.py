@@ -19,7 +19,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.stages import surrogate
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
-from pipeline.tracking.untracked import Untracked
+from pipeline.tracking.tracker import NoTracker
 from tests.fixtures.executors import LOCAL, RAY
 
 pytestmark = pytest.mark.ray
@@ -34,7 +34,7 @@ class Runs(NamedTuple):
 
 def execute(folder: Path, executor: Executor) -> RunConfig:
     config = replace(preset("smoke"), run=str(folder), workers=1, stages=("pack", "surrogate", "protect", "victim"))
-    run_stages(config, Folder.open(config.run), Untracked(), executor, config.needed_stages)
+    run_stages(config, Folder.open(config.run), NoTracker(), executor, config.needed_stages)
     return config
 
 

@@ -12,7 +12,8 @@ from pipeline.config.command_line import parse
 from pipeline.config.presets import PRESETS, from_tree, preset
 from pipeline.config.schema import STAGES, RunConfig, resolved, to_tree
 from pipeline.config.sweep_grid import grid
-from pipeline.results.run_results import configuration
+from pipeline.results.run_results import RunResults
+from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import COUNTERMEASURES
 from sep.ensemble import equally_spaced
 from sep.methods.registry import Method
@@ -86,8 +87,9 @@ def test_what_is_recorded_is_the_number_that_it_comes_to() -> None:
     methods: dict[Method, int] = {"sep": 30, "sep-fa-vr": 15, "tap": 15}  # of tap what it was when the preset had a number
     for method, count in methods.items():
         config = with_method("cifar10", method)
-        assert configuration(config, {})["protect"]["checkpoints"] == count
-        assert from_tree(configuration(config, {})).protect == resolved(config.protect)
+        tree = RunResults(Folder.open(config.run)).configuration(config)
+        assert tree["protect"]["checkpoints"] == count
+        assert from_tree(tree).protect == resolved(config.protect)
 
 
 @pytest.mark.parametrize("method", ["noise", "linear-separable"])

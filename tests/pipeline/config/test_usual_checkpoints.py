@@ -10,9 +10,10 @@ import pytest
 
 from cluster import session
 from pipeline.config.schema import RunConfig
+from pipeline.results.run_results import RunResults
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
-from pipeline.tracking.sweep_tracker import SweepTracker
+from pipeline.tracking.tracker import MlflowTracker
 from sep.methods.registry import Method
 from tests.fixtures import finished_run
 from tests.fixtures.executors import RAY
@@ -47,6 +48,7 @@ def test_the_stage_records_a_number_and_takes_it_for_the_same(trained: tuple[Run
 def test_a_sweep_over_methods_has_numbers_in_its_points(trained: tuple[RunConfig, Folder]) -> None:
     config, folder = trained
     config = replace(config, sweep=("protect.method=sep,sep-fa-vr",))
-    assert set(SweepTracker(config, folder)._of_points({})) == {"protect.method", "protect.checkpoints"}
+    nothing = RunResults(folder)
+    assert MlflowTracker(config, folder)._of_points(nothing) == {"protect.method", "protect.checkpoints"}
     given = replace(config, protect=replace(config.protect, checkpoints=4))
-    assert set(SweepTracker(given, folder)._of_points({})) == {"protect.method"}
+    assert MlflowTracker(given, folder)._of_points(nothing) == {"protect.method"}

@@ -7,14 +7,14 @@ import pytest
 
 from pipeline.pages import image_figures
 from pipeline.pages.canvas import DARK, LIGHT, Theme
-from pipeline.pages.image_figures import Triplet
+from pipeline.results.samples import ImagePair
 from tests.fixtures.drawn import decoded, share
 
 
 def test_samples_shows_the_images_themselves_and_the_difference_amplified_to_the_full_range() -> None:
     clean = np.full((16, 16, 3), (200, 40, 120), np.uint8)
     protected = clean + np.array([8, -8, 0]).astype(np.uint8)  # the whole budget up, down, and nothing
-    shown = [Triplet("one", clean, protected), Triplet("a class with a very long name", clean, protected)]
+    shown = [ImagePair("one", clean, protected), ImagePair("a class with a very long name", clean, protected)]
     picture = decoded(image_figures.samples(shown, 8))
     assert image_figures.amplification(8) == 15
     for levels in ((200, 40, 120), (208, 32, 120), (248, 8, 128)):
@@ -32,14 +32,15 @@ def test_enlarging_keeps_every_pixel_and_leaves_large_images_alone() -> None:
 @pytest.mark.parametrize("values", [[33.0], [33.0] * 10, [30.0, 31.0, 40.0], [0.9, 0.95, 0.97] * 50])
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
 def test_a_distribution_is_drawn_for_any_spread(values: list[float], theme: Theme) -> None:
-    picture = decoded(image_figures.imperceptibility({"psnr_db": values}, theme))
+    picture = decoded(image_figures.imperceptibility({"psnr_db": np.array(values)}, theme))
     assert 1 - share(picture, theme.paper) > 0.03
 
 
 def test_every_measure_that_was_taken_has_its_panel() -> None:
-    measured = {"psnr_db": [30.0, 31.0], "ssim": [0.9, 0.95], "linf_levels": [8.0, 8.0], "changed_percent": [98.0, 100.0]}
+    taken = {"psnr_db": [30.0, 31.0], "ssim": [0.9, 0.95], "linf_levels": [8.0, 8.0], "changed_percent": [98.0, 100.0]}
+    measured = {name: np.array(values) for name, values in taken.items()}
     whole = decoded(image_figures.imperceptibility(measured))
-    earlier = decoded(image_figures.imperceptibility(measured | {"ssim": [], "changed_percent": []}))
+    earlier = decoded(image_figures.imperceptibility(measured | {"ssim": np.empty(0), "changed_percent": np.empty(0)}))
     assert whole.shape[0] > 1.7 * earlier.shape[0]
     bars = [share(quarter, "#de643a", 40) for half in np.array_split(whole, 2) for quarter in np.array_split(half, 2, axis=1)]
     assert min(bars) > 0.02
@@ -66,11 +67,11 @@ def test_the_spectrum_of_noise_is_flat_and_that_of_the_images_falls() -> None:
     image = image_figures.by_frequency(image_figures.magnitude([image.astype(float) for image in clean]))[1]
     assert change.max() < 1.3 * change.min()
     assert image[0] > 20 * image[-1]
-    picture = decoded(image_figures.spectrum([Triplet("", *pair) for pair in zip(clean, protected, strict=True)]))
+    picture = decoded(image_figures.spectrum([ImagePair("", *pair) for pair in zip(clean, protected, strict=True)]))
     for colour in (LIGHT.clean, LIGHT.protected):
         assert share(picture, colour) > 0.002
 
 
 def test_a_wrapped_name_is_no_formula() -> None:
     image = np.full((16, 16, 3), 128, np.uint8)
-    assert decoded(image_figures.samples([Triplet(r"$\frac{$", image, image)], 8)).size
+    assert decoded(image_figures.samples([ImagePair(r"$\frac{$", image, image)], 8)).size

@@ -11,7 +11,8 @@ from matplotlib.text import Annotation
 
 from pipeline.pages import canvas, training_figures
 from pipeline.pages.canvas import DARK, LIGHT, Theme
-from pipeline.results.run_results import Similarity, pairs
+from pipeline.results.similarity import Similarity
+from pipeline.results.victims import pairs
 from sep.models import NetworkName
 from tests.fixtures.drawn import decoded, share
 

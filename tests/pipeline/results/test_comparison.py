@@ -17,10 +17,9 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid, shared_stages
 from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import VERSION
-from pipeline.results import run_results
 from pipeline.results.comparison import NONE, crafting_seconds, made, measured, rows
 from pipeline.results.comparison import compare as side_by_side
-from pipeline.results.run_results import Measured, read
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.stages import sweep
@@ -49,8 +48,8 @@ def words(text: str) -> str:
     return re.sub(r"[ \t]+", " ", text)
 
 
-def both(*folders: Path) -> list[Measured]:
-    return [read(Folder.open(str(folder))) for folder in folders]
+def both(*folders: Path) -> list[RunResults]:
+    return [RunResults.read(Folder.open(str(folder))) for folder in folders]
 
 
 def test_prints_what_the_runs_measured(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,8 +58,8 @@ def test_prints_what_the_runs_measured(runs: dict[str, Path], tmp_path: Path, ca
     out, err = capsys.readouterr()
     assert "warning" not in out + err
     for name, levels, steps in (("eight", 8, 4), ("four", 4, 2)):
-        known = headline(folder := Folder.open(str(runs[name])))
-        (pair,) = run_results.pairs(run_results.trials(folder, run_results.finished(folder)))
+        known = headline(results := RunResults.read(Folder.open(str(runs[name]))))
+        (pair,) = results.pairs
         spreads = " ".join(str(spread) for spread in (pair.clean.last, pair.protected.last, pair.protected.peak, pair.protected.relabelled))
         assert f"resnet8 {name} 2 {spreads}" in words(out)
         gradients = 36 * steps * 2  # images, steps, checkpoints
@@ -76,7 +75,7 @@ def test_writes_the_same_as_tables_pictures_and_a_page(runs: dict[str, Path], tm
     rows = {row["run"]: row for row in read_table(Folder.open(str(to)), "comparison.parquet").to_pylist()}
     assert list(rows) == ["eight", "four", "without"]
     for name in ("eight", "four"):
-        known = headline(Folder.open(str(runs[name])))
+        known = headline(RunResults.read(Folder.open(str(runs[name]))))
         for column in (
             "clean_accuracy",
             "clean_accuracy_std",
@@ -159,33 +158,33 @@ def test_what_a_method_does_not_use_is_not_listed(runs: dict[str, Path], method:
     ]
 
 
-def _counted(path: Path, rate: float = 1.0, seconds: float = 0.0, **counts: object) -> Measured:
+def _counted(path: Path, rate: float = 1.0, seconds: float = 0.0, **counts: object) -> RunResults:
     """A run whose protection has counted something else."""
-    run = read(Folder.open(str(path)))
-    protect = run.found["protect"]
+    run = RunResults.read(Folder.open(str(path)))
+    protect = run.manifests["protect"]
     timing = protect.timing | {"images_per_second": rate, "preparation_seconds": seconds}
     changed = replace(protect, counts=protect.counts | counts, timing=timing)
-    return replace(run, found=run.found | {"protect": changed})
+    return replace(run, manifests={**run.manifests, "protect": changed})
 
 
 def test_a_start_that_crafted_nothing_says_nothing_of_the_cost(runs: dict[str, Path]) -> None:
     run = _counted(runs["eight"], rate=0.0)
-    assert crafting_seconds(run.found["protect"]) is None
+    assert crafting_seconds(run.manifests["protect"]) is None
     (row, *_) = rows(side_by_side([run]))
     assert row["crafting_seconds"] is None
     table = made(side_by_side([run]))
     assert table.lines[0][table.head.index("crafting")] == NONE
-    assert crafting_seconds(_counted(runs["eight"], rate=2.0).found["protect"]) == 18
+    assert crafting_seconds(_counted(runs["eight"], rate=2.0).manifests["protect"]) == 18
 
 
 def test_what_is_made_before_the_first_shard_is_part_of_the_cost(runs: dict[str, Path]) -> None:
     run = _counted(runs["eight"], rate=2.0, seconds=600.0)
-    assert crafting_seconds(run.found["protect"]) == 618
+    assert crafting_seconds(run.manifests["protect"]) == 618
 
 
 @pytest.mark.parametrize(("values", "line"), [((5, 10), "-"), (("tap", "sep"), "None")])
 def test_points_are_joined_along_numbers_and_not_along_names(runs: dict[str, Path], values: tuple[object, object], line: str) -> None:
-    swept = {f"run {value}": replace(_counted(runs["eight"]), settings={"protect.it": value}) for value in values}
+    swept = {f"run {value}": replace(_counted(runs["eight"]), swept={"protect.it": value}) for value in values}
     (victim,) = {pair.name for pair in swept[f"run {values[0]}"].pairs[:1]}
     own = {name: next(pair for pair in run.pairs if pair.name == victim) for name, run in swept.items()}
     axis = Figure().subplots()
@@ -265,7 +264,7 @@ def test_wrong_usage(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) 
         compare.main([])
     assert stopped.value.code == 2
     assert compare.main([str(runs["eight"]), "--to", str(runs["four"])]) == 1  # nothing of a run is written over
-    assert "holds something else" in capsys.readouterr().err
+    assert "holds something other" in capsys.readouterr().err
 
 
 def test_names_are_as_long_as_they_have_to_be(runs: dict[str, Path], tmp_path: Path) -> None:

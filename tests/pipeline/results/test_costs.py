@@ -13,26 +13,26 @@ from matplotlib.text import Text
 from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import write
 from pipeline.results.comparison import EXPLAINED, NONE, Comparison, compare, made, rows, text
-from pipeline.results.run_results import Measured, read
+from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PAGE
 from tests.fixtures import finished_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
     """A run by feature alignment, whose surrogate took eleven minutes."""
     path = tmp_path_factory.mktemp("runs") / "run"
     finished_run.write(path)
-    measured = read(Folder.open(str(path)))
-    surrogate = replace(measured.found["surrogate"], timing={"seconds": 660.0})
-    return replace(measured, found=measured.found | {"surrogate": surrogate})
+    measured = RunResults.read(Folder.open(str(path)))
+    surrogate = replace(measured.manifests["surrogate"], timing={"seconds": 660.0})
+    return replace(measured, manifests={**measured.manifests, "surrogate": surrogate})
 
 
-def by(run: Measured, method: str, **counts: Any) -> Measured:
+def by(run: RunResults, method: str, **counts: Any) -> RunResults:
     """The same, as if another method had protected it."""
-    protect = replace(run.found["protect"], counts=run.found["protect"].counts | {"method": method, **counts})
-    return replace(run, uri=f"/runs/by-{method}", found=run.found | {"protect": protect})
+    protect = replace(run.manifests["protect"], counts=run.manifests["protect"].counts | {"method": method, **counts})
+    return replace(run, folder=Folder.open(f"/runs/by-{method}"), trials=run.trials, manifests={**run.manifests, "protect": protect})
 
 
 def seconds(compared: Comparison) -> list[str]:
@@ -42,7 +42,7 @@ def seconds(compared: Comparison) -> list[str]:
     return [line[column] for line in table.lines]
 
 
-def test_the_surrogate_stands_beside_the_crafting_that_needs_it(run: Measured, tmp_path: Path) -> None:
+def test_the_surrogate_stands_beside_the_crafting_that_needs_it(run: RunResults, tmp_path: Path) -> None:
     compared = compare([by(run, method) for method in ("sep-fa", "tap", "error-min", "noise", "one-pixel")])
     assert seconds(compared) == ["660 s", "660 s", NONE, NONE, NONE]
     assert list(dict.fromkeys((row["method"], row["surrogate_seconds"]) for row in rows(compared))) == [
@@ -62,7 +62,7 @@ def test_the_surrogate_stands_beside_the_crafting_that_needs_it(run: Measured, t
 
 @pytest.mark.parametrize("methods", [(), ("noise",), ("noise", "linear-separable", "autoregressive", "one-pixel")])
 def test_methods_that_need_no_gradient_are_named_where_they_are_not_drawn(
-    run: Measured, methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    run: RunResults, methods: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.results.findings import findings, in_parts
-from pipeline.results.run_results import VictimPair, pairs
-from tests.pipeline.results.test_findings import found_of, pair
+from pipeline.results.victims import VictimPair, pairs
+from tests.pipeline.results.test_findings import found_in, found_of, pair
 
 RELEASE = pair(57.0, 19.8, 25.0)
 
@@ -17,11 +16,10 @@ def alone(accuracy: float, countermeasure: str = "clean-only-10", network: str =
 
 def on_diluted(*measured: VictimPair, tests: int = 5000) -> list[str]:
     """The sentences on dilutions; nothing else may speak of them."""
-    said = findings(found_of(10), [RELEASE, *measured], tests)
-    whole, countered = in_parts(said)
-    found = [sentence for sentence in said if sentence.startswith("Where a stranger has")]
-    assert countered[-len(found) :] == found
-    for sentence in {*whole, *countered}.difference(found):
+    said = found_in(found_of(10), [RELEASE, *measured], tests)
+    found = [sentence for sentence in said.sentences if sentence.startswith("If an adversary also has")]
+    assert list(said.countermeasures[-len(found) :]) == found
+    for sentence in set(said.sentences).difference(found):
         assert "dilution" not in sentence
         assert "clean-only" not in sentence
     return found
@@ -30,25 +28,25 @@ def on_diluted(*measured: VictimPair, tests: int = 5000) -> list[str]:
 @pytest.mark.parametrize(
     ("mixed", "share", "says"),
     [
-        (41.5, 41.0, "the protected ones add next to nothing"),
-        (39.0, 41.0, "the protected ones add next to nothing"),
-        (27.5, 41.0, "the protected ones take 13.5 points away"),
-        (46.0, 41.0, "the protected ones add 5.0 of the 16.0 points that they would add if they were clean"),
+        (41.5, 41.0, "the protected images add next to nothing"),
+        (39.0, 41.0, "the protected images add next to nothing"),
+        (27.5, 41.0, "the protected images take 13.5 points away"),
+        (46.0, 41.0, "the protected images add 5.0 of the 16.0 points that they would add if they were clean"),
         (
             55.0,
             41.0,
-            "add 14.0 of the 16.0 points that they would add if they were clean, so that beside clean images their protection is undone",
+            "add 14.0 of the 16.0 points that they would add if they were clean, so beside clean images their protection is undone",
         ),
-        (53.0, 41.0, "the protected ones add 12.0 of the 16.0 points that they would add if they were clean"),
-        (54.5, 54.0, "nothing can be said of the protected ones"),
-        (30.0, 54.0, "the protected ones take 24.0 points away"),
+        (53.0, 41.0, "the protected images add 12.0 of the 16.0 points that they would add if they were clean"),
+        (54.5, 54.0, "nothing can be said of the protected images"),
+        (30.0, 54.0, "the protected images take 24.0 points away"),
     ],
 )
 def test_a_dilution_is_held_against_its_clean_share(mixed: float, share: float, says: str) -> None:
     (said,) = on_diluted(pair(57.0, mixed, mixed, "dilution-10"), alone(share))
     assert said.startswith(
-        f"Where a stranger has 10 % of the protected images clean (dilution-10), resnet8 gets {mixed} % right, "
-        f"from those clean images alone {share} % and from all images clean 57.0 %: "
+        f"If an adversary also has 10 % of the protected images clean (dilution-10), resnet8 gets {mixed} % right, "
+        f"compared with {share} % from those clean images alone and 57.0 % from all images clean: "
     )
     assert said.endswith(f"{says}.")
 
@@ -56,15 +54,15 @@ def test_a_dilution_is_held_against_its_clean_share(mixed: float, share: float, 
 def test_without_its_control_nothing_is_said_of_what_protected_images_add() -> None:
     said = on_diluted(pair(57.0, 53.4, 53.4, "dilution-50"), alone(41.0, "clean-only-10"), alone(52.0, "clean-only-50", "vgg16-bn"))
     assert said == [
-        "Where a stranger has 50 % of the protected images clean (dilution-50), resnet8 gets 53.4 % right; "
-        "how much of that those clean images give alone is not known without clean-only-50 of the same seeds."
+        "If an adversary also has 50 % of the protected images clean (dilution-50), resnet8 gets 53.4 % right; "
+        "how much of that those clean images give alone is not known without clean-only-50 over the same seeds."
     ]
 
 
 def test_countermeasures_besides_belong_to_the_control_as_well() -> None:
     name, control = "cutmix+dilution-20", "cutmix+clean-only-20"
     (said,) = on_diluted(pair(50.0, 40.0, 40.0, name), alone(39.5, "clean-only-20"))
-    assert said.endswith(f"without {control} of the same seeds.")
+    assert said.endswith(f"without {control} over the same seeds.")
     (said,) = on_diluted(pair(50.0, 40.0, 40.0, name), alone(39.5, control))
     assert "20 % of the protected images clean (cutmix+dilution-20)" in said
     assert said.endswith("add next to nothing.")
@@ -73,7 +71,7 @@ def test_countermeasures_besides_belong_to_the_control_as_well() -> None:
 def test_of_several_networks_that_one_speaks_to_which_protected_images_add_most() -> None:
     measured = [pair(57.0, 42.0, 42.0, "dilution-10"), pair(70.0, 60.0, 60.0, "dilution-10", "vgg16-bn")]
     (said,) = on_diluted(*measured, alone(41.0), alone(45.0, network="vgg16-bn"))
-    assert "vgg16-bn gets 60.0 % right, from those clean images alone 45.0 %" in said
+    assert "vgg16-bn gets 60.0 % right, compared with 45.0 % from those clean images alone" in said
     (said,) = on_diluted(*measured, alone(41.0))
     assert "resnet8 gets 42.0 % right" in said
     untold = pair(57.0, 56.0, 56.0, "dilution-10", "vit-small")
@@ -89,10 +87,11 @@ def test_few_test_images_tell_less() -> None:
 
 
 def test_without_a_victim_of_the_release_alone_its_protection_is_not_judged() -> None:
-    said = findings(found_of(10), [pair(57.0, 41.5, 41.5, "dilution-10"), alone(41.0)], 5000)
-    assert said[0] == "No victim is finished yet that had nothing but the release, so this run does not say how well it protects."
-    assert len(said) == 2
-    assert findings(found_of(10), [alone(41.0)], 5000) == said[:1]
+    said = found_in(found_of(10), [pair(57.0, 41.5, 41.5, "dilution-10"), alone(41.0)], 5000)
+    nothing = "No victim is finished yet that was trained on nothing but the release, so this run does not say how well it protects."
+    assert said.overall == (nothing,)
+    assert len(said.countermeasures) == 1
+    assert found_in(found_of(10), [alone(41.0)], 5000).sentences == (nothing,)
 
 
 def test_clean_images_alone_come_last_and_never_stand_for_the_release() -> None:
@@ -118,5 +117,5 @@ def test_a_control_of_other_seeds_is_none() -> None:
     ]
     (said,) = on_diluted(*pairs(rows))
     assert said.endswith(
-        "resnet8 gets 51.0 % right; how much of that those clean images give alone is not known without clean-only-10 of the same seeds."
+        "resnet8 gets 51.0 % right; how much of that those clean images give alone is not known without clean-only-10 over the same seeds."
     )

@@ -19,10 +19,10 @@ from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.operations.audit import verify
-from pipeline.pages import gallery
 from pipeline.pages.page import command
-from pipeline.results import run_results, summary
+from pipeline.results import summary
 from pipeline.results.findings import findings
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.stages import report
@@ -76,7 +76,7 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
     accuracy = {data: [row["last_accuracy"] for row in rows if row["data"] == data] for data in ("clean", "protected")}
     relabelled = [row["relabelled_accuracy"] for row in rows if row["data"] == "protected"]
     assert all(len(values) == 2 for values in accuracy.values())
-    known = headline(folder)
+    known = headline(RunResults.read(folder))
     assert known["clean_accuracy"] == pytest.approx(sum(accuracy["clean"]) / 2)
     assert known["protected_accuracy"] == pytest.approx(sum(accuracy["protected"]) / 2)
     assert known["protected_accuracy_std"] == pytest.approx(statistics.stdev(accuracy["protected"]))
@@ -94,7 +94,7 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
         assert f"{row['data']} {row['seed']} {row['last_accuracy']:.2f} {row['peak_accuracy']:.2f}" in text
     for word in ("Other classes", "others, clean", "not protected"):  # every class is
         assert word not in text
-    assert "Protected with checkpoints of resnet8." in text
+    assert "The images were protected with checkpoints of resnet8." in text
     assert "train/vertical/&lt;broken&gt; &amp; half.jpg" in page(folder)  # names from outside cannot become markup
 
 
@@ -114,19 +114,18 @@ def test_page_makes_no_request_and_holds_its_pictures(whole_run: tuple[RunConfig
 def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConfig, Folder]) -> None:
     config, folder = mixed_run
     rows = {(row["network"], row["data"]): row for row in read_table(folder, "victim/results.parquet").to_pylist()}
-    known, text = headline(folder), words(folder)
+    known, text = headline(RunResults.read(folder)), words(folder)
     assert known["clean_other_accuracy"] == rows["resnet8", "clean"]["other_accuracy"]
     assert known["protected_other_accuracy"] == rows["resnet8", "protected"]["other_accuracy"]
     assert "protected_other_accuracy_std" not in known  # of a single seed
     assert (known["protected_images"], known["protected_classes"], known["targets"]) == (24, 2, "random-class")
-    assert "24 of 36 images, those of 2 of 3 classes, protected by sep-fa (random-class targets)" in text
-    found = run_results.finished(folder)
-    for sentence in findings(found, run_results.pairs(run_results.trials(folder, found)), tests=12):
+    assert "24 of 36 images, from 2 of 3 classes, protected by sep-fa (random-class targets)" in text
+    for sentence in findings(RunResults.read(folder)).sentences:
         assert sentence in text
     assert f"Other classes, protected {known['protected_other_accuracy']:.1f} %" in text
     assert "Protected classes (2) horizontal, vertical Other classes (1) diagonal" in text
     for line in ("others, clean", "others, protected"):
-        assert line in summary.summary(config, folder)
+        assert line in summary.summary(config, RunResults.read(folder))
     for network in ("resnet8", "vit-small"):  # the transfer table: a line per victim
         shown = [rows[network, "clean"]["last_accuracy"]] + [rows[network, "protected"][f"{kind}_accuracy"] for kind in FIGURES]
         shown += [rows[network, data]["other_accuracy"] for data in ("clean", "protected")]
@@ -139,25 +138,26 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     changed = [row["psnr_db"] for row in table if row["label"] != 0]
     assert {row["linf_levels"] for row in table if row["label"] == 0} == {0}
     assert len(changed) == 24
-    assert headline(folder)["psnr_db"] == pytest.approx(statistics.fmean(changed))
-    found = run_results.finished(folder)
-    shown = gallery.triplets(folder, found, gallery.chosen_samples(folder, found))
-    assert [triplet.class_name for triplet in shown] == ["horizontal", "vertical"]
-    assert run_results.measured_images(folder, found) == 12
-    for triplet in gallery.triplets(folder, found, gallery.changed_samples(folder, found)):
-        assert triplet.class_name != "diagonal"
-        assert (triplet.clean != triplet.protected).any()
+    assert headline(RunResults.read(folder))["psnr_db"] == pytest.approx(statistics.fmean(changed))
+    results = RunResults.read(folder)
+    shown, of_spectrum = results.images
+    assert [image.class_name for image in shown] == ["horizontal", "vertical"]
+    assert results.measured_images == 12
+    assert len(of_spectrum) == 24
+    for image in of_spectrum:
+        assert image.class_name != "diagonal"
+        assert (image.clean != image.protected).any()
 
 
 def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunConfig, Folder], whole_run: tuple[RunConfig, Folder]) -> None:
     _, folder = mixed_run
     said = json.loads(folder.read("protect/similarity.json"))
     first, second = (own["cosines"][0][1] for own in said["checkpoints"])
-    known = headline(folder)
+    known = headline(RunResults.read(folder))
     assert known["gradient_similarity"] == pytest.approx((first + second) / 2)
     assert known["network_similarity"] == pytest.approx(said["networks"]["cosines"][0][1])
-    assert [matrix.labels for matrix in run_results.similarities(folder)] == [["1", "2"], ["1", "2"], ["resnet8", "vit-small"]]
-    assert "network_similarity" not in headline(whole_run[1])
+    assert [matrix.labels for matrix in RunResults.read(folder).similarities] == [["1", "2"], ["1", "2"], ["resnet8", "vit-small"]]
+    assert "network_similarity" not in headline(RunResults.read(whole_run[1]))
     assert "between networks, of their last checkpoints" in words(folder)
     assert "between networks" not in words(whole_run[1])
 
@@ -165,8 +165,7 @@ def test_similarity_is_told_as_the_protect_stage_found_it(mixed_run: tuple[RunCo
 @pytest.mark.parametrize("name", ["whole_run", "mixed_run"])
 def test_command_and_settings_on_the_page_give_the_configuration_back(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     config, folder = request.getfixturevalue(name)
-    found = run_results.finished(folder)
-    tree = run_results.configuration(config, found)
+    tree = RunResults.read(folder).configuration(config)
     again = parse(command(tree).split()[2:])
     assert to_tree(again) == to_tree(config)
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(tree))
@@ -176,7 +175,7 @@ def test_command_and_settings_on_the_page_give_the_configuration_back(name: str,
 def test_settings_shown_are_those_a_stage_was_made_with(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
     other = replace(config, protect=replace(config.protect, steps=29), tracking_uri="http://user:secret@host")
-    tree = run_results.configuration(other, run_results.finished(folder))
+    tree = RunResults.read(folder).configuration(other)
     assert tree["protect"]["steps"] == config.protect.steps
     assert "secret" not in str(tree)
 
@@ -188,8 +187,8 @@ def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_pat
     drawn = {"pack": set(), "surrogate": {"surrogate"}, "protect": {"surrogate", *OF_IMAGES}}[stages[-1]]
     assert set(manifest.counts["pictures"]) == drawn
     assert "No victim is finished yet" in words(folder)
-    assert "clean victim" not in summary.summary(config, folder)
-    assert ("PSNR" in summary.summary(config, folder)) == ("protect" in stages)
+    assert "clean victim" not in summary.summary(config, RunResults.read(folder))
+    assert ("PSNR" in summary.summary(config, RunResults.read(folder))) == ("protect" in stages)
 
 
 def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +209,8 @@ def test_results_of_an_earlier_protection_are_left_out(copied_run: tuple[RunConf
     config, folder = copied_run
     redone = replace(config, protect=replace(config.protect, steps=2), overwrite=True)
     finished_run.write(Path(folder.path), ("protect",), redone)
-    assert list(run_results.finished(folder)) == ["pack", "surrogate", "protect"]
-    assert "protected_accuracy" not in headline(folder)
+    assert list(RunResults.read(folder).manifests) == ["pack", "surrogate", "protect"]
+    assert "protected_accuracy" not in headline(RunResults.read(folder))
     report.execute(redone, folder)
     assert "No victim is finished yet" in words(folder)
 
@@ -223,7 +222,7 @@ def test_a_run_of_before_these_were_measured_is_reported_without_them(copied_run
     assert not verify(folder).faults
     folder.child("report").delete()
     report.execute(config, folder)
-    known = headline(folder)
+    known = headline(RunResults.read(folder))
     assert known["psnr_db"] == pytest.approx(statistics.fmean(table["psnr_db"].to_pylist()))
     assert not {"ssim", "changed_percent"} & known.keys()
     assert "SSIM 0." not in words(folder)
@@ -237,7 +236,7 @@ def test_images_that_were_left_as_they_are_are_in_no_spectrum(copied_run: tuple[
     for row in unchanged:
         row["linf_levels"] = 0
     write_table(folder.child("protect"), "samples.parquet", rows_to_table([*unchanged, last], table.schema))
-    assert gallery.changed_samples(folder, run_results.finished(folder)) == [(last["key"], last["shard"])]
+    assert RunResults.read(folder).samples.changed == [(last["key"], last["shard"])]
     folder.child("report").delete()
     assert "spectrum" in report.execute(config, folder).counts["pictures"]
 
@@ -249,8 +248,8 @@ def test_nothing_to_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> N
 
 def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
-    text = summary.summary(config, folder)
-    known = headline(folder)
+    text = summary.summary(config, RunResults.read(folder))
+    known = headline(RunResults.read(folder))
     for part in (
         f"{known['clean_accuracy']:.1f} %",
         f"{known['protected_relabelled_accuracy']:.1f} %",
@@ -267,4 +266,5 @@ def test_summary_is_complete_and_does_not_load_what_draws(whole_run: tuple[RunCo
 def test_settings_of_a_finished_run_win_over_those_of_a_later_start(whole_run: tuple[RunConfig, Folder]) -> None:
     config, folder = whole_run
     later = replace(config, data="/elsewhere", seed=config.seed + 1)
-    assert run_results.configuration(later, run_results.finished(folder)) == run_results.configuration(config, run_results.finished(folder))
+    results = RunResults.read(folder)
+    assert results.configuration(later) == results.configuration(config)

@@ -16,13 +16,14 @@ from pipeline import run as entry
 from pipeline import verify
 from pipeline.config.schema import RunConfig
 from pipeline.export import main as export
+from pipeline.results.run_results import RunResults
 from pipeline.shards.tables import read_table
 from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SHARED
 from pipeline.storage.run import Point, open_run, point
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.sweep_tracker import SweepTracker
+from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run, packed_run
 from tests.fixtures.executors import RAY
 
@@ -33,10 +34,10 @@ NAMES = {f"steps-{steps}_checkpoints-{checkpoints}" for steps in (1, 2) for chec
 
 def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outcome:
     """The sweep, as `run.py` does it after packing and surrogate; without a run of its own in MLflow nothing is logged there."""
-    tracker = SweepTracker(config, folder)
+    tracker = open_tracker(config, folder)
     try:
         for name in ("pack", "surrogate") if logged else ():
-            tracker.log_stage(name)
+            tracker.log_stage(name, RunResults.read(folder))
         return sweep.execute(config, folder, tracker, RAY)
     finally:
         tracker.close("FINISHED")

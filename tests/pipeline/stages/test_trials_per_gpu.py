@@ -14,9 +14,10 @@ import torch
 from cluster import session, sweep
 from cluster.resources import Resources
 from pipeline.config.schema import RunConfig
+from pipeline.results.run_results import RunResults
 from pipeline.stages import victim
 from pipeline.storage.folder import Folder
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
 from sep.execution import SHARED, share_memory
 from tests.fixtures import finished_run
@@ -107,8 +108,8 @@ def test_it_makes_no_other_run_in_mlflow(tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
     parents = []
     for trials, stage in ((1, "pack"), (4, "surrogate")):
-        tracker = Tracker(on_one_gpu(config, trials), folder)
-        tracker.log_stage(stage)
+        tracker = open_tracker(on_one_gpu(config, trials), folder)
+        tracker.log_stage(stage, RunResults.read(folder))
         parents.append(json.loads(folder.read("tracking.json"))["parent"])
     assert parents[0] == parents[1]
 

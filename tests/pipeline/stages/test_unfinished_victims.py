@@ -15,16 +15,16 @@ from cluster import session, sweep
 from cluster.resources import Resources
 from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
-from pipeline.results import run_results, summary
+from pipeline.results import summary
 from pipeline.results.comparison import compare
-from pipeline.results.run_results import read
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.stages import report, victim
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run
 from tests.fixtures.executors import RAY
 
@@ -69,20 +69,18 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
         victim.execute(config, folder, RAY)
-    found = run_results.finished(folder)
-    assert "victim" not in found
-    assert run_results.trials(folder, found) == []
-    there = run_results.trained(folder, found)
-    assert {(row["data"], row["seed"]) for row in there.rows} == {("clean", 0), ("clean", 1), ("protected", 0)}
+    there = RunResults.read(folder)
+    assert "victim" not in there.manifests
+    assert {(row["data"], row["seed"]) for row in there.trials} == {("clean", 0), ("clean", 1), ("protected", 0)}
     first = report.execute(config, folder)
-    assert "The victims are not finished: 1 of 4 results are missing here, as trainings failed: resnet8-protected-none-seed1." in said(
+    assert "The victims are not finished: 1 of 4 results are missing here, because trainings failed: resnet8-protected-none-seed1." in said(
         folder
     )
     assert "accuracy" in first.counts["pictures"]
-    known = headline(folder)
-    of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.rows if row["seed"] == 0}
+    known = headline(RunResults.read(folder))
+    of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.trials if row["seed"] == 0}
     assert (known["clean_accuracy"], known["protected_accuracy"], known["seeds"]) == (of_seed_0["clean"], of_seed_0["protected"], 1)
-    assert re.search(r"missing victims +1 +of 4 results", summary.summary(config, folder))
+    assert re.search(r"missing victims +1 +of 4 results", summary.summary(config, RunResults.read(folder)))
     assert report.execute(config, folder) == first
 
     trainings.broken = set()
@@ -90,8 +88,8 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert not folder.exists(f"victim/{UNFINISHED}")
     assert report.execute(config, folder) != first
     assert "not finished" not in said(folder)
-    assert "missing victims" not in summary.summary(config, folder)
-    assert headline(folder)["seeds"] == 2
+    assert "missing victims" not in summary.summary(config, RunResults.read(folder))
+    assert headline(RunResults.read(folder))["seeds"] == 2
 
 
 def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
@@ -111,7 +109,7 @@ def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tupl
     with pytest.raises(WorkFailed, match="no luck"):
         victim.execute(config, folder, RAY)
     report.execute(config, folder)
-    assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(folder).keys()
+    assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(RunResults.read(folder)).keys()
     assert "Trained on the clean images, resnet8, grayscale gets" in said(folder)
 
 
@@ -120,9 +118,10 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     trainings.broken = {"resnet8-clean-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
         victim.execute(config, folder, RAY)
-    assert run_results.trained(folder, run_results.finished(folder)).rows
+    assert RunResults.read(folder).trials
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
-    assert run_results.trained(folder, run_results.finished(folder)) == run_results.Trained([], [])
+    results = RunResults.read(folder)
+    assert not [*results.trials, *results.missing_trials, *results.victim_asked]
     report.execute(config, folder)
     assert "trainings failed" not in said(folder)
 
@@ -132,14 +131,14 @@ def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: 
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
         victim.execute(config, folder, RAY)
-    run = read(folder)
+    run = RunResults.read(folder)
     (pair,) = run.pairs
     assert pair.clean.seeds == pair.protected.seeds == [0]
     assert pair.clean.last.deviation is None
     assert compare([run]).warnings == ("run: 1 of 4 results missing: resnet8-protected-none-seed1",)
     other = finished_run.configuration(Path(folder.path).parent / "other")
     finished_run.write(Path(other.run), config=replace(other, victim=replace(config.victim, epochs=2)))
-    (said,) = (text for text in compare([run, read(Folder.open(other.run))]).warnings if "epochs" in text)
+    (said,) = (text for text in compare([run, RunResults.read(Folder.open(other.run))]).warnings if "epochs" in text)
     assert said == "victims were trained differently, victim.epochs: 1 (run); 2 (other)"
 
 
@@ -156,7 +155,7 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
         return parent, sorted(run.info.run_name for run in found if run.data.tags["stage"] == "victim")
 
     def go(config: RunConfig, stage: StageName) -> None:
-        run_stages(config, folder, Tracker(config, folder), RAY, [stage])
+        run_stages(config, folder, open_tracker(config, folder), RAY, [stage])
 
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):

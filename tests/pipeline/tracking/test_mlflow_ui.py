@@ -11,9 +11,10 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from pipeline.config.schema import STAGES
 from pipeline.pages.canvas import DPI, WIDTH
 from pipeline.results import summary
+from pipeline.results.run_results import RunResults
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import browser, finished_run, mlflow_server
 
 pytestmark = pytest.mark.slow
@@ -35,9 +36,9 @@ def tracked(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Fold
     path = tmp_path_factory.mktemp("runs") / NAME
     config, folder = finished_run.write(path)
     report.execute(config, folder)
-    tracker = Tracker(config, folder)
+    tracker = open_tracker(config, folder)
     for stage in STAGES:
-        tracker.log_stage(stage)
+        tracker.log_stage(stage, RunResults.read(folder))
     tracker.close("FINISHED")
     return folder
 

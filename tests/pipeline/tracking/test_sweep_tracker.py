@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
+from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import begin
-from pipeline.tracking.sweep_tracker import PointTracker, SweepTracker
+from pipeline.tracking.tracker import Tracker, open_tracker
 from tests.fixtures import finished_run
 
 SHARED = ("pack", "surrogate")
@@ -26,10 +27,10 @@ def logged(folder: Folder) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("run").experiment_id])}
 
 
-def track(config: RunConfig, folder: Folder, *stages: str) -> SweepTracker:
-    tracker = SweepTracker(config, folder)
+def track(config: RunConfig, folder: Folder, *stages: str) -> Tracker:
+    tracker = open_tracker(config, folder)
     for stage in stages:
-        tracker.log_stage(stage)
+        tracker.log_stage(stage, RunResults.read(folder))
     return tracker
 
 
@@ -40,11 +41,11 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
     config, folder = finished_run.write(path, SHARED)
     config = replace(config, sweep=("protect.steps=2", "protect.method=tap,sep"))
     sweep = track(config, folder, *SHARED)
-    sweep.begin()
+    sweep.begin_sweep(RunResults.read(folder))
     wanted = grid(config)[0]
     own = begin(folder, wanted.name, wanted.settings)
     finished_run.write(Path(own.path), ("protect",), wanted.config)
-    PointTracker(wanted.config, own, sweep).log_stage("protect")
+    sweep.point(wanted.config, own).log_stage("protect", RunResults.read(own))
     return config, folder
 
 
@@ -74,8 +75,28 @@ def test_a_later_release_of_the_run_itself_has_all_settings(swept: tuple[RunConf
     assert parent.data.tags.items() >= {"method": "sep-fa", "budget": "8/255", "targets": "shift"}.items()
     assert parent.data.params["protect.steps"] == str(config.protect.steps)
 
-    track(replace(config, sweep=("protect.eps-levels=4",)), folder, *SHARED).begin()  # and then another sweep
+    track(replace(config, sweep=("protect.eps-levels=4",)), folder, *SHARED).begin_sweep(RunResults.read(folder))  # and then another sweep
     parent = logged(folder)["run"]
     assert parent.info.run_id == before
     assert parent.data.tags["swept"] == "protect.eps_levels"
     assert parent.data.tags["method"] == "sep-fa"
+
+
+def test_a_second_sweep_over_other_fields_keeps_none_of_the_first_ones_tags(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run", SHARED)
+    everywhere = {"method": "sep-fa", "budget": "8/255", "targets": "shift"}
+    begun = ""
+    for sweep, named, absent in (
+        (("protect.steps=2",), "protect.steps", set()),
+        (("protect.method=tap,sep", "protect.eps-levels=2,4"), "protect.method, protect.eps_levels", {"method", "budget", "targets"}),
+        (("protect.targets=per-sample",), "protect.targets", {"targets"}),
+    ):
+        track(replace(config, sweep=sweep), folder, *SHARED).begin_sweep(RunResults.read(folder))
+        runs = logged(folder)
+        begun = begun or runs["run"].info.run_id
+        assert runs["run"].info.run_id == begun
+        assert runs["run"].data.tags["swept"] == named
+        for name in ("run", "surrogate"):
+            tags = runs[name].data.tags
+            assert {tag: tags[tag] for tag in everywhere if tag in tags} == {t: v for t, v in everywhere.items() if t not in absent}
+    assert runs["run"].data.params["protect.steps"] == str(config.protect.steps)  # which its points have in common now

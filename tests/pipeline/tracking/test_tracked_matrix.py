@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.pages import confusion_figures
-from pipeline.results import run_results
+from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import matrix_run
 from tests.fixtures.drawn import decoded
 
@@ -39,9 +39,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
         changed.setattr(matrix_run, "NAMES", ("none", COMPOSED, SHARE))
         changed.setattr("pipeline.tracking.tracker.log.error", lambda message, *arguments: said.append(message % arguments))
         config, folder = matrix_run.write(tmp_path_factory.mktemp("matrix") / "run", networks=1, seeds=2)
-        tracker = Tracker(config, folder)
+        tracker = open_tracker(config, folder)
         for stage in ("victim", "report"):
-            tracker.log_stage(stage)
+            tracker.log_stage(stage, RunResults.read(folder))
         tracker.close("FINISHED")
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
     runs: list[Any] = client.search_runs([client.get_experiment_by_name("run").experiment_id])
@@ -51,7 +51,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
 
 def test_countermeasures_one_after_the_other_are_logged_as_any_other(logged: Logged) -> None:
     assert not logged.said
-    for pair in run_results.pairs(run_results.trials(logged.folder, run_results.finished(logged.folder))):
+    for pair in RunResults.read(logged.folder).pairs:
         name = {"none": "none", COMPOSED: "grayscale_jpeg-10", SHARE: SHARE}[pair.clean.countermeasure]
         for cell in pair.trained:
             assert logged.parent.data.metrics[f"{cell.data}_accuracy/resnet18/{name}"] == cell.last.mean

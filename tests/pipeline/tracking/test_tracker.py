@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from pipeline.config.schema import STAGES, RunConfig
-from pipeline.results import run_results
+from pipeline.config.marks import Mark, marked
+from pipeline.config.schema import STAGES, RunConfig, to_tree
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
-from pipeline.tracking.tracker import Tracker
+from pipeline.storage.records import flatten
+from pipeline.tracking.tracker import MlflowTracker, NoTracker, open_tracker
 from tests import ROOT
 from tests.fixtures import finished_run
 
@@ -63,9 +65,9 @@ def train_victims(template: Path, folder: Folder) -> None:
 
 
 def track(config: RunConfig, folder: Folder, *stages: str, status: str = "FINISHED") -> None:
-    tracker = Tracker(config, folder)
+    tracker = open_tracker(config, folder)
     for stage in stages:
-        tracker.log_stage(stage)
+        tracker.log_stage(stage, RunResults.read(folder))
     tracker.close(status)
 
 
@@ -146,7 +148,7 @@ def test_every_run_can_be_found_by_its_tags(tracked_run: tuple[RunConfig, Folder
 def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -> None:
     _, folder = tracked_run
     parent, children = runs(folder)
-    known = headline(folder)
+    known = headline(RunResults.read(folder))
     for name in (
         "clean_accuracy",
         "protected_accuracy",
@@ -173,7 +175,7 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         assert curve(name, "train_loss") == row["loss_per_epoch"]
         assert children[name].data.metrics["relabelled_accuracy"] == row["relabelled_accuracy"]
         assert "other_accuracy" not in children[name].data.metrics  # every class is protected
-    epochs = run_results.checkpoints(folder)["resnet8"]
+    epochs = RunResults.read(folder).checkpoints["resnet8"]
     assert curve("surrogate", "train_loss") == [entry["metrics"]["loss"] for entry in epochs]
     assert curve("surrogate", "lr") == [entry["metrics"]["lr"] for entry in epochs]
 
@@ -185,9 +187,9 @@ def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: P
     config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
     track(config, folder, *finished_run.STAGES)
     parent, children = runs(folder)
-    known = headline(folder)
+    known = headline(RunResults.read(folder))
     assert {name for name in children if name.startswith("surrogate")} == {"surrogate · resnet8", "surrogate · vit-small"}
-    for network, entries in run_results.checkpoints(folder).items():
+    for network, entries in RunResults.read(folder).checkpoints.items():
         child = children[f"surrogate · {network}"]
         assert child.data.tags["network"] == child.data.params["network"] == network
         assert child.data.metrics["train_loss"] == entries[-1]["metrics"]["loss"]
@@ -203,9 +205,10 @@ def test_a_resumed_pipeline_logs_nothing_twice_and_does_not_even_load_mlflow(tra
     _, folder = tracked_run
     before = everything(folder)
     program = (
-        "import sys, pathlib; from tests.fixtures import finished_run; from pipeline.tracking.tracker import Tracker\n"
-        f"path = pathlib.Path({folder.path!r}); tracker = Tracker(finished_run.configuration(path), finished_run.Folder.open(str(path)))\n"
-        f"for stage in {ALL!r}: tracker.log_stage(stage)\n"
+        "import sys, pathlib; from tests.fixtures import finished_run; from pipeline.tracking.tracker import open_tracker, RunResults\n"
+        f"path = pathlib.Path({folder.path!r}); folder = finished_run.Folder.open(str(path))\n"
+        "tracker = open_tracker(finished_run.configuration(path), folder)\n"
+        f"for stage in {ALL!r}: tracker.log_stage(stage, RunResults.read(folder))\n"
         "tracker.close('FINISHED'); assert 'mlflow' not in sys.modules, 'loaded'"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
@@ -218,15 +221,15 @@ def test_a_pipeline_goes_on_with_the_runs_it_began(template: Path, copied_run: t
     track(config, folder, "pack", "surrogate", "protect", "victim", status="FAILED")  # the victims have not been trained
     assert runs(folder)[0].info.status == "FAILED"
     train_victims(template, folder)
-    tracker = Tracker(config, folder)
-    tracker.log_stage("victim")
+    tracker = open_tracker(config, folder)
+    tracker.log_stage("victim", RunResults.read(folder))
     assert runs(folder)[0].info.status == "RUNNING"
     tracker.close("FINISHED")
     parent, now = runs(folder)
     assert (parent.info.run_id, parent.info.status) == (first.info.run_id, "FINISHED")
     assert set(now) == {"surrogate", "protect"} | VICTIMS
     assert {now[name].info.run_id for name in children} == {run.info.run_id for run in children.values()}
-    assert parent.data.metrics["protected_accuracy"] == pytest.approx(headline(folder)["protected_accuracy"])
+    assert parent.data.metrics["protected_accuracy"] == pytest.approx(headline(RunResults.read(folder))["protected_accuracy"])
 
 
 def test_a_stage_made_again_replaces_its_own_run_only(copied_run: tuple[RunConfig, Folder]) -> None:
@@ -282,9 +285,9 @@ def test_a_run_the_tracker_does_not_know_is_begun_again(template: Path, copied_r
 
 def test_what_is_not_finite_is_not_logged(copied_run: tuple[RunConfig, Folder]) -> None:
     config, folder = copied_run
-    tracker = Tracker(config, folder)
+    tracker = MlflowTracker(config, folder)
     parent, _ = runs(folder)
-    tracker._store.log_metrics(parent.info.run_id, {"one": 1.0, "nan": math.nan, "inf": math.inf})
+    tracker._run.store.log_metrics(parent.info.run_id, {"one": 1.0, "nan": math.nan, "inf": math.inf})
     assert {"one", "nan", "inf"} & set(runs(folder)[0].data.metrics) == {"one"}
 
 
@@ -298,4 +301,47 @@ def test_a_tracker_out_of_reach_does_not_end_the_run(tmp_path: Path, caplog: pyt
 def test_an_object_store_needs_a_tracker_of_its_own() -> None:
     folder = Folder(fs.S3FileSystem(anonymous=True, region="us-east-1"), "bucket/run", "s3://bucket/run")
     with pytest.raises(ValueError, match="give --tracking-uri"):
-        Tracker(finished_run.configuration(Path("/nowhere")), folder)
+        open_tracker(finished_run.configuration(Path("/nowhere")), folder)
+
+
+def test_none_logs_nothing_and_does_not_even_load_mlflow(template: Path, tmp_path: Path) -> None:
+    path = tmp_path / "untracked"
+    shutil.copytree(template, path, ignore=shutil.ignore_patterns("mlflow*"))
+    before = Folder.open(str(path)).names(recursive=True)
+    program = (
+        "import sys, pathlib; from dataclasses import replace; from tests.fixtures import finished_run\n"
+        "from pipeline.tracking.tracker import open_tracker, RunResults\n"
+        f"path = pathlib.Path({str(path)!r}); folder = finished_run.Folder.open(str(path))\n"
+        "config = replace(finished_run.configuration(path), tracking_uri='none'); tracker = open_tracker(config, folder)\n"
+        f"for one in (tracker, tracker.point(config, folder)):\n for stage in {ALL!r}: one.log_stage(stage, RunResults.read(folder))\n"
+        "tracker.begin_sweep(RunResults.read(folder)); tracker.log_outcome(folder, 'text')\n"
+        "tracker.close('FINISHED'); assert 'mlflow' not in sys.modules, 'loaded'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert Folder.open(str(path)).names(recursive=True) == before
+
+
+def test_on_an_object_store_none_needs_no_tracker() -> None:
+    folder = Folder(fs.S3FileSystem(anonymous=True, region="us-east-1"), "bucket/run", "s3://bucket/run")
+    assert isinstance(open_tracker(replace(finished_run.configuration(Path("/nowhere")), tracking_uri="none"), folder), NoTracker)
+
+
+def test_what_only_decides_how_fast_keeps_the_runs_that_were_logged(template: Path, copied_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = copied_run
+    parent, before = runs(folder)
+    faster = replace(
+        config,
+        workers=3,
+        memory_limit_mb=7,
+        keep_going=True,
+        protect=replace(config.protect, batch_size=5, tasks_per_gpu=2),
+        victim=replace(config.victim, trials_per_gpu=4),
+    )
+    other = {name: value for name, value in flatten(to_tree(faster)).items() if value != flatten(to_tree(config))[name]}
+    assert other.keys() >= {*marked(RunConfig, Mark.SPEED)} - {"executor"}
+    train_victims(template, folder)
+    track(faster, folder, "pack", "surrogate", "protect", "victim")
+    again, after = runs(folder)
+    assert again.info.run_id == parent.info.run_id
+    assert {after[name].info.run_id for name in before} == {run.info.run_id for run in before.values()}
+    assert not set(other) & set(parent.data.params)

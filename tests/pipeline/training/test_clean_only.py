@@ -19,14 +19,14 @@ from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import write
 from pipeline.results import summary
 from pipeline.results.comparison import compare, text
-from pipeline.results.run_results import read
+from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.shard import read_shard
 from pipeline.stages import report, victim
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
 from pipeline.training.clean_shares import check_clean_shares
 from tests.fixtures import finished_run
@@ -116,18 +116,18 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
     asked = asking(config, "clean-only-50")
     victim.execute(asked, folder, RAY)
     manifest = report.execute(asked, folder)
-    assert not {"clean_accuracy", "protected_accuracy"} & headline(folder).keys()
+    assert not {"clean_accuracy", "protected_accuracy"} & headline(RunResults.read(folder)).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
     assert "No victim is finished yet that had nothing but the release" in page
     assert "Protected victim" not in page
     assert not {"accuracy", "classes"} & set(manifest.counts["pictures"])
-    assert "protected victim" not in summary.summary(asked, folder)
+    assert "protected victim" not in summary.summary(asked, RunResults.read(folder))
 
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     victim.execute(asking(config, "none", "clean-only-50"), folder, RAY)
-    both = compare([read(folder)])
+    both = compare([RunResults.read(folder)])
     said = "Victims under clean-only-50 had no image of a release: one training stands in every column."
     assert said in re.sub(r"\s+", " ", text(both))
     write(both, Folder.open(str(tmp_path / "comparison")), "title")
@@ -136,14 +136,14 @@ def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: P
 
     alone_config, alone = protected_run(tmp_path / "alone")
     victim.execute(asking(alone_config, "clean-only-50"), alone, RAY)
-    assert not comparison_figures.has_costs(compare([read(alone)]))
-    assert "had no image" not in text(compare([read(finished_run.write(tmp_path / "other")[1])]))
+    assert not comparison_figures.has_costs(compare([RunResults.read(alone)]))
+    assert "had no image" not in text(compare([RunResults.read(finished_run.write(tmp_path / "other")[1])]))
 
 
 def test_a_share_without_images_of_a_class_is_refused_before_anything_is_trained(tmp_path: Path, trained: list[str]) -> None:
     config, folder = finished_run.write(tmp_path / "run", ("pack",))
     asked = replace(asking(config, "none", "clean-only-1"), stages=("surrogate", "protect", "victim"))
     with pytest.raises(ValueError, match=r"victim.countermeasures: clean-only-1: of the \d+ images of class \d+ none"):
-        run_stages(asked, folder, Tracker(asked, folder), RAY, asked.needed_stages)
+        run_stages(asked, folder, open_tracker(asked, folder), RAY, asked.needed_stages)
     assert not folder.exists("surrogate/started.json")
     check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), folder, Manifest.load(folder, "pack"))

@@ -1,0 +1,111 @@
+"""The table of protected samples, streamed, and the images that a report shows.
+
+The table has a row for every released image. Of 1.28 million rows, only one batch is in memory at a time; what is returned takes 8 bytes
+for each measure and changed image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.shards.pixels import Pixels
+from pipeline.shards.shard import Sample, read_shard
+from pipeline.shards.tables import stream_table
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import SAMPLES
+from pipeline.storage.run import Run
+from pipeline.storage.stage import Manifest
+
+MEASURES = ("psnr_db", "ssim", "linf_levels", "changed_percent")
+SHOWN = 4  # images that a report shows, each of another class
+OF_SPECTRUM = 128  # images that the spectrum of the changes is the mean of
+
+
+class Place(NamedTuple):
+    """Where a sample lies."""
+
+    key: str
+    shard: str
+
+
+@dataclass(frozen=True)
+class ProtectedSamples:
+    """What the table says.
+
+    Attributes:
+        measures: by name, one value for each image that was changed; empty for a measure that was not taken.
+        first: the first image of each class, by label.
+        changed: the first images that were changed. A few suffice, because their shards have to be read.
+    """
+
+    measures: Mapping[str, NDArray[np.float64]]
+    first: Mapping[int, Place]
+    changed: Sequence[Place]
+
+    @classmethod
+    def read(cls, protect: Folder) -> ProtectedSamples:
+        """Stream the table of a finished protect stage, once.
+
+        Raises:
+            FileNotFoundError: the table is missing.
+            pyarrow.ArrowInvalid: the table is damaged.
+        """
+        values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in MEASURES}
+        first: dict[int, Place] = {}
+        changed: list[Place] = []
+        for batch in stream_table(protect, SAMPLES, ["key", "label", "shard", *MEASURES]):
+            labels, at = np.unique(batch["label"].to_numpy(), return_index=True)
+            for label, row in zip(labels.tolist(), at.tolist(), strict=True):
+                if label not in first:
+                    first[label] = _place(batch, row)
+            touched = batch.filter(pc.greater(batch["linf_levels"], 0))
+            changed += [_place(touched, row) for row in range(min(touched.num_rows, OF_SPECTRUM - len(changed)))]
+            for name in set(MEASURES).intersection(batch.schema.names):  # runs of earlier versions lack some
+                values[name].append(touched[name].drop_null().to_numpy(zero_copy_only=False).astype(np.float64))
+        return cls({name: np.concatenate(parts) if parts else np.empty(0) for name, parts in values.items()}, first, changed)
+
+    def shown(self, classes: Sequence[int]) -> list[Place]:
+        """Return the first image of a few of these classes, spread over them."""
+        labels = sorted(self.first.keys() & set(classes))
+        count = min(SHOWN, len(labels))
+        return [self.first[labels[i * len(labels) // count]] for i in range(count)]
+
+
+def _place(batch: pa.RecordBatch, row: int) -> Place:
+    return Place(batch["key"][row].as_py(), batch["shard"][row].as_py())
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """One image before and after protection, `(H, W, 3)` levels each, with the name of its class."""
+
+    class_name: str
+    clean: Pixels
+    protected: Pixels
+
+
+def image_pairs(run: Run, manifests: Mapping[str, Manifest], wanted: Sequence[Place]) -> dict[Place, ImagePair]:
+    """Return the images at these places; each shard that they lie in is read once.
+
+    Raises:
+        CorruptShard: a shard is missing or was altered.
+    """
+    classes: list[str] = manifests["pack"].counts["classes"]
+    found: dict[Place, ImagePair] = {}
+    for shard in dict.fromkeys(place.shard for place in wanted):
+        clean, protected = (_samples(run, manifests[stage], shard, wanted) for stage in ("pack", "protect"))
+        found |= {place: ImagePair(classes[clean[place].label], clean[place].pixels, protected[place].pixels) for place in clean}
+    return found
+
+
+def _samples(run: Run, manifest: Manifest, name: str, wanted: Sequence[Place]) -> dict[Place, Sample]:
+    (shard,) = (shard for shard in manifest.shards["train"] if shard.name == name)
+    samples = {Place(sample.key, name): sample for sample in read_shard(run.child(manifest.stage), shard)}
+    return {place: samples[place] for place in wanted if place.shard == name}
