@@ -20,6 +20,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_of_the_project_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"`((?:sep|cluster|pipeline|tests|docs)/[\w./-]*)`", page.read_text())
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_has_one_title_and_no_path_of_a_machine(page: Path) -> None:
     text = page.read_text()
     assert text.startswith("# ")
