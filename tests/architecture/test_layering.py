@@ -148,6 +148,15 @@ def test_commands_stay_under_100_lines(name: str) -> None:
     assert len(MODULES[name].read_text().splitlines()) < 100
 
 
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS - {"pipeline.reproduce"}))
+def test_commands_load_what_computes_after_they_have_parsed(name: str) -> None:
+    """So that `--help` is there at once."""
+    heavy = ["ray", "mlflow", "matplotlib", "jinja2", "pipeline.stages", "pipeline.operations", "pipeline.results", "pipeline.pages"]
+    program = f"import sys, {name}\nprint(*(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == ""
+
+
 def test_sep_needs_nothing_but_torch() -> None:
     """Every module of it is imported where everything else the project uses is out of reach."""
     modules = [name for name in MODULES if name.startswith("sep")]

@@ -208,6 +208,8 @@ def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> 
         (["--surrogate.networks", "resnet8", "resnet8"], "surrogate.networks needs one value or more, none of them twice"),
         (["--protect.targets", "anywhere"], "random-class"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
+        (["--minutes", "0"], "minutes must be above 0, got 0"),
+        (["--minutes", "nan"], "minutes must be above 0, got nan"),
         (["--victim.trials-per-gpu", "0"], "victim.trials-per-gpu must be at least 1, got 0"),
         (["--victim.countermeasures", "blur"], "unknown countermeasure 'blur'; known are none, no-augmentation"),
         (["--victim.countermeasures", "none+cutmix"], "'none+cutmix' cannot be: none is nothing; known are none, no-augmentation"),

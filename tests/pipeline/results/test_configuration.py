@@ -1,0 +1,18 @@
+"""What is recorded of how a run was made: nothing of what runs it, or for how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pipeline.config.presets import preset
+from pipeline.pages.page import command
+from pipeline.results.run_results import configuration
+
+
+def test_the_executor_and_its_time_are_no_part_of_what_a_run_is() -> None:
+    """From this MLflow's identity, `config.json` and the printed command are made."""
+    config = preset("smoke")
+    other = replace(config, executor="local", minutes=9.0, tracking_uri="none")
+    assert configuration(config, {}) == configuration(other, {})
+    assert not {"executor", "minutes", "tracking_uri"} & configuration(other, {}).keys()
+    assert command(configuration(other, {})) == "python pipeline/run.py --preset smoke"
