@@ -6,7 +6,7 @@ A piece is a JSON record and the files that the record names. The record is writ
 {"version": 1, "made_from": "<digest>", "files": {"<name>": "<sha256>"}, "content": {...}, "sha256": "<digest of all this>"}
 ```
 
-A stage that starts again takes over the pieces that are whole and were made from the same, and makes the others.
+A stage that starts again takes over the whole pieces whose `made_from` is the one it expects, and makes all others anew.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def write_piece(folder: Folder, name: str, piece: Piece) -> None:
 def read_piece(folder: Folder, name: str, made_from: str | None, *, check_files: bool = True) -> Piece | None:
     """Return the piece with the record `name`, or None if it has to be made (again).
 
-    That is so where the record is missing, damaged, of another version or made from something else, or where a file is missing or was
+    It has to be made if the record is missing, damaged, of another version or has another `made_from`, or if a file is missing or was
     altered.
 
     Args:
         folder: where the record lies; the names of the files are relative to it.
         name: of the record.
-        made_from: what the piece has to be made from; None where a finished stage vouches for it.
+        made_from: the digest to expect; None where a finished stage vouches for the piece.
         check_files: whether to read the files; without it the record alone counts.
     """
     try:
