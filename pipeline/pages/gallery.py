@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.results.run_results import RunResults
+from pipeline.results.samples import ImagePair, Place
 
 if TYPE_CHECKING:
     from pipeline.pages.canvas import Theme
@@ -31,12 +32,19 @@ def image_drawings(results: RunResults) -> dict[str, Drawing]:
     from pipeline.pages import image_figures, training_figures  # matplotlib takes seconds to load: figures alone should not wait for it
 
     drawn: dict[str, Drawing] = {}
-    shown, changed = results.images
+    samples, spectrum = results.samples, image_figures.Spectrum()
+    places = samples.shown(results.count("protect", "classes"))
+    shown: dict[Place, ImagePair] = {}
+    for place, image in results.images(dict.fromkeys([*places, *samples.changed])):
+        if place in places:
+            shown[place] = image
+        if place in samples.changed:
+            spectrum.add(image)
     if shown:
-        drawn["samples"] = partial(image_figures.samples, shown, results.count("protect", "linf_levels"))
-    if changed:
-        drawn["imperceptibility"] = partial(image_figures.imperceptibility, results.samples.measures)
-        drawn["spectrum"] = partial(image_figures.spectrum, changed)
+        drawn["samples"] = partial(image_figures.samples, [shown[place] for place in places], results.count("protect", "linf_levels"))
+    if spectrum.count:
+        drawn["imperceptibility"] = partial(image_figures.imperceptibility, samples.measures)
+        drawn["spectrum"] = partial(image_figures.spectrum, spectrum)
     if results.similarities:
         drawn["similarity"] = partial(training_figures.similarity, results.similarities)
     return drawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name.replace("_", " "), 14, max_lines=2, placeholder="…"))
 
 
-def imperceptibility(measured: Mapping[str, NDArray[np.float64]], theme: Theme = LIGHT) -> bytes:
+def imperceptibility(measured: Mapping[str, NDArray[np.floating]], theme: Theme = LIGHT) -> bytes:
     """Draw how similar the protected images are to the clean ones: the distribution over the images of each measure, and its mean.
 
     Args:
@@ -83,8 +83,8 @@ def imperceptibility(measured: Mapping[str, NDArray[np.float64]], theme: Theme =
     return png(figure)
 
 
-def _distribution(axis: Axes, values: NDArray[np.float64], form: str, theme: Theme, *, whole: bool) -> None:
-    mean, low, high = float(values.mean()), float(values.min()), float(values.max())
+def _distribution(axis: Axes, values: NDArray[np.floating], form: str, theme: Theme, *, whole: bool) -> None:
+    mean, low, high = float(values.mean(dtype=float)), float(values.min()), float(values.max())
     if whole:
         edges = np.arange(min(low, 0) - 0.5, high + 1)  # from no change at all
     elif high > low:
@@ -100,13 +100,31 @@ def _distribution(axis: Axes, values: NDArray[np.float64], form: str, theme: The
     axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
 
 
-def spectrum(images: Sequence[ImagePair], theme: Theme = LIGHT) -> bytes:
+def magnitude(image: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the magnitude of the Fourier transform of an image `(H, W, C)`, mean over channels: `(H, W)`, frequency 0 in the middle."""
+    return np.asarray(np.fft.fftshift(np.abs(np.fft.fft2(image, axes=(0, 1))).mean(2)), np.float64)
+
+
+class Spectrum:
+    """Magnitudes of images and of their changes, `(H, W)`, summed image by image: a hundred large images are never in memory at once."""
+
+    def __init__(self) -> None:
+        """Start with no image."""
+        self.count, self.images, self.changes = 0, np.zeros(()), np.zeros(())
+
+    def add(self, image: ImagePair) -> None:
+        """Add one image."""
+        clean = image.clean.astype(np.float64)
+        self.count, self.images = self.count + 1, self.images + magnitude(clean)
+        self.changes = self.changes + magnitude(image.protected - clean)
+
+
+def spectrum(found: Spectrum, theme: Theme = LIGHT) -> bytes:
     """Draw which frequencies the changes consist of: the logarithm of the mean magnitude of their Fourier transform.
 
     On the left by direction, with the lowest frequency in the middle; on the right by frequency alone, beside the images themselves.
     """
-    change = magnitude(pair.protected.astype(np.float64) - pair.clean for pair in images)
-    image = magnitude(pair.clean.astype(np.float64) for pair in images)
+    change, image = found.changes / found.count, found.images / found.count
     figure, (left, right) = drawing(3.0, theme, 1, 2)
     bare(left)
     left.imshow(np.log10(change + 1e-9), cmap=shades(theme), vmin=np.log10(max(change.min(), 1e-2)), interpolation="none")
@@ -120,14 +138,6 @@ def spectrum(images: Sequence[ImagePair], theme: Theme = LIGHT) -> bytes:
     right.set_xlabel("cycles per image")
     right.set_ylabel("mean |FFT|")
     return png(figure)
-
-
-def magnitude(images: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the magnitude of the Fourier transform, mean over images `(H, W, C)` and channels: `(H, W)`, frequency 0 in the middle."""
-    total, count = np.zeros(()), 0
-    for image in images:  # one at a time: a hundred large ones would take hundreds of megabytes
-        total, count = total + np.abs(np.fft.fft2(image, axes=(0, 1))).mean(2), count + 1
-    return np.asarray(np.fft.fftshift(total / count), np.float64)
 
 
 def by_frequency(spectrum: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.schema import RunConfig, resolved, to_tree
-from pipeline.results.samples import OF_SPECTRUM, ImagePair, ProtectedSamples, image_pairs
+from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
@@ -154,12 +154,9 @@ class RunResults:
         """What the table of the protected images says."""
         return ProtectedSamples.read(self.folder.child("protect"))
 
-    @cached_property
-    def images(self) -> tuple[list[ImagePair], list[ImagePair]]:
-        """A few images of different classes to show, and the changed images that the spectrum is the mean of."""
-        shown, changed = self.samples.shown(self.manifests["protect"].counts["classes"]), self.samples.changed[:OF_SPECTRUM]
-        found = image_pairs(self.folder, self.manifests, [*shown, *changed])
-        return [found[place] for place in shown], [found[place] for place in changed]
+    def images(self, places: Collection[Place]) -> Iterator[tuple[Place, ImagePair]]:
+        """Yield the images at these places before and after protection; they are read at each call."""
+        return image_pairs(self.folder, self.manifests, places)
 
     @cached_property
     def checkpoints(self) -> dict[str, list[dict[str, Any]]]:

@@ -1,12 +1,12 @@
 """The table of protected samples, streamed, and the images that a report shows.
 
-The table has a row for every released image. Of 1.28 million rows, only one batch is in memory at a time; what is returned takes 8 bytes
+The table has a row for every released image. Of 1.28 million rows, only one batch is in memory at a time; what is returned takes 4 bytes
 for each measure and changed image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class ProtectedSamples:
         changed: the first images that were changed. A few suffice, because their shards have to be read.
     """
 
-    measures: Mapping[str, NDArray[np.float64]]
+    measures: Mapping[str, NDArray[np.float32]]
     first: Mapping[int, Place]
     changed: Sequence[Place]
 
@@ -57,7 +57,7 @@ class ProtectedSamples:
             FileNotFoundError: the table is missing.
             pyarrow.ArrowInvalid: the table is damaged.
         """
-        values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in MEASURES}
+        values: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MEASURES}
         first: dict[int, Place] = {}
         changed: list[Place] = []
         for batch in stream_table(protect, SAMPLES, ["key", "label", "shard", *MEASURES]):
@@ -65,11 +65,12 @@ class ProtectedSamples:
             for label, row in zip(labels.tolist(), at.tolist(), strict=True):
                 if label not in first:
                     first[label] = _place(batch, row)
-            touched = batch.filter(pc.greater(batch["linf_levels"], 0))
-            changed += [_place(touched, row) for row in range(min(touched.num_rows, OF_SPECTRUM - len(changed)))]
+            touched = pc.greater(batch["linf_levels"], 0)
+            changed += [_place(batch, row) for row in pc.indices_nonzero(touched)[: OF_SPECTRUM - len(changed)].to_pylist()]
             for name in set(MEASURES).intersection(batch.schema.names):  # runs of earlier versions lack some
-                values[name].append(touched[name].drop_null().to_numpy(zero_copy_only=False).astype(np.float64))
-        return cls({name: np.concatenate(parts) if parts else np.empty(0) for name, parts in values.items()}, first, changed)
+                values[name].append(batch[name].filter(touched).drop_null().to_numpy(zero_copy_only=False).astype(np.float32))
+        measures = {name: np.concatenate([np.empty(0, np.float32), *values.pop(name)]) for name in MEASURES}  # popped, or it is held twice
+        return cls(measures, first, changed)
 
     def shown(self, classes: Sequence[int]) -> list[Place]:
         """Return the first image of a few of these classes, spread over them."""
@@ -91,21 +92,20 @@ class ImagePair:
     protected: Pixels
 
 
-def image_pairs(run: Run, manifests: Mapping[str, Manifest], wanted: Sequence[Place]) -> dict[Place, ImagePair]:
-    """Return the images at these places; each shard that they lie in is read once.
+def image_pairs(run: Run, manifests: Mapping[str, Manifest], wanted: Collection[Place]) -> Iterator[tuple[Place, ImagePair]]:
+    """Yield the images at these places, shard by shard; each shard is read once.
 
     Raises:
         CorruptShard: a shard is missing or was altered.
     """
     classes: list[str] = manifests["pack"].counts["classes"]
-    found: dict[Place, ImagePair] = {}
     for shard in dict.fromkeys(place.shard for place in wanted):
         clean, protected = (_samples(run, manifests[stage], shard, wanted) for stage in ("pack", "protect"))
-        found |= {place: ImagePair(classes[clean[place].label], clean[place].pixels, protected[place].pixels) for place in clean}
-    return found
+        for place, sample in clean.items():
+            yield place, ImagePair(classes[sample.label], sample.pixels, protected[place].pixels)
 
 
-def _samples(run: Run, manifest: Manifest, name: str, wanted: Sequence[Place]) -> dict[Place, Sample]:
+def _samples(run: Run, manifest: Manifest, name: str, wanted: Collection[Place]) -> dict[Place, Sample]:
     (shard,) = (shard for shard in manifest.shards["train"] if shard.name == name)
-    samples = {Place(sample.key, name): sample for sample in read_shard(run.child(manifest.stage), shard)}
-    return {place: samples[place] for place in wanted if place.shard == name}
+    samples = ((Place(sample.key, name), sample) for sample in read_shard(run.child(manifest.stage), shard))
+    return {place: sample for place, sample in samples if place in wanted}

@@ -45,7 +45,7 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
     figures |= {"missing_shards": len(protect.missing)} if protect.missing else {}
-    figures |= {name: float(measures[name].mean()) for name in VISIBLE if measures[name].size}
+    figures |= {name: float(measures[name].mean(dtype=float)) for name in VISIBLE if measures[name].size}
     within, between = ([m.mean for m in results.similarities if (m.network is None) is several] for several in (False, True))
     figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
     return figures | ({"network_similarity": between[0]} if between else {})

@@ -12,6 +12,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 
 ROW_GROUP = 2**16  # rows that are in memory at a time when parts become one table
+BATCH = 2**14  # rows that are in memory at a time when a table is streamed
 
 
 def write_table(folder: Folder, name: str, table: pa.Table) -> str:
@@ -53,7 +54,8 @@ def stream_table(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[
     with folder.stream(name) as stream:
         file = pq.ParquetFile(stream)
         there = [column for column in columns if column in file.schema_arrow.names]
-        yield from file.iter_batches(ROW_GROUP, columns=there, use_threads=False)
+        yield from file.iter_batches(BATCH, columns=there, use_threads=False)
+    pa.default_memory_pool().release_unused()  # Arrow would hold tens of megabytes for its next table
 
 
 def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -72,7 +72,7 @@ def make(name: str, runs: list[str]) -> Card:
         "linf_levels": max(stage["protect"].counts["linf_levels"] for stage in stages),
         # Of methods that train against their noise: whether it was done, or the rounds ran out.
         **{name: spread([each[name] for each in released]) for name in ("noise_rounds", "noise_error") if name in counts},
-        "psnr_db": spread([float(results.samples.measures["psnr_db"].mean()) for results in releases]),
+        "psnr_db": spread([float(results.samples.measures["psnr_db"].mean(dtype=float)) for results in releases]),
         "gradient_cosines": [  # of the first release; between pairs of checkpoints, the network None: of several networks' last ones
             {"network": alike.network, "members": alike.labels, "mean": round(alike.mean, 3)} for alike in read[0].similarities
         ],

@@ -49,7 +49,7 @@ def test_every_measure_that_was_taken_has_its_panel() -> None:
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (7, 9)])
 def test_the_spectrum_of_a_wave_is_at_its_frequency_and_nowhere_else(height: int, width: int) -> None:
     wave = 8 * np.cos(2 * np.pi * 3 * np.arange(width) / width)[None, :, None] * np.ones((height, 1, 3))
-    found = image_figures.magnitude([wave, -wave])
+    found = image_figures.magnitude(wave)
     middle = height // 2, width // 2
     assert found[middle[0], middle[1] + 3] == found.max() == pytest.approx(8 * height * width / 2)
     assert found[middle[0], middle[1] - 3] == pytest.approx(found.max())
@@ -63,11 +63,13 @@ def test_the_spectrum_of_noise_is_flat_and_that_of_the_images_falls() -> None:
     y, x = np.mgrid[:32, :32]
     clean = [np.repeat((128 + 60 * np.sin(x / 9 + k) * np.cos(y / 7))[..., None], 3, 2).astype(np.uint8) for k in range(40)]
     protected = [image + generator.integers(0, 9, image.shape, np.uint8) for image in clean]
-    change = image_figures.by_frequency(image_figures.magnitude([a.astype(float) - b for a, b in zip(protected, clean, strict=True)]))[1]
-    image = image_figures.by_frequency(image_figures.magnitude([image.astype(float) for image in clean]))[1]
+    found = image_figures.Spectrum()
+    for before, after in zip(clean, protected, strict=True):
+        found.add(ImagePair("", before, after))
+    change, image = (image_figures.by_frequency(total / found.count)[1] for total in (found.changes, found.images))
     assert change.max() < 1.3 * change.min()
     assert image[0] > 20 * image[-1]
-    picture = decoded(image_figures.spectrum([ImagePair("", *pair) for pair in zip(clean, protected, strict=True)]))
+    picture = decoded(image_figures.spectrum(found))
     for colour in (LIGHT.clean, LIGHT.protected):
         assert share(picture, colour) > 0.002
 

@@ -105,10 +105,10 @@ def test_batches_add_up_to_the_whole_table(mixed_run: tuple[RunConfig, Folder], 
     table = read_table(folder.child("protect"), "samples.parquet")
     pq.write_table(table, tmp_path / "samples.parquet", row_group_size=10)
     whole = samples.ProtectedSamples.read(folder.child("protect"))
-    monkeypatch.setattr(tables, "ROW_GROUP", 4)
+    monkeypatch.setattr(tables, "BATCH", 4)
     parts = samples.ProtectedSamples.read(Folder.open(str(tmp_path)))
     assert (parts.first, parts.changed) == (whole.first, whole.changed)
     assert len(parts.changed) == 7
     changed = [row for row in table.to_pylist() if row["linf_levels"]]
     for name in samples.MEASURES:
-        np.testing.assert_array_equal(parts.measures[name], [row[name] for row in changed])
+        np.testing.assert_array_equal(parts.measures[name], np.array([row[name] for row in changed], np.float32))
