@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.marks import without
 from pipeline.config.schema import RunConfig, resolved, to_tree
 from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
@@ -185,10 +186,9 @@ class RunResults:
     def configuration(self, config: RunConfig) -> dict[str, Any]:
         """Return the tree of settings that made what was measured: the stages' own records win over the present command line.
 
-        The tracking URI is left out: it may carry credentials, and decides nothing.
+        Settings that decide nothing are left out: the executor, its time, and the tracking URI, which may carry credentials.
         """
-        tree = to_tree(replace(config, protect=resolved(config.protect)))
-        del tree["tracking_uri"]
+        tree = without(to_tree(replace(config, protect=resolved(config.protect))), ("tracking_uri", "executor", "minutes"))
         asked: dict[str, Mapping[str, Any]] = {stage: manifest.asked for stage, manifest in self.manifests.items()}
         if "pack" in asked:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}

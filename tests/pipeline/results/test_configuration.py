@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline.config.presets import preset
 from pipeline.pages.page import command
-from pipeline.results.run_results import configuration
+from pipeline.results.run_results import RunResults
+from pipeline.storage.folder import Folder
 
 
-def test_the_executor_and_its_time_are_no_part_of_what_a_run_is() -> None:
+def test_the_executor_and_its_time_are_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     """From this MLflow's identity, `config.json` and the printed command are made."""
-    config = preset("smoke")
+    config, results = preset("smoke"), RunResults.read(Folder.open(str(tmp_path)))
     other = replace(config, executor="local", minutes=9.0, tracking_uri="none")
-    assert configuration(config, {}) == configuration(other, {})
-    assert not {"executor", "minutes", "tracking_uri"} & configuration(other, {}).keys()
-    assert command(configuration(other, {})) == "python pipeline/run.py --preset smoke"
+    assert results.configuration(config) == results.configuration(other)
+    assert not {"executor", "minutes", "tracking_uri"} & results.configuration(other).keys()
+    assert command(results.configuration(other)) == "python pipeline/run.py --preset smoke"
