@@ -1,1 +1,1 @@
-"""Ray, and nothing else: functions go in, and run on whatever machines there are."""
+"""Where work runs: functions go in, and run on Ray or in this process. Nothing here knows of images."""

@@ -1,4 +1,4 @@
-"""What a training keeps of each epoch, and how a rank reaches it: the same for every executor, so that either goes on with the other's.
+"""The files and the record of each epoch of a training. All executors share the format, so each can resume the other's training.
 
 An epoch is a folder `epoch_0000` with the loop's files and, written last, a record of their digests and of the metrics. An epoch without
 a whole record counts as not trained.
@@ -44,7 +44,7 @@ class Storage(Protocol):
 
 
 def keep(folder: Storage, epoch: int, metrics: Mapping[str, Any], files: Mapping[str, bytes]) -> Metrics:
-    """Write the files of an epoch and its record; returns the metrics as they are kept, with the epoch.
+    """Write the files of an epoch and its record. Return the recorded metrics, with the epoch among them.
 
     Raises:
         OSError: storage refused.
@@ -58,7 +58,7 @@ def keep(folder: Storage, epoch: int, metrics: Mapping[str, Any], files: Mapping
 
 
 def kept(folder: Storage) -> list[Metrics]:
-    """Return one row of metrics per kept epoch, from the first to the last before a gap.
+    """Return one row of metrics per recorded epoch, from the first to the last before a gap.
 
     Raises:
         OSError: storage refused.
@@ -79,7 +79,7 @@ def _records(folder: Storage) -> list[dict[str, Any]]:
 
 
 def _latest(folder: Storage) -> dict[str, bytes]:
-    """The files of the last epoch that are as recorded; nothing where there is no such epoch."""
+    """Return the files of the last epoch that match its record; none without such an epoch."""
     for record in reversed(_records(folder)):
         epoch = record["metrics"]["epoch"]
         try:
@@ -98,7 +98,7 @@ def _place(epoch: int) -> str:
 
 @dataclass(frozen=True)
 class Worker(ABC):
-    """What a training loop knows of the group it runs in, and its way to keep what it has.
+    """One rank of a training: its place in the group, and its way to save an epoch.
 
     Attributes:
         rank: of this process.
@@ -129,7 +129,7 @@ class Worker(ABC):
 
     @contextmanager
     def resumed(self) -> Iterator[Path | None]:
-        """Give a local folder with the files of the last kept epoch; None at the beginning."""
+        """Give a local folder with the files of the last recorded epoch; None at the beginning."""
         files = _latest(self.folder)
         if not files:
             yield None
@@ -140,7 +140,7 @@ class Worker(ABC):
             yield Path(local)
 
     def report(self, epoch: int, metrics: Metrics, files: dict[str, bytes]) -> None:
-        """Keep an epoch; all ranks call it, and only rank 0's files and metrics count.
+        """Save an epoch. All ranks call this; only the files and metrics of rank 0 count.
 
         Raises:
             TimeIsUp: the epoch is kept, and no other is to begin.

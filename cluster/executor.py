@@ -1,4 +1,4 @@
-"""The calls by which all work is done, whatever does it: Ray, or this process."""
+"""The five calls that run all work, on Ray or in this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Executor(Protocol):
         """The moment after which no shard, epoch or trial is begun: then the calls below raise TimeIsUp. Finished pieces stay."""
 
     def connect(self, workers: int | None = None) -> Resources:
-        """Be ready for work, and return what there is to work with.
+        """Prepare for work, and return the machines' resources.
 
         Args:
             workers: how many workers to use at a time; as many as there are GPUs, or else CPU cores, if not given.
@@ -91,20 +91,20 @@ class Executor(Protocol):
         gpu: int,
         on_epoch: Callable[[Metrics], None],
     ) -> list[Metrics]:
-        """Run `loop(task, worker)` on every rank until it returns, going on from the epochs that the folder holds.
+        """Run `loop(task, worker)` on every rank until it returns, resuming after the epochs in the folder.
 
         Args:
             loop: calls `worker.report` once per epoch.
             task: its argument.
             what: for log lines and errors: the network, say.
-            folder: epochs are kept in `epoch_0000`, ... of it.
+            folder: gets a folder for each epoch: `epoch_0000`, ...
             workers: ranks.
             cpus: CPUs per rank.
             gpu: GPUs per rank, 0 or 1.
             on_epoch: called in this process with each new epoch's metrics, while the training runs.
 
         Returns:
-            One row of metrics per kept epoch, in order, also those of earlier starts.
+            One row of metrics per recorded epoch, in order, earlier starts included.
 
         Raises:
             TrainingFailed: the loop raised, or the group died too often.
@@ -125,7 +125,7 @@ class Executor(Protocol):
         """Run `function(cell, report)` for every named cell, as a trial of its own.
 
         Args:
-            function: keeps its outcome itself, and calls `report({metric: value})` as it goes. Where it raises TimeIsUp, its trial is
+            function: stores its outcome itself, and calls `report({metric: value})` as it goes. Where it raises TimeIsUp, its trial is
                 left for another start.
             cells: name -> argument.
             what: for log lines and errors.
@@ -140,7 +140,7 @@ class Executor(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of what work ran on."""
+        """Release the machines."""
 
 
 def open_executor(name: Name, deadline: Deadline) -> Executor:

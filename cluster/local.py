@@ -52,7 +52,7 @@ class LocalWorker(Worker):
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """The five calls of `Executor` in this process; arguments are described there. How much to do at a time is not heeded."""
+    """The five calls of `Executor` in this process; see there for the arguments. Pieces run one at a time, whatever the capacity says."""
 
     deadline: Deadline = NEVER
 
@@ -99,7 +99,7 @@ class LocalExecutor:
         unit: str = "images",
         capacity: Capacity = EVERYTHING,
     ) -> tuple[Result | None, WorkFailed | None]:
-        """Run pieces in their order, and combine what each gives with what came before."""
+        """Run pieces in their order, and combine each result with the total so far."""
         total: list[Result] = []
         failure = None
         try:
@@ -109,7 +109,7 @@ class LocalExecutor:
             failure = failed
         except TimeIsUp:
             raise
-        except Exception as error:  # what pieces raise is a WorkFailed
+        except Exception as error:  # the pieces themselves raise WorkFailed
             raise WorkFailed(what, {"combining": describe(error)}) from error
         return (total[0] if total else None), failure
 

@@ -1,4 +1,4 @@
-"""One Ray task, or a chain of them, per piece of work: retries, any order, a progress line, failures kept to the end.
+"""One Ray task, or a chain of tasks, per piece of work, with retries, in any order; failures are raised at the end.
 
 A little more work is submitted than the cluster has room for. That is what an autoscaler sees, and the machines that it brings find work.
 """
@@ -100,7 +100,7 @@ def _kept(deadline: Deadline, function: Callable[..., Any], *arguments: Any) -> 
 
 
 def _slots(capacity: Capacity) -> int:
-    """How many tasks the cluster has room for at this moment."""
+    """Return how many tasks fit the cluster at this moment."""
     have = ray.cluster_resources()
     return int(have.get("GPU", 0) / capacity.gpus if capacity.gpus else have.get("CPU", 0) / capacity.cpus)
 
@@ -111,7 +111,7 @@ class _Piece:
 
     work: Work
     tasks: tuple[Any, ...]  # all of its tasks
-    kept: Any  # reference to what stays on the cluster
+    kept: Any  # reference to the result that stays on the cluster
 
 
 class _Submitter:
@@ -130,7 +130,7 @@ class _Submitter:
         self._last = last.options(**always, num_cpus=capacity.cpus, num_gpus=gpus, num_returns=2 if keep else 1)
 
     def most(self) -> int:
-        """How many pieces to have submitted, by what the cluster has now."""
+        """Return how many pieces to have submitted, given the cluster's present size."""
         if self.capacity.at_once is not None:
             return self.capacity.at_once * (AHEAD if self.chain else 1)
         return max(1, _slots(self.capacity)) * (AHEAD if self.chain else QUEUED)
@@ -153,7 +153,7 @@ class _Submitter:
 def _run(
     function: Callable[..., Any], pieces: Sequence[Work], what: str, unit: str, capacity: Capacity, deadline: Deadline, *, keep: bool
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(name, what came back, reference to what stayed) of each piece, as they finish."""
+    """Yield (name, result, reference to the result that stayed) of each piece as it finishes."""
     submitter = _Submitter(function, what, capacity, deadline, keep)
     waiting = list(reversed(pieces))
     begun: deque[tuple[Work, tuple[Any, ...]]] = deque()
@@ -213,7 +213,7 @@ def _run(
 
 
 def _ended(references: set[Any]) -> list[Any]:
-    """Those that have ended, after a short wait for the first."""
+    """Return the tasks that have ended, after a short wait for the first."""
     ended, others = ray.wait(list(references), num_returns=1, timeout=LOOK_SECONDS, fetch_local=False)
     if ended and others:  # all that have ended by now, for one look at those that have not
         ended += ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)[0]

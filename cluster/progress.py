@@ -1,4 +1,4 @@
-"""How far a piece of work has come, said now and then."""
+"""A line of progress now and then."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PATIENCE_SECONDS = 60.0  # without anything finished
 
 
 class Progress:
-    """One line every now and then: how much is through, how fast, how long the rest will take."""
+    """Progress of some work: the amount done, the rate, and the time left, in one line now and then."""
 
     def __init__(self, what: str, unit: str, total: int) -> None:
-        """Begin now, with `total` units before us."""
+        """Begin now, with `total` units to do."""
         self.what, self.unit, self.total, self.done = what, unit, total, 0
         self.begun = self.told = self.moved = time.monotonic()
 
     def stalled(self, moves: bool) -> bool:
-        """Whether it is time to ask why nothing moves; `moves` says that something has."""
+        """Return whether nothing has finished for a long time; `moves` says that something has now."""
         now = time.monotonic()
         if moves or now - self.moved > PATIENCE_SECONDS:
             stalled, self.moved = not moves, now
@@ -30,7 +30,7 @@ class Progress:
         return False
 
     def failed(self, name: str, units: int, error: BaseException) -> str:
-        """Log that a piece has failed for good; returns the cause in one line."""
+        """Log that a piece has failed for good. Return the cause in one line."""
         self.done += units
         cause = describe(error)
         log.error("%s: %s failed: %s", self.what, name, cause)
@@ -38,7 +38,7 @@ class Progress:
         return cause
 
     def finished(self, units: int) -> None:
-        """Count what has finished, and say how far it all is, if it is time to, or all is through."""
+        """Count finished units, and log a line if one is due or all are done."""
         self.done += units
         now = time.monotonic()
         if now - self.told > REPORT_SECONDS or self.done == self.total:

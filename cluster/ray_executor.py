@@ -28,7 +28,7 @@ class RayExecutor:
         return pool.run_all(*arguments, **named, deadline=self.deadline)
 
     def combine_all(self, *arguments: Any, **named: Any) -> tuple[Any, WorkFailed | None]:
-        """Run pieces as Ray tasks, and combine what they give in a tree of further ones."""
+        """Run pieces as Ray tasks, and combine their results in a tree of further tasks."""
         return pool.combine_all(*arguments, **named, deadline=self.deadline)
 
     def train(self, *arguments: Any, **named: Any) -> list[Metrics]:

@@ -1,4 +1,4 @@
-"""What machines there are, and how many ranks and tasks they hold."""
+"""The machines' CPUs and GPUs, and the number of ranks and tasks that fit them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_CPU_WORKERS = 8  # by default; more DDP ranks on one machine's CPUs cost mo
 
 @dataclass(frozen=True)
 class Resources:
-    """How work is divided.
+    """The division of work over machines.
 
     Attributes:
         nodes: CPUs and GPUs of each machine.
@@ -24,16 +24,16 @@ class Resources:
 
     @property
     def cpus(self) -> int:
-        """CPUs of all machines together."""
+        """The CPUs of all machines together."""
         return sum(cpus for cpus, _ in self.nodes)
 
     @property
     def gpu(self) -> int:
-        """GPUs that a rank or a task holds, 0 or 1."""
+        """The GPUs of one rank or task, 0 or 1."""
         return int(any(gpus for _, gpus in self.nodes))
 
     def cpus_for(self, at_once: int, per_gpu: int = 1) -> int:
-        """CPUs of each of so many equal tasks or ranks, none of which can stretch over two machines; on a GPU, so many share it."""
+        """Return the CPUs of each of `at_once` equal tasks. No task stretches over two machines; `per_gpu` tasks share a GPU."""
 
         def room(each: int) -> int:
             return sum(min(cpus // each, gpus * per_gpu) if self.gpu else cpus // each for cpus, gpus in self.nodes)
@@ -42,7 +42,7 @@ class Resources:
 
 
 def divide(nodes: Sequence[tuple[int, int]], workers: int | None) -> Resources:
-    """How many ranks and tasks machines with so many (CPUs, GPUs) each can hold: one a GPU where there are any, else one a CPU.
+    """Divide work over machines with so many (CPUs, GPUs) each: one rank or task per GPU, or per CPU where no machine has a GPU.
 
     Raises:
         ValueError: more workers are asked for than that.

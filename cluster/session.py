@@ -1,4 +1,4 @@
-"""Connecting to Ray: the cluster we were submitted to, or one embedded in this process."""
+"""The connection to Ray: to the cluster that this process was submitted to, or to one embedded in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MACHINES_SECONDS = 900.0  # for an autoscaler to bring machines: a boot, an imag
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    # Of glibc, for workers on a CPU: memory that one step frees is kept for the next, instead of being given back and faulted in anew.
+    # Of glibc, for workers on a CPU: memory freed by one step stays with the process for the next step, instead of being faulted in anew.
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
@@ -32,7 +32,7 @@ _embedded = ExitStack()  # what goes with the embedded cluster: its temporary fo
 
 
 def connect(workers: int | None = None) -> Resources:
-    """Connect once, and say what there is to work with.
+    """Connect once, and return the resources of the cluster.
 
     Inside a Ray job, or with `RAY_ADDRESS` set, that cluster is used, after waiting for the machines its autoscaler has
     to start; otherwise one is started in this process, never attaching to another that happens to run on this machine.
@@ -72,7 +72,7 @@ def _start() -> None:
 
 
 def _wait_for_machines(workers: int | None) -> None:
-    """Let an autoscaler see what is needed; whether enough came is for `divide` to say."""
+    """Make the demand visible to an autoscaler, and wait. `divide` then checks whether enough machines came."""
     if not ray.cluster_resources().get("CPU"):  # only a head that does no work
         _wait_for("CPU", 1)
     have = ray.cluster_resources()

@@ -1,4 +1,4 @@
-"""Trials on Ray Tune: one process each, as many at a time as there is room for, failures kept to the end."""
+"""Trials on Ray Tune: one process each, as many at a time as fit; failures are raised at the end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # ray ships no types
     def __init__(self, what: str, total: int, on_result: Callable[[str, dict[str, Any]], None], deadline: Deadline) -> None:
         self.what, self.total, self.done, self.on_result, self.deadline = what, total, 0, on_result, deadline
         self.causes: dict[str, str] = {}
-        self.running: set[str] = set()  # of those that began in time
+        self.running: set[str] = set()  # trials that began in time
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if not self.deadline.passed():
@@ -100,7 +100,7 @@ def sweep(
     """Run `function(cell, report)` for every named cell as a trial of its own process: see `Executor.sweep`."""
     deadline.check()
     os.environ.update(SETTINGS)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is said once, by us
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged once, below
     progress = _Progress(what, len(cells), on_result, deadline)
     with tempfile.TemporaryDirectory() as scratch:
         trial = tune.with_parameters(_trial, function=function, cells=dict(cells), deadline=deadline)

@@ -1,4 +1,4 @@
-"""One training on Ray Train: data-parallel ranks, every epoch kept, resumed after any failure."""
+"""One training on Ray Train: data-parallel ranks, every epoch saved, resumed after any failure."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def train(
 
 
 def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], told: set[int]) -> None:
-    """Train in a thread of its own, and follow it here: on the main thread Ray would take the handler of Ctrl-C, and keep it.
+    """Train in a separate thread, and follow it here: on the main thread Ray would replace the handler of Ctrl-C for good.
 
     `told` holds the epochs that were told before: one done twice after a failure is told once.
     """
@@ -128,7 +128,7 @@ def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], tol
 
 
 def _one_line(failures: Mapping[int, BaseException]) -> str:
-    """Every different cause once, with the ranks it came from."""
+    """Return every different cause once, with its ranks."""
     ranks: dict[str, list[str]] = {}
     for rank, cause in failures.items():
         ranks.setdefault(describe(cause), []).append(str(rank))
@@ -136,7 +136,7 @@ def _one_line(failures: Mapping[int, BaseException]) -> str:
 
 
 def _may_pass(cause: BaseException) -> bool:
-    """Whether another start may help: after a dead process (Ray's own errors), a storage error, or a RuntimeError.
+    """Return whether another start may help: after a dead process (Ray's own errors), a storage error, or a RuntimeError.
 
     By the last one torch tells a rank that another has died, which may be known before the death itself is.
     """

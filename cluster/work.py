@@ -1,4 +1,4 @@
-"""The words in which work is given to an executor, and in which it answers. No Ray here."""
+"""The types of work: pieces that go into an executor, and failures that come out. Free of Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
-Report = Callable[[dict[str, float]], None]  # by which a trial says how far it has come
+Report = Callable[[dict[str, float]], None]  # a trial calls it with its metrics
 MOST_CHARACTERS = 300  # of one cause
 
 # Starts after the first: after a dead process or a storage error; other errors are final.
@@ -35,12 +35,12 @@ class WorkFailed(RuntimeError):
 
 
 class TrainingFailed(RuntimeError):
-    """The training ended before its last epoch; the epochs it reported are kept."""
+    """The training ended before its last epoch; the epochs it reported stay."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One piece: its name, the arguments of the function, and how many units (images, say) it stands for."""
+    """One piece of work: its name, the function's arguments, and its size in units, such as images."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -49,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Chain(Generic[Result]):
-    """A piece's way in three functions, of which only the middle one needs a GPU: it waits for no disk and no image codec.
+    """A piece of work in three functions. Only the middle one needs a GPU, which then waits for no disk and no image codec.
 
     Without GPUs, and in one process, they are one task, and nothing is copied between processes.
 
@@ -64,14 +64,14 @@ class Chain(Generic[Result]):
     after: Callable[..., Result]
 
     def __call__(self, *arguments: Any) -> Result:
-        """Go the whole way, in this process."""
+        """Call all three, in this process."""
         read = self.before(*arguments)
         return self.after(*arguments, read, self.function(*arguments, read))
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much is worked on at a time. An executor of one process works on one piece, whatever this says.
+    """The number of pieces to work on at a time. An executor of one process works on one, whatever this says.
 
     Attributes:
         at_once: pieces that are computed at a time; None: whatever the cluster has room for, also when it grows or shrinks meanwhile.
@@ -98,7 +98,7 @@ def use_gpu(number: int) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return one line that says what went wrong, without Ray's wrapping."""
+    """Return one line about an error, without Ray's wrapping."""
     for wrapped in ("cause", "health_check_failure", "controller_failure"):
         if isinstance(inner := getattr(error, wrapped, None), BaseException):
             return describe(inner)

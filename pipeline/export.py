@@ -1,4 +1,4 @@
-"""Give the protected images back as a folder of PNGs: `python pipeline/export.py --run URI --to FOLDER`."""
+"""Export the protected images as a folder of PNGs: `python pipeline/export.py --run URI --to FOLDER`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.storage.stage import Manifest
 
 
 def _export_run(run: str, to: str) -> int:
-    """Give the protected images back as <to>/<class name>/<original name>.png.
+    """Export the protected images as <to>/<class name>/<original name>.png.
 
     Args:
         run: folder or URI (s3://...) of a run with protected images, of an addition to one, or of a point of a sweep
@@ -39,7 +39,7 @@ def _export_run(run: str, to: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 and a summary, 1 and what went wrong, or 2 for wrong usage."""
+    """Export, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
     return tyro.cli(_export_run, prog="export.py", args=arguments)
 
 

@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: `python pipeline/plan.py --preset imagenet-subset --data SOURCE`.
+"""Estimate a run without starting it: `python pipeline/plan.py --preset imagenet-subset --data SOURCE`.
 
 Takes every setting of run.py. Images are counted, some of them decoded, and this cluster is made to compute for ten seconds.
 """
@@ -15,7 +15,7 @@ from pipeline.config.plan_config import PlanConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 and the plan, 1 and what went wrong, or 2 for wrong usage."""
+    """Print the plan, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
     config = parse_as(arguments, PlanConfig, "plan.py")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     from pipeline.operations.estimate import plan  # loads torch, which takes seconds that `--help` need not wait

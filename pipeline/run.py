@@ -23,7 +23,7 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, and turn what went wrong into one line and an exit code."""
+    """Parse, run, and turn every failure into one line and an exit code."""
     config = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     signal.signal(signal.SIGTERM, _stop)

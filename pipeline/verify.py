@@ -39,18 +39,18 @@ def _check_run(run: str) -> int:
 
 
 def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
-    """What is to be said of an addition, and whether it is whole and without fault."""
+    """Return the report of an addition, and whether it is complete and without fault."""
     from pipeline.operations.audit import verify
 
     try:
         audit = verify(addition, base)
-    except ValueError as error:  # not finished, which is no reason to keep silent about the rest
+    except ValueError as error:  # not finished; the rest is still reported
         return str(error), False
     return str(audit), not audit.faults
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 and a summary, or 1 and every fault by name; 2 for wrong usage."""
+    """Audit, and return the exit code: 0 with a summary, 1 with every fault by name, 2 for wrong usage."""
     return tyro.cli(_check_run, prog="verify.py", args=arguments)
 
 

@@ -1,4 +1,4 @@
-"""Data that grows: images added to a finished run are protected like the others, and what is released is not touched.
+"""Protection of images that arrive after a run has finished. The images already released do not change.
 
 See `additions` for where they are.
 """
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest | None:
-    """Pack and protect what `config.add` has and the run has not; None if there is nothing.
+    """Pack and protect the images of `config.add` that the run lacks. Return None if it lacks none.
 
     An addition that was cut short, or that lacks shards whose crafting failed, is finished first.
 
@@ -34,7 +34,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest |
     there = additions(folder)
     begun = [name for name, addition in there.items() if not addition.exists(f"protect/{MANIFEST}")]
     for name in begun:
-        if (source := _source(there[name])) not in (config.add, None):  # None: it was being cleared
+        if (source := _source(there[name])) not in (config.add, None):  # None: an earlier start was clearing it
             raise ValueError(f"{there[name].uri} was begun with --add {source} and is not finished: do that first")
     lacking = [name for name in there if name not in begun and _source(there[name]) == config.add and _lacks_shards(there[name])]
     last = int(max(there, default=f"{ADDED}/0").rpartition("/")[2])
@@ -51,7 +51,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest |
 
 
 def _source(addition: Folder) -> str | None:
-    """The place that the images came from."""
+    """Return the source of the images."""
     source: str | None = read_started(addition, "pack").get("pack", {}).get("data")
     return source
 
@@ -61,7 +61,7 @@ def _lacks_shards(addition: Folder) -> bool:
 
 
 def _known(config: RunConfig, runs: Iterable[Folder]) -> set[str]:
-    """Names of the images of `config.add` that the run has in either split, or has refused."""
+    """Return the names of the images of `config.add` that the run has packed, in either split, or refused."""
     known: set[str] = set()
     refused = 0
     for run in runs:

@@ -1,4 +1,4 @@
-"""The main job: the stages in order, then what was asked for besides, with one driver, one tracker and one executor."""
+"""The main job: the stages in order, then a sweep or an addition, with one driver, one tracker and one executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.tracking.tracker import open_tracker
 
 
 def run(config: RunConfig) -> tuple[str, list[str]]:
-    """Run the stages in order, logging each as it finishes; returns the summary, and what failed while the rest went on.
+    """Run the stages in order and log each as it finishes. Return the summary, and one line for each failure that the run survived.
 
     Raises:
         ValueError: something the user can mend.

@@ -103,7 +103,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
 
 
 def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor) -> dict[str, FinishedShard]:
-    """Every planned shard's part, by name."""
+    """Return the finished shards by name."""
     executor.connect(config.workers)
     pieces = [
         Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
@@ -127,7 +127,7 @@ def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor)
 
 
 def plan(dataset: Dataset, shard_images: int) -> dict[str, list[Entry]]:
-    """Which images go into which shard, in order."""
+    """Return the images of each shard, in order."""
     shards: dict[str, list[Entry]] = {}
     for split in SPLITS:
         entries = dataset.split(split)
@@ -162,7 +162,7 @@ def pack_shard(
         pixels = decoding.fit(pixels, config.size) if config.size else pixels
         height, width = pixels.shape[:2]
         sizes[f"{height}x{width}"] += 1
-        if len(sizes) > 1:  # the stage will stop: go on only to tell the sizes
+        if len(sizes) > 1:  # the stage will stop: go on only to report all sizes
             continue
         class_name, key = classes[entry.label], entry.key
         info = json.dumps({"class_name": class_name, "source": entry.source}, sort_keys=True).encode()
@@ -184,7 +184,7 @@ def _refused(parts: Mapping[str, FinishedShard]) -> list[tuple[str, str]]:
 
 
 def _packed(parts: Mapping[str, FinishedShard]) -> dict[str, Counter[int]]:
-    """Images per split and label."""
+    """Return the number of images per split and label."""
     packed: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     for name, part in parts.items():
         packed[name.split("-")[0]].update(dict(part.extra["labels"]))
@@ -199,7 +199,7 @@ def _check(dataset: Dataset, parts: Mapping[str, FinishedShard]) -> None:
 
 
 def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> Manifest:
-    """Combine the parts into tables, counts and the manifest."""
+    """Combine the finished shards into tables, counts and the manifest."""
     packed, refused = _packed(parts), _refused(parts)
     statistics = Statistics()
     for name, part in parts.items():
@@ -230,14 +230,14 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> 
 
 
 def _why(refused: list[tuple[str, str]]) -> str:
-    """The end of a message about images that are missing."""
+    """Return the end of a message about missing images."""
     if not refused:
         return ""
     return f" ({len(refused)} images were refused: {shown([f'{source}: {reason}' for source, reason in refused[:3]])})"
 
 
 def _drop_unlisted(folder: Folder, listed: set[str]) -> None:
-    """Remove shards that an interrupted start left of a source that has since shrunk."""
+    """Remove shards of an interrupted start from before the source shrank."""
     for name in folder.names():
         if name.endswith(".tar") and name not in listed:
             folder.remove(name)

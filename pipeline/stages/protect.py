@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
-    """Protect the shards that are not protected yet.
+    """Protect every shard that has no protected version yet.
 
     Raises:
         ValueError: an earlier stage has not finished, the stage was done with another configuration, or a class is unknown.
@@ -47,7 +47,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
     section = deciding(resolved(protect))
-    if protect.kind.noise_rounds:  # the network that is trained against the noise is trained as a surrogate is
+    if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
@@ -83,7 +83,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
 
 
 def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifest:
-    """Protect images that were added to a finished run, as those of the run were: by its checkpoints, towards its class means.
+    """Protect images added to a finished run with the checkpoints and class means of that run.
 
     Args:
         config: of the run.
@@ -127,12 +127,12 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
 
 
 def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
-    """What may be spent on an image of those that were packed."""
+    """Return the budget of one packed image."""
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:
-    """Decided once for all shards, so that one release is never half of one precision and half of another."""
+    """Decide the precision once for all shards, so that a release never mixes two."""
     if config.precision != "auto" or not ensemble.gpu:
         return resolve(config.precision, torch.device("cpu"))
     answers = executor.run_all(_resolve, [Work("precision", (config, ensemble))], what="precision", unit="GPUs", capacity=capacity)
@@ -140,7 +140,7 @@ def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, ca
 
 
 def _resolve(config: ProtectConfig, ensemble: Ensemble) -> Precision:
-    """What the GPU that computes can do; the body of a task."""
+    """Resolve the precision on the GPU that computes. This is the body of a task."""
     return resolve(config.precision, ensemble.device)
 
 
@@ -160,7 +160,7 @@ def _craft_all(
     capacity: Capacity,
     prepared: Prepared,
 ) -> Manifest:
-    """Craft the shards that are not finished, and finish the stage."""
+    """Craft the unfinished shards, and finish the stage."""
     parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, executor, Capacity(config.workers))
     missing = [shard for shard in shards if shard.name not in parts]
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
@@ -180,7 +180,7 @@ def _craft_all(
 def _finish(
     task: CraftingTask, stage: Stage, shards: Sequence[Shard], parts: Mapping[str, FinishedShard], rate: float, prepared: Prepared
 ) -> Manifest:
-    """Combine the parts into one table, and say what came out."""
+    """Combine the finished shards into one table and the manifest."""
     config, checkpoints = task.config, task.ensemble.checkpoints
     ordered = [parts[shard.name] for shard in shards if shard.name in parts]
     write_rows(stage.folder, SAMPLES, ordered, PROTECTED_SCHEMA)

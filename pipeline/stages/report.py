@@ -26,7 +26,7 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     results = RunResults.read(folder)
     if not results.manifests:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
-    # A report is quick and holds nothing of its own: when there is something new to show, it is made again without asking.
+    # A report is quick to make and holds no data of its own, so new results replace it without a question.
     section, inputs = {"version": VERSION, **results.unfinished}, tuple(results.manifests)
     stage = Stage(folder, "report", section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest:

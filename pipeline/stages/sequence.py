@@ -36,7 +36,7 @@ TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 
 def check(config: RunConfig, folder: Run) -> None:
-    """See that the packed images allow what is asked for, before hours are spent on what comes first.
+    """Check that the packed images suit the later stages, before hours go into the first of them.
 
     Raises:
         ValueError: they do not, or are not packed.
@@ -47,7 +47,7 @@ def check(config: RunConfig, folder: Run) -> None:
 
 
 def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:
-    """Run these stages, whatever the configuration asks for; returns the shards that were left out, `protect/train-000000.tar`.
+    """Run the given stages in order. Return the shards that were left out, such as `protect/train-000000.tar`.
 
     Raises:
         ValueError: something the user can mend.
@@ -63,9 +63,9 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, executor).missing]
             except WorkFailed:
-                tracker.log_stage(name, RunResults.read(folder))  # what there is of it
+                tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
                 raise
-            # What the finished stages were made with, whatever this start was asked for besides.
+            # The configuration of the finished stages, which may differ from this start's.
             results = RunResults.read(folder)
             folder.write(CONFIG, to_json(results.configuration(config)))
             tracker.log_stage(name, results)

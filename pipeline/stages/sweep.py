@@ -1,4 +1,4 @@
-"""What crafting may cost and what it brings: the protect, victim and report stages for every point of a grid, one after the other.
+"""A sweep: the protect, victim and report stages for every point of a grid, to weigh the cost of crafting against its effect.
 
 Packing and surrogate are those of the run, and victims on clean images are trained once for all points.
 """
@@ -31,15 +31,15 @@ STAGES: tuple[StageName, ...] = ("protect", "victim", "report")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a sweep."""
+    """The outcome of a sweep."""
 
     text: str  # a table of the points that were measured
-    missing: list[str]  # shards that points kept going without
+    missing: list[str]  # shards that points were finished without
     failed: dict[str, str]  # point -> cause
 
 
 def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor) -> Outcome:
-    """Go on with every point that is not finished, and compare them all.
+    """Finish every unfinished point, and compare all points.
 
     Args:
         config: of the run, whose `sweep` says what the points are.
@@ -53,7 +53,7 @@ def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Execu
     """
     asked = grid(config)
     tracker.begin_sweep(RunResults.read(folder))
-    # What was begun comes first: if the configuration changed since, that stops the sweep before new points are made with another.
+    # Begun points come first: a changed configuration then stops the sweep before any new point uses it.
     ordered = sorted(asked, key=lambda wanted: not point(folder, wanted.name).exists(f"protect/{STARTED}"))
     missing: list[str] = []
     failed: dict[str, str] = {}
@@ -68,11 +68,11 @@ def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Execu
 
 
 def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Tracker) -> str:
-    """Compare the points that are protected, in `comparison/` of the run; returns what there is to say."""
+    """Compare the protected points in the run's `comparison/`, and return the table as text."""
     runs = [found for wanted in asked if "protect" in (found := RunResults.read(point(folder, wanted.name))).manifests]
     if not runs:
         return "no point of the sweep is protected yet"
-    # From cheap to dear, in whatever order they were asked for.
+    # From cheap to dear.
     runs.sort(key=lambda measured: (measured.gradients_per_image, measured.folder.uri))
     made_from = digest([[*(stage.digest for stage in of.manifests.values()), *of.unfinished.values()] for of in runs])
     section = {"made_from": made_from, "version": VERSION}
@@ -86,7 +86,7 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
 
 
 def _run_point(wanted: GridPoint, run: Folder, tracker: Tracker, executor: Executor) -> list[str]:
-    """The stages of one point, logged under the sweep's run; the shards that it kept going without."""
+    """Run and log the stages of one point. Return the shards that it was finished without."""
     folder = begin(run, wanted.name, wanted.settings)
     nested = tracker.point(wanted.config, folder)
     status = "FAILED"

@@ -54,7 +54,7 @@ SCHEMA = pa.schema(
 
 
 def _outcome(folder: Folder, task: VictimTask) -> dict[str, Any] | None:
-    """Return the outcome of a finished trial; None if there is none with the task's `made_from`."""
+    """Return the outcome of a finished trial with the task's `made_from`, or None."""
     return trial_records.read(folder, task.trial.name, task.made_from)
 
 
@@ -117,7 +117,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
             same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from}
             trial_records.write(stage.folder, name, {**outcome, **same})
     rows = _rows(stage.folder, tasks.values())
-    if failed:  # reports show what there is
+    if failed:  # reports show the finished trials
         lost = [name for name, task in tasks.items() if _outcome(stage.folder, task) is None]
         stage.folder.write(UNFINISHED, to_json({"asked": stage.hash, "trials": rows, "missing": lost}))
         raise failed
