@@ -16,6 +16,7 @@ from pipeline import run as entry
 from pipeline import verify
 from pipeline.config.schema import RunConfig
 from pipeline.export import main as export
+from pipeline.results.run_results import RunResults
 from pipeline.shards.tables import read_table
 from pipeline.stages import sweep
 from pipeline.storage.folder import Folder
@@ -34,7 +35,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outc
     tracker = open_tracker(config, folder)
     try:
         for name in ("pack", "surrogate") if logged else ():
-            tracker.log_stage(name)
+            tracker.log_stage(name, RunResults.read(folder))
         return sweep.execute(config, folder, tracker)
     finally:
         tracker.close("FINISHED")
