@@ -192,7 +192,7 @@ class RunConfig:
     """redo stages whose configuration changed, instead of stopping; of victims, only those that are missing or no longer fit"""
     tracking_uri: Annotated[str | None, Mark.START] = None
     """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
-    executor: Annotated[Literal["ray", "local"], Mark.START] = "ray"
+    executor: Annotated[Literal["ray", "local"], Mark.SPEED] = "ray"
     """what runs the work; ray: many processes and machines; local: this process, one piece after the other, without Ray"""
     minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 MEASURED = ("pack", "surrogate", "protect", "victim")
 NAMED_REFUSALS = 50  # files that a page lists by name
 
-Manifests = Mapping[str, Manifest]  # of the finished stages, in order
+Manifests = dict[str, Manifest]  # of the finished stages, in order
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
     manifest = report.execute(asked, folder)
     assert not {"clean_accuracy", "protected_accuracy"} & headline(RunResults.read(folder)).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
-    assert "No victim is finished yet that had nothing but the release" in page
+    assert "No victim is finished yet that was trained on nothing but the release" in page
     assert "Protected victim" not in page
     assert not {"accuracy", "classes"} & set(manifest.counts["pictures"])
     assert "protected victim" not in summary.summary(asked, RunResults.read(folder))
