@@ -140,19 +140,11 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     assert len(changed) == 24
     assert headline(RunResults.read(folder))["psnr_db"] == pytest.approx(statistics.fmean(changed))
     results = RunResults.read(folder)
-<<<<<<< HEAD
     places, places_changed = results.samples.shown([1, 2]), results.samples.changed
     assert [image.class_name for _, image in results.images(places)] == ["horizontal", "vertical"]
     assert results.measured_images == 12
     assert len(places_changed) == 24
     for _, image in results.images(places_changed):
-=======
-    places, touched = results.samples.shown([1, 2]), results.samples.changed
-    assert [image.class_name for _, image in results.images(places)] == ["horizontal", "vertical"]
-    assert results.measured_images == 12
-    assert len(touched) == 24
-    for _, image in results.images(touched):
->>>>>>> results
         assert image.class_name != "diagonal"
         assert (image.clean != image.protected).any()
 

@@ -38,11 +38,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outc
     try:
         for name in ("pack", "surrogate") if logged else ():
             tracker.log_stage(name, RunResults.read(folder))
-<<<<<<< HEAD
         return sweep.execute(config, folder, tracker, RAY)
-=======
-        return sweep.execute(config, folder, tracker)
->>>>>>> results
     finally:
         tracker.close("FINISHED")
 
