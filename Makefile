@@ -6,7 +6,7 @@ BIN = .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test faults bench docs ui format
+.PHONY: demo test test-all faults bench docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -17,12 +17,16 @@ export MLFLOW_DISABLE_TELEMETRY = true
 demo: .venv/installed  ## the main job on generated images
 	$(BIN)/python pipeline/run.py
 
-test: .venv/installed  ## lint, types, tests
+test: .venv/installed  ## lint, types, import contracts, and the quick suite: in two processes what needs no Ray, then what shares one cluster
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+	$(BIN)/pytest -m "ray and not slow and not gpu"
+
+test-all: test  ## and the slow proofs, faults among them: everything but what needs a GPU
+	$(BIN)/pytest -m "slow and not gpu"
 
 faults: .venv/installed  ## everything that kills, cuts short or refuses something, and the other slow proofs: half an hour
 	$(BIN)/pytest -m "faults or slow"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from pyarrow import fs
 
 from cluster import session
@@ -22,7 +23,7 @@ from pipeline.stages import pack
 from pipeline.storage.folder import Folder
 from tests import ROOT
 from tests.fixtures import packed_run, s3_servers, small_reproduction
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 
 _numbers = itertools.count()
 
@@ -38,12 +39,12 @@ def ray_2_cpus() -> Iterator[Resources]:
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
     """A packed run with three checkpoints of networks that really differ."""
     config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
     config = replace(config, surrogate=replace(config.surrogate, epochs=3))
     folder = Folder.open(config.run)
-    pack.execute(config, folder, RAY)
+    pack.execute(config, folder, LOCAL)
     packed_run.write_checkpoints(folder, ("resnet8",))
     return config, folder
 
@@ -107,7 +108,11 @@ def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[fl
 
 
 def pytest_sessionstart() -> None:
-    """Let processes that tests start hear an interruption: what a shell runs in the background ignores it, and so do its children."""
+    """Let processes that tests start hear an interruption: what a shell runs in the background ignores it, and so do its children.
+
+    This process computes with one thread: others test beside it.
+    """
+    torch.set_num_threads(1)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

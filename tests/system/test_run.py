@@ -19,6 +19,7 @@ from pipeline.storage.stage import Manifest
 from tests import ROOT
 
 pytestmark = pytest.mark.ray
+ALONE = ("--executor", "local", "--tracking-uri", "none")  # where neither Ray nor MLflow is the point
 
 
 class Smoke(NamedTuple):
@@ -66,13 +67,23 @@ def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, f"pipeline/{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
-    """The run that others are held to."""
-    folder, begun = tmp_path_factory.mktemp("runs") / "smoke", time.monotonic()
-    code, out, err = finish("--run", str(folder))
+def whole(folder: Path, *arguments: str) -> Smoke:
+    begun = time.monotonic()
+    code, out, err = finish("--run", str(folder), *arguments)
     assert code == 0, err
     return Smoke(folder, out, time.monotonic() - begun)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    """The run that others are held to, on Ray."""
+    return whole(tmp_path_factory.mktemp("runs") / "smoke")
+
+
+@pytest.fixture(scope="module")
+def smoke_run_alone(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
+    """The same in one process."""
+    return whole(tmp_path_factory.mktemp("runs") / "alone", *ALONE)
 
 
 def test_leaves_a_whole_run_and_a_short_table(smoke_run: Smoke) -> None:
@@ -125,9 +136,9 @@ def test_changed_setting_stops_with_its_name(smoke_run: Smoke) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--data", "/no/such/folder"], "/no/such/folder"),
+        ([*ALONE, "--data", "/no/such/folder"], "/no/such/folder"),
         (["--workers", "99"], "lower --workers"),
-        (["--pack.size", "28", "--victim.networks", "resnet8", "vgg16-bn"], "victim.networks: vgg16-bn"),
+        ([*ALONE, "--pack.size", "28", "--victim.networks", "resnet8", "vgg16-bn"], "victim.networks: vgg16-bn"),
     ],
 )
 def test_what_a_user_can_mend_ends_in_one_line_and_trains_nothing(tmp_path: Path, arguments: list[str], word: str) -> None:
@@ -149,26 +160,29 @@ def test_interrupted_run_ends_orderly(tmp_path: Path, sign: int, moment: str) ->
 
 
 @pytest.mark.parametrize(
-    "moment",
+    ("undisturbed", "moment"),
     [
-        "surrogate: .* epoch 1",  # the one that every change is held to: a training half done, and everything after it
-        pytest.param("pack: started", marks=pytest.mark.slow),
-        pytest.param("protect: started", marks=pytest.mark.slow),
-        pytest.param("victim: .* epoch 1", marks=pytest.mark.slow),
+        ("smoke_run_alone", "surrogate: .* epoch 1"),  # what every change is held to: a training half done, and everything after it
+        pytest.param("smoke_run", "surrogate: .* epoch 1", marks=pytest.mark.slow),
+        pytest.param("smoke_run", "pack: started", marks=pytest.mark.slow),
+        pytest.param("smoke_run", "protect: started", marks=pytest.mark.slow),
+        pytest.param("smoke_run", "victim: .* epoch 1", marks=pytest.mark.slow),
     ],
 )
 def test_killed_driver_goes_on_to_the_same_bytes(
-    smoke_run: Smoke, tmp_path: Path, seconds_lost: Callable[[float], None], moment: str
+    undisturbed: str, moment: str, tmp_path: Path, seconds_lost: Callable[[float], None], request: pytest.FixtureRequest
 ) -> None:
+    wanted: Smoke = request.getfixturevalue(undisturbed)
     run, begun = tmp_path / "run", time.monotonic()
-    code, _ = kill_at(moment, signal.SIGKILL, "--run", str(run))
+    arguments = ("--run", str(run), *(ALONE if undisturbed == "smoke_run_alone" else ()))
+    code, _ = kill_at(moment, signal.SIGKILL, *arguments)
     assert code == -signal.SIGKILL
-    code, _, err = finish("--run", str(run))
-    seconds_lost(time.monotonic() - begun - smoke_run.seconds)
+    code, _, err = finish(*arguments)
+    seconds_lost(time.monotonic() - begun - wanted.seconds)
     assert code == 0, err
     if "surrogate" in moment:
         assert "epoch 1 of" not in err, "a finished epoch was trained again"
-    assert protected(run) == protected(smoke_run.folder)
+    assert protected(run) == protected(wanted.folder)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster import session
 from pipeline.config.schema import RunConfig
 from pipeline.results.run_results import RunResults
 from pipeline.stages import protect
@@ -16,7 +15,7 @@ from pipeline.storage.folder import Folder
 from pipeline.tracking.tracker import MlflowTracker
 from sep.methods.registry import Method
 from tests.fixtures import finished_run
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig,
     def refuse(workers: int | None) -> None:
         raise ValueError("no cluster")
 
-    monkeypatch.setattr(session, "connect", refuse)
+    monkeypatch.setattr(type(LOCAL), "connect", staticmethod(refuse))
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
     surrogate = replace(config.surrogate, epochs=30)  # said, not trained
     return replace(config, surrogate=surrogate, protect=replace(config.protect, checkpoints=None)), folder
@@ -38,11 +37,11 @@ def test_the_stage_records_a_number_and_takes_it_for_the_same(trained: tuple[Run
     for checkpoints in (None, recorded):
         asked = replace(config, protect=replace(config.protect, method=method, checkpoints=checkpoints))
         with pytest.raises(ValueError, match="no cluster"):
-            protect.execute(asked, folder, RAY)
+            protect.execute(asked, folder, LOCAL)
         assert json.loads(folder.read("protect/started.json"))["protect"]["checkpoints"] == recorded
     other = replace(config, protect=replace(config.protect, method=method, checkpoints=recorded - 1))
     with pytest.raises(ValueError, match=f"protect.checkpoints: {recorded} -> {recorded - 1}"):
-        protect.execute(other, folder, RAY)
+        protect.execute(other, folder, LOCAL)
 
 
 def test_a_sweep_over_methods_has_numbers_in_its_points(trained: tuple[RunConfig, Folder]) -> None:

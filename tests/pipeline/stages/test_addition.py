@@ -22,15 +22,13 @@ from pipeline.stages import addition, pack, protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import additions
 from pipeline.storage.stage import Manifest, Shard
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import digests, write_checkpoints
 from tests.fixtures.pictures import class_folders, encoded, picture, write
 
-pytestmark = pytest.mark.ray
-
 
 @pytest.fixture
-def released(tmp_path: Path, ray_2_cpus: object) -> tuple[RunConfig, Folder]:
+def released(tmp_path: Path) -> tuple[RunConfig, Folder]:
     """A finished run of twelve images in class folders."""
     class_folders(tmp_path / "data", {"ant": 4, "bee": 4, "cat": 4})
     base = preset("smoke")
@@ -44,9 +42,9 @@ def released(tmp_path: Path, ray_2_cpus: object) -> tuple[RunConfig, Folder]:
         protect=replace(base.protect, method="sep-fa"),
     )
     folder = Folder.open(config.run)
-    pack.execute(config, folder, RAY)
+    pack.execute(config, folder, LOCAL)
     write_checkpoints(folder, ("resnet8",))
-    protect.execute(config, folder, RAY)
+    protect.execute(config, folder, LOCAL)
     return config, folder
 
 
@@ -66,14 +64,14 @@ def test_images_that_came_later_are_protected_and_nothing_else_is_touched(releas
     for name in ("bee/late.png", "cat/later.png"):
         write(tmp_path / "data" / name, encoded(picture(7, 8, 8)))
     grown = replace(config, add=config.data)
-    manifest = addition.execute(grown, folder, RAY)
+    manifest = addition.execute(grown, folder, LOCAL)
     assert manifest is not None
     (added,) = additions(folder).values()
     assert labels(added) == {"bee/late.png": 1, "cat/later.png": 2}
     assert manifest.counts["images"] == 2
     assert 1 <= manifest.counts["linf_levels"] <= 8
     assert contents(folder) == before
-    assert addition.execute(grown, folder, RAY) is None  # the same again has nothing to do
+    assert addition.execute(grown, folder, LOCAL) is None  # the same again has nothing to do
     assert len(additions(folder)) == 1
     assert verify.main(["--run", config.run]) == 0
     assert export(added, Folder.open(str(tmp_path / "release"))) == 2
@@ -84,7 +82,7 @@ def test_an_added_image_is_crafted_as_the_run_would_have(released: tuple[RunConf
     """The same pixels from another place, in a shard of their own: same checkpoints, same means, same release."""
     config, folder = released
     means = folder.read("protect/prepared/every-shard.pt")
-    manifest = addition.execute(replace(config, add=f"{tmp_path}/run/../data"), folder, RAY)
+    manifest = addition.execute(replace(config, add=f"{tmp_path}/run/../data"), folder, LOCAL)
     assert manifest is not None
     (added,) = additions(folder).values()
     assert manifest.counts["images"] == 12  # another place: other images, whatever their names
@@ -113,15 +111,15 @@ def test_an_addition_cut_short_is_finished_before_another_begins(
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, broken, release.release))
         with pytest.raises(WorkFailed, match="no luck"):
-            addition.execute(replace(config, add=str(tmp_path / "more")), folder, RAY)
+            addition.execute(replace(config, add=str(tmp_path / "more")), folder, LOCAL)
     with pytest.raises(ValueError, match=r"added/0001 was begun with --add .*more and is not finished"):
-        addition.execute(replace(config, add=str(tmp_path / "other")), folder, RAY)
+        addition.execute(replace(config, add=str(tmp_path / "other")), folder, LOCAL)
     assert verify.main(["--run", config.run]) == 1
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("12 protected images in 3 shards")
     assert said[1].startswith("added/0001: stage 'protect' has not finished")
-    first = addition.execute(replace(config, add=str(tmp_path / "more")), folder, RAY)
-    second = addition.execute(replace(config, add=str(tmp_path / "other")), folder, RAY)
+    first = addition.execute(replace(config, add=str(tmp_path / "more")), folder, LOCAL)
+    second = addition.execute(replace(config, add=str(tmp_path / "other")), folder, LOCAL)
     assert first is not None
     assert second is not None
     assert list(additions(folder)) == ["added/0001", "added/0002"]
@@ -144,20 +142,20 @@ def test_shards_that_an_addition_lacks_are_tried_again(
     more = replace(config, add=str(tmp_path / "more"), keep_going=True)
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, unlucky, release.release))
-        first = addition.execute(more, folder, RAY)
+        first = addition.execute(more, folder, LOCAL)
     assert first is not None
     assert first.missing == ["train-000000.tar"]
-    other = addition.execute(replace(config, add=str(tmp_path / "other")), folder, RAY)  # which need not wait for it
-    again = addition.execute(more, folder, RAY)
+    other = addition.execute(replace(config, add=str(tmp_path / "other")), folder, LOCAL)  # which need not wait for it
+    again = addition.execute(more, folder, LOCAL)
     assert other is not None
     assert again is not None
     assert again.missing == []
     assert [Manifest.load(addition, "protect").counts["images"] for addition in additions(folder).values()] == [7, 2]
     assert verify.main(["--run", config.run]) == 0
-    assert addition.execute(more, folder, RAY) is None
+    assert addition.execute(more, folder, LOCAL) is None
 
 
-def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: Path, ray_2_cpus: object) -> None:
+def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: Path) -> None:
     base = preset("smoke")
     class_folders(tmp_path / "data", {"ant": 6, "bee": 6})
     write(tmp_path / "data/ant/broken.png", b"no image")
@@ -169,15 +167,15 @@ def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: P
         pack=replace(base.pack, test_fraction=0.3),
     )
     folder = Folder.open(config.run)
-    packed = pack.execute(config, folder, RAY).counts
+    packed = pack.execute(config, folder, LOCAL).counts
     assert packed["test"] > 0
     assert packed["quarantined"] == 1
     write_checkpoints(folder, ("resnet8",))
-    protect.execute(config, folder, RAY)
+    protect.execute(config, folder, LOCAL)
     grown = replace(config, add=config.data)
-    assert addition.execute(grown, folder, RAY) is None
+    assert addition.execute(grown, folder, LOCAL) is None
     write(tmp_path / "data/bee/late.png", encoded(picture(7, 8, 8)))
-    assert addition.execute(grown, folder, RAY) is not None
+    assert addition.execute(grown, folder, LOCAL) is not None
     (added,) = additions(folder).values()
     assert labels(added) == {"bee/late.png": 1}
 
@@ -186,10 +184,10 @@ def test_what_does_not_fit_the_run_is_refused_and_leaves_nothing(released: tuple
     config, folder = released
     class_folders(tmp_path / "strange", {"ant": 1, "dog": 1})
     with pytest.raises(SourceError, match="the run has no class dog; its classes are ant, bee, cat"):
-        addition.execute(replace(config, add=str(tmp_path / "strange")), folder, RAY)
+        addition.execute(replace(config, add=str(tmp_path / "strange")), folder, LOCAL)
     class_folders(tmp_path / "large", {"ant": 1, "bee": 1}, size=9)
     with pytest.raises(SourceError, match=r"images are 9x9 .*those of the run 8x8"):
-        addition.execute(replace(config, add=str(tmp_path / "large")), folder, RAY)
+        addition.execute(replace(config, add=str(tmp_path / "large")), folder, LOCAL)
     assert additions(folder) == {}
 
 
@@ -198,7 +196,7 @@ def test_an_addition_to_another_release_is_a_fault(
 ) -> None:
     config, folder = released
     class_folders(tmp_path / "more", {"ant": 3})
-    addition.execute(replace(config, add=str(tmp_path / "more")), folder, RAY)
-    protect.execute(replace(config, overwrite=True, protect=replace(config.protect, eps_levels=4)), folder, RAY)
+    addition.execute(replace(config, add=str(tmp_path / "more")), folder, LOCAL)
+    protect.execute(replace(config, overwrite=True, protect=replace(config.protect, eps_levels=4)), folder, LOCAL)
     assert verify.main(["--run", config.run]) == 1
     assert "added/0001: protect/manifest.json: made with another release of the run" in capsys.readouterr().out

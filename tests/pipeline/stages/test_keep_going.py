@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +18,17 @@ from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
 from pipeline.storage.stage import Shard
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import copy
 
-pytestmark = [pytest.mark.ray, pytest.mark.faults]
+pytestmark = pytest.mark.faults
 POISON = "train-000001.tar"
 
 
 def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
     """Crafting that fails on one shard as often as it is tried."""
     if shard.name == POISON:
-        os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("no luck")
     return release.craft_chosen(task, shard, clean)
 
 
@@ -38,16 +36,16 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = copy(packed, tmp_path / "whole", method="sep-fa")
-    whole = protect.execute(config, folder, RAY)
+    whole = protect.execute(config, folder, LOCAL)
     config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
-        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: WorkerCrashedError"):
-            protect.execute(config, folder, RAY)
+        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: ValueError: no luck"):
+            protect.execute(config, folder, LOCAL)
         assert not folder.exists("protect/manifest.json")
         config = replace(config, keep_going=True)
-        partial = protect.execute(config, folder, RAY)
-        assert protect.execute(config, folder, RAY).digest == partial.digest  # tried again, and failed again
+        partial = protect.execute(config, folder, LOCAL)
+        assert protect.execute(config, folder, LOCAL).digest == partial.digest  # tried again, and failed again
     assert partial.missing == [POISON]
     assert (partial.counts["images"], partial.counts["protected"]) == (60, 60)
     assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
@@ -61,22 +59,22 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     folder.write("protect/manifest.json", manifest)
     assert export(folder, Folder.open(str(tmp_path / "exported"))) == 60
 
-    mended = protect.execute(replace(config, keep_going=False), folder, RAY)
+    mended = protect.execute(replace(config, keep_going=False), folder, LOCAL)
     assert (mended.missing, mended.counts, mended.shards) == ([], whole.counts, whole.shards)
     assert verify(folder).faults == ()
 
 
 def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path / "undisturbed", method="sep-fa")
-    undisturbed = protect.execute(config, folder, RAY)
+    undisturbed = protect.execute(config, folder, LOCAL)
     config, folder = copy(packed, tmp_path / "run", method="sep-fa")
     whole = folder.read(f"pack/{POISON}")
     folder.child("pack").write(POISON, b"lost")
     with pytest.raises(WorkFailed, match=f"class means: 1 failed.*{POISON}"):
-        protect.execute(config, folder, RAY)
-    partial = protect.execute(replace(config, keep_going=True), folder, RAY)
+        protect.execute(config, folder, LOCAL)
+    partial = protect.execute(replace(config, keep_going=True), folder, LOCAL)
     assert partial.missing == [POISON]
     assert len(partial.shards["train"]) == 3
     folder.child("pack").write(POISON, whole)
-    mended = protect.execute(config, folder, RAY)
+    mended = protect.execute(config, folder, LOCAL)
     assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # the others are crafted anew, towards the whole means

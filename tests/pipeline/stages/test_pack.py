@@ -21,17 +21,16 @@ from pipeline.sources.scan import scan
 from pipeline.stages.pack import execute, pack_shard, plan
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Stage
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 from tests.fixtures.pictures import class_folders, encoded, picture, raw_png, write
 
-pytestmark = pytest.mark.usefixtures("ray_2_cpus")
-NO_TEST: dict[str, Any] = {"stages": ("pack",), "workers": 2}
+NO_TEST: dict[str, Any] = {"stages": ("pack",)}
 
 
 def pack(data: Path | str, to: Path, **settings: Any) -> Manifest:
     pack_settings = settings.pop("pack", {})
     config = RunConfig(data=str(data), run=str(to), pack=PackConfig(**pack_settings), **{**NO_TEST, **settings})
-    return execute(config, Folder.open(str(to)), RAY)
+    return execute(config, Folder.open(str(to)), LOCAL)
 
 
 def samples(to: Path, manifest: Manifest) -> dict[str, Sample]:
@@ -39,7 +38,6 @@ def samples(to: Path, manifest: Manifest) -> dict[str, Sample]:
     return {s.key: s for shards in manifest.shards.values() for shard in shards for s in read_shard(folder, shard)}
 
 
-@pytest.mark.ray
 def test_bad_input_is_quarantined_with_its_reason_and_the_rest_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data, photo = tmp_path / "data", encoded(picture(9, 40, 60), "jpeg")
     class_folders(data, {"a": 3, "b": 3}, size=32)
@@ -70,7 +68,6 @@ def test_bad_input_is_quarantined_with_its_reason_and_the_rest_is_kept(tmp_path:
     assert packed[rows["a/1.png"]["key"]].pixels.tolist() == picture(1, 32, 32).tolist()
 
 
-@pytest.mark.ray
 def test_tables_shards_and_statistics_agree_with_the_images(tmp_path: Path) -> None:
     data = tmp_path / "data"
     class_folders(data, {"x": 7, "y": 9}, "train/")
@@ -99,17 +96,12 @@ def test_tables_shards_and_statistics_agree_with_the_images(tmp_path: Path) -> N
     )
 
 
-@pytest.mark.ray
-def test_shards_are_the_same_whatever_the_number_of_workers(tmp_path: Path) -> None:
+def test_another_seed_packs_other_shards(tmp_path: Path) -> None:
     settings = {"pack": {"max_train_images": 60, "max_test_images": 20, "shard_images": 20}}
-    one, two = (pack("generated", tmp_path / str(n), workers=n, **settings) for n in (1, 2))
-    assert one.shards == two.shards
-    assert one.counts == two.counts
-    other = pack("generated", tmp_path / "seed", seed=1, **settings)
+    one, other = (pack("generated", tmp_path / str(seed), seed=seed, **settings) for seed in (0, 1))
     assert other.shards["train"][0].sha256 != one.shards["train"][0].sha256
 
 
-@pytest.mark.ray
 def test_a_restart_makes_only_what_is_missing_or_damaged(tmp_path: Path) -> None:
     """As after the driver died: no manifest, and of five shards one untouched, one half gone, one altered, one of another source."""
     class_folders(tmp_path / "data", {"a": 25, "b": 25})
@@ -159,7 +151,6 @@ def test_a_part_counts_only_for_what_it_was_made_from(tmp_path: Path) -> None:
     assert read_part(folder, "train-000000.tar", made_from) is None
 
 
-@pytest.mark.ray
 def test_mixed_sizes_stop_the_run_and_leave_nothing(tmp_path: Path) -> None:
     class_folders(tmp_path / "data", {"a": 3, "b": 3})
     write(tmp_path / "data" / "a" / "wide.png", encoded(picture(3, 8, 9)))
@@ -169,7 +160,6 @@ def test_mixed_sizes_stop_the_run_and_leave_nothing(tmp_path: Path) -> None:
     assert pack(tmp_path / "data", tmp_path / "run", pack={"size": 8}).counts["train"] == 7
 
 
-@pytest.mark.ray
 def test_one_size_need_not_be_square(tmp_path: Path) -> None:
     for name in "ab":
         write(tmp_path / "data" / name / "1.png", encoded(picture(3, 6, 9)))
@@ -177,7 +167,6 @@ def test_one_size_need_not_be_square(tmp_path: Path) -> None:
     assert (counts["height"], counts["width"]) == (6, 9)
 
 
-@pytest.mark.ray
 def test_a_class_whose_images_were_all_refused_is_named_with_the_reason(tmp_path: Path) -> None:
     class_folders(tmp_path / "data", {"a": 3})
     write(tmp_path / "data" / "b" / "only.png", b"junk")
@@ -202,7 +191,6 @@ def test_statistics_are_exact_and_a_constant_channel_can_be_divided_by() -> None
     assert forward.mean_and_std()[1][2] == 1
 
 
-@pytest.mark.ray
 def test_real_cifar10_parquet(tmp_path: Path, sep_data: Path) -> None:
     limits = {"max_train_images": 100, "max_test_images": 100, "shard_images": 50}
     manifest = pack(sep_data / "cifar10", tmp_path, pack=limits, stages=("pack", "victim"))
@@ -213,7 +201,6 @@ def test_real_cifar10_parquet(tmp_path: Path, sep_data: Path) -> None:
     assert set(Counter((row["split"], row["label"]) for row in rows).values()) == {10}
 
 
-@pytest.mark.ray
 def test_real_class_folders_with_grey_images(tmp_path: Path, sep_data: Path) -> None:
     limits = {"max_train_images": 100, "max_test_images": 40}
     manifest = pack(sep_data / "tiny-imagenet-20", tmp_path, pack=limits, stages=("pack", "victim"))
@@ -222,7 +209,6 @@ def test_real_class_folders_with_grey_images(tmp_path: Path, sep_data: Path) -> 
     assert (manifest.counts["height"], manifest.counts["width"]) == (64, 64)
 
 
-@pytest.mark.ray
 def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits: dict[str, Any] = {"max_train_images": 30, "max_test_images": 15}
     with pytest.raises(SourceError, match=r"pack\.classes: 'n99' is no class"):
@@ -239,7 +225,6 @@ def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: 
     assert all(row["source"].split("/")[1] == row["class_name"] == manifest.counts["classes"][row["label"]] for row in rows)
 
 
-@pytest.mark.ray
 def test_picked_classes_of_real_parquet(tmp_path: Path, sep_data: Path) -> None:
     settings = {"max_train_images": 20, "max_test_images": 10, "classes": ("truck", "cat")}
     manifest = pack(sep_data / "cifar10", tmp_path, pack=settings, stages=("pack", "victim"))
@@ -249,7 +234,6 @@ def test_picked_classes_of_real_parquet(tmp_path: Path, sep_data: Path) -> None:
     assert all(row["source"].startswith(f"{manifest.counts['classes'][row['label']]}/") for row in rows)
 
 
-@pytest.mark.ray
 def test_real_photographs_of_all_sizes(tmp_path: Path, sep_data: Path) -> None:
     photos = sorted((sep_data / "imagenet-photos").glob("*.JPEG"))
     for photo in photos:

@@ -9,25 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.resources import Resources
 from pipeline.config.presets import preset
 from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
 from pipeline.stages import pack, surrogate
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
-from tests.fixtures.executors import RAY
-
-pytestmark = pytest.mark.ray
+from tests.fixtures.executors import LOCAL
 
 
-def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus: Resources) -> None:
-    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2)
+def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path / "run"))
     folder = Folder.open(config.run)
-    pack.execute(config, folder, RAY)
-    manifest = surrogate.execute(config, folder, RAY)
+    pack.execute(config, folder, LOCAL)
+    manifest = surrogate.execute(config, folder, LOCAL)
     index = json.loads(folder.read("surrogate/checkpoints.json"))["checkpoints"]
     assert [entry["epoch"] for entry in index] == [0, 1]
-    assert manifest.counts["workers"] == 2
+    assert manifest.counts["workers"] == 1
     for entry in index:
         assert sha256(folder.read(f"surrogate/{entry['file']}")) == entry["sha256"]
     index = read_index(folder)
@@ -39,28 +36,28 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path, ray_2_cpus:
     Path(folder.file("surrogate/manifest.json")).unlink()
     Path(folder.file("surrogate/checkpoints.json")).unlink()
     stamps = {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")}
-    assert surrogate.execute(config, folder, RAY).counts == manifest.counts
+    assert surrogate.execute(config, folder, LOCAL).counts == manifest.counts
     assert {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")} == stamps
 
 
 @pytest.mark.slow
-def test_streams_what_does_not_fit_in_memory(tmp_path: Path, ray_2_cpus: Resources) -> None:
-    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2, memory_limit_mb=0)
+def test_streams_what_does_not_fit_in_memory(tmp_path: Path) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path / "run"), memory_limit_mb=0)
     config = replace(config, surrogate=replace(config.surrogate, augmentation="resized-crop-flip"))
     folder = Folder.open(config.run)
-    pack.execute(config, folder, RAY)
-    counts = surrogate.execute(config, folder, RAY).counts
+    pack.execute(config, folder, LOCAL)
+    counts = surrogate.execute(config, folder, LOCAL).counts
     assert counts["epochs"] == 2
     assert 0 < counts["final_loss"][0] < 5
 
 
 @pytest.mark.slow
-def test_several_networks_are_trained_one_after_the_other(tmp_path: Path, ray_2_cpus: Resources) -> None:
-    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=1)
+def test_several_networks_are_trained_one_after_the_other(tmp_path: Path) -> None:
+    config = replace(preset("smoke"), run=str(tmp_path / "run"))
     config = replace(config, surrogate=replace(config.surrogate, networks=("resnet8", "vit-small")))
     folder = Folder.open(config.run)
-    pack.execute(config, folder, RAY)
-    manifest = surrogate.execute(config, folder, RAY)
+    pack.execute(config, folder, LOCAL)
+    manifest = surrogate.execute(config, folder, LOCAL)
     assert manifest.counts["networks"] == ["resnet8", "vit-small"]
     assert len(set(manifest.counts["parameters"])) == len(manifest.counts["final_loss"]) == 2
     index = read_index(folder)

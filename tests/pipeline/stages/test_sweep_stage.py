@@ -25,9 +25,7 @@ from pipeline.storage.run import Point, open_run, point
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run, packed_run
-from tests.fixtures.executors import RAY
-
-pytestmark = pytest.mark.ray
+from tests.fixtures.executors import LOCAL
 
 NAMES = {f"steps-{steps}_checkpoints-{checkpoints}" for steps in (1, 2) for checkpoints in (1, 2)}
 
@@ -38,7 +36,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outc
     try:
         for name in ("pack", "surrogate") if logged else ():
             tracker.log_stage(name, RunResults.read(folder))
-        return sweep.execute(config, folder, tracker, RAY)
+        return sweep.execute(config, folder, tracker, LOCAL)
     finally:
         tracker.close("FINISHED")
 
@@ -59,7 +57,7 @@ def victims(folder: Folder, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def swept(ray_2_cpus: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, sweep.Outcome, str]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, sweep.Outcome, str]:
     """A sweep of two by two points, what came of it and its log."""
     config, folder = finished_run.write(tmp_path_factory.mktemp("runs") / "swept", SHARED)
     before = shared(folder)
@@ -69,7 +67,6 @@ def swept(ray_2_cpus: object, tmp_path_factory: pytest.TempPathFactory) -> tuple
         stages=("pack", "surrogate", "protect", "victim"),
         protect=replace(config.protect, method="sep"),
         victim=replace(config.victim, epochs=1, seeds=(0,)),
-        workers=2,
     )
     log = Path(folder.path).parent / "log"
     handler = logging.FileHandler(log)

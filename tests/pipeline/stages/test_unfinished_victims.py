@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import session, sweep
-from cluster.resources import Resources
+from cluster.local import LocalExecutor
 from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.results import summary
@@ -26,7 +25,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import UNFINISHED
 from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 
 
 class Trainings:
@@ -44,10 +43,9 @@ class Trainings:
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
-    """In the place of those on a cluster."""
+    """In the place of those of the executor."""
     threads, made = torch.get_num_threads(), Trainings()
-    monkeypatch.setattr(sweep, "sweep", made)
-    monkeypatch.setattr(session, "connect", lambda workers: Resources(nodes=((1, 0),), workers=1, tasks=1))
+    monkeypatch.setattr(LocalExecutor, "sweep", made)
     yield made
     torch.set_num_threads(threads)
 
@@ -68,7 +66,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     config, folder = protected
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     there = RunResults.read(folder)
     assert "victim" not in there.manifests
     assert {(row["data"], row["seed"]) for row in there.trials} == {("clean", 0), ("clean", 1), ("protected", 0)}
@@ -84,7 +82,7 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert report.execute(config, folder) == first
 
     trainings.broken = set()
-    victim.execute(config, folder, RAY)
+    victim.execute(config, folder, LOCAL)
     assert not folder.exists(f"victim/{UNFINISHED}")
     assert report.execute(config, folder) != first
     assert "not finished" not in said(folder)
@@ -96,7 +94,7 @@ def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple
     config, folder = protected
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     report.execute(config, folder)
     assert "No victim is finished yet on both clean and protected images" in said(folder)
     assert "2 of 4 results are missing here" in said(folder)
@@ -107,7 +105,7 @@ def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tupl
     config = replace(config, victim=replace(config.victim, countermeasures=("none", "grayscale")))
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     report.execute(config, folder)
     assert not {"clean_accuracy", "protected_accuracy", "victim"} & headline(RunResults.read(folder)).keys()
     assert "Trained on the clean images, resnet8, grayscale gets" in said(folder)
@@ -117,7 +115,7 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     config, folder = protected
     trainings.broken = {"resnet8-clean-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     assert RunResults.read(folder).trials
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
     results = RunResults.read(folder)
@@ -130,7 +128,7 @@ def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: 
     config, folder = protected
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     run = RunResults.read(folder)
     (pair,) = run.pairs
     assert pair.clean.seeds == pair.protected.seeds == [0]
@@ -155,7 +153,7 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
         return parent, sorted(run.info.run_name for run in found if run.data.tags["stage"] == "victim")
 
     def go(config: RunConfig, stage: StageName) -> None:
-        run_stages(config, folder, open_tracker(config, folder), RAY, [stage])
+        run_stages(config, folder, open_tracker(config, folder), LOCAL, [stage])
 
     trainings.broken = {"resnet8-protected-none-seed1"}
     with pytest.raises(WorkFailed, match="no luck"):
@@ -183,7 +181,7 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     def with_victims(*names: str) -> list[str]:
         """Of the trials in the results, after asking for these."""
         asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
-        victim.execute(asked, folder, RAY)
+        victim.execute(asked, folder, LOCAL)
         return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
 
     assert with_victims("none", "grayscale") == ["none", "none", "grayscale", "grayscale"]

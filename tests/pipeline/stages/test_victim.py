@@ -25,7 +25,7 @@ from sep.countermeasures.projection import directions, fit
 from sep.countermeasures.registry import COUNTERMEASURES
 from sep.countermeasures.registry import plan as countermeasure_plan
 from tests.fixtures import finished_run
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 from tests.fixtures.trial_outcomes import change, outcome
 
 
@@ -41,11 +41,11 @@ def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
 
 
 @pytest.fixture
-def released(tmp_path: Path, ray_2_cpus: Resources) -> tuple[RunConfig, Folder]:
+def released(tmp_path: Path) -> tuple[RunConfig, Folder]:
     """A packed run whose protected images are the clean ones, so that both victims must come out alike."""
-    config = replace(preset("smoke"), run=str(tmp_path / "run"), workers=2)
+    config = replace(preset("smoke"), run=str(tmp_path / "run"))
     folder = Folder.open(config.run)
-    packed = pack.execute(config, folder, RAY)
+    packed = pack.execute(config, folder, LOCAL)
     stage = Stage(folder, "protect", {}, seed=0, inputs=("pack",))
     for shard in packed.shards["train"]:
         stage.folder.write(shard.name, folder.child("pack").read(shard.name))
@@ -62,12 +62,11 @@ def striped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder
     return finished_run.write(run, ("pack", "surrogate", "protect"), config)
 
 
-@pytest.mark.ray
 def test_a_victim_that_diverges_is_named_and_counts_as_none(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
     wild = replace(config, victim=replace(config.victim, lr=1e12, epochs=2))
     with pytest.raises(WorkFailed, match=r"training diverged in epoch \d .*lower --victim\.lr"):
-        victim.execute(wild, folder, RAY)
+        victim.execute(wild, folder, LOCAL)
     assert not any(name.startswith("resnet8") for name in folder.child("victim").names())
 
 
@@ -111,10 +110,9 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
     assert by == {0: own.path, 1: other.path}
 
 
-@pytest.mark.ray
 def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
-    manifest = victim.execute(config, folder, RAY)
+    manifest = victim.execute(config, folder, LOCAL)
     clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert (clean["data"], protected["data"]) == ("clean", "protected")
     assert clean["accuracy_per_epoch"] == protected["accuracy_per_epoch"]
@@ -127,23 +125,22 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     change(folder, "resnet8-clean-none-seed0", last_accuracy=-1.0)
     Path(folder.file("victim/resnet8-protected-none-seed0.json")).unlink()
     Path(folder.file("victim/manifest.json")).unlink()
-    assert victim.execute(config, folder, RAY).hash == manifest.hash
+    assert victim.execute(config, folder, LOCAL).hash == manifest.hash
     again = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert again[0]["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert again[1] == protected
 
 
-@pytest.mark.ray
 def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, Folder]) -> None:
     """Another seed leaves the trials of the first alone; other protected images leave the clean victims alone."""
     config, folder = released
-    victim.execute(config, folder, RAY)
+    victim.execute(config, folder, LOCAL)
     for data in ("clean", "protected"):
         change(folder, f"resnet8-{data}-none-seed0", last_accuracy=-1.0)
     more = replace(config, victim=replace(config.victim, seeds=(1, 0)))
     with pytest.raises(ValueError, match=r"victim\.seeds: \[0\] -> \[1, 0\].*--overwrite, which makes what is missing"):
-        victim.execute(more, folder, RAY)
-    victim.execute(replace(more, overwrite=True), folder, RAY)
+        victim.execute(more, folder, LOCAL)
+    victim.execute(replace(more, overwrite=True), folder, LOCAL)
     rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert rows["clean", 0] == rows["protected", 0] == -1.0
     assert min(rows["clean", 1], rows["protected", 1]) >= 0
@@ -152,20 +149,19 @@ def test_only_what_a_change_concerns_is_trained_anew(released: tuple[RunConfig, 
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "counts": {**content["counts"], "eps_levels": 1}}))
     with pytest.raises(ValueError, match=r"inputs\.protect"):
-        victim.execute(config, folder, RAY)
-    victim.execute(replace(config, overwrite=True), folder, RAY)
+        victim.execute(config, folder, LOCAL)
+    victim.execute(replace(config, overwrite=True), folder, LOCAL)
     rows = {(row["data"], row["seed"]): row["last_accuracy"] for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert set(rows) == {("clean", 0), ("protected", 0)}
     assert rows["clean", 0] == -1.0
     assert rows["protected", 0] >= 0
 
 
-@pytest.mark.ray
 def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfig, Folder]) -> None:
     config, folder = released
     path = Path(folder.file("protect/manifest.json"))
     path.write_text(json.dumps({**json.loads(path.read_text()), "counts": {"classes": [1, 4, 8]}}))
-    victim.execute(config, folder, RAY)
+    victim.execute(config, folder, LOCAL)
     for row in read_table(folder.child("victim"), RESULTS).to_pylist():
         table, protected = np.array(outcome(folder, f"resnet8-{row['data']}-none-seed0")["confusion"]), [1, 4, 8]
         others = [k for k in range(10) if k not in protected]
@@ -175,7 +171,6 @@ def test_protected_and_other_classes_are_measured_apart(released: tuple[RunConfi
         assert row["relabelled_accuracy"] == pytest.approx(trial.relabelled_accuracy(table[protected]))
 
 
-@pytest.mark.ray
 def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
     released: tuple[RunConfig, Folder], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,25 +179,24 @@ def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
     whole = folder.child("protect").read(first)
     folder.child("protect").write(first, b"not what was written")
     with pytest.raises(WorkFailed, match=r"resnet8-protected-none-seed0.*train-000000\.tar was altered"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     change(folder, "resnet8-clean-none-seed0", last_accuracy=-1.0)
     assert not folder.exists("victim/manifest.json")
 
     folder.child("protect").write(first, whole)
     with caplog.at_level("INFO", logger="pipeline"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)
     assert "1 of 2 trials are there already; left: resnet8-protected-none-seed0" in caplog.text
     clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert clean["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert protected["last_accuracy"] >= 0
 
 
-@pytest.mark.ray
 def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasures(released: tuple[RunConfig, Folder]) -> None:
     """On equal images they come out alike; clean images are not diluted, and no training is done twice for it."""
     config, folder = released
     names = ("dilution-50+mixup", "grayscale+jpeg-10", "mixup")
-    victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder, RAY)
+    victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder, LOCAL)
     rows = {(row["countermeasure"], row["data"]): row for row in read_table(folder.child("victim"), RESULTS).to_pylist()}
     assert list(rows) == [(name, data) for name in names for data in ("clean", "protected")]
     for name in names:
@@ -224,8 +218,7 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
     """A tiny victim under each: what is trained on, how long, and a result that is whole."""
     config, folder = striped
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
-    alone = Resources(nodes=((2, 0),), workers=1, tasks=1)
-    threads = torch.get_num_threads()
+    alone = Resources(nodes=((1, 0),), workers=1, tasks=1)
     names = [name for name in COUNTERMEASURES if name != "clean-only-1"]  # one percent of 36 images is none
     for name in names:
         reports: list[dict[str, float]] = []
@@ -237,7 +230,6 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
             assert np.isfinite(found["loss_per_epoch"]).all(), name
             assert np.array(found["confusion"]).sum() == sum(shard.count for shard in pack.shards["test"])
         assert [report["epoch"] for report in reports] == 2 * list(range(len(reports) // 2))
-    torch.set_num_threads(threads)
     losses = {
         name: [outcome(folder, f"resnet8-{data}-{name}-seed0")["loss_per_epoch"] for data in ("clean", "protected")] for name in names
     }
@@ -255,7 +247,7 @@ def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: 
     config = replace(config, memory_limit_mb=memory_limit_mb)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     cell = trial.Trial("resnet8", "protected", "grayscale+orthogonal-projection", 0)
-    task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((2, 0),), workers=1, tasks=1), 1)
+    task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((1, 0),), workers=1, tasks=1), 1)
     batches = trial._training_images(task, 7, torch.device("cpu"))
     images = torch.cat([images for images, _ in batches.epoch(0)])
     plain = replace(task, plan=countermeasure_plan("grayscale"))
@@ -273,4 +265,4 @@ def test_no_test_images_is_said(tmp_path: Path) -> None:
     Stage(folder, "pack", {}, seed=0).finish({}, {"train": [], "test": []})
     Stage(folder, "protect", {}, seed=0).finish({})
     with pytest.raises(ValueError, match=r"--pack\.test-fraction"):
-        victim.execute(config, folder, RAY)
+        victim.execute(config, folder, LOCAL)

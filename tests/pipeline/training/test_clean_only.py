@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import session, sweep
+from cluster.local import LocalExecutor
 from cluster.resources import Resources
 from pipeline.config.schema import RunConfig
 from pipeline.pages import comparison_figures
@@ -30,13 +30,13 @@ from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
 from pipeline.training.clean_shares import check_clean_shares
 from tests.fixtures import finished_run
-from tests.fixtures.executors import RAY
+from tests.fixtures.executors import LOCAL
 from tests.fixtures.trial_outcomes import outcome
 
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the trials that were trained, in this process in the place of a cluster."""
+    """The names of the trials that were trained, as they are begun."""
     names: list[str] = []
 
     def here(function: Any, cells: Mapping[str, Any], **_: Any) -> None:
@@ -45,8 +45,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             function(task, lambda result: None)
 
     threads = torch.get_num_threads()
-    monkeypatch.setattr(sweep, "sweep", here)
-    monkeypatch.setattr(session, "connect", lambda workers: Resources(nodes=((1, 0),), workers=1, tasks=1))
+    monkeypatch.setattr(LocalExecutor, "sweep", staticmethod(here))
     yield names
     torch.set_num_threads(threads)
 
@@ -64,7 +63,7 @@ def asking(config: RunConfig, *names: str) -> RunConfig:
 def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     asked = asking(config, "none", "dilution-50", "clean-only-50")
-    victim.execute(asked, folder, RAY)
+    victim.execute(asked, folder, LOCAL)
     assert sorted(trained) == [
         *("resnet8-clean-clean-only-50-seed0", "resnet8-clean-none-seed0"),
         *("resnet8-protected-dilution-50-seed0", "resnet8-protected-none-seed0"),
@@ -79,7 +78,7 @@ def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list
     path = Path(folder.file("protect/manifest.json"))
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "counts": {**content["counts"], "eps_levels": 1}}))
-    victim.execute(replace(asked, overwrite=True), folder, RAY)
+    victim.execute(replace(asked, overwrite=True), folder, LOCAL)
     assert sorted(trained) == ["resnet8-protected-dilution-50-seed0", "resnet8-protected-none-seed0"]
 
 
@@ -114,7 +113,7 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
 def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
     asked = asking(config, "clean-only-50")
-    victim.execute(asked, folder, RAY)
+    victim.execute(asked, folder, LOCAL)
     manifest = report.execute(asked, folder)
     assert not {"clean_accuracy", "protected_accuracy"} & headline(RunResults.read(folder)).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
@@ -126,7 +125,7 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
     config, folder = protected_run(tmp_path / "run")
-    victim.execute(asking(config, "none", "clean-only-50"), folder, RAY)
+    victim.execute(asking(config, "none", "clean-only-50"), folder, LOCAL)
     both = compare([RunResults.read(folder)])
     said = "Victims under clean-only-50 had no image of a release: one training stands in every column."
     assert said in re.sub(r"\s+", " ", text(both))
@@ -135,7 +134,7 @@ def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: P
     assert [len(pair.trained) for pair in both.runs["run"].pairs] == [2, 1]
 
     alone_config, alone = protected_run(tmp_path / "alone")
-    victim.execute(asking(alone_config, "clean-only-50"), alone, RAY)
+    victim.execute(asking(alone_config, "clean-only-50"), alone, LOCAL)
     assert not comparison_figures.has_costs(compare([RunResults.read(alone)]))
     assert "had no image" not in text(compare([RunResults.read(finished_run.write(tmp_path / "other")[1])]))
 
@@ -144,6 +143,6 @@ def test_a_share_without_images_of_a_class_is_refused_before_anything_is_trained
     config, folder = finished_run.write(tmp_path / "run", ("pack",))
     asked = replace(asking(config, "none", "clean-only-1"), stages=("surrogate", "protect", "victim"))
     with pytest.raises(ValueError, match=r"victim.countermeasures: clean-only-1: of the \d+ images of class \d+ none"):
-        run_stages(asked, folder, open_tracker(asked, folder), RAY, asked.needed_stages)
+        run_stages(asked, folder, open_tracker(asked, folder), LOCAL, asked.needed_stages)
     assert not folder.exists("surrogate/started.json")
     check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), folder, Manifest.load(folder, "pack"))
