@@ -110,9 +110,10 @@ def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[fl
 def pytest_sessionstart() -> None:
     """Let processes that tests start hear an interruption: what a shell runs in the background ignores it, and so do its children.
 
-    This process computes with one thread: others test beside it.
+    This process computes with one thread, and threads of its children wait without turning: others test beside it.
     """
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -11,8 +11,6 @@ from tests.fixtures import s3_servers
 from tests.fixtures.s3_servers import Server
 from tests.system.test_run import finish, tool
 
-pytestmark = pytest.mark.ray
-
 
 def seen(folder: Folder) -> bytes:
     """Every byte of every file in a folder, hidden ones and all."""
@@ -53,12 +51,14 @@ def whole_run(bucket: str, tmp_path: Path) -> None:
     assert f"{run}/protect/samples.parquet is missing or damaged" in audit.stderr
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_whole_run(s3_server: Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     whole_run(s3_bucket, tmp_path)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_whole_run_on_a_server_that_fails_one_request_in_ten(
     s3_server: Server, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
