@@ -63,7 +63,7 @@ def files(run: Path, pattern: str) -> dict[str, bytes]:
 def test_weights_shards_and_results_are_the_same(runs: Runs) -> None:
     assert len(weights(runs.local)) == 2
     assert weights(runs.local) == weights(runs.ray)
-    for pattern, count in {"pack/*.tar": 6, "protect/*.tar": 4, "protect/class_means.pt": 1, "victim/*seed0.json": 2}.items():
+    for pattern, count in {"pack/*.tar": 6, "protect/*.tar": 4, "protect/prepared/every-shard.pt": 1, "victim/*seed0.json": 2}.items():
         assert len(files(runs.local, pattern)) == count
         assert files(runs.local, pattern) == files(runs.ray, pattern)
 

@@ -77,7 +77,7 @@ def whole(folder: Path, *arguments: str) -> Smoke:
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     """The run that others are held to, on Ray."""
-    return whole(tmp_path_factory.mktemp("runs") / "smoke")
+    return whole(tmp_path_factory.mktemp("runs") / "smoke", "--workers", "2")
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,7 @@ def test_leaves_a_whole_run_and_a_short_table(smoke_run: Smoke) -> None:
     ):
         assert (folder / name).is_file(), name
     assert not list(folder.rglob("*partial*"))
+    assert Manifest.load(Folder.open(str(folder)), "surrogate").counts["workers"] == 2
     assert json.loads((folder / "config.json").read_text())["preset"] == "smoke"
     for word in ("clean", "protected", "relabel", "PSNR", "level", "index.html"):
         assert word in out
