@@ -22,10 +22,10 @@ from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_p
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, STARTED, UNFINISHED, trial_name, trial_record
+from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
-from pipeline.storage.stage import Manifest
+from pipeline.storage.stage import Manifest, read_started
 from sep.budget import Budget
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def _trials(run: Run, manifests: Manifests) -> tuple[list[dict[str, Any]], list[
     if not victim.exists(UNFINISHED):
         return nothing
     try:
-        asked, left = (json.loads(victim.read(name)) for name in (STARTED, UNFINISHED))
+        asked, left = read_started(run, "victim"), json.loads(victim.read(UNFINISHED))
         now = {name: manifests[name].digest if name in manifests else None for name in asked["inputs"]}
         of_these = left["asked"] == digest(asked) and asked["inputs"] == now
         return (left["trials"], left["missing"], asked) if of_these else nothing
