@@ -18,7 +18,7 @@ import sys
 from typing import Any
 
 from pipeline.config.presets import from_tree
-from pipeline.reproduction.machine import hardware
+from pipeline.results.machine import hardware
 from pipeline.results.run_results import Manifests, Spread, budget, configuration, finished, psnr_values, similarities, trials
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import flatten, to_json

@@ -65,7 +65,6 @@ def swept(ray_2_cpus: object, tmp_path_factory: pytest.TempPathFactory) -> tuple
     config = replace(
         config,
         sweep=("protect.steps=1,2", "protect.checkpoints=1,2"),
-        stages=("pack", "surrogate", "protect", "victim"),
         protect=replace(config.protect, method="sep"),
         victim=replace(config.victim, epochs=1, seeds=(0,)),
         workers=2,

@@ -1,0 +1,196 @@
+"""The card of a run: what has been measured so far, as JSON and as a small table. Any part of the run may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from pipeline.config.presets import from_tree, preset
+from pipeline.config.schema import ProtectConfig, RunConfig, resolved
+from pipeline.config.sweep_grid import grid, shared_stages
+from pipeline.results.run_results import Measured, Spread, checkpoints, configuration, read
+from pipeline.storage.finished_pieces import Piece, read_piece
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import PARTS, WEIGHTS, trial_name, trial_record
+from pipeline.storage.run import point
+
+# Accuracy of a ResNet18 after the last epoch, in percent. SEP, abstract, for 2/255, with its clean victim; Image Shortcut Squeezing
+# (Liu et al. 2023), README, for 8/255.
+PUBLISHED = {"clean": 94.56, "2/255": 14.68, "8/255": 3.85}
+PUBLISHED_FOR = (
+    "CIFAR-10 as first released, without loss, and SEP at its best, whichever of its methods is used here; "
+    "images that went through JPEG, or other data, are another problem"
+)
+ACCURACIES = ("last", "peak", "relabelled")
+SECTIONS = ("preset", "seed", "sweep", "pack", "surrogate", "protect", "victim")
+Card = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of the run, or of a point of its sweep.
+
+    Attributes:
+        config: its configuration.
+        folder: of the run, or of the point.
+        name: of the point; empty for the run itself, and where points differ in nothing but the budget.
+    """
+
+    config: RunConfig
+    folder: Folder
+    name: str
+
+    @cached_property
+    def results(self) -> Measured:
+        """Everything measured on it."""
+        return read(self.folder)
+
+    @property
+    def label(self) -> str:
+        """The budget, as `8/255`, or the point's name."""
+        counts = self.results.found["pack"].counts
+        return self.name or str(self.config.protect.budget((3, counts["height"], counts["width"])))
+
+    @cached_property
+    def trials(self) -> dict[str, Piece]:
+        """Records of the victims that have been trained, by name."""
+        names = [trial_name(row["network"], row["data"], row["countermeasure"], row["seed"]) for row in self.results.trained.rows]
+        victim = self.folder.child("victim")
+        return {name: piece for name in names if (piece := read_piece(victim, trial_record(name), None))}
+
+
+def make(config: RunConfig, folder: Folder) -> Card | None:
+    """Return the card of everything measured so far; None where the images are not packed yet.
+
+    Raises:
+        ValueError: a record of the run is damaged.
+        OSError: storage refused.
+    """
+    run = read(folder)
+    if "pack" not in run.found:
+        return None
+    settings = configuration(config, run.found)
+    recorded = replace(from_tree(settings), stages=config.stages)
+    releases = _releases(recorded, folder)
+    counts = run.found["pack"].counts
+    card: Card = {
+        "name": folder.path.rstrip("/").rpartition("/")[2],
+        "data": {"source": settings["data"].rstrip("/").rpartition("/")[2], "sha256": run.data_digest},
+        "settings": {name: settings[name] for name in SECTIONS},
+        "images": {"train": counts["train"], "test": counts["test"], "classes": len(counts["classes"])},
+        "missing": list(_missing(recorded, run, folder, releases)),
+        "surrogate": _surrogates(run, folder),
+        "protection": {release.label: _protection(release.results) for release in releases if "protect" in release.results.found},
+        "victims": _victims(releases),
+    }
+    card["seconds"] = _seconds(run, card["surrogate"], releases)
+    compared = [release.label for release in releases if follows_the_paper(release.config, counts)]
+    if published := {label: PUBLISHED[label] for label in ("clean", *compared) if compared and label in PUBLISHED}:
+        card |= {"published": published, "published_for": PUBLISHED_FOR}
+    return card
+
+
+def _releases(config: RunConfig, folder: Folder) -> list[Release]:
+    points = grid(config)
+    named = any(list(asked.settings) != ["protect.eps_levels"] for asked in points)
+    found = [Release(asked.config, point(folder, asked.name), asked.name if named else "") for asked in points]
+    return found or [Release(config, folder, "")]
+
+
+def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
+    """Return whether the published figures are the ones to compare with: the paper's protocol, on as many images.
+
+    Args:
+        config: of one release.
+        images: counts of the pack stage.
+    """
+
+    def deciding(protect: ProtectConfig) -> ProtectConfig:
+        free: dict[str, Any] = {"eps_levels": 8, "precision": "auto", "kernels": "fused", "batch_size": "auto", "tasks_per_gpu": 1}
+        return replace(resolved(protect), inner_steps=protect.inner_steps or protect.kind.usual, **free)
+
+    paper, size = preset("paper"), (images["train"], images["test"], len(images["classes"]), images["height"], images["width"])
+    victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", trials_per_gpu=1)
+    return (
+        size == (50_000, 10_000, 10, 32, 32)
+        and config.protect.kind.checkpoints is None
+        and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
+        and (replace(config.surrogate, precision="auto"), victim) == (paper.surrogate, paper.victim)
+    )
+
+
+def _missing(config: RunConfig, run: Measured, folder: Folder, releases: list[Release]) -> Iterator[str]:
+    """Name what this configuration asks for and has not finished."""
+    if "surrogate" in (shared_stages(config) if config.sweep else config.needed_stages) and "surrogate" not in run.found:
+        done = sum(name.endswith(f"/{WEIGHTS}") for name in folder.child("surrogate").names(recursive=True))
+        yield f"surrogate: {done} of {len(config.surrogate.networks) * config.surrogate.epochs} epochs done"
+    for release in releases:
+        if "protect" in config.stages and "protect" not in release.results.found:
+            done = sum(name.endswith(".json") for name in release.folder.child("protect").child(PARTS).names())
+            yield f"protect {release.label}: {done} of {len(run.found['pack'].shards['train'])} shards done"
+        victim = config.victim
+        asked = 2 * len(victim.networks) * len(victim.countermeasures) * len(victim.seeds)
+        if "victim" in config.stages and "victim" not in release.results.found:
+            yield f"victim {release.label}: {len(release.trials)} of {asked} trainings done"
+
+
+def _surrogates(run: Measured, folder: Folder) -> list[dict[str, Any]]:
+    """Loss and accuracy (percent) of each network on its training images in the last epoch."""
+    found = []
+    for network, epochs in (checkpoints(folder) if "surrogate" in run.found else {}).items():
+        seconds, last = sum(epoch["metrics"]["seconds"] for epoch in epochs), epochs[-1]["metrics"]
+        rate = run.of("pack", "train") * len(epochs) / seconds
+        precisions = sorted({epoch["precision"] for epoch in epochs})
+        figures = {"loss": round(last["loss"], 4), "train_accuracy": round(last["accuracy"], 2), "seconds": round(seconds, 1)}
+        found.append({"network": network, "precision": precisions, **figures, "images_per_second": round(rate, 1)})
+    return found
+
+
+def _protection(results: Measured) -> dict[str, Any]:
+    """Largest change in levels, mean PSNR in dB over the images that changed at all, and the rate of gradients."""
+    manifest = results.found["protect"]
+    seconds, gradients = manifest.timing["crafting_seconds"], manifest.counts["gradients"]
+    names = ("method", "members", "steps", "precision", "linf_levels", "psnr_db", "gradients")
+    rate = round(gradients / seconds, 1) if gradients else None
+    return {**results.settings, **{name: manifest.counts[name] for name in names}, "gradients_per_second": rate}
+
+
+def _victims(releases: list[Release]) -> list[dict[str, Any]]:
+    """Accuracies in percent of the clean test images, over the seeds; a training that several releases share stands with the first."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    seen: set[str] = set()
+    for release in releases:
+        for trial in release.trials.values():
+            if trial.made_from not in seen:
+                key = (*(trial.content[name] for name in ("network", "countermeasure", "data")), release.label)
+                groups.setdefault(key, []).append(trial.content)
+            seen.add(trial.made_from)
+    return [
+        {
+            **{"network": network, "countermeasure": countermeasure, "data": data, "release": label if data == "protected" else None},
+            "seeds": [trial["seed"] for trial in trials],
+            **{f"{kind}_accuracy": _spread([trial[f"{kind}_accuracy"] for trial in trials]) for kind in ACCURACIES},
+            "precision": sorted({trial["precision"] for trial in trials}),
+        }
+        for (network, countermeasure, data, label), trials in groups.items()
+    ]
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Return mean and sample standard deviation; one value says nothing about spread."""
+    of = Spread.of(values)
+    return {"mean": round(of.mean, 2), "std": None if of.deviation is None else round(of.deviation, 2)}
+
+
+def _seconds(run: Measured, surrogates: list[dict[str, Any]], releases: list[Release]) -> dict[str, float]:
+    """Return the time by stage over all starts, summed over epochs, shards and trainings; that of pack is of its last start."""
+    seconds = {"pack": run.found["pack"].seconds}
+    seconds |= {"surrogate": sum(each["seconds"] for each in surrogates)} if surrogates else {}
+    for release in releases:
+        if found := release.results.found.get("protect"):
+            seconds[f"protect {release.label}"] = found.timing["preparation_seconds"] + found.timing["crafting_seconds"]
+    trained = {trial.made_from: trial.content["seconds"] for release in releases for trial in release.trials.values()}
+    seconds |= {"victim": sum(trained.values())} if trained else {}
+    return {stage: round(value, 1) for stage, value in seconds.items()}
