@@ -47,7 +47,7 @@ def cifar10() -> RunConfig:
 
 
 def paper() -> RunConfig:
-    """The default of reproduce.py: the protocol of `cifar10` at both of the paper's budgets, in one process, and nothing drawn or logged."""
+    """The default of reproduce.py: `cifar10` at both of the paper's budgets, in one process, with nothing drawn or logged."""
     return replace(
         cifar10(),
         preset="paper",

@@ -56,12 +56,12 @@ def begin(run: Folder, name: str, settings: dict[str, Any]) -> Point:
 
 
 def settings(folder: Folder) -> dict[str, Any]:
-    """What was swept, and the values of this point; nothing of a run that is no point.
+    """What was swept, and the values of this point; nothing of a run that is no point, or of a point that was not begun.
 
     Raises:
         ValueError: the file that says so is damaged.
     """
-    if not isinstance(folder, Point):
+    if not isinstance(folder, Point) or not folder.exists(POINT):
         return {}
     try:
         return dict(json.loads(folder.read(POINT)))

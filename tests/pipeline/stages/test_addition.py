@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.work import Chain, WorkFailed
 from pipeline import verify
