@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipeline.config.presets import from_tree, preset
-from pipeline.config.schema import ProtectConfig, RunConfig, resolved
+from pipeline.config.presets import from_tree
+from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid, shared_stages
+from pipeline.results.published import PUBLISHED, PUBLISHED_FOR, follows_the_paper
 from pipeline.results.run_results import Measured, Spread, checkpoints, configuration, read
 from pipeline.storage.finished_pieces import Piece, read_piece
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PARTS, WEIGHTS, trial_name, trial_record
 from pipeline.storage.run import point
 
-# Accuracy of a ResNet18 after the last epoch, in percent. SEP, abstract, for 2/255, with its clean victim; Image Shortcut Squeezing
-# (Liu et al. 2023), README, for 8/255.
-PUBLISHED = {"clean": 94.56, "2/255": 14.68, "8/255": 3.85}
-PUBLISHED_FOR = (
-    "CIFAR-10 as first released, without loss, and SEP at its best, whichever of its methods is used here; "
-    "images that went through JPEG, or other data, are another problem"
-)
 ACCURACIES = ("last", "peak", "relabelled")
-SECTIONS = ("preset", "seed", "sweep", "pack", "surrogate", "protect", "victim")
+SECTIONS = ("preset", "seed", "pack", "surrogate", "victim")
 Card = dict[str, Any]
 
 
@@ -33,12 +27,12 @@ class Release:
     """A release of the run, or of a point of its sweep.
 
     Attributes:
-        config: its configuration.
+        asked: its configuration, as this start has it.
         folder: of the run, or of the point.
         name: of the point; empty for the run itself, and where points differ in nothing but the budget.
     """
 
-    config: RunConfig
+    asked: RunConfig
     folder: Folder
     name: str
 
@@ -47,11 +41,16 @@ class Release:
         """Everything measured on it."""
         return read(self.folder)
 
-    @property
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The tree of settings that it was made with, where that has happened."""
+        return configuration(self.asked, self.results.found, self.results.trained)
+
+    @cached_property
     def label(self) -> str:
         """The budget, as `8/255`, or the point's name."""
         counts = self.results.found["pack"].counts
-        return self.name or str(self.config.protect.budget((3, counts["height"], counts["width"])))
+        return self.name or str(from_tree(self.settings).protect.budget((3, counts["height"], counts["width"])))
 
     @cached_property
     def trials(self) -> dict[str, Piece]:
@@ -71,22 +70,19 @@ def make(config: RunConfig, folder: Folder) -> Card | None:
     run = read(folder)
     if "pack" not in run.found:
         return None
-    settings = configuration(config, run.found)
-    recorded = replace(from_tree(settings), stages=config.stages)
-    releases = _releases(recorded, folder)
-    counts = run.found["pack"].counts
+    counts, releases = run.found["pack"].counts, _releases(config, folder)
     card: Card = {
         "name": folder.path.rstrip("/").rpartition("/")[2],
-        "data": {"source": settings["data"].rstrip("/").rpartition("/")[2], "sha256": run.data_digest},
-        "settings": {name: settings[name] for name in SECTIONS},
+        "data": {"source": releases[0].settings["data"].rstrip("/").rpartition("/")[2], "sha256": run.data_digest},
+        "settings": {**_settings(releases[0]), "sweep": list(config.sweep)},
         "images": {"train": counts["train"], "test": counts["test"], "classes": len(counts["classes"])},
-        "missing": list(_missing(recorded, run, folder, releases)),
+        "missing": list(_missing(config, run, folder, releases)),
         "surrogate": _surrogates(run, folder),
         "protection": {release.label: _protection(release.results) for release in releases if "protect" in release.results.found},
         "victims": _victims(releases),
     }
     card["seconds"] = _seconds(run, card["surrogate"], releases)
-    compared = [release.label for release in releases if follows_the_paper(release.config, counts)]
+    compared = [release.label for release in releases if follows_the_paper(from_tree(release.settings), counts)]
     if published := {label: PUBLISHED[label] for label in ("clean", *compared) if compared and label in PUBLISHED}:
         card |= {"published": published, "published_for": PUBLISHED_FOR}
     return card
@@ -99,26 +95,11 @@ def _releases(config: RunConfig, folder: Folder) -> list[Release]:
     return found or [Release(config, folder, "")]
 
 
-def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
-    """Return whether the published figures are the ones to compare with: the paper's protocol, on as many images.
-
-    Args:
-        config: of one release.
-        images: counts of the pack stage.
-    """
-
-    def deciding(protect: ProtectConfig) -> ProtectConfig:
-        free: dict[str, Any] = {"eps_levels": 8, "precision": "auto", "kernels": "fused", "batch_size": "auto", "tasks_per_gpu": 1}
-        return replace(resolved(protect), inner_steps=protect.inner_steps or protect.kind.usual, **free)
-
-    paper, size = preset("paper"), (images["train"], images["test"], len(images["classes"]), images["height"], images["width"])
-    victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", trials_per_gpu=1)
-    return (
-        size == (50_000, 10_000, 10, 32, 32)
-        and config.protect.kind.checkpoints is None
-        and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
-        and (replace(config.surrogate, precision="auto"), victim) == (paper.surrogate, paper.victim)
-    )
+def _settings(release: Release) -> dict[str, Any]:
+    """What all releases have in common; swept settings stand with each."""
+    swept = release.results.settings
+    protect = {name: value for name, value in release.settings["protect"].items() if f"protect.{name}" not in swept}
+    return {**{name: release.settings[name] for name in SECTIONS}, "protect": protect}
 
 
 def _missing(config: RunConfig, run: Measured, folder: Folder, releases: list[Release]) -> Iterator[str]:
@@ -153,8 +134,9 @@ def _protection(results: Measured) -> dict[str, Any]:
     manifest = results.found["protect"]
     seconds, gradients = manifest.timing["crafting_seconds"], manifest.counts["gradients"]
     names = ("method", "members", "steps", "precision", "linf_levels", "psnr_db", "gradients")
-    rate = round(gradients / seconds, 1) if gradients else None
-    return {**results.settings, **{name: manifest.counts[name] for name in names}, "gradients_per_second": rate}
+    figures = {**results.settings, **{name: manifest.counts[name] for name in names}}
+    figures["psnr_db"] = round(figures["psnr_db"], 2)
+    return {**figures, "gradients_per_second": round(gradients / seconds, 1) if gradients else None}
 
 
 def _victims(releases: list[Release]) -> list[dict[str, Any]]:

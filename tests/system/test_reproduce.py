@@ -170,15 +170,13 @@ def _with_one_wrong_byte(data: bytes) -> bytes:
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-@pytest.mark.parametrize("end", [Killed, KeyboardInterrupt])
-def test_a_run_that_was_killed_or_stopped_goes_on(
-    end: type[BaseException], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_or_stopped_goes_on(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of writing: the first time that a file of each kind is to be put in place."""
     put = Folder.write
-    for name in ("train-000001.tar", "training.pt", "every-shard.pt", "resnet8-protected-none-seed0.json"):
+    ends = {"train-000001.tar": Killed, "training.pt": KeyboardInterrupt, "every-shard.pt": KeyboardInterrupt, "none-seed0.json": Killed}
+    for name, end in ends.items():
 
-        def write(folder: Folder, file: str, data: Any, name: str = name) -> None:
+        def write(folder: Folder, file: str, data: Any, name: str = name, end: type[BaseException] = end) -> None:
             if file.endswith(name):
                 raise end
             put(folder, file, data)
@@ -225,9 +223,10 @@ def test_another_configuration_is_refused_by_name_and_the_card_stays_that_of_the
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    assert start(run, "--surrogate.epochs", "3") == 1
-    assert "surrogate.epochs: 2 -> 3" in capsys.readouterr().err
-    assert card(run)["settings"] == card(whole)["settings"]
+    for flag, says in {"--surrogate.epochs": "surrogate.epochs: 2 -> 3", "--protect.steps": "protect.steps: 2 -> 3"}.items():
+        assert start(run, flag, "3") == 1
+        assert says in capsys.readouterr().err
+        assert card(run)["settings"] == card(whole)["settings"]
 
 
 def test_one_release_needs_no_sweep(whole: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, resolved
 from pipeline.config.sweep_grid import grid
 from pipeline.results import machine
-from pipeline.results.card import PUBLISHED, PUBLISHED_FOR, follows_the_paper
 from pipeline.results.card_table import table
 from pipeline.results.machine import counted
+from pipeline.results.published import PUBLISHED, PUBLISHED_FOR, follows_the_paper
 from sep.ensemble import equally_spaced
 
 CIFAR10 = {"train": 50_000, "test": 10_000, "classes": [*range(10)], "height": 32, "width": 32}
