@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.results.card_table import table
 from pipeline.results.machine import counted
 from pipeline.results.published import PUBLISHED, PUBLISHED_FOR, follows_the_paper
 from sep.ensemble import equally_spaced
+from tests import ROOT
 
 CIFAR10 = {"train": 50_000, "test": 10_000, "classes": [*range(10)], "height": 32, "width": 32}
 
@@ -111,3 +113,12 @@ def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = counted(again, 7)
     assert elsewhere[0] == again[0]
     assert (elsewhere[1]["hardware"], elsewhere[1]["starts"], elsewhere[1]["seconds"]) == ("another", 1, 7)
+
+
+def test_the_page_shows_the_card_that_is_published() -> None:
+    made = json.loads((ROOT / "tests/benchmarks/reproduce-cpu.json").read_text())
+    page = (ROOT / "docs/reproduce.md").read_text()
+    assert all(line in page.splitlines() for line in table(made).splitlines() if not line.startswith("seconds"))
+    assert all(f"{stage} {seconds:,.0f}" in page for stage, seconds in made["seconds"].items())
+    clean, protected = (victim["last_accuracy"]["mean"] for victim in made["victims"])
+    assert f"ends at {clean:.1f} %, the protected one at {protected:.1f} %" in " ".join(page.split())
