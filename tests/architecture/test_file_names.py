@@ -13,7 +13,7 @@ from pipeline.storage import layout
 ROOT = Path(__file__).parents[2] / "pipeline"
 NAMES = sorted(value for name, value in vars(layout).items() if name.isupper() and isinstance(value, str) and "." in value)
 STILL = {"results/run_results.py"}  # to be written anew
-MODULES = [path for path in sorted(ROOT.rglob("*.py")) if "reproduction" not in path.parts and path.name != "reproduce.py"]
+MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def literals(tree: ast.AST) -> Iterator[str]:
