@@ -31,7 +31,8 @@ from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
-from sep.execution import Precision, resolve
+from sep.choices import Precision
+from sep.execution import resolve
 
 log = logging.getLogger(__name__)
 
