@@ -92,11 +92,6 @@ def check_budget(protected: Tensor, clean: Tensor, budget: Budget) -> None:
         raise ValueError(f"image {worst} of {len(each)} changes by {int(each[worst])} {UNITS[budget.norm]}; the budget is {budget.limit}")
 
 
-def check(protected: Tensor, clean: Tensor, eps_levels: int) -> None:
-    """Hold uint8 images to the L-infinity ball: see `check_budget`."""
-    check_budget(protected, clean, Budget("linf", eps_levels))
-
-
 def whole_levels(change: Tensor, limit: int) -> Tensor:
     """Scale and round changes `(B, C, H, W)` to whole levels whose squares add up to almost `limit` for each image, and never to more.
 

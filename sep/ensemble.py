@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import one_hot
 
-from sep.execution import Kernels, arithmetic
+from sep.choices import Kernels
+from sep.execution import arithmetic
 from sep.models import Network
 from sep.winograd import replace_convolutions
 

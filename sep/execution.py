@@ -16,8 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sep.choices import Kernels as Kernels
-from sep.choices import Precision as Precision
+from sep.choices import Kernels, Precision
 
 Result = TypeVar("Result")
 SHARED = 0.9  # of a GPU's memory, between processes; the rest is what CUDA itself takes in each

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from sep.choices import NetworkName as NetworkName
+from sep.choices import NetworkName
 from sep.trunks import TRUNKS
 
 assert tuple(TRUNKS) == get_args(NetworkName)

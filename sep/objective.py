@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sep.choices import Targets as Targets
+from sep.choices import Targets
 
 
 def shifted(labels: Tensor, num_classes: int) -> Tensor:

@@ -16,13 +16,12 @@ from pyarrow import fs
 
 from cluster import session
 from cluster.resources import Resources
-from pipeline import reproduce
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.stages import pack
 from pipeline.storage.folder import Folder
 from tests import ROOT
-from tests.fixtures import packed_run, s3_servers, small_reproduction
+from tests.fixtures import packed_run, s3_servers
 from tests.fixtures.executors import LOCAL
 
 _numbers = itertools.count()
@@ -80,22 +79,6 @@ def sep_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set SEP_DATA to a folder that has cifar10/ and tiny-imagenet-20/")
     return folder
-
-
-@pytest.fixture(scope="session")
-def small_parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few images as data hubs publish them, for the protocol on one device."""
-    folder = tmp_path_factory.mktemp("parquet")
-    small_reproduction.write_parquet(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reproduced(small_parquet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an uninterrupted run of that protocol."""
-    out = tmp_path_factory.mktemp("reproduced") / "out"
-    assert reproduce.main(small_reproduction.command(small_parquet, out)) == 0
-    return out
 
 
 SECONDS_LOST = "seconds lost"

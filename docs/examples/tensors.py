@@ -2,7 +2,8 @@
 
 import torch
 
-from sep.craft import CraftConfig, craft
+from sep.craft import craft
+from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, freeze
 from sep.fitting import optimiser, train_epoch
 from sep.models import build

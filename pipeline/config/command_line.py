@@ -32,13 +32,14 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     return parse_as(arguments, RunConfig, "run.py")
 
 
-def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) -> Config:
+def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, preset: str = RunConfig.preset) -> Config:
     """Return the configuration of a command line: preset, then the YAML file, then the flags.
 
     Args:
         arguments: those of this process if not given.
         kind: class of the configuration: `RunConfig`, or one that adds to it.
         program: name of the program, for messages.
+        preset: the preset of a command line that names none.
 
     A wrong command line ends the program with status 2 and a message.
     """
@@ -50,7 +51,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str) 
         tree = _read_yaml(known.config) if known.config else {}
         if not isinstance(tree, dict):
             raise ValueError(f"{known.config}: expected a mapping of settings, found {type(tree).__name__}")
-        base = from_tree({**tree, **({"preset": known.preset} if known.preset else {})})
+        base = from_tree({"preset": preset, **tree, **({"preset": known.preset} if known.preset else {})})
         config = tyro.cli(kind, prog=program, default=kind(**vars(base)), args=arguments)
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")

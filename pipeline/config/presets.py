@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.schema import PackConfig, ProtectConfig, RunConfig, SurrogateConfig, VictimConfig, to_tree
+from pipeline.config.schema import UNTRACKED, PackConfig, ProtectConfig, RunConfig, SurrogateConfig, VictimConfig, to_tree
 
 
 def quickstart() -> RunConfig:
@@ -43,6 +43,19 @@ def cifar10() -> RunConfig:
         run="runs/cifar10",
         pack=PackConfig(shard_images=500),
         protect=ProtectConfig(method="sep-fa-vr"),
+    )
+
+
+def paper() -> RunConfig:
+    """The default of reproduce.py: `cifar10` at both of the paper's budgets, in one process, with nothing drawn or logged."""
+    return replace(
+        cifar10(),
+        preset="paper",
+        run="runs/reproduce",
+        sweep=("protect.eps-levels=2,8",),
+        stages=("pack", "surrogate", "protect", "victim"),
+        executor="local",
+        tracking_uri=UNTRACKED,
     )
 
 
@@ -100,6 +113,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "smoke": smoke,
     "cifar10-small": cifar10_small,
     "cifar10": cifar10,
+    "paper": paper,
     "cifar100": cifar100,
     "imagenet-subset-small": imagenet_subset_small,
     "imagenet-subset": imagenet_subset,

@@ -165,8 +165,8 @@ class RunConfig:
     """Protect an image data set, and measure the protection."""
 
     preset: str = "quickstart"
-    """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, cifar100, imagenet-subset-small,
-    imagenet-subset"""
+    """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, paper, cifar100,
+    imagenet-subset-small, imagenet-subset"""
     config: Annotated[str | None, Mark.START] = None
     """YAML file with the same tree; flags win over it"""
     data: str = "generated"

@@ -18,8 +18,9 @@ from pipeline.storage.records import digest, sha256
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training.networks import build_network
+from sep.choices import Kernels
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
-from sep.execution import Kernels, share_memory
+from sep.execution import share_memory
 from sep.models import Network
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -49,6 +50,13 @@ class Clean:
     chosen: Tensor  # indices of the images that are protected, in order
 
 
+class Crafted(NamedTuple):
+    """The protected images of a shard, `(b, C, H, W)` uint8 on the CPU, and how long they took."""
+
+    images: Tensor
+    seconds: float
+
+
 def read_clean(task: CraftingTask, shard: Shard) -> Clean:
     """Read, check and decode a clean shard.
 
@@ -60,24 +68,25 @@ def read_clean(task: CraftingTask, shard: Shard) -> Clean:
     return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
 
 
-def craft_chosen(task: CraftingTask, shard: Shard, clean: Clean) -> Tensor:
-    """Craft the images of protected classes, `(b, C, H, W)` uint8 on the CPU.
+def craft_chosen(task: CraftingTask, shard: Shard, clean: Clean) -> Crafted:
+    """Craft the images of protected classes.
 
     Raises:
         ValueError: a checkpoint or the preparation was altered.
     """
-    chosen = clean.chosen.tolist()
-    return protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], [clean.samples[i].key for i in chosen])
+    begun, keys = time.monotonic(), [clean.samples[i].key for i in clean.chosen.tolist()]
+    images = protect_images(task, shard.name, clean.images[clean.chosen], clean.labels[clean.chosen], keys)
+    return Crafted(images, time.monotonic() - begun)
 
 
-def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> FinishedShard:
+def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) -> FinishedShard:
     """Write the protected shard, check it as storage gives it back, and record it as finished.
 
     Raises:
         ValueError: a protected image as stored breaks the budget.
     """
     released = list(clean.samples)
-    for i, image in zip(clean.chosen.tolist(), crafted, strict=True):
+    for i, image in zip(clean.chosen.tolist(), crafted.images, strict=True):
         released[i] = dataclasses.replace(released[i], png=encode_png(_pixels(image)))
     written, stored = write_shard(task.out, shard.name, released)
     rows = _rows(task.out, shard.name, stored, clean, task.budget)
@@ -86,6 +95,7 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Tensor) -> 
         "protected": len(clean.chosen),
         "linf_levels": max(row["linf_levels"] for row in rows),
         "psnr_db": [math.fsum(finite), len(finite)],
+        "seconds": crafted.seconds,
     }
     return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
 

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
-from cluster.deadline import Deadline
+import logging
+import signal
+import sys
+from typing import Any
+
+from cluster.deadline import Deadline, TimeIsUp
 from cluster.executor import open_executor
+from cluster.work import TrainingFailed, WorkFailed
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import shared_stages
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import summary
-from pipeline.stages import addition
+from pipeline.stages import addition, sweep
 from pipeline.stages.sequence import run_stages
 from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.run import Point, open_run
 from pipeline.tracking.tracker import open_tracker
+
+log = logging.getLogger(__name__)
+
+
+def work(config: RunConfig) -> int:
+    """Run, print the summary, and turn what went wrong into one line and an exit code: 0 done, 1 failed, 3 the time is up."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        summary, faults = run(config)
+        print(summary)
+    except (ValueError, OSError, WorkFailed, TrainingFailed) as error:
+        log.error("failed: %s", error)
+        return 1
+    except TimeIsUp:
+        log.error("the %g minutes are used up: run the same command again", config.minutes)
+        return 3
+    except KeyboardInterrupt:
+        log.error("stopped: everything finished so far is kept, and the same command goes on from there")
+        return 1
+    for fault in faults:
+        log.error("failed: %s", fault)
+    return 1 if faults else 0
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def run(config: RunConfig) -> tuple[str, list[str]]:
@@ -37,8 +70,6 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
             stages = shared_stages(config) if config.sweep else config.needed_stages
             missing = run_stages(config, folder, tracker, executor, stages)
             if config.sweep:
-                from pipeline.stages import sweep  # its page takes what other runs do without
-
                 swept = sweep.execute(config, folder, tracker, executor)
                 missing += swept.missing
                 faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]

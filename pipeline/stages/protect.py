@@ -31,7 +31,8 @@ from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
-from sep.execution import Precision, resolve
+from sep.choices import Precision
+from sep.execution import resolve
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +207,7 @@ def _finish(
     }
     left_out = [shard.name for shard in shards if shard.name not in parts]
     timing = {"images_per_second": rate, "preparation_seconds": prepared.seconds}
+    timing["crafting_seconds"] = math.fsum(part.extra["seconds"] for part in ordered)
     manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, **timing)
     if not left_out:
         stage.folder.child(PARTS).delete()

@@ -13,7 +13,6 @@ from cluster.executor import Executor
 from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig, StageName
 from pipeline.config.sweep_grid import GridPoint, grid
-from pipeline.pages.comparison_page import VERSION, write
 from pipeline.results.comparison import compare, text
 from pipeline.results.run_results import RunResults
 from pipeline.stages.sequence import run_stages
@@ -68,16 +67,21 @@ def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Execu
 
 
 def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Tracker) -> str:
-    """Compare the protected points in the run's `comparison/`, and return the table as text."""
+    """Compare the protected points, and return the table as text. The stage `report` also draws them, in the run's `comparison/`."""
     runs = [found for wanted in asked if "protect" in (found := RunResults.read(point(folder, wanted.name))).manifests]
     if not runs:
         return "no point of the sweep is protected yet"
     # From cheap to dear.
     runs.sort(key=lambda measured: (measured.gradients_per_image, measured.folder.uri))
+    compared = compare(runs)
+    if "report" not in config.stages:
+        return text(compared)
+    from pipeline.pages.comparison_page import VERSION, write  # needs a template engine and matplotlib, which no other stage needs
+
     made_from = digest([[*(stage.digest for stage in of.manifests.values()), *of.unfinished.values()] for of in runs])
     section = {"made_from": made_from, "version": VERSION}
     inputs = tuple(name for name in SHARED if any(name in measured.manifests for measured in runs))  # baselines need no surrogate
-    compared, stage = compare(runs), Stage(folder, COMPARISON, section, seed=config.seed, inputs=inputs, overwrite=True)
+    stage = Stage(folder, COMPARISON, section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest is None:
         write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
         stage.finish({"points": len(runs)})

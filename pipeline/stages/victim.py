@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from cluster.deadline import TimeIsUp
 from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import WorkFailed
@@ -105,16 +106,16 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     trained = {name: task for name, task in missing.items() if twins[task.trial.trained] is task}
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
-    failed = None
+    failed: WorkFailed | TimeIsUp | None = None
     if trained:
         cpus = resources.cpus_for(at_once, each)
         try:
             executor.sweep(train_victim, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
-        except WorkFailed as error:
+        except (WorkFailed, TimeIsUp) as error:
             failed = error
     for name, task in missing.items():
         if name not in trained and (outcome := _outcome(stage.folder, twins[task.trial.trained])) is not None:
-            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from}
+            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from, "seconds": 0.0}
             trial_records.write(stage.folder, name, {**outcome, **same})
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show the finished trials

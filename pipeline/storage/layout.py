@@ -8,6 +8,7 @@ from __future__ import annotations
 
 # In the folder of the run
 CONFIG = "config.json"  # the configuration that the finished stages were made with
+CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
 DRIVER_LOCK = ".driver.lock"  # locked by the operating system while a driver works on the run

@@ -91,12 +91,12 @@ def begin(run: Folder, name: str, settings: dict[str, Any]) -> Point:
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """Return the fields that were swept, with the values of this point; nothing if the run is no point.
+    """Return the fields that were swept, with the values of this point; nothing if the run is no point, or one that was not begun.
 
     Raises:
         ValueError: the point's record is damaged.
     """
-    if not isinstance(run, Point):
+    if not isinstance(run, Point) or not run.exists(POINT):
         return {}
     try:
         return dict(json.loads(run.read(POINT)))

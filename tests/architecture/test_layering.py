@@ -95,24 +95,6 @@ def test_imports_only_what_its_layer_may(name: str) -> None:
         assert library not in top_levels(name) or {name, name.rpartition(".")[0]} & homes, library
 
 
-def reached(name: str) -> set[str]:
-    """The project's modules that a module imports, or that those import, and so on."""
-    found: set[str] = set()
-    waiting = [name]
-    while waiting:
-        new = internal(waiting.pop()) - found
-        found |= new
-        waiting += new
-    return found
-
-
-def test_the_reproduction_needs_only_torch_and_pyarrow() -> None:
-    """On a machine where nothing else is installed."""
-    modules = {"pipeline.reproduce"} | reached("pipeline.reproduce")
-    assert modules >= {"pipeline.reproduction.pieces", "sep.craft"}
-    assert set().union(*map(top_levels, modules)) <= {"sep", "pipeline", "torch", "torchvision", "pyarrow"}
-
-
 @pytest.mark.parametrize("name", MODULES)
 def test_no_star_imports_no_relative_imports(name: str) -> None:
     for node in ast.walk(TREES[name]):
@@ -143,7 +125,7 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert node.end_lineno - node.lineno < 60, node.name
 
 
-@pytest.mark.parametrize("name", sorted(ENTRY_POINTS - {"pipeline.reproduce"}))
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
 def test_commands_stay_under_100_lines(name: str) -> None:
     assert len(MODULES[name].read_text().splitlines()) < 100
 

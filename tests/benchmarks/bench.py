@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from cluster import session
-from pipeline.reproduction.machine import hardware
+from pipeline.results.machine import hardware
 from pipeline.storage.records import to_json
 from sep.execution import use_cpu
 from tests.benchmarks import agreement, memory, rates, whole_stage

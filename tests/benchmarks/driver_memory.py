@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.protection.release import PROTECTED_SCHEMA
-from pipeline.reproduction.machine import hardware
+from pipeline.results.machine import hardware
 from pipeline.results.run_results import RunResults
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, write_shard

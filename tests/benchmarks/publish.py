@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.config.marks import marked, without
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, VictimConfig
-from pipeline.reproduction.machine import hardware
+from pipeline.results.machine import hardware
 from pipeline.results.run_results import RunResults
 from pipeline.results.victims import Row, Spread
 from pipeline.storage.records import flatten, to_json

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sep.craft import CraftConfig, Method
+from sep.choices import Kernels, Precision
+from sep.craft import Method
+from sep.craft_config import CraftConfig
 from sep.ensemble import freeze
-from sep.execution import Kernels, MicroBatch, Precision
+from sep.execution import MicroBatch
 from tests.benchmarks import plain
 from tests.benchmarks.apart import apart
 from tests.benchmarks.trained import Trained, device

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from cluster.pool import run_all
 from cluster.work import Capacity, Work
 from pipeline.protection.release import PROTECTED_SCHEMA
-from pipeline.reproduction.machine import hardware
+from pipeline.results.machine import hardware
 from pipeline.shards.finished_shards import finished_parts, write_rows
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES, part_record

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+from sep.choices import Targets
 from sep.countermeasures.registry import CLEAN_ONLY, clean_share
 from sep.methods.registry import METHODS
-from sep.objective import Targets
 from tests.benchmarks.published import BY_METHOD, PUBLISHED
 
 CARDS = Path(__file__).parent / "cards"

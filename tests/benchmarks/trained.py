@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.sources.textures import CLASSES, SIDE, textures
-from sep.craft import CraftConfig, Method, craft
+from sep.choices import Kernels, Precision
+from sep.craft import Method, craft
+from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, compile_together, freeze
-from sep.execution import Kernels, Precision
 from sep.fitting import optimiser, train_epoch
 from sep.models import Network, build
 from sep.objective import shifted

@@ -28,8 +28,8 @@ from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import sha256, to_json
 from pipeline.storage.stage import Manifest, Stage
 from sep.budget import Budget
+from sep.choices import NetworkName
 from sep.execution import use_cpu
-from sep.models import NetworkName
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
 from tests.fixtures.executors import RAY

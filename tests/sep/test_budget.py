@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sep.budget import Budget, budget_used, check, check_budget, linf_levels, project, psnr_db, whole_levels
+from sep.budget import Budget, budget_used, check_budget, linf_levels, project, psnr_db, whole_levels
 
 
 def test_projection_is_the_nearest_level_of_ball_and_scale_for_every_level() -> None:
@@ -42,20 +42,20 @@ def test_eight_levels_pass_and_nine_do_not(start: int) -> None:
     clean = torch.full((5, 3, 4, 4), start, dtype=torch.uint8)
     protected = clean.clone()
     protected[3, 1, 2, 0] = start + 8
-    check(protected, clean, 8)
-    check(clean, protected, 8)
+    check_budget(protected, clean, Budget("linf", 8))
+    check_budget(clean, protected, Budget("linf", 8))
     with pytest.raises(ValueError, match=r"image 3 of 5 changes by 8 levels; the budget is 7"):
-        check(protected, clean, 7)
+        check_budget(protected, clean, Budget("linf", 7))
     if start < 247:
         protected[3, 1, 2, 0] = start + 9
         with pytest.raises(ValueError, match=r"image 3 of 5 changes by 9 levels; the budget is 8"):
-            check(protected, clean, 8)
+            check_budget(protected, clean, Budget("linf", 8))
 
 
 def test_shapes_must_match_and_images_must_be_stored_levels() -> None:
     clean = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\).*\(2, 3, 4, 4\)"):
-        check(clean[:1], clean, 8)
+        check_budget(clean[:1], clean, Budget("linf", 8))
     with pytest.raises(AssertionError):
         linf_levels(clean.float(), clean.float())
 

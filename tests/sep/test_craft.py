@@ -11,7 +11,8 @@ from torch.nn import functional
 
 import sep.craft
 from sep.budget import linf_levels
-from sep.craft import CraftConfig, Method, craft, gradient
+from sep.craft import Method, craft, gradient
+from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, freeze
 from sep.methods.registry import METHODS
 from sep.models import Network, build

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sep.craft import CraftConfig, craft
+from sep.craft import craft
+from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, equally_spaced, freeze
 from sep.models import Network, build
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 import sep.craft
-from sep.craft import CraftConfig, Method, craft, gradient
+from sep.choices import Kernels
+from sep.craft import Method, craft, gradient
+from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, compile_together, freeze
-from sep.execution import Kernels, MicroBatch, arithmetic, resolve, to_device
+from sep.execution import MicroBatch, arithmetic, resolve, to_device
 from sep.models import Network, build
 
 CPU = torch.device("cpu")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sep.models import Network, NetworkName, build, check_input_size
+from sep.choices import NetworkName
+from sep.models import Network, build, check_input_size
 
 MEAN, STD = (120.0, 125.0, 130.0), (60.0, 65.0, 70.0)
 

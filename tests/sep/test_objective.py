@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from sep.objective import Targets, choose_targets, derangement, feature_alignment, shifted, target_cross_entropy
+from sep.choices import Targets
+from sep.objective import choose_targets, derangement, feature_alignment, shifted, target_cross_entropy
 
 
 def test_targets_are_shifted_by_half_the_classes() -> None:

@@ -25,8 +25,9 @@ from torchvision.models import (
     vgg16_bn,
 )
 
+from sep.choices import NetworkName
 from sep.ensemble import freeze
-from sep.models import Network, NetworkName, build
+from sep.models import Network, build
 from sep.trunks import TRUNKS
 
 MEAN, STD = (120.0, 125.0, 130.0), (60.0, 65.0, 70.0)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sep.winograd
+from sep.choices import Kernels
 from sep.ensemble import Member, freeze
-from sep.execution import Kernels
 from sep.models import build
 from sep.winograd import Winograd, replace_convolutions, suits
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from torch import Tensor
 
 from cluster.work import Chain, WorkFailed
 from pipeline.config.schema import RunConfig
@@ -61,25 +60,25 @@ def refuse(*arguments: object) -> None:
     raise OSError(5, "Input/output error")
 
 
-def noted_craft(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
+def noted_craft(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
     """Crafting that leaves a note each time."""
     (notes(task) / f"{shard.name}-{uuid.uuid4().hex}").touch()
     return release.craft_chosen(task, shard, clean)
 
 
-def killed_while_crafting(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
+def killed_while_crafting(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
     crafted = noted_craft(task, shard, clean)
     if first_time(task, shard):
         die()
     return crafted
 
 
-def killed_before_it_is_marked(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: Tensor) -> FinishedShard:
+def killed_before_it_is_marked(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: release.Crafted) -> FinishedShard:
     with patch("pipeline.protection.release.write_part", die) if first_time(task, shard) else nullcontext():
         return release.release(task, shard, clean, crafted)
 
 
-def storage_refuses_once(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: Tensor) -> FinishedShard:
+def storage_refuses_once(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: release.Crafted) -> FinishedShard:
     with patch("pipeline.storage.folder.Folder.write", refuse) if first_time(task, shard) else nullcontext():
         return release.release(task, shard, clean, crafted)
 
@@ -112,7 +111,7 @@ def test_an_accident_costs_one_shard_its_time(
     seconds_lost(manifest.seconds - undisturbed.seconds)
 
 
-def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
+def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
     """Crafting whose process dies on one shard as often as it is tried."""
     if shard.name == UNLUCKY:
         die()

@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 def test_presets_resolve_and_survive_json(name: str) -> None:
     config = preset(name)
     assert config.preset == name
-    assert config.stages == STAGES
+    assert config.stages == (STAGES[:-1] if name == "paper" else STAGES)
     assert len(equally_spaced(config.surrogate.epochs, config.protect.per_network)) == config.protect.asked_checkpoints
     assert from_tree(json.loads(json.dumps(to_tree(config)))) == config
     assert parse(["--preset", name, "--data", "/images"]).surrogate == config.surrogate

@@ -13,7 +13,7 @@ from pipeline.pages import canvas, training_figures
 from pipeline.pages.canvas import DARK, LIGHT, Theme
 from pipeline.results.similarity import Similarity
 from pipeline.results.victims import pairs
-from sep.models import NetworkName
+from sep.choices import NetworkName
 from tests.fixtures.drawn import decoded, share
 
 

@@ -166,7 +166,7 @@ def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
         assert Path(folder.file(name)).stat().st_mtime_ns == stamps[name], f"{name} was made twice"
 
 
-def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> torch.Tensor:
+def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
     if shard.name == "train-000002.tar":
         raise ValueError("no luck")
     return release.craft_chosen(task, shard, clean)

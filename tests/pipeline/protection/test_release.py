@@ -15,7 +15,7 @@ import torch
 from pipeline.config.presets import preset
 from pipeline.protection.checkpoints import Ensemble
 from pipeline.protection.crafting import CraftingTask
-from pipeline.protection.release import Clean, read_clean, release
+from pipeline.protection.release import Clean, Crafted, read_clean, release
 from pipeline.shards.pixels import encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, decode_shard, encode_shard, write_shard
 from pipeline.shards.tables import read_table
@@ -50,10 +50,10 @@ def shard(task: CraftingTask) -> Shard:
     return write_shard(task.clean, NAME, samples)[0]
 
 
-def crafted(clean: Clean, change: int) -> torch.Tensor:
+def crafted(clean: Clean, change: int) -> Crafted:
     """The images that are protected, each value moved by `change` levels towards the middle."""
     chosen = clean.images[clean.chosen].int()
-    return torch.where(chosen < 128, chosen + change, chosen - change).to(torch.uint8)
+    return Crafted(torch.where(chosen < 128, chosen + change, chosen - change).to(torch.uint8), 1.5)
 
 
 def test_a_released_shard_is_fetched_once(task: CraftingTask, shard: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,7 @@ def test_a_released_shard_is_fetched_once(task: CraftingTask, shard: Shard, monk
     assert finished.shard == Shard(NAME, task.out.sha256(NAME), 6)
     assert finished.extra["protected"] == 4
     assert finished.extra["linf_levels"] == 8
+    assert finished.extra["seconds"] == 1.5
     rows = read_table(task.out, f"parts/{NAME}.parquet").to_pylist()
     for row, sample, before in zip(rows, decode_shard(task.out.read(NAME)), clean.samples, strict=True):
         assert (row["key"], row["label"], row["shard"]) == (sample.key, sample.label, NAME) == (before.key, before.label, NAME)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.work import Chain, WorkFailed
 from pipeline import verify
@@ -127,7 +126,7 @@ def test_an_addition_cut_short_is_finished_before_another_begins(
     assert digests(first) != digests(second)
 
 
-def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> torch.Tensor:
+def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
     if shard.name == "train-000000.tar":
         raise ValueError("no luck")
     return release.craft_chosen(task, shard, clean)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from cluster.work import Chain, WorkFailed
 from pipeline.config.schema import RunConfig
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.faults
 POISON = "train-000001.tar"
 
 
-def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> Tensor:
+def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
     """Crafting that fails on one shard as often as it is tried."""
     if shard.name == POISON:
         raise ValueError("no luck")

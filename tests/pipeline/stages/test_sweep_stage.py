@@ -64,7 +64,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, 
     config = replace(
         config,
         sweep=("protect.steps=1,2", "protect.checkpoints=1,2"),
-        stages=("pack", "surrogate", "protect", "victim"),
         protect=replace(config.protect, method="sep"),
         victim=replace(config.victim, epochs=1, seeds=(0,)),
     )
@@ -109,7 +108,7 @@ def test_every_point_has_results_of_its_own(swept: tuple[RunConfig, Folder, swee
 def test_pack_and_surrogate_are_shared_and_not_copied(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
     _, folder, _, _ = swept
     held = {name.split("/")[1] for name in folder.child("sweep").names(recursive=True) if name.count("/") > 1}
-    assert held == {"protect", "victim"}
+    assert held == {"protect", "victim", "report"}
     for stage in SHARED:
         assert point(folder, "steps-1_checkpoints-1").child(stage) == folder.child(stage)
 

@@ -1,0 +1,40 @@
+"""The figures that papers published for this protocol, and which releases they are to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipeline.config.presets import preset
+from pipeline.config.schema import ProtectConfig, RunConfig, resolved
+
+# Accuracy of a ResNet18 after the last epoch, in percent. SEP, abstract, for 2/255, with its clean victim; Image Shortcut Squeezing
+# (Liu et al. 2023), README, for 8/255.
+PUBLISHED = {"clean": 94.56, "2/255": 14.68, "8/255": 3.85}
+PUBLISHED_FOR = (
+    "CIFAR-10 as first released, without loss, and SEP at its best, whichever of its methods is used here; "
+    "images that went through JPEG, or other data, are another problem"
+)
+
+
+def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
+    """Return whether the published figures are the ones to compare with: the paper's protocol, on as many images.
+
+    Args:
+        config: of one release.
+        images: counts of the pack stage.
+    """
+
+    def deciding(protect: ProtectConfig) -> ProtectConfig:
+        free: dict[str, Any] = {"eps_levels": 8, "precision": "auto", "kernels": "fused", "batch_size": "auto", "tasks_per_gpu": 1}
+        return replace(resolved(protect), inner_steps=protect.inner_steps or protect.kind.usual, **free)
+
+    paper, size = preset("paper"), (images["train"], images["test"], len(images["classes"]), images["height"], images["width"])
+    victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", trials_per_gpu=1)
+    return (
+        size == (50_000, 10_000, 10, 32, 32)
+        and config.protect.kind.checkpoints is None
+        and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
+        and (replace(config.surrogate, precision="auto"), victim) == (paper.surrogate, paper.victim)
+    )
