@@ -30,10 +30,12 @@ from pipeline.shards.tables import ROW_GROUP, rows_to_table, write_table
 from pipeline.stages import pack, report
 from pipeline.stages.victim import SCHEMA
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import QUARANTINE, SAMPLES, trial_name
+from pipeline.storage.layout import CHECKPOINTS as INDEX
+from pipeline.storage.layout import QUARANTINE, RESULTS, SAMPLES, SIMILARITY, trial_name
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Shard, Stage
 from pipeline.tracking.tracker import open_tracker
+from pipeline.training import trial_records
 from tests.benchmarks.memory import in_a_fresh_process, resident
 
 IMAGENET = 1_281_167  # training images
@@ -55,7 +57,7 @@ def make(run: Path, rows: int, side: int) -> RunConfig:
     stage = Stage(folder, "surrogate", to_tree(config.surrogate), seed=0, inputs=("pack",))
     metrics = {"loss": 1.0, "accuracy": 50.0, "lr": 0.1, "seconds": 60.0}
     entries = [{"network": "resnet18", "epoch": e, "file": f"{e}.pt", "sha256": "", "metrics": metrics} for e in range(CHECKPOINTS)]
-    stage.folder.write("checkpoints.json", to_json({"checkpoints": entries}))
+    stage.folder.write(INDEX, to_json({"checkpoints": entries}))
     stage.finish({"networks": ["resnet18"], "epochs": CHECKPOINTS})
     _protect(config, folder, rows, images, generator)
     _victims(config, folder)
@@ -129,7 +131,7 @@ def _protect(config: RunConfig, folder: Folder, rows: int, images: np.ndarray[An
     _table(stage.folder, SAMPLES, rows, PROTECTED_SCHEMA, columns)
     cosines = np.eye(CHECKPOINTS).tolist()
     similarity = {"checkpoints": [{"network": "resnet18", "epochs": list(range(CHECKPOINTS)), "cosines": cosines}], "networks": None}
-    stage.folder.write("similarity.json", to_json(similarity))
+    stage.folder.write(SIMILARITY, to_json(similarity))
     noise = generator.integers(-8, 9, images.shape, np.int8)
     counts = {"images": rows, "protected": rows - rows // CLASSES, "classes": list(range(1, CLASSES)), "linf_levels": 8, "psnr_db": 33.0}
     counts |= {"networks": ["resnet18"], "epochs": list(range(CHECKPOINTS)), "members": CHECKPOINTS, "gradients": 900 * rows}
@@ -140,7 +142,7 @@ def _protect(config: RunConfig, folder: Folder, rows: int, images: np.ndarray[An
 
 def _victims(config: RunConfig, folder: Folder) -> None:
     stage = Stage(folder, "victim", to_tree(config.victim), seed=0, inputs=("pack", "protect"))
-    table = to_json({"confusion": np.full((CLASSES, CLASSES), 1).tolist()})
+    table = np.full((CLASSES, CLASSES), 1).tolist()
     rows = []
     for data, accuracy in (("clean", 70.0), ("protected", 5.0)):
         curve = np.linspace(0.1, accuracy, config.victim.epochs).tolist()
@@ -149,8 +151,8 @@ def _victims(config: RunConfig, folder: Folder) -> None:
             | {f"{kind}_accuracy": accuracy for kind in ("last", "peak", "relabelled", "other")}
             | {"accuracy_per_epoch": curve, "loss_per_epoch": curve[::-1]}
         )
-        stage.folder.write(f"{trial_name('resnet18', data, 'none', 0)}.json", table)
-    write_table(stage.folder, "results.parquet", rows_to_table(rows, SCHEMA))
+        trial_records.write(stage.folder, trial_name("resnet18", data, "none", 0), {"confusion": table, "made_from": stage.hash})
+    write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     stage.finish({"trials": len(rows)})
 
 

@@ -211,7 +211,7 @@ def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp
 
     first = written()
     assert written() == first
-    monkeypatch.setattr("pipeline.stages.sweep.VERSION", VERSION + 1)
+    monkeypatch.setattr("pipeline.pages.comparison_page.VERSION", VERSION + 1)
     assert written() != first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cluster.deadline import Deadline, TimeIsUp
 from cluster.resources import Resources
 from pipeline.stages import victim
 from pipeline.storage.folder import Folder
+from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
 from pipeline.training import states, trial_records
 from pipeline.training.trial import Trial, VictimTask, train_victim
@@ -39,7 +41,7 @@ def task(folder: Folder, resources: Resources = ONE_CPU, **training: Any) -> Vic
 
 
 def trained(task: VictimTask) -> tuple[list[int], bytes]:
-    """Train, and return the epochs that were reported and the outcome's bytes."""
+    """Train, and return the epochs that were reported and the outcome's bytes, without the time that it took."""
     threads, epochs = torch.get_num_threads(), []
     try:
         train_victim(task, lambda metrics: epochs.append(int(metrics["epoch"])))
@@ -48,9 +50,10 @@ def trained(task: VictimTask) -> tuple[list[int], bytes]:
     finally:
         torch.set_num_threads(threads)
     name = f"{task.trial.name}.json"
-    outcome = task.run.child("victim").read(name)
+    outcome = json.loads(task.run.child("victim").read(name))["content"]
     task.run.child("victim").remove(name)
-    return epochs, outcome
+    assert outcome.pop("seconds") > 0
+    return epochs, to_json(outcome)
 
 
 def files(folder: Folder) -> list[str]:
