@@ -47,7 +47,7 @@ def write_prepared(
     folder: Folder, made_from: str, files: Mapping[str, str], found: Mapping[str, Any], seconds: float, without: Sequence[str] = ()
 ) -> None:
     """Record that a preparation is finished. Call this after its files were written."""
-    content = {"found": dict(found), "seconds": round(seconds, 1), "without": sorted(without)}
+    content = {"found": dict(found), "seconds": round(seconds, 3), "without": sorted(without)}
     write_piece(folder, PREPARED_RECORD, Piece(made_from, content, dict(files)))
 
 
