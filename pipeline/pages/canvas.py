@@ -69,11 +69,10 @@ def drawing(height: float, theme: Theme, rows: int = 1, columns: int = 1, **opti
 def png(figure: Figure) -> bytes:
     """Render a figure as a PNG. Text appears literally: a `$` in the name of a class or a run begins no formula."""
     stream = io.BytesIO()
-    FigureCanvasAgg(figure)
     with mpl.rc_context({"text.parse_math": False}):  # ticks are only made while drawing
         for text in figure.findobj(Text):
             text.set(parse_math=False)
-        figure.savefig(stream, format="png", metadata={"Software": None})
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})  # savefig would lay it out twice
     return stream.getvalue()
 
 

@@ -96,21 +96,29 @@ def report_cluster() -> None:
     session.close()
 
 
+def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert err == ""  # the console is for our own lines
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
 @pytest.mark.ray
-def test_a_process_starts_a_cluster_of_its_own_or_joins_the_one_it_is_told_of(ray_2_cpus: Resources, short_folder: Path) -> None:
+def test_a_process_joins_the_cluster_it_is_told_of(ray_2_cpus: Resources, short_folder: Path) -> None:
     here = ray.get_runtime_context().gcs_address
-    outputs: list[dict[str, Any]] = []
-    with running("report_cluster", short_folder) as alone, running("report_cluster", short_folder, here) as joined:
-        for process in (alone, joined):
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 0, err
-            assert err == ""  # the console is for our own lines
-            outputs.append(json.loads(out))
-    assert outputs[0]["address"] != here
-    assert outputs[1] == {"address": here, "cpus": ray_2_cpus.cpus}
+    with running("report_cluster", short_folder, here) as process:
+        assert report_of(process) == {"address": here, "cpus": ray_2_cpus.cpus}
+    assert ray.cluster_resources()["CPU"] == ray_2_cpus.cpus  # who left did not take the cluster along
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_process_that_is_told_of_none_starts_its_own(ray_2_cpus: Resources, short_folder: Path) -> None:
+    with running("report_cluster", short_folder) as process:
+        assert report_of(process)["address"] != ray.get_runtime_context().gcs_address
     assert list(short_folder.iterdir()) == []
     assert processes_of(short_folder) == []
-    assert ray.cluster_resources()["CPU"] == ray_2_cpus.cpus  # who left did not take the cluster along
 
 
 def sleepy_loop(task: None, worker: Worker) -> None:

@@ -1,21 +1,18 @@
-"""On Ray no piece, epoch or trial is begun when the time is up; those that were begun in time are finished and kept."""
+"""On Ray no piece or trial is begun when the time is up; what was begun in time is finished and kept."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.deadline import Deadline, TimeIsUp
-from cluster.epochs import Worker, kept
+from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.ray_executor import RayExecutor
 from cluster.resources import Resources
+from cluster.sweep import LATE, _OutOfTime, _Progress
 from cluster.work import Capacity, Report, Work
-from pipeline.storage.folder import Folder
-
-pytestmark = pytest.mark.ray
 
 AT_LEAST, AT_MOST = 1, 5  # of six pieces of a second each, two at a time, in a bit more than two seconds
 
@@ -27,15 +24,6 @@ def wait(seconds: float) -> list[int]:
 
 def together(*found: list[int]) -> list[int]:
     return [sum(number for each in found for number in each)]
-
-
-def loop(seconds: float, worker: Worker) -> None:
-    """Ranks that look at the clock at different moments."""
-    with worker.resumed() as folder:
-        first = 0 if folder is None else int((folder / "epoch").read_text()) + 1
-    for epoch in range(first, 4):
-        time.sleep(seconds * (1 + worker.rank))
-        worker.report(epoch, {"first": first}, {"epoch": str(epoch).encode()})
 
 
 def trial(seconds: float, report: Report) -> None:
@@ -50,6 +38,7 @@ def stopping(seconds: float, report: Report) -> None:
     raise TimeIsUp
 
 
+@pytest.mark.ray
 def test_no_piece_is_begun_when_the_time_is_up(ray_2_cpus: Resources) -> None:
     pieces = [Work(str(n), (1.0,)) for n in range(6)]
     list(RayExecutor().run_all(wait, [Work("first", (0.0,))], what="start"))  # of the processes
@@ -65,22 +54,25 @@ def test_no_piece_is_begun_when_the_time_is_up(ray_2_cpus: Resources) -> None:
         RayExecutor(Deadline(time.time() + 1.2)).combine_all(wait, together, pieces, what="wait")
 
 
-def test_all_ranks_stop_after_the_same_epoch_and_go_on_from_it(ray_2_cpus: Resources, tmp_path: Path) -> None:
-    place = Folder.open(str(tmp_path)).child("surrogate")
-    told: list[int] = []
-    settings: dict[str, Any] = {"what": "surrogate", "folder": place, "workers": 2, "cpus": 1, "gpu": 0}
-    settings["on_epoch"] = lambda row: told.append(row["epoch"])
-    with pytest.raises(TimeIsUp):
-        RayExecutor(Deadline(time.time() + 0.1)).train(loop, 0.3, **settings)  # which is over before the ranks have started
-    assert told == [row["epoch"] for row in kept(place)] == [0]
-    with pytest.raises(TimeIsUp):
-        RayExecutor(Deadline(0)).train(loop, 0.3, **settings)
-    assert told == [0]
-    rows = RayExecutor(Deadline.after(10)).train(loop, 0.1, **settings)
-    assert [row["first"] for row in rows] == [0, 1, 1, 1]
-    assert told == [0, 1, 2, 3]
+def test_a_sweep_ends_with_the_last_trial_that_began_in_time() -> None:
+    in_time, late = (SimpleNamespace(config={"name": name}) for name in ("in time", "late"))
+    told: list[str] = []
+    progress = _Progress("victim", 2, lambda name, result: told.append(name), NEVER)
+    stopper = _OutOfTime(progress)
+    progress.on_trial_start(0, [], in_time)
+    progress.deadline = Deadline(0)
+    progress.on_trial_start(0, [], late)
+    progress.on_trial_result(0, [], late, {LATE: True})
+    progress.on_trial_complete(0, [], late)
+    assert not stopper.stop_all()
+    progress.on_trial_result(0, [], in_time, {"epoch": 1})
+    progress.on_trial_complete(0, [], in_time)
+    assert stopper.stop_all()
+    assert (told, progress.done, progress.causes) == (["in time"], 1, {})
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources, caplog: pytest.LogCaptureFixture) -> None:
     done: list[str] = []
 

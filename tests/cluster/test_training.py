@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from cluster.epochs import Metrics, Worker
+from cluster.deadline import NEVER, Deadline, TimeIsUp
+from cluster.epochs import Metrics, Worker, kept
 from cluster.resources import Resources
 from cluster.training import train
 from cluster.work import TrainingFailed
@@ -82,12 +83,12 @@ def loop(task: Task, worker: Worker) -> None:
             os.kill(os.getpid(), signal.SIGKILL)  # the checkpoint is there, but the controller has not noted it yet
 
 
-def run(task: Task, folder: Path) -> tuple[list[Metrics], list[Metrics]]:
+def run(task: Task, folder: Path, deadline: Deadline = NEVER) -> tuple[list[Metrics], list[Metrics]]:
     """The rows of a training in `folder`, and what was told while it ran."""
     told: list[Metrics] = []
     ranks: dict[str, Any] = {"workers": SIZE, "cpus": 1, "gpu": 0}
     place = Folder.open(str(folder)).child("surrogate")
-    rows = train(loop, task, what="surrogate", folder=place, **ranks, on_epoch=told.append)
+    rows = train(loop, task, what="surrogate", folder=place, **ranks, on_epoch=told.append, deadline=deadline)
     return rows, told
 
 
@@ -110,13 +111,19 @@ def plain(epochs: int) -> Tensor:
 
 
 @pytest.mark.ray
-def test_training_that_failed_names_the_cause_and_goes_on_from_the_last_kept_epoch(ray_2_cpus: Resources, tmp_path: Path) -> None:
+def test_training_that_stopped_goes_on_from_the_last_kept_epoch(ray_2_cpus: Resources, tmp_path: Path) -> None:
+    """First when the time is up, which is over before the ranks have started; then when a rank fails, which is named."""
+    with pytest.raises(TimeIsUp):
+        run(Task(4), tmp_path, Deadline(time.time() + 0.1))
+    with pytest.raises(TimeIsUp):
+        run(Task(4), tmp_path, Deadline(0))
+    assert [row["epoch"] for row in kept(Folder.open(str(tmp_path)).child("surrogate"))] == [0]  # on all ranks alike
     task = Task(4, tmp_path / "failed", "raises")
     with pytest.raises(TrainingFailed, match=r"^surrogate: ValueError: labels must be 0..2, got 7 \(rank 1\)"):
         run(task, tmp_path)
-    rows, told = run(task, tmp_path)
+    rows, told = run(task, tmp_path, Deadline.after(10))
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
-    assert [row["first"] for row in rows] == [0, 0, 2, 2]  # the second start repeated nothing
+    assert [row["first"] for row in rows] == [0, 1, 2, 2]  # no start repeated anything
     assert [row["epoch"] for row in told] == [2, 3]
     assert {row["size"] for row in rows} == {SIZE}
     for epoch in range(4):

@@ -118,6 +118,7 @@ def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) ->
     return release.craft_chosen(task, shard, clean)
 
 
+@pytest.mark.slow
 def test_a_shard_on_which_every_process_dies_is_left_out_by_name(
     packed: Packed, undisturbed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.storage.folder import Folder
 from tests.fixtures import s3_servers
+from tests.fixtures.commands import finish, tool
 from tests.fixtures.s3_servers import Server
-from tests.system.test_run import finish, tool
 
 
 def seen(folder: Folder) -> bytes:

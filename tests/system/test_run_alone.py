@@ -1,0 +1,39 @@
+"""The main job in one process, where Ray is not the point: what stops it, and what a kill in the middle leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.commands import ALONE, Smoke, finish, goes_on_after_a_kill
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--data", "/no/such/folder"], "/no/such/folder"),
+        (["--pack.size", "28", "--victim.networks", "resnet8", "vgg16-bn"], "victim.networks: vgg16-bn"),
+    ],
+)
+def test_what_a_user_can_mend_ends_in_one_line_and_trains_nothing(tmp_path: Path, arguments: list[str], word: str) -> None:
+    code, _, err = finish("--run", str(tmp_path / "run"), *ALONE, *arguments)
+    assert code == 1
+    assert word in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "surrogate").exists()
+
+
+def test_changed_setting_stops_with_its_name(smoke_run_alone: Smoke) -> None:
+    code, _, err = finish("--run", str(smoke_run_alone.folder), *ALONE, "--protect.eps-levels", "4")
+    assert code == 1
+    assert "protect.eps_levels: 8 -> 4" in err
+    assert "--overwrite" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.faults
+def test_killed_driver_goes_on_to_the_same_bytes(smoke_run_alone: Smoke, tmp_path: Path, seconds_lost: Callable[[float], None]) -> None:
+    """What every change is held to: a training half done, and everything after it."""
+    goes_on_after_a_kill(smoke_run_alone, "surrogate: .* epoch 1", tmp_path / "run", seconds_lost, *ALONE)
