@@ -6,11 +6,13 @@ import io
 import logging
 import time
 import zipfile
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import STATE
 from sep.fitting import State
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,13 @@ def to_bytes(state: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
+def remove_others(folder: Folder, names: Collection[str]) -> None:
+    """Remove the states of all trainings but the named ones: of finished trainings, and of those that are not asked for any more."""
+    for file in folder.names():
+        if file.endswith(STATE) and file.removesuffix(STATE) not in names:
+            folder.remove(file)
+
+
 class StateFile:
     """The state of one training as `<name>.pt`, from its first save until the training is finished."""
 
@@ -37,7 +46,7 @@ class StateFile:
             name: of the training.
             made_from: digest of everything that decides the outcome; only a state with the same one counts.
         """
-        self._folder, self._file, self._made_from = folder, f"{name}.pt", made_from
+        self._folder, self._file, self._made_from = folder, f"{name}{STATE}", made_from
         self._due = time.monotonic() + SAVE_SECONDS
 
     def read(self) -> State | None:

@@ -190,3 +190,16 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     assert with_victims("jpeg-10") == ["jpeg-10", "jpeg-10"]
     assert {name: folder.child("victim").read(name) for name in before} == before
     assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]
+
+
+def test_states_of_finished_and_of_unwanted_trainings_are_removed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.execute(config, folder, LOCAL)
+    states = [f"resnet8-{data}-none-seed{seed}.pt" for data in ("clean", "protected") for seed in (0, 1)]
+    for name in states:
+        folder.child("victim").write(name, b"of a start that was cut short")
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.execute(replace(config, victim=replace(config.victim, seeds=(1,)), overwrite=True), folder, LOCAL)
+    assert [name for name in folder.child("victim").names() if name in states] == ["resnet8-protected-none-seed1.pt"]
