@@ -27,9 +27,9 @@ def _read_yaml(path: str) -> Any:
         return yaml.safe_load(stream)
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
-    """Return the configuration of `run.py`: see `parse_as`."""
-    return parse_as(arguments, RunConfig, "run.py")
+def parse(arguments: Sequence[str] | None = None, program: str = "run.py") -> RunConfig:
+    """Return the configuration of a run: see `parse_as`."""
+    return parse_as(arguments, RunConfig, program)
 
 
 def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, preset: str = RunConfig.preset) -> Config:
