@@ -78,8 +78,8 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
 def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Train the victims that have no outcome yet; with `--overwrite`, also those that a changed configuration asks for anew.
 
-    Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again. States
-    of unfinished trials, which are large, do not stay.
+    Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again. The
+    states of unfinished trials are large, and are removed.
 
     Raises:
         ValueError: an earlier stage has not finished, the packed data has no test images, or the stage was done with another
