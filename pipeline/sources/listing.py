@@ -58,7 +58,7 @@ class Listing:
         return inside
 
     def by_split(self, suffix: str) -> dict[str, list[str]] | None:
-        """Return the files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in a single folder inside; None without such files.
+        """Return the files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None without such files.
 
         Raises:
             SourceError: several folders hold such files, or none is for training.
