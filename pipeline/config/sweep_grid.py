@@ -1,4 +1,4 @@
-"""Points of a sweep, `--sweep protect.steps=5,10 protect.checkpoints=1,5`: every combination is a configuration of its own."""
+"""Points of a sweep, `--sweep protect.steps=5,10 protect.checkpoints=1,5`: every combination is a separate configuration."""
 
 from __future__ import annotations
 

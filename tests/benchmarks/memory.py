@@ -1,4 +1,4 @@
-"""Memory of crafting, each figure from a fresh process of its own, in MiB."""
+"""Memory of crafting, each figure from a fresh process, in MiB."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """SEP, SEP-FA and SEP-FA-VR as written in an afternoon: the fast loop has to agree with this one, and is measured against it.
 
-float32, contiguous, the networks as they were trained (in eval mode, weights that require gradients, batch-norm of its own), all of them on
+float32, contiguous, the networks as they were trained (in eval mode, weights that require gradients, batch-norm not folded), all of them on
 the device, the whole forward pass with its head. Gradients of the pixels are computed in one of two ways: alone, or by `loss.backward()`,
 as in tutorials, which also computes those of the weights.
 
