@@ -29,7 +29,7 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def remove_others(folder: Folder, names: Collection[str]) -> None:
-    """Remove the states of all trainings but the named ones, such as of finished trials or of trials that no one asks for now."""
+    """Remove the states of all but the named trainings: the others have finished, or nobody asks for them any more."""
     for file in folder.names():
         if file.endswith(STATE) and file.removesuffix(STATE) not in names:
             folder.remove(file)
