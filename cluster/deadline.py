@@ -1,4 +1,4 @@
-"""When to begin no further piece of work."""
+"""The deadline after which no further piece of work begins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Deadline:
 
     @classmethod
     def after(cls, minutes: float | None) -> Deadline:
-        """Return the deadline so many minutes from now; none if not given."""
+        """Return the deadline that many minutes from now; without minutes, one that never passes."""
         return cls() if minutes is None else cls(time.time() + 60 * minutes)
 
     def passed(self) -> bool:

@@ -37,7 +37,7 @@ class Storage(Protocol):
         """The absolute path of the folder on it."""
 
     def read(self, name: str) -> bytes:
-        """Return a file's bytes; raises FileNotFoundError where there is none."""
+        """Return a file's bytes; raises FileNotFoundError if it does not exist."""
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file in place."""
@@ -103,7 +103,7 @@ class Worker(ABC):
     Attributes:
         rank: of this process.
         size: ranks of the group.
-        folder: where epochs are kept.
+        folder: of the saved epochs.
         on_epoch: called with the metrics of each epoch, on rank 0.
         deadline: after which no epoch is begun.
     """
@@ -129,7 +129,7 @@ class Worker(ABC):
 
     @contextmanager
     def resumed(self) -> Iterator[Path | None]:
-        """Give a local folder with the files of the last recorded epoch; None at the beginning."""
+        """Yield a local folder with the files of the last recorded epoch; None at the beginning."""
         files = _latest(self.folder)
         if not files:
             yield None
@@ -143,7 +143,7 @@ class Worker(ABC):
         """Save an epoch. All ranks call this; only the files and metrics of rank 0 count.
 
         Raises:
-            TimeIsUp: the epoch is kept, and no other is to begin.
+            TimeIsUp: the epoch is saved, and no further one may begin.
         """
         if self.rank == 0:
             self.on_epoch(keep(self.folder, epoch, metrics, files))

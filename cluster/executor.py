@@ -15,7 +15,7 @@ Task = TypeVar("Task")
 
 
 class Executor(Protocol):
-    """Where work runs. Whatever it is given is module-level, and its arguments survive pickling.
+    """The place where work runs. Functions are module-level, and their arguments survive pickling.
 
     A piece of work that runs into a storage error (OSError), or whose process dies, is done again a few times; other errors are final.
     """
@@ -28,10 +28,10 @@ class Executor(Protocol):
         """Prepare for work, and return the machines' resources.
 
         Args:
-            workers: how many workers to use at a time; as many as there are GPUs, or else CPU cores, if not given.
+            workers: how many workers to use at a time; by default one per GPU, or one per CPU core without GPUs.
 
         Raises:
-            ValueError: more workers are asked for than there are.
+            ValueError: more workers are asked for than the machines have.
         """
 
     def run_all(
@@ -72,11 +72,11 @@ class Executor(Protocol):
             capacity: see `run_all`.
 
         Returns:
-            What came out of all pieces that did not fail, None if there are none, and the failure of those that did.
+            The combined results of all pieces that did not fail, None without any, and the failure of the others.
 
         Raises:
             WorkFailed: results could not be combined.
-            TimeIsUp: pieces are left that were not begun in time; what the others gave is lost.
+            TimeIsUp: pieces are left that were not begun in time; the results of the others are lost.
         """
 
     def train(
@@ -122,7 +122,7 @@ class Executor(Protocol):
         gpu: float,
         on_result: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """Run `function(cell, report)` for every named cell, as a trial of its own.
+        """Run `function(cell, report)` for every named cell, as a separate trial.
 
         Args:
             function: stores its outcome itself, and calls `report({metric: value})` as it goes. Where it raises TimeIsUp, its trial is

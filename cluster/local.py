@@ -1,4 +1,4 @@
-"""Work in this process, one piece after the other, on its GPU if there is one: the calls of `Executor` without Ray."""
+"""Work in this process, one piece after the other, on its GPU if it has one: the calls of `Executor` without Ray."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LocalWorker(Worker):
     @property
     def device(self) -> Any:
         """The torch device of this process."""
-        import torch  # which `--help` is not to wait for
+        import torch  # `--help` need not wait for it
 
         return torch.device("cuda" if self.gpu else "cpu")
 
@@ -171,7 +171,7 @@ class LocalExecutor:
 
 
 def _persistently(call: Callable[[], Result], retries: int, again: str) -> Result:
-    """Call, and after a storage error call again, up to so many times."""
+    """Call, and after storage errors call again, up to `retries` times."""
     for _ in range(retries):
         try:
             return call()

@@ -1,6 +1,6 @@
 """One Ray task, or a chain of tasks, per piece of work, with retries, in any order; failures are raised at the end.
 
-A little more work is submitted than the cluster has room for. That is what an autoscaler sees, and the machines that it brings find work.
+A little more work is submitted than the cluster has room for. An autoscaler sees this demand, and the machines that it brings find work.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _run(
                     computing.difference_update(piece.tasks)
                     if keep:
                         with suppress(ray.exceptions.RayError):
-                            ray.get(piece.kept)  # or Ray prints that nobody looked
+                            ray.get(piece.kept)  # otherwise Ray warns that nobody looked
                     if isinstance(error, TimeIsUp):
                         late = True
                         continue

@@ -1,4 +1,4 @@
-"""Work on Ray: on the cluster that this process was submitted to, or on one of its own."""
+"""Work on Ray: on the cluster that this process was submitted to, or on an embedded one."""
 
 from __future__ import annotations
 

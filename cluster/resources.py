@@ -45,7 +45,7 @@ def divide(nodes: Sequence[tuple[int, int]], workers: int | None) -> Resources:
     """Divide work over machines with so many (CPUs, GPUs) each: one rank or task per GPU, or per CPU where no machine has a GPU.
 
     Raises:
-        ValueError: more workers are asked for than that.
+        ValueError: more workers are asked for than fit.
     """
     gpu = any(gpus for _, gpus in nodes)
     most = max(1, sum(min(cpus, gpus) if gpu else cpus for cpus, gpus in nodes))  # a GPU is of no use without a CPU

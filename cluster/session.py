@@ -38,10 +38,10 @@ def connect(workers: int | None = None) -> Resources:
     to start; otherwise one is started in this process, never attaching to another that happens to run on this machine.
 
     Args:
-        workers: how many workers to use at a time; as many as there are GPUs, or else CPU cores, if not given.
+        workers: how many workers to use at a time; by default one per GPU, or one per CPU core without GPUs.
 
     Raises:
-        ValueError: more workers are asked for than there are CPUs, or than GPUs where there are any.
+        ValueError: more workers are asked for than the cluster has GPUs, or CPUs if it has no GPU.
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
     if not ray.is_initialized():

@@ -82,7 +82,7 @@ def _trial(config: dict[str, Any], function: Callable[[Any, Report], None], cell
         raise  # Tune starts the trial again
     except TimeIsUp:
         tune.report({LATE: True})
-    except Exception as error:  # would be the same another time
+    except Exception as error:  # would fail again
         tune.report({FAILED: describe(error)})
 
 
@@ -97,7 +97,7 @@ def sweep(
     on_result: Callable[[str, dict[str, Any]], None],
     deadline: Deadline = NEVER,
 ) -> None:
-    """Run `function(cell, report)` for every named cell as a trial of its own process: see `Executor.sweep`."""
+    """Run `function(cell, report)` for every named cell as a trial in its own process: see `Executor.sweep`."""
     deadline.check()
     os.environ.update(SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged once, below

@@ -100,7 +100,7 @@ def train(
 def _fit(trainer: Any, progress: Queue, on_epoch: Callable[[Metrics], None], told: set[int]) -> None:
     """Train in a separate thread, and follow it here: on the main thread Ray would replace the handler of Ctrl-C for good.
 
-    `told` holds the epochs that were told before: one done twice after a failure is told once.
+    `told` holds the epochs reported so far: one that is repeated after a failure is reported once.
     """
     outcome: Future[Any] = Future()
 

@@ -1,4 +1,4 @@
-"""The types of work: pieces that go into an executor, and failures that come out. Free of Ray."""
+"""The types of work: pieces that go into an executor, and failures that come out. They do not need Ray."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Chain(Generic[Result]):
     Attributes:
         before: `before(*arguments)` reads what is needed.
         function: `function(*arguments, read)` computes.
-        after: `after(*arguments, read, computed)` keeps the outcome, and returns a summary of it.
+        after: `after(*arguments, read, computed)` stores the outcome, and returns a summary of it.
     """
 
     before: Callable[..., Any]

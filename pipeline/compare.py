@@ -33,7 +33,7 @@ def _read_all(uris: Sequence[str]) -> list[RunResults]:
             runs.append(run)
         except (ValueError, OSError, KeyError) as error:
             said = f"a manifest lacks {error}" if isinstance(error, KeyError) else str(error)
-            print(f"compare.py: {uri} is left out: {said}", file=sys.stderr)
+            print(f"{uri} is left out: {said}", file=sys.stderr)
     return runs
 
 
@@ -60,26 +60,25 @@ def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = ()
     from pipeline.pages.comparison_page import write
     from pipeline.results.comparison import compare, text
 
-    try:
-        folder = _target(to)
-        found = _read_all([run, *others])
-        if not found:
-            print("compare.py: none of the runs can be read", file=sys.stderr)
-            return 1
-        compared = compare(found)
-        write(compared, folder, title="Comparison of " + ", ".join(compared.runs))
-        print(text(compared))
-    except (ValueError, OSError) as error:
-        print(f"compare.py: {error}", file=sys.stderr)
-        return 1
+    folder = _target(to)
+    found = _read_all([run, *others])
+    if not found:
+        raise ValueError("none of the runs can be read")
+    compared = compare(found)
+    write(compared, folder, title="Comparison of " + ", ".join(compared.runs))
+    print(text(compared))
     print(f"\n  page      {folder.uri}/{PAGE}")
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "compare.py") -> int:
     """Compare, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    return tyro.cli(_compare_runs, prog="compare.py", args=arguments)
+    try:
+        return tyro.cli(_compare_runs, prog=program, args=arguments)
+    except (ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

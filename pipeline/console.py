@@ -40,5 +40,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"sep: there is no command {name!r}; expected one of {', '.join(COMMANDS)} (sep --help)", file=sys.stderr)
         return 2
-    command: Callable[[Sequence[str]], int] = resolve_name(f"pipeline.{name}:main")
-    return command(rest)
+    command: Callable[[Sequence[str], str], int] = resolve_name(f"pipeline.{name}:main")
+    return command(rest, f"sep {name}")

@@ -22,15 +22,11 @@ def _export_run(run: str, to: str) -> int:
     """
     from pipeline.operations.image_folder import export  # loads torch, which `--help` need not wait for
 
-    try:
-        folder, target = open_run(run), Folder.open(to)
-        written = export(folder, target)
-        quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
-        manifest = Manifest.load(folder, "protect")
-        protected = manifest.counts.get("protected", written)
-    except (ValueError, OSError) as error:
-        print(f"export.py: {error}", file=sys.stderr)
-        return 1
+    folder, target = open_run(run), Folder.open(to)
+    written = export(folder, target)
+    quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
+    manifest = Manifest.load(folder, "protect")
+    protected = manifest.counts.get("protected", written)
     images = f"{written} protected images" if protected == written else f"{written} images, {protected} of them protected,"
     if manifest.missing:
         print(f"the images of {len(manifest.missing)} shards are missing: crafting them failed, and the run kept going without them")
@@ -38,9 +34,13 @@ def _export_run(run: str, to: str) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> int:
     """Export, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
-    return tyro.cli(_export_run, prog="export.py", args=arguments)
+    try:
+        return tyro.cli(_export_run, prog=program, args=arguments)
+    except (ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

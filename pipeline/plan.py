@@ -14,16 +14,16 @@ from pipeline.config.command_line import parse_as
 from pipeline.config.plan_config import PlanConfig
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "plan.py") -> int:
     """Print the plan, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
-    config = parse_as(arguments, PlanConfig, "plan.py")
+    config = parse_as(arguments, PlanConfig, program)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     from pipeline.operations.estimate import plan  # loads torch, which takes seconds that `--help` need not wait
 
     try:
         print(plan(config))
     except (ValueError, OSError, WorkFailed) as error:
-        print(f"plan.py: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     return 0
 

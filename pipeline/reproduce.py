@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 Machine = dict[str, Any]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "reproduce.py") -> int:
     """Parse, run, and write the card of what there is then."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    config, begun = parse_as(given, RunConfig, "reproduce.py", preset="paper"), time.monotonic()
+    config, begun = parse_as(given, RunConfig, program, preset="paper"), time.monotonic()
     from pipeline.stages.job import work  # loads torch, which takes seconds that `--help` need not wait
 
     code = work(config)

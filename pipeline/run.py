@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pipeline.config.command_line import parse
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "run.py") -> int:
     """Parse and run."""
-    config = parse(arguments)
+    config = parse(arguments, program)
     from pipeline.stages.job import work  # loads torch, which takes seconds that `--help` need not wait
 
     return work(config)

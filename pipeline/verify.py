@@ -23,17 +23,13 @@ def _check_run(run: str) -> int:
     """
     from pipeline.operations.audit import verify  # here and below: it loads torch, which `--help` need not wait for
 
-    try:
-        folder = open_run(run)
-        audit = verify(folder)
-        lines, sound = [str(audit)], not audit.faults
-        for name, addition in additions(folder).items():
-            found, whole = _check_addition(addition, Manifest.load(folder, "protect"))
-            lines += [f"{name}: {line}" for line in found.splitlines()]
-            sound = sound and whole
-    except (ValueError, OSError) as error:
-        print(f"verify.py: {error}", file=sys.stderr)
-        return 1
+    folder = open_run(run)
+    audit = verify(folder)
+    lines, sound = [str(audit)], not audit.faults
+    for name, addition in additions(folder).items():
+        found, whole = _check_addition(addition, Manifest.load(folder, "protect"))
+        lines += [f"{name}: {line}" for line in found.splitlines()]
+        sound = sound and whole
     print("\n".join(lines))
     return 0 if sound else 1
 
@@ -49,9 +45,13 @@ def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
     return str(audit), not audit.faults
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:
     """Audit, and return the exit code: 0 with a summary, 1 with every fault by name, 2 for wrong usage."""
-    return tyro.cli(_check_run, prog="verify.py", args=arguments)
+    try:
+        return tyro.cli(_check_run, prog=program, args=arguments)
+    except (ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

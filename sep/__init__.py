@@ -3,14 +3,14 @@
 Chen et al., "Self-Ensemble Protection: Training Checkpoints Are Good Data Protectors", ICLR 2023, arXiv 2211.12005.
 Images are grey levels 0..255 everywhere, `(B, C, H, W)`; networks normalise inside.
 
-Public names are imported when they are first asked for, so that `import sep` loads no torch. The function that crafts with an ensemble at
-hand has the name of its module: `from sep.craft import craft`.
+Public names are imported when they are first asked for, so that `import sep` loads no torch. The function `craft` has
+the name of its module, so import it from there: `from sep.craft import craft`.
 """
 
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # what a type checker sees; HOMES is what happens
+if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.budget import Budget as Budget
     from sep.budget import check_budget as check_budget
     from sep.countermeasures.registry import COUNTERMEASURES as COUNTERMEASURES

@@ -18,7 +18,7 @@ from sep.train_config import Augmentation
 
 
 def beside(images: Tensor, draws: Tensor) -> Tensor:
-    """Return draws from the CPU on the images' device; from pinned memory, because the host waits for any other copy to a GPU."""
+    """Copy draws from the CPU to the images' device; from pinned memory, because the host would wait for any other copy to a GPU."""
     return draws.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else draws.to(images.device)
 
 
@@ -26,7 +26,7 @@ def beside(images: Tensor, draws: Tensor) -> Tensor:
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
     """Replace torch's own random state by one drawn from `generator`, for library code that takes no generator; restore it afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):  # everything drawn here is drawn on the CPU
+    with torch.random.fork_rng(devices=[]):  # all draws here are on the CPU
         torch.default_generator.manual_seed(seed)
         yield
 
@@ -58,7 +58,7 @@ def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     area, aspect, x, y = torch.rand(4, count, generator=generator)
     scale = 0.08 + 0.92 * area
-    ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3)) * images.shape[2] / images.shape[3]  # of pixels, not of shares
+    ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3)) * images.shape[2] / images.shape[3]  # in pixels, not in shares of the sides
     width, height = (scale * ratio).sqrt().clamp(max=1), (scale / ratio).sqrt().clamp(max=1)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width, height

@@ -1,6 +1,6 @@
 """Budgets: how far an image may be changed, and the proof in integers that a released image keeps to it.
 
-Everything about tensors is done by their own methods, so that budgets can be named and compared without torch.
+Tensors are handled by their own methods alone, so that budgets can be named and compared without torch.
 
 Legend: B images, C channels, H W pixels; images are grey levels 0..255.
 """
@@ -79,7 +79,7 @@ def budget_used(protected: Tensor, clean: Tensor, norm: Norm) -> Tensor:
 
 
 def check_budget(protected: Tensor, clean: Tensor, budget: Budget) -> None:
-    """Hold uint8 images `(B, C, H, W)` to a budget.
+    """Check uint8 images `(B, C, H, W)` against a budget.
 
     Raises:
         ValueError: an image exceeds it, or the shapes differ.

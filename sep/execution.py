@@ -19,13 +19,13 @@ from torch import Tensor
 from sep.choices import Kernels, Precision
 
 Result = TypeVar("Result")
-SHARED = 0.9  # of a GPU's memory, between processes; the rest is what CUDA itself takes in each
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # as `mallopt` calls them
-KEPT = 2**30  # bytes at the end of the heap that wait for the next tensors
+SHARED = 0.9  # of a GPU's memory, for all processes together; CUDA itself needs the rest
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # the numbers of these options in `mallopt`
+KEPT = 2**30  # free bytes at the end of the heap, for the next tensors
 CPU_PIXELS = 2**16  # of a micro-batch: 64 images of 32 x 32; larger ones are no faster and take more memory
 
 
-# What libraries under torch say instead of raising torch.OutOfMemoryError.
+# Messages of libraries below torch, in errors that are not torch.OutOfMemoryError.
 NO_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "unable to find an engine", "CUDA error: out of memory")
 
 
@@ -74,7 +74,7 @@ def autocast(device: torch.device, precision: Precision, *, cache: bool = True) 
 
 @contextmanager
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Take gradients with respect to images in a precision: products and convolutions alone, not the images or sums over checkpoints."""
+    """Compute gradients of images in a precision, which rounds products and convolutions, not images or sums over checkpoints."""
     precision = resolve(precision, device)
     with backends(precision), autocast(device, precision, cache=False):  # the networks are frozen
         yield
@@ -82,19 +82,19 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
 
 @dataclass
 class MicroBatch:
-    """How many images are computed at once; shrinks for good when memory runs out."""
+    """The number of images that are computed at once; it shrinks for good when memory runs out."""
 
     size: int
 
     @classmethod
     def fitting(cls, shape: Sequence[int], device: torch.device) -> MicroBatch:
-        """The size to begin with for images of shape `(C, H, W)`: on a GPU all that are given, on a CPU as many as are of use."""
+        """Return the size to begin with, for images of shape `(C, H, W)`: no limit on a GPU; on a CPU, no more than are faster together."""
         if device.type == "cuda":
             return cls(sys.maxsize)
         return cls(max(1, CPU_PIXELS // (shape[-1] * shape[-2])))
 
     def run(self, function: Callable[[slice], Result], count: int) -> Iterator[Result]:
-        """`function(part)` for consecutive parts of `range(count)`, in order; a part that does not fit is halved and done again.
+        """Yield `function(part)` for consecutive parts of `range(count)`; a part that does not fit in memory is halved and tried again.
 
         Raises:
             RuntimeError: not even one image fits (torch.OutOfMemoryError on a GPU), or `function` raised it for another reason.
@@ -112,7 +112,7 @@ class MicroBatch:
                 yield result
                 start = stop
                 continue
-            gc.collect()  # only here, with the exception gone, are the tensors of the failed attempt free
+            gc.collect()  # the tensors of the failed attempt are freed only here, where its exception is gone
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -122,27 +122,27 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def share_memory(device: torch.device, processes: int) -> None:
-    """Let this process have its part of a GPU's memory and no more: beyond it, memory has run out, and micro-batches are halved."""
+    """Limit this process to its share of a GPU's memory. Beyond that, memory has run out, and micro-batches are halved."""
     if device.type == "cuda" and processes > 1:
-        torch.cuda.set_per_process_memory_fraction(SHARED / processes, device.index)  # None: the present one, which torch refuses as `cuda`
+        torch.cuda.set_per_process_memory_fraction(SHARED / processes, device.index)  # without an index: the current one
 
 
 def use_cpu(threads: int) -> None:
-    """Let this process compute with so many threads, and keep the memory that tensors have left for those that come after them.
+    """Set the number of threads of this process, and let it reuse freed memory for later tensors.
 
-    By itself glibc gives it back again and again, and the kernel clears every page anew: with a small network a sixth of a gradient's
-    time. Tensors beyond 128 MiB are given back as before. Where the C library is another, nothing is asked of it.
+    By default glibc returns freed memory to the kernel again and again, which clears every page anew: with a small network this takes a
+    sixth of a gradient's time. Memory of tensors beyond 128 MiB is still returned. Other C libraries are left alone.
     """
     torch.set_num_threads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # Older versions take no more than 32 MiB. The one without the other would give every large tensor a mapping of its own.
+    # Older versions accept at most 32 MiB. Either option without the other would give every large tensor its own mapping.
     if mallopt is not None and (mallopt(MMAP_THRESHOLD, 2**27) or mallopt(MMAP_THRESHOLD, 2**25)):
         mallopt(TRIM_THRESHOLD, KEPT)
 
 
 def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:
-    """Images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, laid out as the kernels want them."""
+    """Return images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, in the memory layout of the kernels."""
     if like.is_cuda and not images.is_cuda:
-        images = images.pin_memory()  # pageable memory would be copied twice, and waited for
+        images = images.pin_memory()  # pageable memory would be copied twice, and the host would wait
     layout = torch.contiguous_format if kernels == "plain" else torch.channels_last
     return images.to(like.device, non_blocking=True).to(like.dtype, memory_format=layout)

@@ -1,4 +1,4 @@
-"""Train and test one network over any iterable of batches: the only training loop, of surrogates and of victims.
+"""Train and test one network over any iterable of batches: the one training loop, for surrogates and victims.
 
 Legend: B images, C channels, H W pixels, K classes.
 """
@@ -96,7 +96,7 @@ def fit(
         tests: opens the test batches, for a test after every epoch.
         num_classes: K, for tests.
         change: made to each training batch after augmentation.
-        average: takes this rank's result to the mean over all ranks of a data-parallel training.
+        average: maps this rank's result to the mean over all ranks of a data-parallel training.
         remedy: what to do about divergence, for the error.
 
     Raises:
@@ -112,7 +112,7 @@ def fit(
         sgd.load_state_dict(state["optimizer"])
         _set_random_state(state["random"], device)
         first = state["epochs"]
-        scheduler.last_epoch = first * steps_per_epoch  # computed, because another number of ranks makes other steps
+        scheduler.last_epoch = first * steps_per_epoch  # computed, because the number of steps depends on the number of ranks
     for index in range(first, config.epochs):
         begun = time.monotonic()
         result = train_epoch(network, sgd, scheduler, batches(index), config.augmentation, draws(index), precision, change)
@@ -138,7 +138,7 @@ def _set_random_state(random: dict[str, Tensor], device: torch.device) -> None:
 
 def optimiser(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:
     """Return SGD and its schedule, which moves once per step; its `last_epoch` counts steps, and setting it resumes it."""
-    # One pass over all weights at once: small networks spend as long in a loop over tensors as in a convolution. On a GPU in one kernel.
+    # One pass over all weights, on a GPU one kernel: a loop over the tensors of a small network takes as long as a convolution.
     on_gpu = next(network.parameters()).is_cuda
     sgd = SGD(network.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, foreach=not on_gpu, fused=on_gpu)
     if config.schedule == "one-cycle":
@@ -207,9 +207,9 @@ def train_epoch(
 
 @torch.inference_mode()
 def confusion(network: nn.Module, batches: Batches, num_classes: int, precision: Precision = "auto") -> Tensor:
-    """Count how often each true class is given each predicted class: `(K, K)` int64 on the CPU, rows are the truth.
+    """Count the predictions of each class for each true class: `(K, K)` int64 on the CPU, a row for each true class.
 
-    In bf16 an image whose two best classes round alike may go to either.
+    In bf16 the two best classes of an image may round to the same value; then it may be counted for either.
     """
     network.eval()
     device = next(network.parameters()).device

@@ -18,7 +18,7 @@ assert tuple(TRUNKS) == get_args(NetworkName)
 
 
 class Network(nn.Module):
-    """A network: a trunk to penultimate features and a linear head on them. It normalises its input itself."""
+    """A trunk that computes penultimate features, and a linear head on them. The network normalises its input itself."""
 
     mean: Tensor
     std: Tensor
@@ -62,7 +62,7 @@ def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], s
 
 
 def check_input_size(name: str, num_classes: int, height: int, width: int) -> None:
-    """Check that a network can be built for images of this size and computes on them, without memory or arithmetic.
+    """Check, without memory or arithmetic, that a network can be built for images of this size and can compute on them.
 
     Raises:
         ValueError: the name is unknown, or the network cannot take such images.
@@ -70,5 +70,5 @@ def check_input_size(name: str, num_classes: int, height: int, width: int) -> No
     with torch.device("meta"):
         try:
             build(name, num_classes, min(height, width), (0.0,) * 3, (1.0,) * 3)(torch.empty(2, 3, height, width))
-        except (RuntimeError, AssertionError) as error:  # how torch and torchvision say that a shape does not fit
+        except (RuntimeError, AssertionError) as error:  # what torch and torchvision raise if a shape does not fit
             raise ValueError(f"{name} cannot take images of {height} x {width} pixels: {error}") from error

@@ -37,12 +37,12 @@ def choose_targets(kind: Targets, labels: Tensor, classes: Sequence[int], genera
     """Return the class each image is drawn towards, or, untargeted, away from: `(B,)`.
 
     Args:
-        kind: shift: the paper's map over `classes`; random-class: one derangement of them for all images; per-sample: for each image
-            another class of its own; untargeted: the true class.
+        kind: shift: the paper's map over `classes`; random-class: one derangement of them for all images; per-sample: a random
+            wrong class for each image; untargeted: the true class.
         labels: true classes `(B,)`, all among `classes`.
         classes: the K protected classes in ascending order; targets are among them.
         generator: on the CPU; source of the derangement.
-        draws: a large random non-negative integer for each image, `(B,)` int64; source of its own wrong class.
+        draws: a large random non-negative integer for each image, `(B,)` int64; source of its wrong class under per-sample.
 
     Raises:
         ValueError: K is 1, and the kind needs a wrong class.

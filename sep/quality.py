@@ -26,7 +26,7 @@ def ssim(protected: Tensor, clean: Tensor) -> Tensor:
 
 
 def _ssim(protected: Tensor, clean: Tensor) -> Tensor:
-    x, y = (images.double().flatten(0, 1)[:, None] for images in (protected, clean))  # every channel an image of its own
+    x, y = (images.double().flatten(0, 1)[:, None] for images in (protected, clean))  # each channel as a separate image
     side = min(WINDOW, (min(x.shape[-2:]) - 1) // 2 * 2 + 1)
     window = torch.exp(-(torch.arange(side, dtype=torch.double, device=x.device) - side // 2).square() / (2 * SIGMA**2))
     window /= window.sum()

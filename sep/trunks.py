@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import SqueezeExcitation
 
-SMALL_IMAGE = 64  # pixels a side; below it a network must not throw resolution away in its first layers
+SMALL_IMAGE = 64  # pixels a side; for smaller images the first layers must not discard resolution
 SQUEEZE = 16  # channels per squeezed channel (Hu et al. 2018, section 6.4)
 MAX_PATCHES = 14  # a side: 224 pixels in patches of 16, as in the ViT paper
 

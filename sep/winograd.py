@@ -20,7 +20,7 @@ from torch.nn import functional
 
 TILE = 4  # outputs a side
 PLACES = TILE + 2  # inputs a side, and products a side
-# Limits beyond which it is faster, as measured with one thread and with two.
+# Smallest sizes at which the algorithm is faster, as measured with one thread and with two.
 CHANNELS = 64  # in and out; with fewer, sums over the places of tiles cost more than the saved products
 TILES = 32  # of a batch; with fewer, transforming the filters costs more
 PRODUCTS = 2**22  # at each place: tiles by channels in by channels out; with fewer, the calls of torch cost more
@@ -36,7 +36,7 @@ _FILTERS = torch.kron(_G, _G)  # `(36, 9)`, both directions in one
 def _filters(weight: Tensor, *, turned: bool) -> Tensor:
     """Return `G g G^T` of weights `(K, C, 3, 3)`, laid out channels last, or of the weights turned by 180 degrees: `(K, 36, C)`.
 
-    They are computed at every use: four times as large as the weights, they are too large to store for a whole ensemble.
+    They are computed at every use. At four times the size of the weights, they are too large to store for a whole ensemble.
     """
     transform = _FILTERS.flip(1) if turned else _FILTERS
     return transform.to(weight.dtype) @ weight.permute(0, 2, 3, 1).flatten(1, 2)
@@ -71,7 +71,7 @@ def _convolve(x: Tensor, filters: Tensor) -> Tensor:
     """Convolve images `(B, C, H, W)`, padded by one place, with transformed filters `(36, C, K)`: `(B, K, H, W)` channels last."""
     (count, _, height, width), channels = x.shape, filters.shape[2]
     h, w = -(-height // TILE), -(-width // TILE)
-    # Not a view of another tensor: torch would refuse the in-place ReLU after it.
+    # `y` is not a view of another tensor: torch would refuse the in-place ReLU after it.
     y = torch.empty(count, channels, TILE * h, TILE * w, dtype=x.dtype, memory_format=torch.channels_last)
     places = y.permute(0, 2, 3, 1).view(count, h, TILE, w, TILE, channels)
     step = max(1, AT_ONCE // (PLACES * PLACES * h * w * max(filters.shape[1:])))
@@ -91,7 +91,7 @@ def _convolve(x: Tensor, filters: Tensor) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution with the gradient of its input alone, which is a convolution of the same kind."""
+    """The convolution, differentiable with respect to its input alone; that gradient is a convolution of the same kind."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -111,7 +111,7 @@ class Winograd(nn.Module):
     def __init__(self, convolution: nn.Conv2d) -> None:
         """Wrap a convolution that `suits`."""
         super().__init__()
-        assert not convolution.weight.requires_grad  # the algorithm has no gradient of them
+        assert not convolution.weight.requires_grad  # the algorithm does not compute their gradient
         self.convolution = convolution
         self.train(convolution.training)
 
@@ -137,7 +137,7 @@ class Winograd(nn.Module):
 
 
 def suits(convolution: nn.Conv2d) -> bool:
-    """Whether the algorithm is for convolutions of this kind, and this one is wide enough."""
+    """Whether the algorithm applies to this kind of convolution, and this one has enough channels."""
     places = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
     return (
         places == ((3, 3), (1, 1), (1, 1), (1, 1))

@@ -13,10 +13,10 @@ SHOWN = 10  # names listed in a message
 def from_files(named: Sequence[str]) -> tuple[str, ...]:
     """Return a list of classes with each text file in it replaced by its lines, one class a line.
 
-    The name of such a file has a suffix or a folder, so that a class with the name of some other file stays a class.
+    Only a name with a suffix or a folder is taken for a file, so that a class may share its name with some other file.
 
     Raises:
-        ValueError: a file lists nothing, or is no text.
+        ValueError: a file is empty, or is not text.
     """
     expanded: list[str] = []
     for name in named:
@@ -71,7 +71,7 @@ def protected_classes(config: RunConfig, classes: Sequence[str]) -> tuple[int, .
     """Return the labels of the classes that `--protect.classes` names, ascending.
 
     Raises:
-        ValueError: a class is unknown, or the only one has no wrong class to be drawn towards.
+        ValueError: a class is unknown, or only one is named and the method needs a wrong class among the protected ones.
     """
     protect = config.protect
     labels = choose_classes(protect.classes, classes, "protect.classes")

@@ -1,4 +1,4 @@
-"""From the command line to a configuration: the preset, then the YAML file, then the flags."""
+"""The configuration that a command line asks for: the preset, then the YAML file, then the flags."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def _read_yaml(path: str) -> Any:
         return yaml.safe_load(stream)
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
-    """Return the configuration of `run.py`: see `parse_as`."""
-    return parse_as(arguments, RunConfig, "run.py")
+def parse(arguments: Sequence[str] | None = None, program: str = "run.py") -> RunConfig:
+    """Return the configuration of a run: see `parse_as`."""
+    return parse_as(arguments, RunConfig, program)
 
 
 def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, preset: str = RunConfig.preset) -> Config:
     """Return the configuration of a command line: preset, then the YAML file, then the flags.
 
     Args:
-        arguments: those of this process if not given.
-        kind: class of the configuration: `RunConfig`, or one that adds to it.
+        arguments: by default those of this process.
+        kind: class of the configuration: `RunConfig` or a subclass.
         program: name of the program, for messages.
-        preset: the preset of a command line that names none.
+        preset: the default preset.
 
     A wrong command line ends the program with status 2 and a message.
     """
@@ -62,7 +62,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
             run=absolute(config.run),
             add=absolute(config.add) if config.add else None,
             data=config.data if config.data == "generated" else absolute(config.data),
-            # By content: a changed file is another configuration, and the machines of a cluster need no copy of it.
+            # Take the content: a changed file is another configuration, and the machines of a cluster need no copy of it.
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
         )

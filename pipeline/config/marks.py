@@ -1,7 +1,7 @@
 """Marks on the fields of the schema: settings that do not decide what a run is.
 
 A field is marked where it is declared, `workers: Annotated[int | None, Mark.SPEED]`. Stage sections, the identity of a run in MLflow,
-printed commands and cards all ask here, so that a new field needs no second list.
+printed commands and cards all read the marks, so that a new field needs no second list.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
 class Mark(Enum):
-    """Why a setting may differ between two starts of one and the same run.
+    """A reason why a setting may differ between two starts of the same run.
 
     Attributes:
-        SPEED: it decides how fast the work is done, and on how much of the machine.
-        START: it says what one start of the command does.
+        SPEED: the setting decides how fast the work is done, and on how much of the machine.
+        START: the setting says what one start of the command does.
     """
 
     SPEED = "speed"
@@ -41,7 +41,7 @@ def _marked(config: type, marks: set[Mark], prefix: str) -> Iterator[str]:
 
 
 def without(tree: dict[str, Any], names: Collection[str], section: str = "") -> dict[str, Any]:
-    """Return a tree of settings without those of these names; `section` is what the names begin with, as in `protect.`."""
+    """Return a tree of settings without the named ones; `section` is the prefix of their names, as in `protect.`."""
     return {
         name: without(value, names, f"{section}{name}.") if isinstance(value, dict) else value
         for name, value in tree.items()

@@ -1,4 +1,4 @@
-"""What `plan.py` takes besides the settings of a run."""
+"""The settings of `plan.py`: those of a run, rates and prices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PlanConfig(RunConfig):
     """in any currency; of a worker, where this cluster has no GPU and none is described"""
 
     def __post_init__(self) -> None:
-        """Refuse what is no rate or price, and more than one run.
+        """Refuse impossible rates and prices, and sweeps.
 
         Raises:
             ValueError: a number is out of range, or a sweep is asked for.

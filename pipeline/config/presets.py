@@ -79,7 +79,7 @@ def cifar100() -> RunConfig:
 
 
 def imagenet_subset() -> RunConfig:
-    """The paper's protocol on ImageNet: a surrogate on 100 classes (`--pack.classes`), of which ten are protected (`--protect.classes`)."""
+    """The paper's protocol on ImageNet: a surrogate on 100 classes (`--pack.classes`), ten of them protected (`--protect.classes`)."""
     base = cifar10()
     train: dict[str, Any] = {"weight_decay": 1e-4, "warmup_epochs": 0, "augmentation": "resized-crop-flip"}
     return replace(

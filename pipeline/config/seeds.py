@@ -17,6 +17,6 @@ def derive(*purpose: int | str) -> int:
 
 def generator(*purpose: int | str) -> torch.Generator:
     """Return a fresh generator on the CPU for a purpose."""
-    import torch  # not before it is needed: the command line knows no torch
+    import torch  # imported late: the command line loads no torch
 
     return torch.Generator().manual_seed(derive(*purpose))

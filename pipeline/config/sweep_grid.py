@@ -1,4 +1,4 @@
-"""Points of a sweep, `--sweep protect.steps=5,10 protect.checkpoints=1,5`: every combination is a configuration of its own."""
+"""Points of a sweep, `--sweep protect.steps=5,10 protect.checkpoints=1,5`: every combination is a separate configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.storage.records import digest
 
 SECTION = "protect"  # all points share the stages before it, and victims have a matrix of their own
 UNSAFE = re.compile(r"[^A-Za-z0-9.+-]")  # in the name of a folder
-LONGEST_VALUE = 60  # characters of one value in that name: fifty classes have names as well
+LONGEST_VALUE = 60  # characters of one value in that name; the value may list fifty classes
 LONGEST_NAME = 200  # characters of the whole name; filesystems take 255
 DIGEST = 10  # characters of the digest that replaces the rest of a longer name
 SHOWN = 3  # impossible points in a message
@@ -109,13 +109,13 @@ def _shortened(text: str, longest: int = LONGEST_VALUE) -> str:
 
 
 def _why(error: ValueError) -> str:
-    """Return the fault in one line."""
+    """Return the message of an error in one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in error.errors()))
 
 
 def shared_stages(config: RunConfig) -> tuple[StageName, ...]:
-    """Of the stages that the points share, those that any of them needs; the configuration that they come from is no point itself."""
+    """Return the shared stages that at least one point needs. The configuration of the sweep is not a point itself."""
     needed = {name for asked in grid(config) for name in asked.config.needed_stages}
     return tuple(name for name in SHARED if name in needed)

@@ -125,7 +125,7 @@ class _Unpickler(pickle.Unpickler):
         """Return a function or class that a pickle may call.
 
         Raises:
-            UnpicklingError: the pickle asks for any other.
+            UnpicklingError: the pickle asks for anything else.
         """
         if (module, name) not in HARMLESS:
             raise pickle.UnpicklingError(f"{module}.{name} is not needed for images and was not loaded")

@@ -15,7 +15,7 @@ def class_folders(listing: Listing) -> Dataset | None:
     classes, splits, tests = by_class(listing)
     if tests:
         log.info("pack: test images from %s/%s", tests[0], f"; {', '.join(tests[1:])}/ not used" if tests[1:] else "")
-    if set(splits["train"]) <= {"train", *TEST_NAMES}:  # images without classes; or nothing at all
+    if set(splits["train"]) <= {"train", *TEST_NAMES}:  # images without classes, or no images at all
         return None
     labels = {name: label for label, name in enumerate(classes)}
     entries = [

@@ -16,7 +16,7 @@ SPLITS = ("train", "test")
 
 
 class SourceError(ValueError):
-    """The error of images that cannot be packed as they are. The message says what to change."""
+    """The error for a source that cannot be packed as it is. The message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Entry:
     source: str  # its name, relative to the data root
     file: str = ""  # the file that holds it, relative to the data root
     start: int = 0  # where in the file: byte, row or record; the number of a generated image
-    size: int = 0  # bytes to read; 0 where the file's format knows
-    origin: str = ""  # of images added to a run from another place than the run's own, whose names may be the same
+    size: int = 0  # bytes to read; 0 if the format of the file records it
+    origin: str = ""  # of images that `--add` takes from another place, where names may be the same as in the run
 
     @property
     def key(self) -> str:
@@ -38,7 +38,7 @@ class Entry:
 
 
 class Reader(Protocol):
-    """The way to fetch the images of a source on any machine. Readers are small and picklable."""
+    """A reader of the images of a source, on any machine. Readers are small and picklable."""
 
     @property
     def by_file(self) -> bool:

@@ -15,16 +15,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.shards.pixels import Pixels
 
-# Still images only: among Pillow's other formats are some that start programs (EPS) or parse far more than an image.
+# Still images only. Some of Pillow's other formats start programs (EPS) or parse far more than an image.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class Refused(ValueError):
-    """The error of bytes that do not become an image. The message says why, in one line."""
+    """The error for bytes that cannot be decoded as an image. The message says why, in one line."""
 
 
 def decode(data: bytes, max_pixels: int) -> Pixels:
-    """Return the first frame of an encoded image, upright, as 8-bit RGB. Transparency is laid over white.
+    """Return the first frame of an encoded image, upright, as 8-bit RGB. Transparent pixels are blended onto white.
 
     Args:
         data: the whole file.
@@ -34,7 +34,7 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
         `(H, W, 3)` levels.
 
     Raises:
-        Refused: no bytes, no image of a known format, truncated, damaged, too large, or levels of unknown range.
+        Refused: the file is empty, of an unknown format, truncated, damaged or too large, or its levels have an unknown range.
     """
     if not data:
         raise Refused("zero bytes")
@@ -53,10 +53,10 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:
-    """Return the centre square at `size` x `size`: the short side is resized to `size`, the long side is cut at both ends.
+    """Return the centre square at `size` x `size`: the short side is resized to `size`, the long side is cropped at both ends.
 
-    Resized by Pillow's bicubic filter, which widens its kernel when shrinking and so does not alias. An image that already
-    has its short side right is only cut.
+    Resized by Pillow's bicubic filter, which widens its kernel when shrinking and so does not alias. An image whose short
+    side already has that length is only cropped.
 
     Args:
         pixels: `(H, W, 3)`.
@@ -65,7 +65,7 @@ def fit(pixels: Pixels, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    square = pixels[top : top + short, left : left + short]  # cut first: a very long image must not grow before it is cut
+    square = pixels[top : top + short, left : left + short]  # crop first: a very long image must not grow before that
     if short == size:
         return np.ascontiguousarray(square)
     return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
@@ -88,7 +88,7 @@ def _rgb(image: Image.Image) -> Pixels:
 
 @contextmanager
 def _pixel_limit(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's guard against huge images to our limit and make it an error. Its other warnings would only repeat in the log."""
+    """Set Pillow's guard against huge images to our limit and make it an error. Silence its other warnings, which would fill the log."""
     before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

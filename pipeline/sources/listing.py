@@ -16,7 +16,7 @@ from pipeline.storage.records import shown
 
 log = logging.getLogger(__name__)
 
-TEST_NAMES = ("test", "validation", "val")  # the first that is there is the test split
+TEST_NAMES = ("test", "validation", "val")  # the first one found is the test split
 SPLIT_NAMES = ("train", *TEST_NAMES)
 
 
@@ -58,7 +58,7 @@ class Listing:
         return inside
 
     def by_split(self, suffix: str) -> dict[str, list[str]] | None:
-        """Return the files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None if none is so named.
+        """Return the files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None without such files.
 
         Raises:
             SourceError: several folders hold such files, or none is for training.

@@ -49,7 +49,7 @@ def find(listing: Listing) -> Dataset | None:
     if splits is None:
         return None
     entries: list[Entry] = []
-    paths: dict[int, str | None] = {}  # original name of each entry, by its position
+    paths: dict[int, str | None] = {}  # the original name of each entry, by its position
     named: tuple[str, ...] = ()
     for split, files in splits.items():
         first = len(entries)
@@ -60,7 +60,7 @@ def find(listing: Listing) -> Dataset | None:
                 paths[len(entries)] = original
                 entries.append(Entry(split, label, f"{file}#{row}", file, row))
         originals = [paths[i] for i in range(first, len(entries))]
-        if all(originals) and len(set(originals)) == len(originals):  # else the file and row are the name
+        if all(originals) and len(set(originals)) == len(originals):  # otherwise file and row are the name
             entries[first:] = [
                 Entry(e.split, e.label, str(path), e.file, e.start) for e, path in zip(entries[first:], originals, strict=True)
             ]
@@ -77,7 +77,7 @@ def columns(schema: pa.Schema, file: str) -> tuple[str, str]:
     or else `fine_label`, or else the only column of integers. The order of the columns does not matter.
 
     Raises:
-        SourceError: no column is one, or several could be.
+        SourceError: a column is missing, or several could be meant.
     """
     images = [f.name for f in schema if _holds_images(f.type)]
     integers = [f.name for f in schema if pa.types.is_integer(f.type)]

@@ -49,7 +49,7 @@ def scan(config: RunConfig) -> Dataset:
         dataset = restricted(dataset, named)
         if "protect" in config.stages:  # refuse a wrong class now, and not after packing
             protected_classes(config, dataset.classes)
-    except ValueError as error:  # here a wrong name is a fault of the command
+    except ValueError as error:  # a wrong name is the fault of the command, not of the source
         raise SourceError(str(error)) from error
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
@@ -68,7 +68,7 @@ def scan(config: RunConfig) -> Dataset:
 def scan_more(config: RunConfig, classes: Sequence[str], known: Collection[str]) -> Dataset:
     """Return the training images of `config.add` that a run does not have yet, labelled as the run labels their classes.
 
-    An image is known by its place and name. An image that was changed under its old name is not packed again.
+    An image is identified by its place and name, so one that was changed under its old name is not packed again.
 
     Args:
         config: of the run.
@@ -104,7 +104,7 @@ def _listing(folder: Folder, named: Sequence[str]) -> Listing:
     classes, _, _ = by_class(shallow)
     try:
         return Listing.of(folder, [classes[label] for label in choose_classes(named, classes, "pack.classes")])
-    except ValueError:  # of another kind, or an unknown class, which is refused when the kind is known
+    except ValueError:  # another kind of source, or an unknown class, which is refused once the kind is known
         return shallow
 
 

@@ -1,7 +1,7 @@
-"""The embedded data set: oriented gratings on natural-looking noise, made from a seed.
+"""The embedded data set: oriented gratings on natural-looking noise, generated from a seed.
 
-Ten classes = five orientations x two spatial frequencies. Hard enough that nothing is learned by accident, soft enough
-that a few grey levels can hide the evidence.
+The ten classes are five orientations at two spatial frequencies. They are hard enough that nothing is learned by
+accident, and faint enough that a few grey levels can hide them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from pipeline.storage.layout import RESULTS, UNFINISHED
 from pipeline.storage.records import digest, shown, to_json
 from pipeline.storage.run import Run, sibling_points
 from pipeline.storage.stage import Manifest, Stage
-from pipeline.training import trial_records
+from pipeline.training import states, trial_records
 from pipeline.training.batches import fits
 from pipeline.training.trial import Trial, VictimTask, bytes_per_value, train_victim
 from sep.countermeasures import registry as countermeasures
@@ -78,7 +78,8 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
 def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Train the victims that have no outcome yet; with `--overwrite`, also those that a changed configuration asks for anew.
 
-    Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again.
+    Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again. The
+    states of unfinished trials are large, and are removed.
 
     Raises:
         ValueError: an earlier stage has not finished, the packed data has no test images, or the stage was done with another
@@ -104,6 +105,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {trial.trained: tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
     trained = {name: task for name, task in missing.items() if twins[task.trial.trained] is task}
+    states.remove_others(stage.folder, trained)
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
     failed: WorkFailed | TimeIsUp | None = None

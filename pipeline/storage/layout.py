@@ -36,6 +36,7 @@ EVERY_SHARD = "every-shard"  # in `prepared`, in the place of a shard's name: th
 
 # In `victim`, beside a record for each trial
 RESULTS = "results.parquet"  # one row per trial; written when all have finished
+STATE = ".pt"  # after the name of an unfinished trial: its state, to go on from
 UNFINISHED = "unfinished.json"  # where trials failed: the rows of the others, and the names of those that are missing
 
 # In `report`, and in the folder of a comparison

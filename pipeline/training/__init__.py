@@ -1,1 +1,1 @@
-"""Training, as surrogates and victims share it."""
+"""The parts of training that surrogates and victims share, and their tasks."""

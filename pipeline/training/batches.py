@@ -69,7 +69,7 @@ class InMemory:
 
 
 class Streaming:
-    """Batches of shards that are read when needed: dealt to the ranks anew each epoch, several mixed, the next ones read ahead."""
+    """Batches of shards that are read on demand. Each epoch deals them to the ranks anew, mixes several and reads the next ones ahead."""
 
     def __init__(self, folder: Folder, shards: Sequence[Shard], split: Split, transform: Transform, read: Read = read_shard) -> None:
         """Plan the epochs, and read nothing yet.
@@ -115,9 +115,9 @@ class Streaming:
 def _steps(images: int, batch_size: int) -> int:
     """Return the number of full batches: 390 of 128 for 50,000 images.
 
-    The paper leaves open what becomes of the rest; common reference code trains on it as a smaller batch, a 391st. Here it is left out,
-    so that ranks agree on their steps and batch-norm never sees a handful of images. Every epoch has another order, so no image misses
-    more than some epochs.
+    The paper does not say what happens to the remaining images. Common reference code trains on them as a smaller, 391st batch. Here
+    they are left out, so that ranks agree on their steps and batch-norm never sees a handful of images. Every epoch has its own order,
+    so an image misses only a few epochs.
     """
     if images < batch_size:
         raise ValueError(f"{images} training images per rank do not fill a batch of {batch_size}: lower the batch size or the workers")
@@ -138,7 +138,7 @@ def open_tests(folder: Folder, shards: Sequence[Shard], image_bytes: int, memory
 
 
 def fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
-    """Return whether the decoded images fit in memory; larger sets are streamed, and mixed less."""
+    """Return whether the decoded images fit in memory; larger sets are streamed, which mixes their images less."""
     return sum(shard.count for shard in shards) * image_bytes <= memory_limit_mb * 1e6
 
 
@@ -170,6 +170,6 @@ def open_batches(
     if not fits(shards, image_bytes, memory_limit_mb):
         return Streaming(folder, shards, split, transform, read)
     images, labels = load(folder, shards, read)
-    if transform is not unchanged:  # some at a time: a blur of all would take many times their memory
+    if transform is not unchanged:  # some at a time: to blur all at once would take many times their memory
         images = torch.cat([transform(part) for part in torch.split(images, TRANSFORMED_TOGETHER)])
     return InMemory(images.to(device), labels.to(device), split)

@@ -1,8 +1,8 @@
 """A diluted release: the adversary has some of its images in their clean form, which are read from the clean shards instead.
 
 The protected form of those images is left out, so that a diluted training set is no larger than another (as Huang et al. 2021 mix clean
-and unlearnable images). They are the same images, because a packed data set need not have others of their class. What the clean ones
-teach alone is measured beside it, on a training set of the same size, in which they repeat.
+and unlearnable images). Each clean image replaces its own protected form, because a packed data set need not have other images
+of its class. The control trains on the clean images alone, repeated to a training set of the same size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
     ranked = []
     for keys in _of_classes(labels).values():
         keys.sort(key=lambda key: derive(seed, key))
-        # By the share of its class that would be taken with it, so that classes fill alike whatever their sizes.
+        # Order keys by the share of their class that is taken up to them, so that classes of all sizes fill alike.
         ranked += [((place + 0.5) / len(keys), derive(seed, key), key) for place, key in enumerate(keys)]
     return frozenset(key for *_, key in sorted(ranked)[: round(percent / 100 * len(labels))])
 
 
 def clean_keys(labels: dict[str, int], percent: int, run_seed: int, victim_seed: int) -> frozenset[str]:
-    """Choose the keys whose clean form a victim has, by its seed: the same for every network and countermeasure."""
+    """Choose the keys of the images that a victim has in clean form. They depend on its seed, not on network or countermeasure."""
     return choose(labels, percent, derive(run_seed, "dilution", victim_seed))
 
 
@@ -116,8 +116,8 @@ class Repeated:
     """A reader of clean shards that puts some samples in the place of the others, so that each class keeps its size.
 
     Attributes:
-        instead: the sample to take, by the key of the one it replaces; a sample without an entry stays. They are held in memory, as PNGs,
-            because a sample may stand in for those of any shard.
+        instead: the replacement of a sample, by the key of that sample; a sample without an entry stays. Replacements are held in
+            memory, as PNGs, because each may be needed in any shard.
     """
 
     instead: Mapping[str, Sample]
@@ -150,10 +150,10 @@ class Repeated:
 
 
 def check_clean_shares(config: RunConfig, folder: Run, pack: Manifest) -> None:
-    """Check, before anything is crafted, that each share of clean images to train on alone has some of every class.
+    """Check, before anything is crafted, that every clean-only share has images of each class.
 
     Raises:
-        ValueError: one lacks a class.
+        ValueError: a share lacks a class.
     """
     plans = {name: plan(name) for name in config.victim.countermeasures if "victim" in config.stages}
     percents = {name: each.clean_percent for name, each in plans.items() if each.clean_only}

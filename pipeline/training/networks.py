@@ -18,7 +18,7 @@ def check_networks(config: RunConfig, pack: Manifest) -> None:
     """Check, before hours of other work, that every network in the configuration can take the packed images.
 
     Raises:
-        ValueError: one cannot.
+        ValueError: a network cannot take images of their size.
     """
     trained = {
         "surrogate.networks": config.surrogate.networks if config.trains_surrogate else (),

@@ -6,17 +6,19 @@ import io
 import logging
 import time
 import zipfile
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import STATE
 from sep.fitting import State
 
 log = logging.getLogger(__name__)
 
-SAVE_SECONDS = 20.0  # at least, between two states: what a kill can lose
-LEAST_WORK = 20  # times as long as a state takes to save is spent on training before the next
+SAVE_SECONDS = 20.0  # least time between two saves: the work that a kill can lose
+LEAST_WORK = 20  # training between two saves, as a multiple of the time that a save takes
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
@@ -26,30 +28,37 @@ def to_bytes(state: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
+def remove_others(folder: Folder, names: Collection[str]) -> None:
+    """Remove the states of all but the named trainings: the others have finished, or nobody asks for them any more."""
+    for file in folder.names():
+        if file.endswith(STATE) and file.removesuffix(STATE) not in names:
+            folder.remove(file)
+
+
 class StateFile:
     """The state of one training as `<name>.pt`, from its first save until the training is finished."""
 
     def __init__(self, folder: Folder, name: str, made_from: str) -> None:
-        """Describe the file, which need not exist.
+        """Name the file, which need not exist yet.
 
         Args:
             folder: of the training's outcome.
             name: of the training.
             made_from: digest of everything that decides the outcome; only a state with the same one counts.
         """
-        self._folder, self._file, self._made_from = folder, f"{name}.pt", made_from
+        self._folder, self._file, self._made_from = folder, f"{name}{STATE}", made_from
         self._due = time.monotonic() + SAVE_SECONDS
 
     def read(self) -> State | None:
-        """Return the last state, on the CPU; None where the file is missing, damaged or of a training made from something else."""
+        """Return the last state, on the CPU; None if the file is missing, damaged or has another `made_from`."""
         try:
             data = self._folder.read(self._file)
         except FileNotFoundError:
             return None
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # as torch writes it; torch itself compares no checksum
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:  # the format of torch, which does not compare its checksums
                 state: State = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True) if archive.testzip() is None else {}
-        except Exception:  # which one, depends on where the damage is
+        except Exception:  # its type depends on where the damage is
             state = {}
         if state.get("made_from") == self._made_from:
             return state
@@ -58,7 +67,7 @@ class StateFile:
 
     @property
     def due(self) -> bool:
-        """Whether the last state is old enough for another."""
+        """Whether it is time to save the next state."""
         return time.monotonic() >= self._due
 
     def write(self, state: State) -> None:

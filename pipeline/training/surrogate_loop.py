@@ -59,7 +59,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
     batches = open_batches(task.clean, task.pack.shards["train"], image_bytes, task.memory_limit_mb, split, worker.device)
 
     def opened(epoch: int) -> Iterator[Batch]:
-        torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # where a network has it
+        torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # for networks that have it
         return batches.epoch(epoch)
 
     def draws(epoch: int) -> torch.Generator:

@@ -53,14 +53,14 @@ class Trial:
 
     @property
     def trained(self) -> Trial:
-        """The trial whose training this one shares: clean images are not diluted, and clean images alone are not protected."""
+        """The trial whose training gives this one's result too: clean images cannot be diluted, and a clean-only share is not protected."""
         name, data = countermeasures.trained_as(self.countermeasure, self.data)
         return replace(self, countermeasure=name, data=data)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VictimTask:
-    """Everything that one trial's training needs."""
+    """The inputs of one trial's training."""
 
     trial: Trial
     plan: Plan  # the countermeasures of `trial.trained`
@@ -93,7 +93,7 @@ def accuracy_per_class(table: Tensor) -> list[float | None]:
 
 
 def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batches:
-    """Open batches of the images after the countermeasures; one that learns from the images first reads them as often as it needs."""
+    """Open batches of the images after the countermeasures. A countermeasure that is fitted to the images reads them first."""
     trial, plan, counts = task.trial, task.plan, task.pack.counts
     shards, read = task.train.shards["train"], cast(Read, read_shard)
     if plan.clean_percent:
@@ -123,11 +123,11 @@ def _one_after_the_other(first: Transform, second: Transform, images: Tensor) ->
 def train_victim(task: VictimTask, report: Report) -> None:
     """Train one victim and write its outcome as `victim/<trial>.json`.
 
-    A start that was cut short leaves its state as `victim/<trial>.pt`. The next one goes on from there, to the same outcome.
+    An interrupted start leaves its state as `victim/<trial>.pt`. The next start resumes from it and reaches the same outcome.
 
     Raises:
         ValueError: training diverged.
-        TimeIsUp: the deadline has passed with epochs left, which the next start trains.
+        TimeIsUp: the deadline has passed with epochs left for the next start.
     """
     use_cpu(task.threads)
     folder, config, protected = task.run.child("victim"), task.plan.training(task.config), list(task.protected)
@@ -179,7 +179,7 @@ def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Itera
 
 
 def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:
-    """Return the trial and its figures after the last epoch, to be joined by those of all epochs."""
+    """Return the trial and its figures after the last epoch. The caller adds the curves over all epochs."""
     assert last.table is not None
     table, protected = last.table, list(task.protected)
     others = sorted(set(range(len(table))) - set(protected))

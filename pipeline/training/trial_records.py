@@ -1,4 +1,4 @@
-"""What a trial leaves: a record of its own, with its curves and the confusion table of the test images."""
+"""The record of a finished trial, with its curves and the confusion table of the test images."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an adversary may do against the protection: a registry, and one file a kind."""
+"""Countermeasures of an adversary against the protection: a registry, and one file for each kind."""

@@ -24,7 +24,7 @@ COPIES = 5
 
 @contextmanager
 def at_rest(network: nn.Module) -> Iterator[nn.Module]:
-    """Give the network in eval mode: the search for hard images then neither moves batch-norm statistics nor depends on the batch.
+    """Yield the network in eval mode: the search for hard images then neither moves batch-norm statistics nor depends on the batch.
 
     On a CPU this is a copy with batch-norm folded into its convolutions. Folding costs a quarter of a gradient and makes gradients 1.3
     times as fast; on a GPU it would cost more than it saves.
@@ -48,11 +48,11 @@ def losses(network: nn.Module, levels: Tensor, targets: Tensor) -> Tensor:
 def adversarial(network: nn.Module, levels: Tensor, targets: Tensor, generator: torch.Generator, *, eps_levels: int) -> Tensor:
     """Train adversarially by projected gradients (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
 
-    Images move towards a larger loss, within `eps_levels` grey levels of 255: from a random start in 7 steps of a quarter of that each,
-    as the paper trains on CIFAR-10. A step costs somewhat more than half a training step: it is a gradient without that of the weights.
+    Images move towards a larger loss, within `eps_levels` grey levels of 255. From a random start they take 7 steps of a quarter of
+    `eps_levels` each, as in the paper on CIFAR-10. A step costs a little more than half a training step: it needs no gradient of weights.
     """
     low, high = (levels - eps_levels).clamp(min=0), (levels + eps_levels).clamp(max=255)
-    # A projection may have moved levels out of range: they get no further out.
+    # A projection may have moved levels out of range: do not move them further out.
     low, high = torch.minimum(low, levels), torch.maximum(high, levels)
     start = 2 * beside(levels, torch.rand(levels.shape, generator=generator)) - 1
     moved = torch.clamp(levels + eps_levels * start, low, high)
@@ -65,12 +65,12 @@ def adversarial(network: nn.Module, levels: Tensor, targets: Tensor, generator: 
 
 
 def ueraser(network: nn.Module, levels: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
-    """Take the one of five strongly distorted copies of each image with the largest loss (Qin et al. 2023, "Learning the Unlearnable").
+    """Replace each image by the one of five strongly distorted copies with the largest loss (Qin et al. 2023, "Learning the Unlearnable").
 
     This happens in every epoch, which the paper calls UEraser-Max, its strongest variant. Two things differ from the authors' code. Here
-    the network compares copies in eval mode, and the chosen copy goes through it once more to train it; there all copies go through the
-    network in training mode, and it follows the loss of the chosen one. Against TAP and autoregressive noise their code also compresses
-    images by JPEG, of a quality drawn for every batch; `jpeg-10+ueraser` comes near to that.
+    the network compares copies in eval mode, and then trains on the chosen copy in a second pass. There all copies pass through the
+    network in training mode, which then follows the loss of the chosen copy. Against TAP and autoregressive noise their code also
+    compresses images by JPEG, with a quality drawn for every batch; `jpeg-10+ueraser` comes near to that.
     """
     hardest, most = levels, levels.new_full((len(levels),), -torch.inf)
     with at_rest(network) as resting, torch.no_grad():

@@ -18,10 +18,10 @@ from sep.countermeasures.image_operations import one_operation_each
 from sep.countermeasures.preprocessing import as_stored
 
 WARP_PIXELS = 2.0
-# As in the code of UEraser's authors, whose chances differ from one version to the next.
-ROUGHNESS = (0.3, 0.7)  # of plasma: how much weaker each halving of the scale is
-INTENSITY = (0.5, 1.0)  # of brightness, in whole ranges of levels
-CHANCE = 0.5  # of an image to be lit, contrasted or shuffled
+# Values from the code of UEraser's authors, whose chances differ from one version to the next.
+ROUGHNESS = (0.3, 0.7)  # of plasma: factor on the noise for each halving of the scale
+INTENSITY = (0.5, 1.0)  # of brightness, as a share of the whole range of levels
+CHANCE = 0.5  # of each image, for each of brightness, contrast and order of channels
 
 
 def trivial_augment(levels: Tensor, generator: torch.Generator) -> Tensor:
@@ -46,8 +46,8 @@ def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:
 def strong(levels: Tensor, generator: torch.Generator) -> Tensor:
     """Apply the distortions of Qin et al. 2023 ("Learning the Unlearnable").
 
-    They are brightness by a plasma in each channel, contrast by another plasma and a random order of the channels, each for half the
-    images, and one operation of `image_operations` for every image.
+    Brightness by a plasma in each channel, contrast by another plasma, and a random order of the channels each change half of the
+    images. One operation of `image_operations` changes every image.
     """
     count, channels = levels.shape[:2]
 

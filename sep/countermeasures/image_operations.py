@@ -1,4 +1,4 @@
-"""One of twelve operations on each image, of random strength: the augmentation that ends UEraser's distortions.
+"""One of twelve operations on each image, of random strength: the last of UEraser's distortions.
 
 UEraser's authors (Qin et al. 2023, "Learning the Unlearnable") call `TrivialAugment` of the library kornia, 0.6.12 in their benchmark
 APBench. Operations and ranges are those of that policy, computed as kornia does: brightness is added, contrast is multiplied, shifted-in
@@ -117,7 +117,7 @@ def translate_y(levels: Tensor, share: Tensor) -> Tensor:
 
 
 def taken(levels: Tensor, **given: Tensor) -> Tensor:
-    """Take each pixel, bilinearly, from where an affine map sends its place; black where that is outside.
+    """Sample each pixel, bilinearly, at the place that an affine map sends it to; places outside the image are black.
 
     The map sends `(X, Y)`, in pixels from the centre, to `(xx X + xy Y + x W, yx X + yy Y + y H)`. Coefficients not given are those of
     the identity.

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-EPOCHS = 20  # of fitting the linear model, one pass over the images each: seconds with images in memory
+EPOCHS = 20  # of the linear model's fit: seconds with images in memory
 RATE, MOMENTUM = 0.01, 0.9
-NEGLIGIBLE = 1e-4  # a direction smaller than the largest by this factor is rounding
+NEGLIGIBLE = 1e-4  # a direction smaller than the largest by this factor is a rounding error
 
 
 def orthogonal_projection(epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]], num_classes: int) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Countermeasures: what an adversary may do against the protection, before training on the released images or while training.
+"""Countermeasures of an adversary against the protection, before training on the released images or while training.
 
 A new countermeasure is a function, in the module of its kind, and an entry in the table. The functions are imported when they are called,
 so that this table, and with it the command line, needs no torch.
@@ -27,7 +27,7 @@ Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]
 Transform = Callable[["Tensor"], "Tensor"]
 Epoch = Callable[[int], Iterable[tuple["Tensor", "Tensor"]]]
-EARLY = 5  # a training that stops early has one epoch in so many
+EARLY = 5  # early stopping trains for one epoch in this many
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 
@@ -44,17 +44,16 @@ class Countermeasure:
 
     Attributes:
         stored: applied to the stored images, once, `(B, 3, H, W)` uint8 to the same.
-        fitted: the same, once the whole training set is known: `(epoch, K)` to a function of images, whose result need not be whole
-            levels.
+        fitted: maps the whole training set, `(epoch, K)`, to a function like `stored`, except that its result need not be whole levels.
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
-        distorted: the same, where the classes stay.
-        hardened: the same, against the network as it is at that step.
+        distorted: like `mixed`, but classes stay as they are.
+        hardened: like `distorted`, but against the network as it is at that step.
         trained: applied to the settings of the training.
         clean_percent: share of the protected images that an adversary has from elsewhere in their clean form.
         clean_only: whether an adversary trains on that share alone.
         cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images.
-        revision: to be raised whenever the same name comes to do something else, so that earlier victims are trained again.
+        revision: raise it whenever the meaning of the name changes, so that earlier victims are trained again.
     """
 
     stored: Transform | None = None
@@ -69,7 +68,7 @@ class Countermeasure:
     revision: int = 0
 
     def on_stored(self, images: Tensor) -> Tensor:
-        """Return images after the change, rounded to whole levels before it if they are not."""
+        """Return images after the change; any fractions of levels are rounded before it."""
         assert self.stored is not None
         return self.stored(as_stored(images))
 
@@ -157,7 +156,7 @@ class Plan:
 
     @property
     def clean_only(self) -> bool:
-        """Whether that share is all that is trained on."""
+        """Whether the adversary trains on that share alone."""
         return any(part.clean_only for part in self.parts)
 
     @property
@@ -237,7 +236,7 @@ def control_of(name: str) -> str:
 
 
 def trained_as(name: str, data: Data) -> tuple[str, Data]:
-    """Return the name and the images of the training that a countermeasure on images of that kind amounts to.
+    """Return the countermeasure and the kind of images of the training with the same result, so that it is done only once.
 
     Clean images cannot be diluted. Where clean images alone are trained on, the change to the others does not matter.
     """

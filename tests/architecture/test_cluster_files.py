@@ -1,4 +1,4 @@
-"""The files that describe clusters, held to the schemas of those who read them, to the pinned versions and to each other."""
+"""Cluster files, checked against the schemas of their readers, the pinned versions and each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests import ROOT
 
 PINNED = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CODE = "/home/ray/sep"  # where the project lies in every container
+CODE = "/home/ray/sep"  # the project's folder in every container
 AWS, ONPREM, RAYJOB, DOCKERFILE = "ray_cluster.yaml", "cluster/onprem.yaml", "cluster/rayjob.yaml", "cluster/Dockerfile"
 
 
@@ -33,7 +33,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=[AWS, ONPREM])
 def launched(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A file of the cluster launcher, as Ray would read it."""
+    """A file of the cluster launcher, as Ray reads it."""
     return documents(request.param)[0]
 
 
@@ -49,7 +49,7 @@ def rayjob() -> dict[str, Any]:
 
 @pytest.fixture
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, arguments)."""
+    """Return the Dockerfile as (instruction, arguments)."""
     text = re.sub(r"\\\n\s*", "", (ROOT / DOCKERFILE).read_text())
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in lines)]
@@ -96,7 +96,7 @@ def test_a_launched_cluster_has_a_token_and_no_open_dashboard(launched: dict[str
     assert not [option for option in launched["docker"]["run_options"] if "--publish" in option or option.startswith("-p")]
 
 
-# Kubernetes: the fields we use, as KubeRay (1.5.1 and newer) and Kubernetes define them; the resource definition itself has a megabyte.
+# Kubernetes: the fields we use, as KubeRay (1.5.1 and newer) and Kubernetes define them. The full definition takes a megabyte.
 
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 COUNT = {"type": "integer", "minimum": 0}
@@ -125,7 +125,7 @@ TEMPLATE = fields(
         ["containers"],
         serviceAccountName=TEXT,
         automountServiceAccountToken={"type": "boolean"},
-        restartPolicy={"const": "Never"},  # the autoscaler wants to see machines go
+        restartPolicy={"const": "Never"},  # the autoscaler expects removed machines to stay away
         nodeSelector=TEXTS,
         tolerations=listed(fields(["key", "operator"], key=TEXT, operator={"enum": ["Exists", "Equal"]}, effect=TEXT)),
         securityContext=fields([], runAsNonRoot={"const": True}, seccompProfile=fields(["type"], type=TEXT)),
@@ -144,7 +144,7 @@ WORKERS = fields(
     template=TEMPLATE,
 )
 CLUSTER = fields(
-    ["rayVersion", "authOptions", "headGroupSpec"],  # authentication wants the version
+    ["rayVersion", "authOptions", "headGroupSpec"],  # authentication needs the version
     rayVersion=TEXT,
     authOptions=fields(["mode"], mode={"const": "token"}),
     enableInTreeAutoscaling={"type": "boolean"},
@@ -238,7 +238,7 @@ def test_the_image_does_not_run_as_root(instructions: list[tuple[str, str]]) -> 
     assert int(dict(instructions)["USER"]) > 0
 
 
-# All of them.
+# All files together.
 
 
 @pytest.mark.parametrize("name", [AWS, ONPREM, RAYJOB, DOCKERFILE])
@@ -261,11 +261,11 @@ def test_shared_memory_holds_any_object_store_that_ray_plans(name: str) -> None:
 
 @pytest.mark.parametrize("name", [AWS, ONPREM, RAYJOB, DOCKERFILE, "README.md", "docs/cluster.md"])
 def test_the_environment_of_a_job_is_written_down_once(name: str) -> None:
-    of_clusters = {"RAY_USAGE_STATS_ENABLED"}  # a head is not started by a job, and would report itself
+    of_clusters = {"RAY_USAGE_STATS_ENABLED"}  # a head starts before any job, and would send usage reports
     text = (ROOT / name).read_text()
     assert not [variable for variable in session.ENVIRONMENT if variable not in of_clusters and variable in text]
     assert set(re.findall(r"RAY_USAGE_STATS_ENABLED=(\w+)", text)) <= {session.ENVIRONMENT["RAY_USAGE_STATS_ENABLED"]}
-    assert "MLFLOW_DISABLE" not in text  # `pipeline/tracking/tracker.py` does, wherever a driver runs
+    assert "MLFLOW_DISABLE" not in text  # `pipeline/tracking/tracker.py` does this, wherever a driver runs
 
 
 def test_a_jobs_package_has_the_code_and_nothing_else(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_jobs_package_has_the_code_and_nothing_else(tmp_path: Path) -> None:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_bytes((ROOT / name).read_bytes() if name in own else b"")
     package = tmp_path / "package.zip"
-    # What `ray job submit --working-dir .` does, before it sends it.
+    # As `ray job submit --working-dir .` does before the upload.
     excluded = ray_constants.get_runtime_env_default_excludes()
     packaging.create_package(str(project), package, include_gitignore=True, excludes=excluded)
     packed = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}

@@ -1,4 +1,4 @@
-"""Names of the files of a run stand in `storage/layout.py` and nowhere else."""
+"""File names of a run stand in `storage/layout.py` and nowhere else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "storag
 
 
 def literals(tree: ast.AST) -> Iterator[str]:
-    """Every string in the code that is not a docstring."""
+    """Yield every string in the code that is not a docstring."""
     for node in ast.walk(tree):
         inside = [child for child in ast.iter_child_nodes(node) if not isinstance(node, ast.Expr)]
         yield from (child.value for child in inside if isinstance(child, ast.Constant) and isinstance(child.value, str))

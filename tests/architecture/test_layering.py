@@ -1,4 +1,4 @@
-"""The rules of the architecture, held against the syntax tree: function-local imports count as well."""
+"""Import rules of the architecture, checked on the syntax tree: imports inside functions count as well."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests import ROOT
 
 PACKAGES = ("sep", "cluster", "pipeline")
 ENTRY_POINTS = {f"pipeline.{name}" for name in ("run", "verify", "export", "compare", "plan", "reproduce")}
-# What a package may import besides the standard library; None where the rules are those about single rooms and modules below.
+# What a package may import besides the standard library; None if the rules below, on single rooms and modules, apply instead.
 MAY_IMPORT: dict[str, set[str] | None] = {
     "sep": {"sep", "torch", "torchvision"},
-    "cluster": {"cluster", "ray", "torch"},  # each in a few modules: see below
+    "cluster": {"cluster", "ray", "torch"},  # these two in a few modules only: see below
     "pipeline": None,
 }
-ONLY_IN = {  # modules, or rooms, that alone may import a library
+ONLY_IN = {  # library -> the only modules or rooms that may import it
     "ray": {f"cluster.{name}" for name in ("session", "pool", "training", "sweep")},
     "webdataset": {"pipeline.shards.shard"},
     "mlflow": {"pipeline.tracking.mlflow_store"},
@@ -56,7 +56,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def internal(name: str) -> set[str]:
-    """The project's modules that a module imports."""
+    """Return the project's modules that a module imports."""
     found = set()
     for imported in imports(TREES[name]):
         while imported and imported not in MODULES:
@@ -90,7 +90,7 @@ def test_imports_only_what_its_layer_may(name: str) -> None:
         assert top_levels(name) <= allowed
     assert not top_levels(name) & NEVER.get(package, set())
     if package == "cluster" and "torch" in top_levels(name):
-        assert name == "cluster.local"  # which has to find the GPU, and to put networks on it
+        assert name == "cluster.local"  # it has to find the GPU and put networks on it
     for library, homes in ONLY_IN.items():
         assert library not in top_levels(name) or {name, name.rpartition(".")[0]} & homes, library
 
@@ -132,7 +132,7 @@ def test_commands_stay_under_100_lines(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(ENTRY_POINTS - {"pipeline.reproduce"}))
 def test_commands_load_what_computes_after_they_have_parsed(name: str) -> None:
-    """So that `--help` is there at once."""
+    """`--help` therefore appears at once."""
     heavy = ["ray", "mlflow", "matplotlib", "jinja2", "pipeline.stages", "pipeline.operations", "pipeline.results", "pipeline.pages"]
     program = f"import sys, {name}\nprint(*(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
@@ -140,7 +140,7 @@ def test_commands_load_what_computes_after_they_have_parsed(name: str) -> None:
 
 
 def test_sep_needs_nothing_but_torch() -> None:
-    """Every module of it is imported where everything else the project uses is out of reach."""
+    """Import every module of it while all other libraries of the project are out of reach."""
     modules = [name for name in MODULES if name.startswith("sep")]
     blocked = ["ray", "mlflow", "webdataset", "pyarrow", "pydantic", "tyro", "yaml", "scipy", "matplotlib", "cluster", "pipeline"]
     program = f"""

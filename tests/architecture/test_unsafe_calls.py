@@ -1,4 +1,4 @@
-"""Nothing that comes from storage is run: held against the syntax tree of every module."""
+"""Unsafe calls: no module may run what comes from storage, checked on every syntax tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.architecture.test_layering import TREES, imports
 
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "subprocess", "pty", "ctypes"}
 # The published CIFAR batches are pickles; their reader builds arrays and containers, and refuses to call anything else.
-# And of the C library that is loaded anyway one function is called, which sets how it gives memory back.
+# One function of the C library, which is loaded anyway, is called to set how it returns memory.
 MAY_IMPORT = {"pipeline.sources.cifar": {"pickle"}, "sep.execution": {"ctypes"}}
 MAY_CALL = {"pipeline.sources.cifar": {"pickle.UnpicklingError"}}
 NEVER = ("eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "wds.WebDataset", "wds.DataPipeline")
@@ -19,7 +19,7 @@ NEVER_METHOD = ("extract", "extractall", "unpack_archive", "tar_file_expander", 
 
 
 def faults(name: str, tree: ast.AST) -> Iterator[str]:
-    """What a module does that it must not."""
+    """Return the forbidden calls of a module."""
     found = {imported.partition(".")[0] for imported in imports(tree)} & RUNS_WHAT_IT_READS
     yield from (f"imports {module}" for module in sorted(found - MAY_IMPORT.get(name, set())))
     for node in ast.walk(tree):
@@ -77,7 +77,7 @@ def test_what_is_allowed_is_not() -> None:
 
 
 def test_the_reader_of_pickled_batches_calls_nothing() -> None:
-    """Its allowance is for one class that says for every name whether it may be called."""
+    """The exception for this module covers one class, which decides for every name whether a pickle may call it."""
     tree = TREES["pipeline.sources.cifar"]
     bases = [ast.unparse(base) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for base in node.bases]
     assert bases == ["pickle.Unpickler"]

@@ -1,4 +1,4 @@
-"""How far the library's kernels and precisions agree with the plain float32 loop, on trained checkpoints."""
+"""Agreement of the library's kernels and precisions with the plain float32 loop, on trained checkpoints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.benchmarks.trained import Trained, device
 
 
 def share(one: Tensor, other: Tensor) -> float:
-    """Of values that are equal."""
+    """Return the share of equal values."""
     return round(float((one == other).double().mean()), 5)
 
 
 def measure(trained: Trained, images: int, steps: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Feature alignment, one row per variant: the share of equal signs of the ensemble's first gradient, and of equal values in the end."""
+    """Return one row per variant of feature alignment: shares of equal signs in the first gradient, and of equal values at the end."""
     networks = trained.plain_networks()
     clean, targets = trained.images[:images], trained.targets[:images]
     means = [means.to(device()) for means in trained.means]

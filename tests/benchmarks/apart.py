@@ -1,4 +1,4 @@
-"""A process of its own, for the plain loop as whoever writes it has it: nothing is asked of its allocator, as the library does."""
+"""A separate process for the plain loop, with the default allocator, which the library changes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.benchmarks.trained import Trained
 
 @dataclass(frozen=True)
 class Apart:
-    """That process."""
+    """The separate process."""
 
     pool: ProcessPoolExecutor
 
     def craft(self, method: Method, images: int, batch_size: int, of: plain.Gradient = plain.gradient) -> None:
-        """One outer step of the plain loop for so many images; returns when it is done."""
+        """Run one outer step of the plain loop on that many images, and return when it is done."""
         self.pool.submit(_craft, method, images, batch_size, of).result()
 
     def ours(self, method: Method, images: int) -> None:
-        """One outer step of the library for so many images; returns when it is done."""
+        """Run one outer step of the library on that many images, and return when it is done."""
         self.pool.submit(_ours, method, images).result()
 
 
@@ -40,8 +40,8 @@ _networks: list[Network]
 
 @contextmanager
 def apart(trained: Trained, threads: int) -> Iterator[Apart]:
-    """A process that has the ensemble and computes with so many threads; it ends with the context."""
-    assert trained.means  # computed here, and sent
+    """Yield a process with the ensemble and that many threads; it ends with the context."""
+    assert trained.means  # computed here, then sent
     given = (pickle.dumps(trained), threads)
     with ProcessPoolExecutor(1, get_context("spawn"), _begin, given) as pool:
         yield Apart(pool)

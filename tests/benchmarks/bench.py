@@ -1,4 +1,4 @@
-"""How fast crafting is, measured against a plain loop on this machine, and the table of docs/performance.md written from it.
+"""The speed of crafting, measured against a plain loop on this machine, and the table of docs/performance.md.
 
 python -m tests.benchmarks.bench                  measure into tests/benchmarks/speed.json; a few minutes on two cores, which should be idle
 python -m tests.benchmarks.bench table            write the table into docs/performance.md
@@ -33,18 +33,18 @@ from tests.benchmarks.trained import Trained, device, train
 
 CARD = Path(__file__).parent / "speed.json"
 BEGIN, END = "<!-- speed: made by tests/benchmarks/bench.py -->", "<!-- end of speed -->"
-STAGE_SECONDS = 40  # of crafting, so that the ends of a stage do not decide its rate
-BUSY = 1.0  # load average before the start, above which figures are of other work as well
+STAGE_SECONDS = 40  # of crafting, so that a stage's start and end do not decide its rate
+BUSY = 1.0  # load average before the start; above it, other work distorts the figures
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much is asked of one network."""
+    """The work for one network."""
 
     training_images: int
-    checkpoints: int  # which is also the number of epochs
+    checkpoints: int  # also the number of epochs
     images: int  # crafted in one repetition
     repetitions: int
     agreeing_images: int
@@ -53,12 +53,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured; the first network is the small one, of which everything is measured."""
+    """The extent of the measurement; the first network is the small one, for which everything is measured."""
 
     loads: dict[str, Load]
-    batch_size: int  # of the plain loop: that of the paper's training
-    batches: tuple[int, ...]  # others of the plain loop, for comparison
-    shards: tuple[int, ...]  # after which the memory of a worker is read
+    batch_size: int  # of the plain loop, as in the paper's training
+    batches: tuple[int, ...]  # other sizes for the plain loop, for comparison
+    shards: tuple[int, ...]  # read a worker's memory after this many shards
 
 
 QUICK = Scale({"resnet8": Load(80, 2, 16, 1, 16, 3)}, 16, (8, 16), (1, 2))
@@ -67,14 +67,14 @@ GPU = Scale({"resnet8": Load(10000, 5, 2048, 5, 64, 10), "resnet18": Load(2000, 
 
 
 def variants(compiled: bool) -> list[str]:
-    """What is compared on this machine."""
+    """Return the variants to compare on this machine."""
     if device().type == "cuda":
         return ["fused, float32", "fused, tf32", "fused, bf16", "compiled, bf16"]
     return ["plain kernels, float32", "fused, float32", "fused, bf16", *(["compiled, float32"] if compiled else [])]
 
 
 def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> dict[str, Any]:
-    """Gradients per second of one network, with every core and with one, as a task of the pipeline has it."""
+    """Measure gradients per second of one network, with all cores and with one, as in a task of the pipeline."""
     log.info("%s: gradients per second", trained.name)
     images, repeat = load.images, load.repetitions
     found: dict[str, Any] = {"against_plain": rates.against_plain(trained, images, scale.batch_size, rates.METHODS, repeat)}
@@ -87,7 +87,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
         found["plain_by_batch"] = rates.by_batch(trained, max(sizes), sizes, repeat)
         found["by_memory"] = rates.by_memory(trained, images, repeat)
         found["growth"] = rates.growth(trained, 2 * images, repeat)
-    if small or device().type == "cuda":  # on a CPU the large network would take a minute for each
+    if small or device().type == "cuda":  # on a CPU the large network takes a minute for each
         found["by_variant"] = rates.by_variant(trained, images, names, repeat)
     log.info("%s: agreement with the plain loop", trained.name)
     found["agreement"] = agreement.measure(trained, load.agreeing_images, load.agreeing_steps, names)
@@ -95,7 +95,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
 
 
 def steps_for(trained: Trained, found: dict[str, Any], quick: bool) -> int:
-    """Outer steps that keep the protect stage busy for long enough."""
+    """Return the outer steps that keep the protect stage busy for long enough."""
     row = found["against_plain"][-1]
     workers = 1 if device().type == "cuda" else len(os.sched_getaffinity(0))
     rate = row["ours"] * (workers if row["threads"] == 1 else 1)
@@ -103,7 +103,7 @@ def steps_for(trained: Trained, found: dict[str, Any], quick: bool) -> int:
 
 
 def measure(quick: bool, compiled: bool) -> dict[str, Any]:
-    """The card."""
+    """Measure everything, and return the card."""
     scale = QUICK if quick else GPU if device().type == "cuda" else CPU
     names = variants(compiled)
     use_cpu(torch.get_num_threads())
@@ -129,7 +129,7 @@ def measure(quick: bool, compiled: bool) -> dict[str, Any]:
 
 
 def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, Any]:
-    """The protect stage of the small network, and what a worker of it holds."""
+    """Measure the protect stage of the small network, and the memory of its worker."""
     log.info("%s: the protect stage, %d steps", trained.name, steps)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         prepared = whole_stage.prepare(Path(folder), trained, steps)
@@ -142,7 +142,7 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
 
 
 def table(card: dict[str, Any]) -> str:
-    """The section of docs/performance.md: gradients per second, then the stage and the memory, then how far the two agree."""
+    """Return the section of docs/performance.md: gradients per second, the stage and its memory, and the agreement."""
     lines = ["| network, 32x32 | method | threads | plain loop, gradients/s | with `backward()` | ours | ratios | convolutions alone |"]
     lines += ["|" + "---|" * 8]
     lines += [
@@ -184,7 +184,7 @@ def table(card: dict[str, Any]) -> str:
 
 
 def _agreement(card: dict[str, Any]) -> list[str]:
-    """How far the arithmetic is that of the plain loop, as a table."""
+    """Return the table of agreement with the plain loop."""
     return [
         "| network | our arithmetic | equal signs of the first gradients | equal values of the finished images |",
         "|" + "---|" * 4,
@@ -198,7 +198,7 @@ def _agreement(card: dict[str, Any]) -> list[str]:
 
 
 def _alone(rates: dict[str, dict[str, float]]) -> str:
-    """The same with one worker, where there are several."""
+    """Return the same rates with one worker, if the stage has several."""
     if len(rates["stage"]) < 2:
         return ""
     stage, bare = rates["stage"]["1"], rates["bare"]["1"]
@@ -211,7 +211,7 @@ def _memory(found: dict[str, dict[str, float]]) -> str:
 
 
 def details(card: dict[str, Any]) -> str:
-    """The rest of the card, for whoever has just measured."""
+    """Return the rest of the card, for printing after a measurement."""
     lines = []
     for name, found in card["networks"].items():
         lines += [

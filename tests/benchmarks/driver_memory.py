@@ -1,8 +1,8 @@
 """Memory of the driver while a large run is reported and logged: `python -m tests.benchmarks.driver_memory`.
 
-The run is made up, with as many rows as ImageNet has images and a thousand classes, of which one is not protected. Only the few shards that
-pictures are taken from exist. Measured in a fresh process: what it holds with everything imported, and the most that it ever holds while
-the report is written and every stage logged, in MLflow with a database of its own.
+The run is made up: as many rows as ImageNet has images, and a thousand classes, all but one protected. Only the few shards that pictures
+come from exist. A fresh process measures its memory with everything imported, and its peak while it writes the report and logs every
+stage in MLflow, in a separate database.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ TEST_SHARE = 25  # training images for each test image
 OF_A_SHARD = 250
 EXISTING = CLASSES // OF_A_SHARD  # shards with images: the first image of every class lies in these
 CHECKPOINTS = 30
-MOST_MIB = 286.0  # 300 MB, above what is held with everything imported
+MOST_MIB = 286.0  # 300 MB, beyond the memory with everything imported
 
 
 def make(run: Path, rows: int, side: int) -> RunConfig:
-    """Write a finished run of so many training images, `side` pixels a side, all stages but the report; return its configuration."""
+    """Write a finished run of that many training images, `side` pixels a side, without the report; return its configuration."""
     base = preset("cifar10")
     config = replace(base, run=str(run), data="made-up", victim=replace(base.victim, seeds=(0,)))
     folder, generator = Folder.open(str(run)), np.random.default_rng(0)
@@ -78,7 +78,7 @@ def _shards(folder: Folder, rows: int, images: np.ndarray[Any, Any]) -> list[Sha
 
 
 def _table(folder: Folder, name: str, rows: int, schema: pa.Schema, columns: Callable[[np.ndarray[Any, Any]], dict[str, Any]]) -> None:
-    """Write a table of so many rows; `columns` gives the columns of the rows at these positions."""
+    """Write a table of that many rows; `columns` returns the columns of the rows at given positions."""
     with tempfile.TemporaryFile() as file:
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for start in range(0, rows, ROW_GROUP):
@@ -157,7 +157,7 @@ def _victims(config: RunConfig, folder: Folder) -> None:
 
 
 def watched(config: RunConfig) -> dict[str, float]:
-    """Report a run and log every stage of it; return what this process held before, and the most that it held, in MiB."""
+    """Report a run and log all its stages; return the memory of this process before and at its peak, in MiB."""
     import mlflow  # noqa: F401  # loaded anyway, as is what draws: neither grows with the run
     from mlflow import MlflowClient  # noqa: F401
 
@@ -174,7 +174,7 @@ def watched(config: RunConfig) -> dict[str, float]:
 
 
 def measure(rows: int, side: int) -> dict[str, Any]:
-    """Return the figures of a made-up run of so many training images, `side` pixels a side."""
+    """Return the figures of a made-up run of that many training images, `side` pixels a side."""
     with tempfile.TemporaryDirectory() as scratch:
         found = in_a_fresh_process(watched, make(Path(scratch) / "run", rows, side))
     above = round(found["report_and_tracker_mib"] - found["imported_mib"], 1)
@@ -182,7 +182,7 @@ def measure(rows: int, side: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Measure, print, and write a card where one is asked for."""
+    """Measure, print, and write a card if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=IMAGENET, help="training images")
     parser.add_argument("--side", type=int, default=224, help="pixels, a multiple of 8")

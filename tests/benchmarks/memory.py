@@ -1,4 +1,4 @@
-"""Memory of crafting, each figure from a fresh process of its own, in MiB."""
+"""Memory of crafting, each figure from a fresh process, in MiB."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ R = TypeVar("R")
 
 
 def in_a_fresh_process(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """What a module-level function returns in a new Python."""
+    """Return the result of a module-level function in a new Python process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **named).result()
 
 
 def resident(kind: str) -> float:
-    """Memory of this process: VmRSS, now, or VmHWM, at most so far.
+    """Return the memory of this process: VmRSS, now, or VmHWM, the peak so far.
 
-    Not getrusage: what it calls a process's maximum begins with that of the process it was started from.
+    Peaks of getrusage are of no use: they begin with that of the parent process.
     """
     found = re.search(rf"^{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found
@@ -57,9 +57,9 @@ def _crafting(kind: str, packed: bytes, images: int, batch_size: int, threads: i
 
 
 def crafting(trained: Trained, images: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """Of one outer step of feature alignment, by the plain loop in batches of `batch_size` and by the library.
+    """Measure one outer step of feature alignment, by the plain loop in batches of `batch_size` and by the library.
 
-    On a GPU the most that was allocated on it; else what the process held with the ensemble loaded, and the most it ever held.
+    On a GPU this is the peak of its allocations; else the memory of the process with the ensemble loaded, and its peak.
     """
     assert len(trained.means) == len(trained.networks)  # computed here, because computing them takes memory as well
     packed = pickle.dumps(trained)
@@ -76,5 +76,5 @@ def _worker(task: CraftingTask, shards: Sequence[Shard], after: Sequence[int]) -
 
 
 def of_a_worker(task: CraftingTask, shards: Sequence[Shard], after: Sequence[int]) -> dict[str, float]:
-    """What one process holds after so many shards, by the body of the stage's tasks; one outer step each, which takes as much as thirty."""
+    """Measure one process after that many shards of the stage's task, with one outer step each: thirty take as much memory."""
     return in_a_fresh_process(_worker, replace(task, config=replace(task.config, steps=1)), shards, after)

@@ -1,8 +1,8 @@
-"""SEP, SEP-FA and SEP-FA-VR as people write them in an afternoon: what the fast loop is measured against, and has to agree with.
+"""SEP, SEP-FA and SEP-FA-VR as written in an afternoon: the fast loop has to agree with this one, and is measured against it.
 
-float32, contiguous, the networks as they were trained (in eval mode, weights that require gradients, batch-norm of its own), all of them on
-the device, the whole forward pass with its head. Gradients of the pixels are asked for in one of two ways: alone, or by `loss.backward()`,
-as tutorials do, which computes those of the weights as well.
+float32, contiguous, the networks as they were trained (in eval mode, weights that require gradients, batch-norm not folded), all of them on
+the device, the whole forward pass with its head. Gradients of the pixels are computed in one of two ways: alone, or by `loss.backward()`,
+as in tutorials, which also computes those of the weights.
 
 Legend: B images, C channels, H W pixels, K classes, D feature width, N checkpoints, M inner steps, T outer steps.
 """
@@ -22,19 +22,19 @@ Gradient = Callable[[Network, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def loss(network: Network, x: Tensor, targets: Tensor, means: Tensor | None) -> Tensor:
-    """Of a batch of pixels `(B, C, H, W)`."""
+    """Return the loss of a batch of pixels `(B, C, H, W)`."""
     features, logits = network(x)
     return functional.cross_entropy(logits, targets) if means is None else functional.mse_loss(features, means[targets])
 
 
 def gradient(network: Network, x: Tensor, targets: Tensor, means: Tensor | None) -> Tensor:
-    """Of the loss with respect to the pixels, `(B, C, H, W)`, and to nothing else."""
+    """Return the gradient of the loss with respect to the pixels alone, `(B, C, H, W)`."""
     x = x.detach().requires_grad_(True)
     return torch.autograd.grad(loss(network, x, targets, means), x)[0]
 
 
 def backward(network: Network, x: Tensor, targets: Tensor, means: Tensor | None) -> Tensor:
-    """The same, with the gradients of the weights as well."""
+    """Return the same gradient, but compute those of the weights as well."""
     network.zero_grad()
     x = x.detach().requires_grad_(True)
     torch.autograd.backward(loss(network, x, targets, means))
@@ -43,19 +43,19 @@ def backward(network: Network, x: Tensor, targets: Tensor, means: Tensor | None)
 
 
 def step(x: Tensor, direction: Tensor, clean: Tensor, eps_levels: int) -> Tensor:
-    """One grey level down, inside the ball and inside the range."""
+    """Move one grey level down, inside the ball and inside the range."""
     x = x - direction.sign()
     x = torch.max(torch.min(x, clean + eps_levels), clean - eps_levels)
     return x.clamp(0, 255)
 
 
 def all_gradients(networks: Sequence[Network], x: Tensor, targets: Tensor, means: Means, of: Gradient = gradient) -> list[Tensor]:
-    """Of every checkpoint."""
+    """Return the gradient of every checkpoint."""
     return [of(network, x, targets, means[i] if means else None) for i, network in enumerate(networks)]
 
 
 def sep(networks: Sequence[Network], clean: Tensor, targets: Tensor, means: Means, eps_levels: int, steps: int, of: Gradient) -> Tensor:
-    """SEP; SEP-FA where means are given."""
+    """Craft by SEP, or by SEP-FA if class means are given."""
     x = clean.clone()
     for _ in range(steps):
         total = torch.zeros_like(x)
@@ -74,7 +74,7 @@ def sep_variance_reduced(
     draws: Sequence[Sequence[int]],
     of: Gradient,
 ) -> Tensor:
-    """SEP-FA-VR; `draws` names the checkpoints of the inner steps, `(T, M)`."""
+    """Craft by SEP-FA-VR; `draws` names the checkpoints of the inner steps, `(T, M)`."""
     x = clean.clone()
     for drawn in draws:
         each = all_gradients(networks, x, targets, means, of)
@@ -98,7 +98,7 @@ def craft(
     draws: Sequence[Sequence[int]] | None = None,
     of: Gradient = gradient,
 ) -> Tensor:
-    """Protected images of clean ones, both `(B, C, H, W)` uint8 on the CPU; with variance reduction where draws are given."""
+    """Return protected images, from clean ones `(B, C, H, W)` uint8 on the CPU; with variance reduction if draws are given."""
     device = next(networks[0].parameters()).device
     done = []
     for batch, wanted in zip(torch.split(images, batch_size), torch.split(targets, batch_size), strict=True):

@@ -1,6 +1,6 @@
 """One JSON card per published result, written from finished runs, and the tables of the pages written from the cards.
 
-python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs that differ in their seed, or in what victims they trained
+python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs that differ in their seed or their victims
 python tests/benchmarks/publish.py all                        write every table
 python tests/benchmarks/publish.py highlights                 write the three results of README.md
 python tests/benchmarks/publish.py TABLE                      write one table of docs/results.md: `table`, or, from the cards so named,
@@ -28,21 +28,21 @@ from pipeline.storage.run import open_run
 from tests.benchmarks import tables
 from tests.benchmarks.tables import TABLES, Card, with_table
 
-# Settings that decide no figure, or are told apart.
+# Settings that do not change a figure, or that the card lists one by one.
 WHERE = ("run", "data", "seed", "preset", *marked(RunConfig))
 
 
 def spread(values: list[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation, with more decimals than are shown, or what is rounded twice would differ from the reports."""
+    """Return mean and sample standard deviation, with more decimals than are shown: rounded twice, they would differ from reports."""
     of = Spread.of(values)
     return {"mean": round(of.mean, 4), "std": None if of.deviation is None else round(of.deviation, 4)}
 
 
 def make(name: str, runs: list[str]) -> Card:
-    """The card of some runs of one configuration, or of runs that trained different victims on one and the same release.
+    """Return the card of runs of one configuration, or of runs that trained different victims on the same release.
 
     Raises:
-        ValueError: the runs differ in more than their seed and victims, lack victims, or victims of theirs cannot be put together.
+        ValueError: the runs differ in more than their seed and victims, lack victims, or their victims cannot be combined.
     """
     read = [RunResults.read(open_run(run)) for run in runs]
     stages = [results.manifests for results in read]
@@ -54,7 +54,7 @@ def make(name: str, runs: list[str]) -> Card:
     if unfinished:
         raise ValueError(f"these runs have not finished their victims: {', '.join(unfinished)}")
     victims = [tree["victim"] for i, tree in enumerate(trees) if tree["victim"] not in [earlier["victim"] for earlier in trees[:i]]]
-    # Runs that share a release, or an earlier stage, hold copies of it: what was made once counts once.
+    # Runs that share a release or an earlier stage hold copies of it, which count once.
     made = {(stage, manifest.digest): (results, manifest) for results in read for stage, manifest in results.manifests.items()}
     releases = [results for (stage, _), (results, _) in made.items() if stage == "protect"]
     released = [results.manifests["protect"].counts for results in releases]
@@ -70,7 +70,7 @@ def make(name: str, runs: list[str]) -> Card:
         "protected_classes": len(counts["classes"]),
         "settings": settings[0] | {"victim": victims[0] if len(victims) == 1 else victims},
         "linf_levels": max(stage["protect"].counts["linf_levels"] for stage in stages),
-        # Of methods that train against their noise: whether it was done, or the rounds ran out.
+        # For methods that train against their noise: whether they converged, or the rounds ran out.
         **{name: spread([each[name] for each in released]) for name in ("noise_rounds", "noise_error") if name in counts},
         "psnr_db": spread([float(results.samples.measures["psnr_db"].mean(dtype=float)) for results in releases]),
         "gradient_cosines": [  # of the first release; between pairs of checkpoints, the network None: of several networks' last ones
@@ -84,7 +84,7 @@ def make(name: str, runs: list[str]) -> Card:
 
 
 def trained(read: list[RunResults], trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracies per network, countermeasure and kind of data over the trainings of all runs.
+    """Return accuracies per network, countermeasure and kind of data over the trainings of all runs.
 
     Raises:
         ValueError: a training would count twice, or trainings that count as one had different settings.

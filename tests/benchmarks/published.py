@@ -1,10 +1,10 @@
-"""Published figures, which the README puts beside ours: percent of clean CIFAR-10 test images, at 8/255, ResNet18, all 50,000 images.
+"""Published figures for comparison with ours: percent of clean CIFAR-10 test images, at 8/255, ResNet18, all 50,000 images.
 
-ISS is the table in the README of "Image Shortcut Squeezing"; PIL another paper's re-run of SEP, so second-hand; APBench is that
-benchmark's leaderboard; MI-UE a note to that paper.
+ISS is the table in the README of "Image Shortcut Squeezing". PIL is another paper's re-run of SEP, so second-hand. APBench is that
+benchmark's leaderboard, MI-UE a note to that paper.
 
-Only what is the same operation stands beside ours. Details differ: cutout leaves black there and grey here, CutMix and mixup draw for each
-image there (of PIL's a quarter stay unmixed) and for a batch here, and APBench's adversarial training takes 10 steps, ours 7.
+Figures stand beside ours only if the operation is the same. Details differ: cutout leaves black there and grey here, CutMix and mixup draw
+for each image there (of PIL's a quarter stay unmixed) and for a batch here, and APBench's adversarial training takes 10 steps, ours 7.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """What is known of one countermeasure; None where nothing was published.
+    """The published figures of one countermeasure; None for unpublished ones.
 
     Attributes:
         clean: trained on clean images.
         sep: on images protected by SEP.
         tap: on images protected by TAP, its nearest cousin.
-        source: of these.
+        source: of these figures.
     """
 
     clean: float | None
@@ -29,7 +29,7 @@ class Published:
     source: str
 
 
-# Not here, for what was published under the same name is something else: `gaussian-blur` (7.88 for TAP in APBench, as in ISS with a
+# Left out, because the published operation of this name is another: `gaussian-blur` (7.88 for TAP in APBench, as in ISS with a
 # deviation of 0.1 pixels, which changes no level), `bit-depth-2` (70.75: posterised, so cut off and darker, where ours rounds), `ueraser`
 # (79.05: against TAP the authors compress images by JPEG besides).
 PUBLISHED = {
@@ -43,7 +43,7 @@ PUBLISHED = {
     "adversarial-8": Published(84.9, None, 79.92, "MI-UE; TAP: APBench"),
 }
 
-# What ISS has of each method, by countermeasure; of `clean` images besides.
+# Figures of ISS for each method and for `clean` images, by countermeasure.
 BY_METHOD: dict[str, dict[str, float]] = {
     "clean": {"none": 94.68, "grayscale": 92.41, "jpeg-10": 85.38},
     "sep": {"none": 3.85, "grayscale": 3.57, "jpeg-10": 84.37},

@@ -1,4 +1,4 @@
-"""Gradients per second of the plain loop and of the library, taken in turns, and how time grows."""
+"""Gradients per second of the plain loop and of the library, measured in turns, and growth of the time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.benchmarks.trained import Trained, device
 
 METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
 CONVOLUTIONS = "convolutions_alone"
-# What else the library can be asked for, beside what it does by itself.
+# Other modes of the library, beside its default.
 VARIANTS: dict[str, tuple[Kernels, Precision]] = {
     "plain kernels, float32": ("plain", "float32"),
     "fused, float32": ("fused", "float32"),
@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[Kernels, Precision]] = {
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Everything inside computed by so many threads."""
+    """Compute with that many threads inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -45,9 +45,9 @@ def threads(count: int) -> Iterator[None]:
 
 
 def in_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Least seconds of each, after one call that does not count: A B A B ..., so that a slower minute of the machine meets all alike.
+    """Return the least seconds of each, after a warm-up call: A B A B ..., so that a slow minute of the machine meets all alike.
 
-    The least and not the median: whatever else a shared machine does only ever takes time.
+    The least is better than the median, because other work on a shared machine can only add time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
@@ -61,12 +61,12 @@ def in_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -
 
 
 def gradients(method: Method, images: int, members: int, steps: int = 1) -> int:
-    """How many of them crafting takes."""
+    """Return the number of gradients that crafting takes."""
     return images * CraftConfig(method=method, steps=steps, checkpoints=members).gradients_per_image(members)
 
 
 def against_plain(trained: Trained, images: int, batch_size: int, methods: Sequence[Method], repetitions: int) -> list[dict[str, Any]]:
-    """Gradients per second of both loops, one row per method, all taken in turns; `batch_size` is the plain loop's."""
+    """Measure gradients per second of both loops in turns, one row per method; `batch_size` is that of the plain loop."""
     contenders: dict[str, Callable[[], object]] = {CONVOLUTIONS: convolutions_alone(trained, images)}
     with apart(trained, torch.get_num_threads()) as other:
         for method in methods:
@@ -95,8 +95,8 @@ def against_plain(trained: Trained, images: int, batch_size: int, methods: Seque
 
 
 def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
-    """What computes the convolutions of one gradient an image, and nothing else: what a loop could reach if all the rest took no time."""
-    network = freeze(trained.networks[0], "compiled").to(device())  # folded, and every convolution torch's own
+    """Return a function that computes only the convolutions of a gradient: the limit of a loop whose other work takes no time."""
+    network = freeze(trained.networks[0], "compiled").to(device())  # folded, with torch's own convolutions
     shape = trained.images.shape[1:]
     size = min(images, MicroBatch.fitting(shape, device()).size)
     calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
@@ -122,14 +122,14 @@ def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
 
 
 def by_batch(trained: Trained, images: int, sizes: Sequence[int], repetitions: int) -> dict[str, float]:
-    """Gradients per second of the plain loop (feature alignment) by the size of its batches: what choosing well would give it."""
+    """Measure gradients per second of the plain loop (feature alignment) by batch size: the gain of a good choice."""
     with apart(trained, torch.get_num_threads()) as other:
         seconds = in_turns({str(size): partial(other.craft, "sep-fa", images, size) for size in sizes}, repetitions)
     return {size: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for size, value in seconds.items()}
 
 
 def by_variant(trained: Trained, images: int, names: Sequence[str], repetitions: int) -> dict[str, float]:
-    """Gradients per second of the library (feature alignment) by kernels and precision."""
+    """Measure gradients per second of the library (feature alignment) by kernels and precision."""
     contenders: dict[str, Callable[[], object]] = {}
     for name in names:
         kernels, precision = VARIANTS[name]
@@ -139,7 +139,7 @@ def by_variant(trained: Trained, images: int, names: Sequence[str], repetitions:
 
 
 def by_memory(trained: Trained, images: int, repetitions: int) -> dict[str, float]:
-    """Gradients per second of the library (feature alignment), where the process keeps freed memory, as workers do, and where not."""
+    """Measure gradients per second of the library (feature alignment), with reuse of freed memory, as in workers, and without."""
     with apart(trained, torch.get_num_threads()) as other:
         contenders: dict[str, Callable[[], object]] = {
             "kept": partial(trained.craft, trained.members("sep-fa"), "sep-fa", images, 1),
@@ -150,7 +150,7 @@ def by_memory(trained: Trained, images: int, repetitions: int) -> dict[str, floa
 
 
 def growth(trained: Trained, images: int, repetitions: int) -> dict[str, list[dict[str, float]]]:
-    """Seconds, and microseconds per gradient, of feature alignment as images, checkpoints and steps double twice, up to what is there."""
+    """Measure seconds, and microseconds per gradient, of feature alignment as images, checkpoints and steps double twice."""
     most = len(trained.networks)
     points = {
         "images": [(images // 4, most, 2), (images // 2, most, 2), (images, most, 2)],

@@ -1,7 +1,7 @@
-"""How the protect stage's machinery scales, without crafting: `python -m tests.benchmarks.scale`.
+"""Scaling of the protect stage's machinery, without crafting: `python -m tests.benchmarks.scale`.
 
 10,000 shards on eight local machines of one CPU each, crafted by a function that sleeps and leaves a part as the protect stage does.
-Measured: shards per second, memory of the driver on the way, and how long a start takes to find 9,000 of them finished.
+This measures shards per second, the driver's memory, and the time that a start takes to find 9,000 shards finished.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tests.benchmarks.memory import resident
 from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
 from tests.fixtures.executors import RAY
 
-# Each machine's own bookkeeping for the dashboard would take a core from the others here, where all of them share this one's.
+# All simulated machines share the cores of this one; bookkeeping for the dashboard would take a core from them.
 QUIET = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is simulated."""
+    """The sizes of a simulation."""
 
     shards: int
     images: int  # per shard
@@ -45,14 +45,14 @@ class Sizes:
 
 
 def crafted(folder: Folder, names: list[str], images: int) -> Iterator[tuple[int, float]]:
-    """Number of finished shards and this process's memory in MiB, after each shard."""
+    """Yield the number of finished shards and this process's memory in MiB, after each shard."""
     pieces = [Work(name, (folder, name, images), images) for name in names]
     for done, _ in enumerate(run_all(sleep_shard, pieces, what="simulated"), 1):
         yield done, resident("VmRSS")
 
 
 def warm_up(folder: Folder, sizes: Sizes) -> None:
-    """Until every machine has a worker that has imported what it needs."""
+    """Wait until every machine has a worker with its imports done."""
     seen: set[str] = set()
     while len(seen) < sizes.nodes:
         names = [f"train-{number:06d}.tar" for number in range(2 * sizes.nodes)]
@@ -60,7 +60,7 @@ def warm_up(folder: Folder, sizes: Sizes) -> None:
 
 
 def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
-    """The figures of one simulation in an empty folder."""
+    """Return the figures of one simulation in an empty folder."""
     names = [f"train-{number:06d}.tar" for number in range(sizes.shards)]
     warm_up(folder.child("first"), sizes)
     memory: dict[str, float] = {"before": resident("VmRSS")}

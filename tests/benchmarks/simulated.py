@@ -1,6 +1,6 @@
-"""What takes the place of crafting where only the machinery around it is measured.
+"""Stand-ins for crafting, to measure only the machinery around it.
 
-A module of its own, as the stages' are: of what a script itself defines, Ray would send the code along with every task.
+They have their own module, as tasks of the stages do: Ray would send the code of functions in a script along with every task.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WARM_SECONDS = 2.0
 
 @lru_cache(maxsize=1)
 def _content(images: int) -> tuple[bytes, Shard, pa.Table]:
-    """Of every shard: it is made once in a process, as making it is no part of what is measured."""
+    """Return the content of every shard, built once in a process, because building it is not measured."""
     png = encode_png(np.zeros((2, 2, 3), np.uint8))
     keys = [f"image-{i}" for i in range(images)]
     data = encode_shard([Sample(key, png, 0, b"{}") for key in keys])
@@ -39,7 +39,7 @@ def _content(images: int) -> tuple[bytes, Shard, pa.Table]:
 
 
 def sleep_shard(folder: Folder, name: str, images: int) -> FinishedShard:
-    """A shard and its part, as crafting would leave them."""
+    """Write a shard and its record, as crafting does."""
     time.sleep(SLEEP_SECONDS)
     data, shard, rows = _content(images)
     folder.write(name, data)
@@ -47,7 +47,7 @@ def sleep_shard(folder: Folder, name: str, images: int) -> FinishedShard:
 
 
 def occupied(folder: Folder, name: str) -> str:
-    """The machine that did this, after long enough for the others to get something to do as well."""
+    """Return the machine of this task, after a wait that lets other machines get tasks as well."""
     sleep_shard(folder, name, 1)
     time.sleep(WARM_SECONDS)
     return str(ray.get_runtime_context().get_node_id())

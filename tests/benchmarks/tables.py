@@ -19,7 +19,7 @@ CARDS = Path(__file__).parent / "cards"
 ROOT = Path(__file__).parents[2]
 README, RESULTS, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md"
 Card = dict[str, Any]
-# The README's three results: what the reader is told, and the card and countermeasure that the figures come from.
+# The README's three results: the text, and the card and countermeasure of the figures.
 HIGHLIGHTS = (
     ("5,000 CIFAR-10 images", "cifar10-small-sep-fa", "none"),
     ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa", "none"),
@@ -29,31 +29,31 @@ KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods")
 
 
 def cards(kind: str) -> list[Card]:
-    """The cards of one table, by name; `table` has those of no other."""
+    """Return the cards of one table, by name; `table` has the cards of no other table."""
     every = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"), key=lambda path: path.stem)]
     named = {other: [card for card in every if card["name"].startswith(f"{other}-")] for other in KINDS}
     return named[kind] if kind in named else [card for card in every if not any(card in own for own in named.values())]
 
 
 def pairs(card: Card) -> list[tuple[Card, Card]]:
-    """The same victim on clean and on protected images."""
+    """Yield the same victim on clean and on protected images."""
     victims = {(v["network"], v["countermeasure"], v["data"]): v for v in card["victims"]}
     return [(clean, victims[network, name, "protected"]) for (network, name, data), clean in victims.items() if data == "clean"]
 
 
 def shown(figure: dict[str, float | None]) -> str:
-    """`10.3 ± 0.4`."""
+    """Return a figure as `10.3 ± 0.4`."""
     return f"{figure['mean']:.1f}" + (f" ± {figure['std']:.1f}" if figure["std"] is not None else "")
 
 
 def measured(victim: Card, *, bold: bool = False) -> str:
-    """Accuracy after the last epoch, and, where not all classes are protected, that on the others."""
+    """Return the accuracy after the last epoch and, if only some classes are protected, that on the others."""
     last, other = shown(victim["last_accuracy"]), victim.get("other_accuracy")  # cards of earlier versions lack it
     return (f"**{last}**" if bold else last) + (f" (others {shown(other)})" if other else "")
 
 
 def setting(card: Card, quote: str = "") -> str:
-    """The preset, and what a card has besides the usual: part of the classes protected, other targets."""
+    """Return the preset and any unusual settings of a card: protection of some classes only, other targets."""
     said = [f"{quote}{card['preset']}{quote}"]
     if card.get("protected_classes") != card.get("classes"):
         said.append(f"{card['protected_classes']} of {card['classes']} classes")
@@ -63,17 +63,17 @@ def setting(card: Card, quote: str = "") -> str:
 
 
 def origin(card: Card) -> str:
-    """What a release was made with, for the line above a table."""
+    """Return the settings of a release, for the line above a table."""
     return f"Surrogate {card['surrogate']}, preset {setting(card, '`')}, {card['method']} at {card['budget']}"
 
 
 def rows(header: str, lines: list[str]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     return "\n".join([f"| {header} |", "|" + "---|" * len(header.split("|")), *(f"| {line} |" for line in lines)])
 
 
 def highlights() -> str:
-    """One line per result of the README; of cards that are there, because a test may have others."""
+    """Return one line per result of the README, if its card exists: a test may have others."""
     by_name = {card["name"]: card for card in cards("table")}
     return rows(
         "network trained on | clean images | protected images",
@@ -87,7 +87,7 @@ def highlights() -> str:
 
 
 def results() -> str:
-    """One line per network and countermeasure of each card."""
+    """Return one line per network and countermeasure of each card."""
     return rows(
         "data, preset | method, budget | victim | countermeasure | n | clean | protected | peak | relabelled | PSNR",
         [
@@ -101,7 +101,7 @@ def results() -> str:
 
 
 def targets() -> str:
-    """One line per kind of targets, under what they have in common."""
+    """Return one line per kind of targets, below their common settings."""
     order, found = get_args(Targets), cards("targets")
     common = {origin({**card, "targets": "shift"}): None for card in found}
     table = rows(
@@ -118,7 +118,7 @@ def targets() -> str:
 
 
 def transfer() -> str:
-    """For each kind of release the victim networks, under what it was made with."""
+    """Return the victim networks of each kind of release, below its settings."""
     lines: dict[str, list[str]] = {}
     for card in cards("transfer"):
         lines.setdefault(origin(card), []).extend(
@@ -132,14 +132,14 @@ def transfer() -> str:
 
 
 def schedule(card: Card, victim: Card) -> tuple[int, int, float]:
-    """For how many epochs, in what batches and at what largest learning rate a victim was trained."""
+    """Return a victim's epochs, batch size and largest learning rate."""
     sections = card["settings"]["victim"]
     section = next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
     return section["epochs"], section["batch_size"], section["lr"]
 
 
 def kernels() -> str:
-    """One line per way to compute the same gradients; cards that do not say in what precision are of a CPU's float32."""
+    """Return one line per way to compute the same gradients; cards without a precision used float32 on a CPU."""
     return rows(
         "arithmetic | n | clean | protected | peak | relabelled",
         [
@@ -152,7 +152,7 @@ def kernels() -> str:
 
 
 def countermeasures() -> str:
-    """For each kind of release one line per countermeasure, with what was published beside it."""
+    """Return one line per countermeasure for each kind of release, beside published figures."""
     parts = []
     header = "countermeasure | n | clean | protected | peak | relabelled | published: clean | SEP | TAP | source"
     for card in cards("countermeasures"):
@@ -165,14 +165,14 @@ def countermeasures() -> str:
 
 
 def _on_release(ours: Card) -> str:
-    """Accuracy after the last epoch, peak and relabelled; nothing of a victim that had no image of the release."""
+    """Return accuracy after the last epoch, peak and relabelled; blanks for a victim without images of the release."""
     if clean_share(ours["countermeasure"]) == CLEAN_ONLY:
         return "– | – | –"
     return f"{measured(ours, bold=True)} | {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
 
 
 def beside(countermeasure: str) -> str:
-    """What was published: clean, SEP, TAP, source."""
+    """Return the published figures: clean, SEP, TAP, source."""
     known = PUBLISHED.get(countermeasure)
     if known is None:
         return " | | | "
@@ -180,9 +180,9 @@ def beside(countermeasure: str) -> str:
 
 
 def methods() -> str:
-    """One line per method and one for clean images, a column per countermeasure that several of them were measured under.
+    """Return one line per method and one for clean images, with a column per countermeasure that several of them met.
 
-    In parentheses what was published of the method, with feature alignment of SEP.
+    Published figures are in parentheses: those of the method, or, with feature alignment, those of SEP.
     """
     found = sorted(cards("methods"), key=lambda card: list(METHODS).index(card["method"]))
     by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
@@ -205,13 +205,13 @@ def methods() -> str:
 
 
 def known(method: str, countermeasure: str) -> str:
-    """` (8.2)`, what was published."""
+    """Return a published figure as ` (8.2)`."""
     figure = BY_METHOD.get("sep" if method.startswith("sep") else method, {}).get(countermeasure)
     return "" if figure is None else f" ({figure:.1f})"
 
 
 def trainings(card: Card) -> str:
-    """Which networks were trained, and how."""
+    """Return the trained networks and their settings."""
     return ", ".join(
         dict.fromkeys(f"{v['network']} ({schedule(card, v)[0]} epochs in batches of {schedule(card, v)[1]})" for v in card["victims"])
     )
@@ -229,7 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def page(name: str) -> Path:
-    """The page that shows a table."""
+    """Return the page that shows a table."""
     return README if name == "highlights" else RESULTS
 
 

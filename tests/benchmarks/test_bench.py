@@ -1,4 +1,4 @@
-"""The benchmark: it runs, it counts what it says, and what it compares computes the same. Never a time."""
+"""The benchmark: it runs, its counts are right, and its contenders compute the same. No test looks at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def trained() -> Trained:
 
 @pytest.fixture(scope="module")
 def card(ray_2_cpus: Resources) -> dict[str, Any]:
-    """What the quick mode measures."""
+    """The card of the quick mode."""
     return measure(quick=True, compiled=False)
 
 

@@ -37,7 +37,7 @@ def test_card_says_how_it_was_measured(path: Path) -> None:
     card = json.loads(path.read_text())
     for field in ("hardware", "versions", "settings", "seeds", "psnr_db", "seconds"):
         assert card[field], field
-    if card["budget"].endswith("/255"):  # of the L-infinity ball; the other budgets say nothing of a single value
+    if card["budget"].endswith("/255"):  # an L-infinity ball; other budgets do not limit a single value
         assert card["linf_levels"] <= int(card["budget"].split("/")[0])
     assert {victim["data"] for victim in card["victims"]} == {"clean", "protected"}
 
@@ -77,14 +77,14 @@ def write(run: Path, **victim: Any) -> RunConfig:
 
 
 def copied(first: RunConfig, run: Path, **victim: Any) -> RunConfig:
-    """Other victims on the same release."""
+    """Return a run with other victims on the same release."""
     shutil.copytree(first.run, run, ignore=shutil.ignore_patterns("victim"))
     config = replace(first, run=str(run), victim=replace(first.victim, **victim))
     return finished_run.write(run, ("victim",), config)[0]
 
 
 def of_noise(run: Path, seed: int, rounds: int, error: float) -> RunConfig:
-    """A run whose release says of itself how far its noise came."""
+    """Write a run whose release records how far its noise came."""
     config = replace(finished_run.configuration(run), seed=seed)
     config = replace(config, victim=replace(config.victim, epochs=1, seeds=(0,)))
     _, folder = finished_run.write(run, ("pack", "surrogate", "protect"), config)
@@ -95,7 +95,7 @@ def of_noise(run: Path, seed: int, rounds: int, error: float) -> RunConfig:
 
 
 def test_card_says_how_far_error_minimising_noise_came(tmp_path: Path) -> None:
-    """Over releases: what two runs share counts once."""
+    """The card counts releases: one that two runs share counts once."""
     first, second = of_noise(tmp_path / "first", 0, 12, 0.9), of_noise(tmp_path / "second", 1, 30, 2.5)
     more = copied(first, tmp_path / "more", seeds=(1,))
     card = make("name", [first.run, more.run, second.run])
@@ -121,7 +121,7 @@ def test_victims_of_one_release_from_several_runs_make_one_card(tmp_path: Path) 
         (["resnet8"], [1], 1),
         (["vit-small"], [0], 2),
     ]
-    assert card["psnr_db"]["std"] is None  # of the one release they share
+    assert card["psnr_db"]["std"] is None  # of the one shared release
     assert card["seeds"] == [0]
     with pytest.raises(ValueError, match="seed 0 was trained on the same clean images in two runs"):
         make("name", [first.run, first.run])
@@ -132,7 +132,7 @@ def test_victims_of_one_release_from_several_runs_make_one_card(tmp_path: Path) 
 
 @pytest.fixture
 def mixed_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
-    """Of a run with two victim networks and two of three classes protected; no other cards are there."""
+    """The only card, of a run with two victim networks and two of three classes protected."""
     monkeypatch.setattr(tables, "CARDS", tmp_path / "cards")
     tables.CARDS.mkdir()
     run = tmp_path / "run"
@@ -165,7 +165,7 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
     assert f"\n| vit-small | 2, 12, 0.1 | 1 | {last('vit-small', 'clean')} | {last('vit-small', 'protected')} |" in table
 
     put("transfer-more")
-    assert TABLES["transfer"]().count("\n\n") == 1  # one table for what was made alike
+    assert TABLES["transfer"]().count("\n\n") == 1  # one table for equal settings
     assert TABLES["transfer"]().count("| vit-small |") == 2
 
     put("kernels-fused")
@@ -190,7 +190,7 @@ def test_cards_are_shown_where_their_names_say(mixed_card: Card) -> None:
 def test_methods_stand_side_by_side_where_several_were_measured(mixed_card: Card) -> None:
     one = [victim for victim in mixed_card["victims"] if victim["network"] == "resnet8"]
     more = [{**victim, "countermeasure": "jpeg-10"} for victim in one]
-    only = [{**victim, "countermeasure": "grayscale"} for victim in one]  # by one method, so that nothing is beside it
+    only = [{**victim, "countermeasure": "grayscale"} for victim in one]  # a single method, with no other to compare
     for method, budget, victims in (("one-pixel", "1 pixel", one + more), ("tap", "8/255", one), ("sep-fa", "8/255", one + more + only)):
         card = {**mixed_card, "name": f"methods-{method}", "method": method, "budget": budget, "victims": victims}
         (tables.CARDS / f"methods-{method}.json").write_bytes(to_json(card))

@@ -1,4 +1,4 @@
-"""What is measured on: images, and checkpoints of a network that was really trained on them, as both loops want them.
+"""Inputs of the measurements: images, and checkpoints of a network really trained on them, for both loops.
 
 Legend: B images, K classes, D feature width, N checkpoints.
 """
@@ -25,11 +25,11 @@ from tests.benchmarks import plain
 
 EPS_LEVELS = 8
 TRAINING_BATCH = 64
-LR = 0.01  # with 0.1 a ResNet18 leaves so few steps with logits beyond 1000, and gradients too small for float32, which are slow
+LR = 0.01  # at 0.1, logits of a ResNet18 exceed 1000 after so few steps; gradients underflow float32, which is slow
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """Return the GPU if the machine has one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -44,18 +44,18 @@ class Trained:
 
     @property
     def targets(self) -> Tensor:
-        """The paper's."""
+        """The paper's target of every image."""
         return shifted(self.labels, len(CLASSES))
 
     @cached_property
     def means(self) -> list[Tensor]:
-        """Class means of every checkpoint, `(K, D)`, on the CPU."""
+        """The class means of every checkpoint, `(K, D)`, on the CPU."""
         batches = list(zip(torch.split(self.images, 250), torch.split(self.labels, 250), strict=True))
         pairs = [class_sums(freeze(network).to(device()), batches, len(CLASSES)) for network in self.networks]
         return [(sums / counts[:, None]).float() for sums, counts in pairs]
 
     def members(self, method: Method, kernels: Kernels = "fused", count: int | None = None) -> list[Member]:
-        """The ensemble as the library has it, of the first `count` checkpoints or of all."""
+        """Return the ensemble for the library, of the first `count` checkpoints or of all."""
         networks = [freeze(network, kernels).to(device()) for network in self.networks[:count]]
         if kernels == "compiled":
             compile_together(networks)
@@ -64,16 +64,16 @@ class Trained:
         return [Member(network, means.to(device())) for network, means in zip(networks, self.means, strict=False)]
 
     def plain_networks(self) -> list[Network]:
-        """The ensemble as people have it."""
+        """Return the ensemble for the plain loop."""
         return [copy.deepcopy(network).to(device()).to(memory_format=torch.contiguous_format).eval() for network in self.networks]
 
     def plain_craft(
         self, networks: list[Network], method: Method, images: int, steps: int, batch_size: int, of: plain.Gradient = plain.gradient
     ) -> Tensor:
-        """So many protected images, by the plain loop."""
+        """Return that many protected images, by the plain loop."""
         means = None if method == "sep" else [means.to(device()) for means in self.means]
         draws = None
-        if method == "sep-fa-vr":  # as the library draws them
+        if method == "sep-fa-vr":  # the draws of the library
             draws = torch.randint(len(networks), (steps, len(networks)), generator=torch.Generator().manual_seed(0)).tolist()
         return plain.craft(networks, self.images[:images], self.targets[:images], means, EPS_LEVELS, steps, batch_size, draws, of)
 
@@ -86,7 +86,7 @@ class Trained:
         precision: Precision = "auto",
         kernels: Kernels = "fused",
     ) -> Tensor:
-        """So many protected images, by the library; members are of the same kernels."""
+        """Return that many protected images, by the library; members use the same kernels."""
         config = CraftConfig(
             method=method, eps_levels=EPS_LEVELS, steps=steps, checkpoints=len(members), precision=precision, kernels=kernels
         )
@@ -94,7 +94,7 @@ class Trained:
 
 
 def train(name: str, images: int, epochs: int) -> Trained:
-    """A network trained for so many epochs on so many of the generated images."""
+    """Train a network for that many epochs on that many of the generated images."""
     torch.manual_seed(0)
     levels = torch.from_numpy(textures(0, "train", range(images))).permute(0, 3, 1, 2).contiguous()
     labels = torch.arange(images) % len(CLASSES)

@@ -1,4 +1,4 @@
-"""The protect stage, with all that it reads, writes and checks, against the same members crafting in bare processes."""
+"""The protect stage, with its reads, writes and checks, against bare processes that craft with the same members."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _together: Barrier
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that lacks nothing but its protect stage."""
+    """A run that lacks only its protect stage."""
 
     config: RunConfig
     folder: Folder
@@ -82,7 +82,7 @@ def _start_together(barrier: Barrier) -> None:
 
 
 def _craft(packed: bytes, rows: slice, steps: int) -> tuple[float, float]:
-    """When this process began and ended crafting, the ensemble loaded and everything warm."""
+    """Return the times at which this process began and ended crafting, after loading the ensemble and a warm-up."""
     trained: Trained = pickle.loads(packed)
     use_cpu(1)
     members = trained.members("sep-fa")
@@ -95,8 +95,8 @@ def _craft(packed: bytes, rows: slice, steps: int) -> tuple[float, float]:
 
 
 def bare_rate(trained: Trained, processes: int, steps: int) -> float:
-    """Images per second of so many processes of one thread each that do nothing but craft, no Ray, no files, no PNGs."""
-    assert trained.means  # computed here and not by each of them
+    """Return images per second of single-threaded processes that only craft: no Ray, no files, no PNGs."""
+    assert trained.means  # computed once here, not by each process
     packed, context, each = pickle.dumps(trained), get_context("spawn"), len(trained.images) // processes
     rows = [slice(i * each, (i + 1) * each) for i in range(processes)]
     with ProcessPoolExecutor(processes, context, _start_together, (context.Barrier(processes),)) as pool:
@@ -105,7 +105,7 @@ def bare_rate(trained: Trained, processes: int, steps: int) -> float:
 
 
 def measure(prepared: Prepared) -> dict[str, Any]:
-    """Bare, stage, bare: the stage's rate while it crafts against the mean of the two, and what it takes besides."""
+    """Measure bare, stage, bare: the stage's crafting rate against the mean of the other two, and its other time."""
     config, trained, steps = prepared.config, prepared.trained, prepared.config.protect.steps
     first = bare_rate(trained, prepared.workers, steps)
     manifest = protect.execute(config, prepared.folder, RAY)
@@ -130,7 +130,7 @@ def measure(prepared: Prepared) -> dict[str, Any]:
 
 
 def by_workers(prepared: Prepared, measured: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Images per second of the stage and of bare processes by number of workers: one, and one for each core, which `measure` has."""
+    """Return images per second of the stage and of bare processes, for one worker and for one per core, from `measure`."""
     every = str(prepared.workers)
     rates = {kind: {every: measured[f"{kind}_images_per_second"]} for kind in ("stage", "bare")}
     if prepared.workers > 1:
@@ -142,7 +142,7 @@ def by_workers(prepared: Prepared, measured: dict[str, Any]) -> dict[str, dict[s
 
 
 def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float]:
-    """Of one worker after so many shards; the stage has run, and its shards are made anew."""
+    """Measure one worker after that many shards; the stage has run, and its shards are crafted again."""
     config, folder = prepared.config.protect, prepared.folder
     ensemble = Ensemble(folder, choose(read_index(folder), config.per_network), config.kernels, device().type == "cuda")
     out = folder.child("protect")

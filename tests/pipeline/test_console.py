@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from pkgutil import resolve_name
 
 import pytest
 
@@ -33,7 +35,18 @@ def test_anything_else_is_wrong_usage(arguments: list[str], capsys: pytest.Captu
 
 def test_a_command_gets_the_rest_of_the_line_and_gives_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.main(["verify", "--run", "/nowhere/at/all"]) == 1
-    assert "/nowhere/at/all" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("sep verify: ")
+    assert "/nowhere/at/all" in said
+
+
+@pytest.mark.parametrize("name", console.COMMANDS)
+def test_a_command_calls_itself_as_it_was_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main: Callable[[list[str]], int] = resolve_name(f"pipeline.{name}:main")
+    for call, arguments, program in ((main, [], f"{name}.py"), (console.main, [name], f"sep {name}")):
+        with pytest.raises(SystemExit, match="0"):
+            call([*arguments, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: {program} [")
 
 
 def test_the_list_of_commands_loads_none_of_them() -> None:

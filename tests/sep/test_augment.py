@@ -17,12 +17,12 @@ def draw(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Every pixel of an image differs from every other, none is 0."""
+    """Images whose pixels are all different, and never 0."""
     return (1 + torch.arange(16 * 12 * 3).view(1, 3, 16, 12) + torch.arange(200).view(-1, 1, 1, 1)).float()
 
 
 def test_crops_are_shifted_windows_of_the_padded_image(images: Tensor) -> None:
-    """Up to an eighth of the height either way, zeros moving in, each shift as often as another."""
+    """Shifts are at most an eighth of the height either way, equally frequent, and fill in zeros."""
     shifted = crop(images, draw())
     assert shifted.shape == images.shape
     pad = 16 // 8
@@ -51,7 +51,7 @@ def test_flips_are_exact_mirrors_of_about_half(images: Tensor) -> None:
 
 
 def test_resized_crop_stays_in_range_and_cuts_what_it_says() -> None:
-    """On a ramp, the middle and the slope of the result say which window was taken."""
+    """On a ramp, the middle and the slope of the result reveal the window."""
     ramp = torch.linspace(10, 250, 32).view(1, 1, 1, 32).expand(300, 3, 32, 32)
     after = resized_crop(ramp, draw())
     assert after.shape == ramp.shape

@@ -54,7 +54,7 @@ class Case:
 
 
 def trained(name: str) -> Case:
-    """Three checkpoints of really different weights, running statistics and class means."""
+    """Return three checkpoints with really different weights, running statistics and class means."""
     draw = torch.Generator().manual_seed(7)
     labels = torch.arange(20) % K
     waves = 90 * torch.sin(torch.arange(SIDE) * (labels[:, None] + 1.0) / 2)[:, None, None, :]
@@ -265,7 +265,7 @@ def test_the_ensembles_loss_falls_as_random_changes_cannot_make_it(case: Case, m
 
 @pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr"])
 def test_an_image_is_not_released_as_it_is_because_a_gradient_is_no_number(case: Case, method: Method) -> None:
-    """Of one checkpoint of three, whose finite weights overflow."""
+    """One checkpoint of three has finite weights that overflow."""
     members = case.members(method, torch.float32)
     with torch.no_grad():
         for parameter in members[1].network.parameters():

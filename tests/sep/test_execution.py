@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def networks() -> list[Network]:
-    """Two checkpoints with statistics of their own."""
+    """Two checkpoints with different batch-norm statistics."""
     found = []
     for seed in range(2):
         torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def test_fused_kernels_give_the_plain_gradient(networks: list[Network]) -> None:
 def test_compiled_kernels_give_the_plain_gradient_of_each_checkpoint(networks: list[Network]) -> None:
     plain, compiled = gradients(networks, "plain"), gradients(networks, "compiled")
     assert same_signs(plain, compiled) > 0.999
-    assert same_signs(plain, compiled.flip(0)) < 0.9  # one code for both, but each with its own weights
+    assert same_signs(plain, compiled.flip(0)) < 0.9  # both share the compiled code, but not the weights
 
 
 def test_bf16_gradients_point_the_same_way(networks: list[Network]) -> None:
@@ -106,7 +106,7 @@ def test_layout_is_what_the_kernels_want() -> None:
 
 
 class Memory:
-    """A function that needs more memory than there is for more than `most` images at once."""
+    """A function that runs out of memory on more than `most` images at once."""
 
     def __init__(self, most: int, error: RuntimeError) -> None:
         self.most, self.error = most, error
@@ -139,7 +139,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(error: RuntimeError) -
 
 
 def test_true_out_of_memory_of_the_cpu_is_survived() -> None:
-    """What torch really raises where the operating system refuses: more than any machine's address space holds."""
+    """The error is the one that torch really raises when the operating system refuses: no address space is large enough."""
     done = []
 
     def function(part: slice) -> int:
@@ -161,7 +161,7 @@ def test_other_errors_and_one_image_too_many_are_final() -> None:
 
 
 class Scarce:
-    """The gradient, on a device with memory for any number of images until so many gradients were taken, and then for `most`."""
+    """The gradient on a device that has memory for any number of images at first, and after so many gradients only for `most`."""
 
     def __init__(self, most: int, plenty: int) -> None:
         self.most, self.plenty = most, plenty
@@ -179,7 +179,7 @@ class Scarce:
 def test_crafting_gives_the_same_images_where_memory_runs_out(
     networks: list[Network], monkeypatch: pytest.MonkeyPatch, method: Method, when: str
 ) -> None:
-    """What was begun is begun again, towards the same means and, with variance reduction, by the same draws."""
+    """The interrupted batch starts again, towards the same means and, with variance reduction, with the same draws."""
     images = torch.randint(256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.arange(8) % 5
     frozen = [freeze(copy.deepcopy(network).double()) for network in networks]
@@ -195,7 +195,7 @@ def test_crafting_gives_the_same_images_where_memory_runs_out(
     scarce = Scarce(2, {"at once": 0, "in the midst of a step": 3, "after half of the images": of_a_part}[when])
     monkeypatch.setattr(sep.craft, "gradient", scarce)
     assert torch.equal(crafted(4), wanted)
-    begun, left = scarce.plenty + 1, 2 if scarce.plenty == of_a_part else 4  # gradients of four images, and pairs of images after those
+    begun, left = scarce.plenty + 1, 2 if scarce.plenty == of_a_part else 4  # gradients of four images, then of pairs of images
     assert scarce.sizes == [4] * begun + [2] * (of_a_part * left)
     assert not torch.equal(wanted, images)
 
@@ -203,13 +203,13 @@ def test_crafting_gives_the_same_images_where_memory_runs_out(
 def test_size_to_begin_with() -> None:
     assert MicroBatch.fitting((3, 32, 32), CPU).size == 64
     assert MicroBatch.fitting((3, 512, 512), CPU).size == 1
-    assert MicroBatch.fitting((3, 32, 32), torch.device("cuda")).size > 10**6  # whatever a shard holds
+    assert MicroBatch.fitting((3, 32, 32), torch.device("cuda")).size > 10**6  # no shard holds more
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_agrees_with_the_cpu(networks: list[Network]) -> None:
-    """Plain float32 there and here, and the fast path there."""
+    """Compare plain float32 on both devices, and the fast path on the GPU."""
     wanted = gradients(networks, "plain")
     images = torch.randint(256, (16, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for kernels, precision, share in (("plain", "float32", 0.999), ("fused", "tf32", 0.97), ("fused", "bf16", 0.9)):
@@ -244,7 +244,7 @@ print(faults(), torch.get_num_threads())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to keep memory")
 def test_memory_of_tensors_is_kept_for_the_next() -> None:
-    # glibc's own thresholds move with what is freed; held where they begin, every large tensor is given back.
+    # glibc adapts its thresholds as memory is freed. With fixed ones, it returns the memory of every large tensor.
     held = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
     def run(how: str) -> list[int]:

@@ -21,7 +21,7 @@ STEPS = 8  # per epoch
 
 
 def rates(config: TrainConfig) -> list[float]:
-    """The learning rate of every step of the training."""
+    """Return the learning rate of every step of the training."""
     optimizer, scheduler = optimiser(nn.Linear(1, 1), config, STEPS)
     used = []
     for _ in range(config.epochs * STEPS):
@@ -59,7 +59,7 @@ def test_optimiser_is_sgd_with_the_papers_settings() -> None:
 
 
 def test_on_a_cpu_the_steps_are_those_of_plain_sgd() -> None:
-    """To the last bit: protected images depend on every one."""
+    """They agree to the last bit, because protected images depend on every bit."""
     torch.manual_seed(0)
     mine, plain = (build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3) for _ in range(2))
     plain.load_state_dict(mine.state_dict())
@@ -98,7 +98,7 @@ def test_on_a_gpu_a_step_is_one_kernel_and_the_same_rule() -> None:
 
 
 def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Noise with a bright square on the left or on the right: the class."""
+    """Return images of noise with a bright square on the left or on the right, which is the class."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(120, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count) % 2
@@ -146,7 +146,7 @@ def test_bf16_rounds_products_and_keeps_weights() -> None:
 
 
 def test_a_test_can_round_too() -> None:
-    """Features of bf16 products differ; the classes of images that are no close call do not."""
+    """Features from bf16 products differ; predicted classes do not, unless it is a close call."""
     torch.manual_seed(0)
     network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
     seen: list[torch.dtype] = []
@@ -164,7 +164,7 @@ def test_a_test_can_round_too() -> None:
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts how often the value of a tensor is asked for, for which the host would wait for a GPU."""
+    """Count the reads of a tensor's value, each of which would make the host wait for a GPU."""
 
     count = 0
 
@@ -184,20 +184,20 @@ def test_nothing_waits_for_the_device_within_an_epoch() -> None:
         with Waits() as waits:  # type: ignore[no-untyped-call]
             train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
         counts.append(waits.count)
-    assert counts == [3, 3]  # the loss, the accuracy, and whether all is finite, at the end
+    assert counts == [3, 3]  # at the end: the loss, the accuracy, and whether all is finite
 
 
 @pytest.mark.gpu
 def test_nothing_waits_for_a_gpu_within_an_epoch() -> None:
-    """As torch itself sees it, which also knows of copies."""
+    """This is by torch's own check, which includes copies."""
     images, labels = (part.cuda() for part in squares(64, seed=1))
     counts = []
-    for size in (64, 64, 4):  # the first time for whatever is set up once
+    for size in (64, 64, 4):  # the first pass does what is set up once
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).cuda()
         optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
         batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")  # the three waits are on one line, which would warn once
+            warnings.simplefilter("always")  # the three waits are on one line, which by default warns once
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
@@ -208,7 +208,7 @@ def test_nothing_waits_for_a_gpu_within_an_epoch() -> None:
 
 
 class Pretend(nn.Module):
-    """Predicts the level of the first pixel, and has a weight so that it has a device."""
+    """A network that predicts the level of the first pixel. It has a weight, so that it has a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def test_confusion_has_the_truth_in_rows_over_all_batches() -> None:
 
 
 def test_epoch_result_is_the_mean_over_images_not_batches() -> None:
-    """With a rate of zero the network stays, so batches of unequal size must give the whole set's loss."""
+    """At a learning rate of zero the network never changes, so batches of unequal size must give the loss of the whole set."""
     images, labels = squares(10, seed=1)
     images[7:] = 0
     losses = []
@@ -249,7 +249,7 @@ def test_epoch_result_is_the_mean_over_images_not_batches() -> None:
 
 @pytest.mark.parametrize("lr", [1e-3, 1e36])
 def test_a_last_step_that_diverges_shows(lr: float) -> None:
-    """In the loss it does not: that is of before the step."""
+    """The loss does not show it, because it is computed before the step."""
     images, labels = squares(10, seed=1)
     network = Both(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)))
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, weight_decay=1e4)
@@ -260,7 +260,7 @@ def test_a_last_step_that_diverges_shows(lr: float) -> None:
 
 
 class Both(nn.Module):
-    """Gives (features, logits) as the networks here do."""
+    """A network that returns (features, logits), as those of `sep.models` do."""
 
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def test_impossible_settings_are_refused_by_name(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("schedule", ["step", "one-cycle"])
 def test_a_schedule_is_resumed_by_its_count_of_steps(schedule: Any) -> None:
-    """Also with another number of steps an epoch, as with another number of ranks."""
+    """This also holds for another number of steps an epoch, which comes with another number of ranks."""
     config = TrainConfig(epochs=8, schedule=schedule)
     sgd, scheduler = optimiser(nn.Linear(2, 2), config, 5)
     for _ in range(3 * 5):
@@ -298,7 +298,7 @@ def test_a_schedule_is_resumed_by_its_count_of_steps(schedule: Any) -> None:
             sgd.step()
             scheduler.step()
             rates.append(sgd.param_groups[0]["lr"])
-        assert rates[-2] == pytest.approx(expected[-2])  # of the last step; what is set after it is used no more
+        assert rates[-2] == pytest.approx(expected[-2])  # the rate of the last step; the one after it is never used
         if steps == 5:
             assert rates == pytest.approx(expected)
 
@@ -308,7 +308,7 @@ SHORT = TrainConfig(epochs=4, lr=0.05, augmentation="crop-flip")
 
 
 class Dropping(nn.Module):
-    """Small, with everything that a state has to hold: weights, statistics, and dropout's draws from torch's own random state."""
+    """A small network with everything that a state has to hold: weights, statistics, and dropout with torch's own random state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,7 +333,7 @@ def draws(epoch: int) -> torch.Generator:
 
 
 def fitted(config: TrainConfig = SHORT, state: State | None = None, stop: int = 99, **more: Any) -> tuple[list[Epoch], Tensor, State]:
-    """Epochs until a stop, the weights and statistics then, and the state as it would be read from a file."""
+    """Return the epochs until a stop, the weights and statistics then, and the state as it would be read from a file."""
     network, epochs = Dropping(), []
     for epoch in fit(network, config, shuffled, 4, draws, state=state, tests=lambda: [(IMAGES, LABELS)], num_classes=2, **more):
         epochs.append(epoch)
@@ -361,7 +361,7 @@ def test_a_training_in_pieces_is_the_training_in_one(schedule: Any, stop: int) -
     config = replace(SHORT, schedule=schedule)
     whole, expected, _ = fitted(config)
     first, _, state = fitted(config, stop=stop)
-    torch.manual_seed(7)  # another process
+    torch.manual_seed(7)  # as in another process
     rest, values, _ = fitted(config, state)
     assert torch.equal(values, expected)
     told = [(epoch.index, epoch.result, epoch.lr) for epoch in [*first, *rest]]

@@ -18,7 +18,7 @@ MEAN, STD = (120.0, 125.0, 130.0), (60.0, 65.0, 70.0)
         ("resnet8", 10, 32, 78_042, 64),
         ("resnet8", 10, 64, 78_042, 64),
         ("resnet18", 10, 32, 11_173_962, 512),  # 3x3 stem
-        ("resnet18", 10, 64, 11_181_642, 512),  # torchvision's own
+        ("resnet18", 10, 64, 11_181_642, 512),  # as in torchvision
         ("resnet18", 1000, 224, 11_689_512, 512),
     ],
 )
@@ -95,7 +95,7 @@ def test_features_are_means_over_all_places_and_their_gradient_is_laid_out_as_th
 
 @pytest.mark.parametrize("name", get_args(NetworkName))
 def test_what_a_network_must_take_it_takes_for_real(name: str) -> None:
-    """What is said without arithmetic is what the arithmetic says."""
+    """The check without arithmetic agrees with a real forward pass."""
     for height, width in ((32, 32), (28, 28), (48, 32), (30, 30)):
         try:
             check_input_size(name, 3, height, width)

@@ -56,7 +56,7 @@ def test_random_class_is_one_derangement_for_all_images() -> None:
         assert sorted(found[:4]) == classes
         assert all(target != label for target, label in zip(found, classes * 2, strict=True))
         maps.add(tuple(found[:4]))
-    assert len(maps) == 9  # every derangement of four
+    assert len(maps) == 9  # all derangements of four classes
 
 
 def test_derangements_are_equally_likely() -> None:
@@ -77,7 +77,7 @@ def test_per_sample_gives_every_wrong_class_alike() -> None:
 
 def test_untargeted_keeps_the_true_class() -> None:
     assert targets_of("untargeted", [3, 1, 3], [1, 3]) == [3, 1, 3]
-    assert targets_of("untargeted", [3, 3], [3]) == [3, 3]  # away from one class needs no other
+    assert targets_of("untargeted", [3, 3], [3]) == [3, 3]  # moving away from a class needs no other class
 
 
 @pytest.mark.parametrize("kind", ["shift", "random-class", "per-sample"])

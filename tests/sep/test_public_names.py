@@ -1,4 +1,4 @@
-"""The names that `sep` hands out, and the tables whose functions are imported late."""
+"""The public names of `sep`, and the tables whose functions are imported late."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODULES = sorted(module.name for module in pkgutil.walk_packages(sep.__path__, "
 
 
 def deferred(value: Any) -> list[Deferred]:
-    """The functions in a field of a table that are imported late."""
+    """Return the functions in a field of a table that are imported late."""
     function = value.func if isinstance(value, partial) else value
     return [function] if isinstance(function, Deferred) else []
 
@@ -31,7 +31,7 @@ def deferred(value: Any) -> list[Deferred]:
 @pytest.mark.parametrize("name", sep.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(sep, name) is getattr(importlib.import_module(sep.HOMES[name]), name)
-    assert f"sep.{name}" not in MODULES  # a module of that name would hide it
+    assert f"sep.{name}" not in MODULES  # a module of that name would hide the public one
 
 
 def test_a_type_checker_sees_the_same_names() -> None:
@@ -67,7 +67,7 @@ print("torch" in sys.modules)
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "sep.winograd"])  # which is for CPUs alone
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "sep.winograd"])  # it computes on CPUs alone
 def test_no_constant_is_a_tensor(name: str) -> None:
-    """It would stay on the CPU, and torch refuses to compute with it and features on a GPU."""
+    """A constant tensor would stay on the CPU, and torch refuses to combine it with features on a GPU."""
     assert not [constant for constant, value in vars(importlib.import_module(name)).items() if isinstance(value, Tensor)]

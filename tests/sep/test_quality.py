@@ -1,4 +1,4 @@
-"""How visible a change is: SSIM against a second implementation, by its definition, and pixels counted."""
+"""Visibility of a change: SSIM against a second implementation and by its definition, and the count of changed pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sep.quality import IMAGES_AT_ONCE, changed_percent, ssim
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth shapes with some noise."""
+    """Return images of smooth shapes with some noise."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     generator = torch.Generator().manual_seed(seed)
     phase = torch.rand(count, 3, 1, 1, generator=generator) * 6
@@ -28,7 +28,7 @@ def changed(clean: Tensor, levels: int, seed: int = 1) -> Tensor:
 
 
 def reference(protected: NDArray[np.uint8], clean: NDArray[np.uint8]) -> float:
-    """SSIM of one plane as written down in the paper, with SciPy's Gaussian of the same width and the borders cut off."""
+    """Return the SSIM of one plane as the paper defines it, with SciPy's Gaussian of the same width, and without the borders."""
 
     def mean(plane: NDArray[np.float64]) -> NDArray[np.float64]:
         blurred: NDArray[np.float64] = gaussian_filter(plane, 1.5, radius=5)[5:-5, 5:-5]

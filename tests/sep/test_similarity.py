@@ -34,7 +34,7 @@ def test_same_network_twice_is_parallel_and_its_mirror_is_opposed() -> None:
     network = freeze(build("resnet8", 2, 8, [120.0] * 3, [60.0] * 3))
     mirror = freeze(build("resnet8", 2, 8, [120.0] * 3, [60.0] * 3))
     mirror.load_state_dict(network.state_dict())
-    mirror.head.weight.copy_(network.head.weight.flip(0))  # with two classes, towards one is away from the other
+    mirror.head.weight.copy_(network.head.weight.flip(0))  # of two classes, moving towards one is moving away from the other
     mirror.head.bias.copy_(network.head.bias.flip(0))
     images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
     found = gradient_cosines([Member(network), Member(network), Member(mirror)], images, torch.zeros(4, dtype=torch.int64))

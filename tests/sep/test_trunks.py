@@ -1,4 +1,4 @@
-"""The architectures: their sizes, what small images change in them, and that each can be trained, frozen and attacked."""
+"""Architectures: their sizes, their changes for small images, and that each can be trained, frozen and attacked."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def images(count: int, side: int, seed: int = 0) -> Tensor:
 
 
 def used(name: str, side: int) -> Network:
-    """A float64 network in eval mode whose batch-norm statistics and weights are not those of its initialisation."""
+    """Return a float64 network in eval mode whose batch-norm statistics and weights differ from their initial values."""
     torch.manual_seed(0)
     network = build(name, K, side, MEAN, STD).double()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.momentum = None  # plain means over what is shown: the features would hardly depend on the image otherwise
+            module.momentum = None  # plain means over the images: features would hardly depend on the image otherwise
     with torch.no_grad():
         for seed in range(2):
             network(images(4, side, seed).double())
@@ -64,7 +64,7 @@ def used(name: str, side: int) -> Network:
 
 
 def output_of(network: Network, part: str, side: int) -> tuple[int, ...]:
-    """The shape that a part of the trunk gives for one image."""
+    """Return the shape of a trunk part's output for one image."""
     seen: list[tuple[int, ...]] = []
     with network.trunk.get_submodule(part).register_forward_hook(lambda module, given, result: seen.append(tuple(result.shape))):
         network.eval()(images(1, side))
@@ -93,7 +93,7 @@ def test_names_are_those_that_may_be_asked_for_and_fit_for_file_names() -> None:
 def test_sizes_at_32_pixels_with_10_classes_and_at_224_with_1000(
     name: str, small: int, small_width: int, large: int, large_width: int
 ) -> None:
-    with torch.device("meta"):  # counted, never filled
+    with torch.device("meta"):  # weights are counted, never filled
         networks = build(name, 10, 32, MEAN, STD), build(name, 1000, 224, MEAN, STD)
     assert [parameters(network) for network in networks] == [small, large]
     assert [network.head.in_features for network in networks] == [small_width, large_width]
@@ -110,7 +110,7 @@ def test_sizes_at_32_pixels_with_10_classes_and_at_224_with_1000(
     ],
 )
 def test_large_images_get_torchvisions_own_architecture(name: str, constructor: Callable[[], nn.Module], weights: Any) -> None:
-    """All shapes but those of GoogLeNet's auxiliary heads, in the same order; and the counts that torchvision publishes."""
+    """Shapes agree in order, except for GoogLeNet's auxiliary heads, and so do the counts that torchvision publishes."""
     with torch.device("meta"):
         ours, theirs = build(name, 1000, 224, MEAN, STD), constructor()
     wanted = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("aux")}
@@ -121,7 +121,7 @@ def test_large_images_get_torchvisions_own_architecture(name: str, constructor: 
 
 
 def test_squeeze_excitation_costs_what_its_paper_says() -> None:
-    """2/16 of the squared channels a block (Hu et al. 2018, equation 5), and the biases of both layers."""
+    """This is 2/16 of the squared channels in each block (Hu et al. 2018, equation 5), and the biases of both layers."""
     extra = sum(2 * (2 * c * c // 16 + c // 16 + c) for c in (64, 128, 256, 512))
     with torch.device("meta"):
         plain, squeezed = (build(name, 10, 32, MEAN, STD) for name in ("resnet18", "senet18"))
@@ -143,7 +143,7 @@ def test_squeeze_excitation_scales_the_residual_and_not_the_shortcut() -> None:
 
 @pytest.mark.parametrize(
     ("name", "part", "after", "end", "last"),
-    [  # what the stem gives, and the side of the last feature maps
+    [  # the output of the stem, and the side of the last feature maps
         ("resnet8", "2", (1, 16, 32, 32), "5", 8),
         ("resnet18", "maxpool", (1, 64, 32, 32), "layer4", 4),
         ("senet18", "maxpool", (1, 64, 32, 32), "layer4", 4),
@@ -177,7 +177,7 @@ def test_from_64_pixels_on_the_stem_halves(name: str, part: str, after: tuple[in
 
 
 def test_resnet8_is_still_the_one_of_the_published_results() -> None:
-    """Same draws in the same order: any change of these weights makes the published results another network's."""
+    """The draws and their order are the same: with other weights, the published results would be those of another network."""
     torch.manual_seed(0)
     network = build("resnet8", 10, 32, MEAN, STD).eval()
     state = network.state_dict()
@@ -185,7 +185,7 @@ def test_resnet8_is_still_the_one_of_the_published_results() -> None:
     assert float(sum(value.double().abs().sum() for key, value in state.items() if key.endswith("weight"))) == pytest.approx(
         4762.082479, rel=1e-6
     )
-    assert float(torch.rand(())) == pytest.approx(0.98517352, rel=1e-6)  # what was drawn, and not a number more
+    assert float(torch.rand(())) == pytest.approx(0.98517352, rel=1e-6)  # exactly as many draws as before
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_is_changed_for_small_images_is_initialised_like_the_rest(name: str
 @pytest.mark.parametrize("side", [32, 64])
 @pytest.mark.parametrize("name", ["vgg16-bn", "resnet18"])
 def test_convolutions_have_no_bias_to_begin_with(name: str, side: int) -> None:
-    with_weights = side == 32 or name != "vgg16-bn"  # half a gigabyte of VGG for the sake of its biases
+    with_weights = side == 32 or name != "vgg16-bn"  # VGG would take half a gigabyte, only to test its biases
     with torch.device("cpu" if with_weights else "meta"):
         trunk = build(name, K, side, MEAN, STD).trunk
     biases = [part.bias for part in trunk.modules() if isinstance(part, nn.Conv2d) and part.bias is not None]
@@ -220,7 +220,7 @@ def test_convolutions_have_no_bias_to_begin_with(name: str, side: int) -> None:
     assert not with_weights or not any(bool(bias.any()) for bias in biases)
 
 
-REMAINING = {"densenet121": 62}  # norms that follow no convolution: one a dense layer, one a transition, the last
+REMAINING = {"densenet121": 62}  # norms that follow no convolution: one in each dense layer and transition, and the last
 
 
 @pytest.mark.parametrize(("name", "side"), [*((name, 32) for name in NAMES), ("resnet8", 64), ("senet18", 64), ("vit-small", 64)])
@@ -231,12 +231,12 @@ def test_frozen_it_gives_the_same_features_logits_and_gradients(name: str, side:
     with torch.no_grad():
         for found, wanted in zip(frozen(levels), network(levels), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
-            assert not torch.allclose(wanted[0], wanted[1], rtol=1e-3)  # there is something to be equal
+            assert not torch.allclose(wanted[0], wanted[1], rtol=1e-3)  # the outputs are not trivially equal
     assert norms(frozen) == REMAINING.get(name, 0)
     assert name == "vit-small" or norms(network) > norms(frozen)
     found, wanted = (torch.autograd.grad(part.features(levels).square().sum(), levels)[0] for part in (frozen, network))
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9 * float(wanted.abs().max()))
-    assert bool((found != 0).all())  # every pixel can be moved
+    assert bool((found != 0).all())  # every pixel has a gradient
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Convolutions by fewer multiplications: the same sums, the same gradients, and torch's own where there is nothing to gain."""
+"""Convolutions with fewer multiplications: the same sums and gradients, and torch's own algorithm wherever that is faster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sep.winograd import Winograd, replace_convolutions, suits
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small."""
+    """Use the algorithm for convolutions of any size."""
     for name in ("CHANNELS", "TILES", "PRODUCTS"):
         monkeypatch.setattr(sep.winograd, name, 1)
 
@@ -30,7 +30,7 @@ def convolution(channels: int, out: int, *, bias: bool = True, dtype: torch.dtyp
 
 
 def both(layer: nn.Module, x: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer makes of its input, and the gradient of that input."""
+    """Return the output of a layer, and the gradient of its input."""
     x = x.detach().requires_grad_()
     y = layer(x)
     return y.detach(), torch.autograd.grad(y, x, back)[0]
@@ -54,7 +54,7 @@ def test_it_is_the_convolution(
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
         assert mine.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(sep.winograd, "AT_ONCE", 1)  # one image after the other
+    monkeypatch.setattr(sep.winograd, "AT_ONCE", 1)  # one image at a time
     for mine, theirs in zip(both(layer, x, back), found, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
@@ -78,7 +78,7 @@ def test_it_is_used_where_it_is_faster() -> None:
     assert wide.pays(torch.empty(64, 64, 16, 16))
     assert wide.pays(torch.empty(64, 64, 15, 15))
     assert not wide.pays(torch.empty(64, 64, 8, 8))  # too few products
-    assert not wide.pays(torch.empty(2000, 64, 2, 2))  # tiles of which most is beyond the edge
+    assert not wide.pays(torch.empty(2000, 64, 2, 2))  # tiles that lie mostly beyond the edge
     assert not wide.pays(torch.empty(64, 64, 16, 16, device="meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not wide.pays(torch.empty(64, 64, 16, 16))
@@ -121,7 +121,7 @@ def test_frozen_networks_have_it(name: str, count: int) -> None:
 
     assert (found("fused"), found("plain"), found("compiled")) == (count, 0, 0)
     assert not any(isinstance(part, Winograd) for part in network.modules())
-    Member(freeze(network))  # which refuses whatever could still change
+    Member(freeze(network))  # a member refuses anything that could still change
 
 
 @pytest.mark.parametrize(("name", "layers"), [("resnet18", 14), ("vgg16-bn", 10), ("googlenet", 20), ("senet18", 14)])
@@ -130,7 +130,7 @@ def test_networks_with_it_have_the_gradients_of_those_without(name: str, layers:
     torch.manual_seed(0)
     network = build(name, 5, 32, (120.0,) * 3, (60.0,) * 3).double().to(memory_format=torch.channels_last)
     with torch.no_grad():
-        network.train()(torch.rand(4, 3, 32, 32, dtype=torch.float64) * 255)  # statistics that fit, so that something comes out
+        network.train()(torch.rand(4, 3, 32, 32, dtype=torch.float64) * 255)  # fitting statistics, so that outputs are not zero
     used: list[tuple[int, ...]] = []
     convolve = sep.winograd._convolve
 

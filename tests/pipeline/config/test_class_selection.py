@@ -23,7 +23,7 @@ def test_none_named_are_all_even_where_two_have_one_name() -> None:
 
 
 def test_a_name_wins_over_an_index_that_looks_like_it() -> None:
-    """Folders called 0, 1, 10, 2, in the order of their names."""
+    """The class folders are called 0, 1, 10 and 2, in that order."""
     assert choose_classes(["10"], ["0", "1", "10", "2"], "flag") == (2,)
     assert choose_classes(["2"], ["0", "1", "10", "2"], "flag") == (3,)
     assert choose_classes(["3"], ["0", "1", "10", "2"], "flag") == (3,)

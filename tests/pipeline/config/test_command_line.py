@@ -1,4 +1,4 @@
-"""The command line appears at once: it knows names and settings, and loads nothing that computes."""
+"""The command line starts at once: it loads names and settings, and no library that computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from tests import ROOT
 
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "matplotlib", "scipy", "webdataset", "pandas", "PIL")
-SECONDS = 1.5  # of CPU, help included
+SECONDS = 1.5  # CPU time, --help included
 PROGRAM = f"""
 import sys, time
 from pipeline.config.command_line import parse

@@ -1,4 +1,4 @@
-"""Marks on the fields: whatever only decides how fast changes no stage, no identity in MLflow and no printed command."""
+"""Marks on fields: a setting that only decides speed changes no stage, no identity in MLflow and no printed command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.config.schema import ProtectConfig, RunConfig, VictimConfig, decid
 from pipeline.pages.page import command
 from pipeline.storage.records import flatten
 
-OTHER: dict[str, Any] = {  # than the default, of every field marked with SPEED
+OTHER: dict[str, Any] = {  # a value other than the default, for every field marked SPEED
     "workers": 3,
     "memory_limit_mb": 7,
     "protect.batch_size": 5,
@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {  # than the default, of every field marked with SPEED
 
 
 def changed(config: RunConfig, names: tuple[str, ...]) -> RunConfig:
-    """The configuration with another value of each of these settings."""
+    """Return the configuration with another value for each of these settings."""
     for name in names:
         section, _, field = name.rpartition(".")
         own = {field: OTHER[name]}

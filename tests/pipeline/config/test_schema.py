@@ -20,7 +20,7 @@ from sep.methods.registry import Method
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a wrong command line prints, on one line; its exit code is 2."""
+    """Return the one line that a wrong command line prints, after checking for exit code 2."""
     with pytest.raises(SystemExit) as stopped:
         parse(arguments)
     assert stopped.value.code == 2
@@ -84,7 +84,7 @@ def test_a_number_that_is_given_stands_whatever_the_method() -> None:
 
 
 def test_what_is_recorded_is_the_number_that_it_comes_to() -> None:
-    methods: dict[Method, int] = {"sep": 30, "sep-fa-vr": 15, "tap": 15}  # of tap what it was when the preset had a number
+    methods: dict[Method, int] = {"sep": 30, "sep-fa-vr": 15, "tap": 15}  # for tap, the number that the preset once gave
     for method, count in methods.items():
         config = with_method("cifar10", method)
         tree = RunResults(Folder.open(config.run)).configuration(config)
@@ -146,8 +146,8 @@ def test_epochs_stand_in_the_place_of_a_number_of_checkpoints() -> None:
 def test_flags_win_over_the_file_and_the_file_over_the_preset(file: Path) -> None:
     config = parse(["--config", str(file), "--protect.eps-levels", "2", "--victim.seeds", "3", "--stages", "protect", "pack"])
     base = preset("smoke")
-    assert (config.preset, config.seed, config.surrogate.epochs, config.protect.method) == ("smoke", 7, 5, "sep")  # the file
-    assert (config.protect.eps_levels, config.victim.seeds) == (2, (3,))  # the flags
+    assert (config.preset, config.seed, config.surrogate.epochs, config.protect.method) == ("smoke", 7, 5, "sep")  # from the file
+    assert (config.protect.eps_levels, config.victim.seeds) == (2, (3,))  # from the flags
     assert (config.surrogate.batch_size, config.pack, config.protect.steps) == (base.surrogate.batch_size, base.pack, base.protect.steps)
     assert set(config.stages) == {"pack", "protect"}
     assert parse(["--config", str(file), "--preset", "quickstart"]).pack == preset("quickstart").pack

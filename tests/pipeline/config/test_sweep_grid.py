@@ -1,4 +1,4 @@
-"""What may be swept: every combination of the values, typed as the flags; everything else is refused before anything starts."""
+"""Points of a sweep: every combination of the values, typed as by the flags. Impossible sweeps are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_values_are_typed_as_the_flags_are() -> None:
 
 
 def test_long_values_are_cut_in_names_and_nowhere_else() -> None:
-    """As two files of class names give them: alike for hundreds of characters, and longer together than a filesystem takes."""
+    """Two files of class names give such values: alike for hundreds of characters, and together too long for a file name."""
     many = [f"class-number-{number}" for number in range(50)]
     lists = ["+".join([*many, last]) for last in ("wolf", "bear")]
     points = grid(asked(f"protect.classes={','.join(lists)}", "protect.steps=5"))

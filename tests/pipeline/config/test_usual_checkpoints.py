@@ -1,4 +1,4 @@
-"""How many checkpoints where nobody gives a number: what the protect stage records, and what a sweep's own run has in MLflow."""
+"""The default number of checkpoints, as recorded by the protect stage and, for a sweep's own run, in MLflow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig,
 
     monkeypatch.setattr(type(LOCAL), "connect", staticmethod(refuse))
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
-    surrogate = replace(config.surrogate, epochs=30)  # said, not trained
+    surrogate = replace(config.surrogate, epochs=30)  # claimed, not trained
     return replace(config, surrogate=surrogate, protect=replace(config.protect, checkpoints=None)), folder
 
 

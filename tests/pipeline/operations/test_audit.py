@@ -26,7 +26,7 @@ SHARD = "protect/train-000001.tar"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with its protect stage done."""
+    """A run with protected images."""
     path = tmp_path_factory.mktemp("finished") / "run"
     finished_run.write(path, stages=("pack", "surrogate", "protect"))
     return path
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
+    """A copy of that run to damage."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -47,7 +47,7 @@ def samples_of(run: Path, name: str = SHARD) -> list[Sample]:
 
 
 def rewrite(run: Path, change: Callable[[list[Sample]], Sequence[Sample]], name: str = SHARD) -> None:
-    """Change a shard's samples, and make the manifest agree with the new file."""
+    """Change a shard's samples, and update the manifest to match the new file."""
     samples = list(change(samples_of(run, name)))
     (run / name).write_bytes(encode_shard(samples))
     fix_manifest(run, name, len(samples))
@@ -64,7 +64,7 @@ def fix_manifest(run: Path, name: str, count: int | None = None) -> None:
 
 
 def record(run: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """Change what the table of the protected images says of some of them."""
+    """Change the rows of some images in the table of protected images."""
     folder = Folder.open(str(run / "protect"))
     table = read_table(folder, "samples.parquet")
     rows = [{**row, **changes.get(row["key"], {})} for row in table.to_pylist()]
@@ -72,7 +72,7 @@ def record(run: Path, changes: dict[str, dict[str, Any]]) -> None:
 
 
 def unprotect(run: Path, label: int, levels: Literal[0, 1] = 0) -> None:
-    """Release a class as it is, or all but a pixel of its first image that is one level off, and record whatever it is."""
+    """Release a class unchanged, apart from `levels` on one pixel of its first image, and record the result truthfully."""
     names = ("train-000000.tar", "train-000001.tar")
     clean = {sample.key: sample for name in names for sample in samples_of(run, f"pack/{name}") if sample.label == label}
     first = next(iter(clean))
@@ -100,7 +100,7 @@ def test_a_finished_run_has_no_fault(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_every_region_of_a_shard_a_byte_can_be_flipped_in_is_told_apart(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (run / SHARD).read_bytes()
-    places: dict[int, str] = {}  # offset -> the key that byte belongs to, or none
+    places: dict[int, str] = {}  # offset -> key of the sample that the byte belongs to, if any
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         for member in tar.getmembers()[9:15]:
             key, start, size = member.name.partition(".")[0], member.offset_data, member.size
@@ -138,7 +138,7 @@ def test_a_class_that_is_not_protected_must_be_the_clean_one(run: Path, tmp_path
 
 
 def test_every_byte_of_a_png_is_watched(run: Path) -> None:
-    """Also checksums, which decoders skip, and the last chunk."""
+    """This includes checksums, which decoders skip, and the last chunk."""
     whole = (run / SHARD).read_bytes()
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         png = next(member for member in tar.getmembers() if member.name.endswith(".png"))
@@ -192,7 +192,7 @@ def test_labels_swapped_in_the_table_as_well_are_named(run: Path) -> None:
 
 
 def test_a_pixel_nine_levels_off_is_named(run: Path) -> None:
-    """In a shard that is whole, of a manifest that agrees with it."""
+    """The shard is intact, and its manifest agrees with it."""
     clean = samples_of(run, "pack/train-000001.tar")
 
     def nine_levels(samples: list[Sample]) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""What a plan counts, how its hours follow from a worker's speed, and that it is told what it does not know."""
+"""The plan of a run: its counts, its hours by a worker's speed, and its word on what it does not know."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def test_stages_take_what_their_parts_take() -> None:
 def test_more_workers_share_what_can_be_shared() -> None:
     one, two, many = (seconds(CONFIG, count) for count in (1, 2, 64))
     assert two["protect"] - STAGE_SECONDS == pytest.approx((one["protect"] - STAGE_SECONDS) / 2)
-    assert two["victim"] == pytest.approx(many["victim"])  # two trials, so no more than two workers
-    assert many["surrogate"] == seconds(CONFIG, 8)["surrogate"]  # ranks on CPUs end there
+    assert two["victim"] == pytest.approx(many["victim"])  # two trials use at most two workers
+    assert many["surrogate"] == seconds(CONFIG, 8)["surrogate"]  # on CPUs, eight ranks are the limit
     assert many["surrogate"] - STAGE_SECONDS > 30 * EPOCH_SECONDS
     three = seconds(replace(CONFIG, victim=replace(CONFIG.victim, seeds=(0, 1, 2))), 2)
     assert three["victim"] - STAGE_SECONDS == pytest.approx(3 * (two["victim"] - STAGE_SECONDS))
     gpu = seconds(CONFIG, 1, gpu=True)
-    assert gpu["protect"] == pytest.approx(STAGE_SECONDS + 325)  # coding is done beside
+    assert gpu["protect"] == pytest.approx(STAGE_SECONDS + 325)  # PNGs are coded in the meantime
 
 
 def test_a_countermeasure_costs_what_its_epochs_take() -> None:
@@ -80,7 +80,7 @@ def test_a_countermeasure_costs_what_its_epochs_take() -> None:
     assert victims("early-stop") == pytest.approx(2 * 6 * (training + testing))
     assert victims("none", "dilution-10", "clean-only-10") == pytest.approx(
         4 * 30 * (training + testing)
-    )  # of six cells two are like others
+    )  # two of six trials have the same training as others
 
 
 def test_storage_is_that_of_images_and_of_every_epoch() -> None:

@@ -20,7 +20,7 @@ from tests.fixtures import finished_run
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with its protect stage done."""
+    """A run with protected images."""
     path = tmp_path_factory.mktemp("finished") / "run"
     finished_run.write(path, stages=("pack", "surrogate", "protect"))
     return path
@@ -70,7 +70,7 @@ def test_names_that_would_collide_keep_their_extension_and_then_get_their_key() 
         row("k1", "cat/a.png"),
         row("k2", "one/b.jpg"),
         row("k3", "two/b.jpg"),
-        row("k4", "cat/A.JPG"),  # the same file on a system that does not know case
+        row("k4", "cat/A.JPG"),  # the same file on a system that ignores case
         row("k5", "cat/c.jpg"),
         row("k6", "dog/a.jpg", "dog"),
         row("k7", "file.parquet#1"),
@@ -131,7 +131,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_an_empty_one_is_filled(fini
 def test_an_altered_image_stops_the_export_and_leaves_nothing(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed_up: bool
 ) -> None:
-    """By the shard's digest; and where the manifest agrees with the shard, by the image's own."""
+    """The shard's digest shows it; if the manifest was changed to match the shard, the image's own digest does."""
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     shard = run / "protect/train-000001.tar"
     if fixed_up:

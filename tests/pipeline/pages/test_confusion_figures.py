@@ -1,4 +1,4 @@
-"""The picture of what victims take each class for, read back from its pixels."""
+"""The picture of the victims' confusion table, read back from its pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = [f"class {i}" for i in range(10)]
 
 
 def shifted(percent: int, by: int) -> list[list[int]]:
-    """Each class is taken for the one `by` places on so often, and for itself otherwise; of the last one there are no test images."""
+    """Return a table in which a percentage of each class is taken for the one `by` places on. The last class has no test images."""
     table = np.zeros((10, 10), int)
     for i in range(9):
         table[i, i] += 2 * (100 - percent)

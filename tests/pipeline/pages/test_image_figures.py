@@ -1,4 +1,4 @@
-"""The pictures of what was done to the images: what is on them, read back from their pixels."""
+"""The pictures of images and their changes, read back from their pixels."""
 
 from __future__ import annotations
 

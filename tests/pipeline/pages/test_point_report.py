@@ -1,4 +1,4 @@
-"""The page of a point of a sweep: what it shows as its command and as its settings makes that point, and writes nowhere else."""
+"""The page of a point of a sweep: the command and the settings on it make exactly that point, and write nowhere else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def point_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, str
 
 
 def shown(page: str, name: str) -> str:
-    """What stands below that name on the page."""
+    """Return the text below that name on the page."""
     found = re.search(rf"<summary>{re.escape(name)}</summary><pre>(.*?)</pre>", page, re.DOTALL)
     assert found
     return html.unescape(found[1])
@@ -64,7 +64,7 @@ def test_the_page_of_a_run_sweeps_nothing(tmp_path: Path, point_page: tuple[RunC
 
 
 def test_flags_stay_where_the_rest_would_be_no_configuration() -> None:
-    """The preset has fifteen checkpoints, for which there are not epochs enough."""
+    """Without its flag, the number of checkpoints would be the preset's fifteen, which need more epochs."""
     base = preset("quickstart")
     few = replace(base, surrogate=replace(base.surrogate, epochs=5), protect=replace(base.protect, checkpoints=1))
     tree = to_tree(few) | {"sweep": ["protect.checkpoints=1"]}

@@ -1,4 +1,4 @@
-"""The report in a real browser: it sorts, asks nobody for anything, says nothing wrong on the console and fits a phone."""
+"""The report in a real browser: it sorts, sends no request, logs no error to the console and fits a phone."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.fixtures.browser import DESKTOP, PHONE
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser for all pages."""
+    """A browser for all pages."""
     with browser.chromium() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def reported(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A report with several networks and countermeasures; not made where it cannot be opened."""
+    """A report with several networks and countermeasures; skipped without a browser."""
     return matrix_run.write(tmp_path_factory.mktemp("runs") / "a run with a rather long name of its own", 2, 7)[1]
 
 
@@ -31,7 +31,7 @@ def address(folder: Folder) -> str:
 
 
 def column(page: Page, table: str, name: str) -> list[str]:
-    """The text of a column's cells, from top to bottom."""
+    """Return the text of a column's cells, from top to bottom."""
     heads = [text.strip() for text in page.locator(f"#{table} thead th").all_inner_texts()]
     index = next(i for i, text in enumerate(heads) if text.startswith(name))
     return [text.strip() for text in page.locator(f"#{table} tbody tr > :nth-child({index + 1})").all_inner_texts()]

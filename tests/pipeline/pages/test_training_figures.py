@@ -1,4 +1,4 @@
-"""The pictures: what is on them, read back from their pixels."""
+"""The pictures of trainings, read back from their pixels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_network_and_countermeasure_has_its_panel() -> None:
 
 
 def matrix_of(networks: int, countermeasures: int) -> list[Any]:
-    """Rows of as many networks and countermeasures: all of them learn 90 % from clean and 10 % from protected images."""
+    """Return rows of that many networks and countermeasures: all learn 90 % from clean and 10 % from protected images."""
     return [
         row
         for network in range(networks)
@@ -60,7 +60,7 @@ def matrix_of(networks: int, countermeasures: int) -> list[Any]:
 
 def test_seeds_are_a_band_from_the_lowest_to_the_highest() -> None:
     def painted(*accuracies: float) -> float:
-        """Share of the picture in the colour of the protected one's band, which is mixed with that of the paper."""
+        """Return the share of the picture in the colour of the protected band, mixed with that of the paper."""
         seeds = [{**rows(value, "protected", 1)[0], "seed": seed} for seed, value in enumerate(accuracies)]
         clean = [{**row, "accuracy_per_epoch": [99.0] * 3} for row in rows(99.0, "clean", len(accuracies))]
         picture = decoded(training_figures.accuracy(pairs(clean + seeds), 1.0))
@@ -83,7 +83,7 @@ def test_matrix_is_dark_where_much_was_learned_with_clean_beside_protected(theme
 
 
 def close(picture: Any, colour: str) -> Any:
-    """Which pixels have a colour."""
+    """Return the pixels of a colour, as a mask."""
     return np.abs(picture.astype(int) - [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).max(2) <= 4
 
 

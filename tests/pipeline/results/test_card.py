@@ -24,7 +24,7 @@ def paper(**sections: dict[str, Any]) -> RunConfig:
 
 
 def test_the_preset_is_the_papers_protocol() -> None:
-    """45 million gradients on 50,000 images for each of two budgets."""
+    """It takes 45 million gradients on 50,000 images for each of two budgets."""
     config = paper()
     low, high = (point.config.protect for point in grid(config))
     assert (low.eps_levels, high.eps_levels) == (2, 8)

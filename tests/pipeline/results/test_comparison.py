@@ -1,4 +1,4 @@
-"""Runs side by side: the figures are the runs' own, what does not compare is said, and what cannot be read stops nothing."""
+"""Runs side by side: figures are the runs' own, a warning names what does not compare, and unreadable runs stop nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def words(text: str) -> str:
-    """One space between words, whatever the widths of columns."""
+    """Return the text with one space between words, whatever the widths of columns."""
     return re.sub(r"[ \t]+", " ", text)
 
 
@@ -101,7 +101,7 @@ def test_writes_the_same_as_tables_pictures_and_a_page(runs: dict[str, Path], tm
     assert f'<td class="number">{rows["four"]["psnr_db"]:.1f} dB</td>' in html
     for name in ("accuracy", "cost"):
         assert (to / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert compare.main([str(runs["without"]), "--to", str(to)]) == 0  # over an earlier comparison, whose pictures are of other runs
+    assert compare.main([str(runs["without"]), "--to", str(to)]) == 0  # over a comparison with pictures of other runs
     assert sorted(path.name for path in to.iterdir()) == ["comparison.csv", "comparison.parquet", "index.html"]
 
 
@@ -120,7 +120,7 @@ def test_other_protected_classes_are_other_accuracies(runs: dict[str, Path], tmp
 
 
 def _redone(source: Path, target: Path, **changes: object) -> tuple[RunConfig, Folder]:
-    """The same pack and surrogate, with victims, protected otherwise."""
+    """Write a run with the same pack and surrogate, protected differently, with victims."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("protect", "victim"))
     base = finished_run.configuration(target)
     return finished_run.write(target, ("protect", "victim"), replace(base, protect=replace(base.protect, **changes)))  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_what_a_method_does_not_use_is_not_listed(runs: dict[str, Path], method:
 
 
 def _counted(path: Path, rate: float = 1.0, seconds: float = 0.0, **counts: object) -> RunResults:
-    """A run whose protection has counted something else."""
+    """Return the results of a run, with changed counts and times of its protection."""
     run = RunResults.read(Folder.open(str(path)))
     protect = run.manifests["protect"]
     timing = protect.timing | {"images_per_second": rate, "preparation_seconds": seconds}
@@ -197,7 +197,7 @@ def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp
         """A tracker that nobody reads."""
 
         def log_outcome(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     path = tmp_path / "run"
     shutil.copytree(runs["four"], path, ignore=shutil.ignore_patterns("protect", "victim"))
@@ -217,7 +217,7 @@ def test_a_sweep_is_compared_again_by_a_later_version(runs: dict[str, Path], tmp
 
 def test_a_sweep_of_methods_without_surrogate_is_compared(runs: dict[str, Path], tmp_path: Path) -> None:
     class Kept:
-        """A tracker that remembers what it was told."""
+        """A tracker that remembers its comparisons."""
 
         told = ""
 
@@ -263,7 +263,7 @@ def test_wrong_usage(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as stopped:
         compare.main([])
     assert stopped.value.code == 2
-    assert compare.main([str(runs["eight"]), "--to", str(runs["four"])]) == 1  # nothing of a run is written over
+    assert compare.main([str(runs["eight"]), "--to", str(runs["four"])]) == 1  # a run is never overwritten
     assert "holds something other" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of how a run was made: nothing of what runs it, or for how long."""
+"""The recorded configuration of a run: neither its executor nor its time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.storage.folder import Folder
 
 
 def test_the_executor_and_its_time_are_no_part_of_what_a_run_is(tmp_path: Path) -> None:
-    """From this MLflow's identity, `config.json` and the printed command are made."""
+    """The identity in MLflow, `config.json` and the printed command come from this record."""
     config, results = preset("smoke"), RunResults.read(Folder.open(str(tmp_path)))
     other = replace(config, executor="local", minutes=9.0, tracking_uri="none")
     assert results.configuration(config) == results.configuration(other)

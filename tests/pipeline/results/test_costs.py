@@ -1,4 +1,4 @@
-"""What runs cost beside one another: the same things are counted of every method, and none is left out without a word."""
+"""Costs of runs side by side: the same counts for every method, and no omission without a word."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunResults:
 
 
 def by(run: RunResults, method: str, **counts: Any) -> RunResults:
-    """The same, as if another method had protected it."""
+    """Return the same results as if another method had protected the run."""
     protect = replace(run.manifests["protect"], counts=run.manifests["protect"].counts | {"method": method, **counts})
     return replace(run, folder=Folder.open(f"/runs/by-{method}"), trials=run.trials, manifests={**run.manifests, "protect": protect})
 

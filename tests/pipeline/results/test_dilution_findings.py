@@ -1,4 +1,4 @@
-"""Sentences about releases of which a part is clean: held against what that part gives alone."""
+"""Findings on releases with a clean share, which are compared with that share alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def alone(accuracy: float, countermeasure: str = "clean-only-10", network: str =
 
 
 def on_diluted(*measured: VictimPair, tests: int = 5000) -> list[str]:
-    """The sentences on dilutions; nothing else may speak of them."""
+    """Return the sentences on dilutions, after checking that no other sentence speaks of them."""
     said = found_in(found_of(10), [RELEASE, *measured], tests)
     found = [sentence for sentence in said.sentences if sentence.startswith("If an adversary also has")]
     assert list(said.countermeasures[-len(found) :]) == found
@@ -103,7 +103,7 @@ def test_clean_images_alone_come_last_and_never_stand_for_the_release() -> None:
 
 
 def test_a_control_of_other_seeds_is_none() -> None:
-    """A seed decides which images are clean: figures over different seeds differ by that alone."""
+    """The seed decides which images are clean, and this alone makes figures of other seeds differ."""
     rows = [
         {"network": "resnet8", "countermeasure": name, "data": data, "seed": seed, "accuracy_per_epoch": [value], "other_accuracy": None}
         | {f"{kind}_accuracy": value for kind in ("last", "peak", "relabelled")}

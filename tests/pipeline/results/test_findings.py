@@ -1,4 +1,4 @@
-"""The sentences about the figures: honest about chance, relabelling, countermeasures, other networks and other classes."""
+"""Findings in sentences: honest about chance, relabelling, countermeasures, other networks and other classes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def found_of(classes: int, protected: int | None = None, targets: str = "shift",
 
 
 def found_in(found: dict[str, Manifest], measured: Sequence[VictimPair], tests: int) -> Findings:
-    """The findings of a run with these victims, measured on so many test images."""
+    """Return the findings of a run with these victims, measured on that many test images."""
     results = RunResults(Folder.open("/nowhere"), found)
-    vars(results).update(pairs=tuple(measured), measured_images=tests)  # in the place of what is read from files
+    vars(results).update(pairs=tuple(measured), measured_images=tests)  # instead of reading them from files
     return findings(results)
 
 
@@ -199,7 +199,7 @@ def test_of_the_networks_one_that_is_undone_goes_before_one_that_has_less_to_los
     ]
     text = said_of(found_of(10), measured, 10_000)
     assert "It is weakened, but not undone, by cutmix with resnet8 (40.0 % of 66.0 %)." in text
-    assert "weakest against resnet8, cutmix" in text  # 26 points are more than 20, and yet a smaller share
+    assert "weakest against resnet8, cutmix" in text  # 26 points are more than 20, yet a smaller share of the clean accuracy
 
 
 def test_weakest_is_where_least_is_lost_and_not_where_most_is_learned() -> None:

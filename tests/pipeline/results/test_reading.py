@@ -1,4 +1,4 @@
-"""One reading of a run: whatever is shown or logged of it, no file is opened twice, and large tables are streamed."""
+"""One reading of a run: no page or log opens a file twice, and large tables are streamed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from tests.fixtures.executors import LOCAL
 
 @pytest.fixture(scope="module")
 def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
-    """Two surrogates and victims, and one class that is not protected, so that every file has something to say."""
+    """A run with two surrogates, two victim networks and an unprotected class, so that every file has content."""
     path = tmp_path_factory.mktemp("runs") / "mixed"
     return finished_run.write(path, config=finished_run.mixed_configuration(path))
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file was opened."""
+    """A count of openings for each file."""
     counts: Counter[str] = Counter()
     stream = Folder.stream
 

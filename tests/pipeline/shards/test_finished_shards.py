@@ -1,4 +1,4 @@
-"""The tables of finished shards become one."""
+"""Finished shards: their tables are joined into one."""
 
 from __future__ import annotations
 

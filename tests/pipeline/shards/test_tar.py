@@ -1,4 +1,4 @@
-"""Tars made to harm: what they claim is refused before it is believed, and no name in them becomes a path."""
+"""Malicious tars: false claims are refused before any memory is taken, and no name in them becomes a path."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BOMBS = {
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Whatever is done in the block takes no more than a few MiB."""
+    """Check that the block takes no more than a few MiB."""
     tracemalloc.start()
     try:
         yield

@@ -134,7 +134,7 @@ def test_what_is_no_whole_image_is_refused_with_the_reason(name: str) -> None:
         decode(data, LIMIT)
     with pytest.raises(Refused) as second:
         decode(data, LIMIT)
-    assert str(first.value) == str(second.value)  # no addresses: the quarantine table is the same every time
+    assert str(first.value) == str(second.value)  # no memory addresses, so that the quarantine table is the same every time
     assert "\n" not in str(first.value)
 
 

@@ -1,4 +1,4 @@
-"""Which columns of a Parquet file are the images and the labels: one rule, whatever the order of the columns."""
+"""Image and label columns of a Parquet file: one rule finds them, whatever the order of the columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.sources.dataset import SourceError
 from pipeline.sources.parquet import columns
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-CROPS = pa.struct([("bytes", pa.list_(pa.binary()))])  # not the bytes of one image
+CROPS = pa.struct([("bytes", pa.list_(pa.binary()))])  # lists of images
 
 CHOSEN = {
     "by name": ({"image": IMAGE, "label": pa.int64()}, ("image", "label")),

@@ -1,4 +1,4 @@
-"""--pack.classes, on every kind of source."""
+"""Selection of classes by --pack.classes, on every kind of source."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_classes_are_picked_from_every_kind_and_renumbered_and_their_images_keep
 def test_textures_are_picked_like_any_other_images() -> None:
     chosen = scan(RunConfig(pack=PackConfig(classes=("9", "0-degrees-fine"), max_train_images=5)))
     assert chosen.classes == ("0-degrees-fine", "144-degrees-fine")
-    assert Counter(e.label for e in chosen.split("train")) == {0: 3, 1: 2}  # the limit counts what was picked
+    assert Counter(e.label for e in chosen.split("train")) == {0: 3, 1: 2}  # the limit counts images of picked classes alone
     assert Counter(e.label for e in chosen.split("test")) == {0: 100, 1: 100}
     whole = scan(RunConfig())
     same = {e.key: pixels for e, pixels in whole.reader.read(whole.split("train")[:300]) if isinstance(pixels, np.ndarray)}
@@ -52,7 +52,7 @@ def test_only_the_folders_of_the_classes_picked_are_looked_into(tmp_path: Path) 
         "train/bee/deep/er/4.png",
     ]
     assert {"train/ant", "test/cat"} <= set(listing.directories)
-    class_folders(tmp_path / "flat", {"train": 2, "test": 2, "x": 2})  # classes that are called like splits
+    class_folders(tmp_path / "flat", {"train": 2, "test": 2, "x": 2})  # classes with the names of splits
     assert len(Listing.of(Folder.open(str(tmp_path / "flat")), ["x"]).files) == 6
     assert scan(config(tmp_path / "flat", classes=("test", "x"))).classes == ("test", "x")
 

@@ -98,7 +98,7 @@ def test_a_pickle_cannot_run_anything(tmp_path: Path) -> None:
 
 
 def cut_tar(root: Path) -> None:
-    """Cut between two members: tarfile itself takes this for a shorter archive."""
+    """Cut a tar between two members, which tarfile itself takes for a shorter archive."""
     write_tar(root / "train-0.tar", range(6))
     with tarfile.open(root / "train-0.tar") as tar:
         third = tar.getmembers()[6].offset

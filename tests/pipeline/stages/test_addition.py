@@ -1,4 +1,4 @@
-"""Images added to a finished run: the new ones and no others, labelled and protected as the run's own; the release stays as it is."""
+"""Images added to a finished run: only new ones, labelled and protected as the run's own, and no change to its release."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def contents(folder: Folder) -> dict[str, bytes]:
 
 
 def labels(folder: Folder) -> dict[str, int]:
-    """Label by original name, of everything that is packed there."""
+    """Return the labels of all images packed there, by original name."""
     shards = Manifest.load(folder, "pack").shards["train"]
     return {json.loads(s.info)["source"]: s.label for shard in shards for s in read_shard(folder.child("pack"), shard)}
 
@@ -70,7 +70,7 @@ def test_images_that_came_later_are_protected_and_nothing_else_is_touched(releas
     assert manifest.counts["images"] == 2
     assert 1 <= manifest.counts["linf_levels"] <= 8
     assert contents(folder) == before
-    assert addition.execute(grown, folder, LOCAL) is None  # the same again has nothing to do
+    assert addition.execute(grown, folder, LOCAL) is None  # nothing is left to do
     assert len(additions(folder)) == 1
     assert verify.main(["--run", config.run]) == 0
     assert export(added, Folder.open(str(tmp_path / "release"))) == 2
@@ -78,13 +78,13 @@ def test_images_that_came_later_are_protected_and_nothing_else_is_touched(releas
 
 
 def test_an_added_image_is_crafted_as_the_run_would_have(released: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    """The same pixels from another place, in a shard of their own: same checkpoints, same means, same release."""
+    """Take the same pixels from another place, in their own shard: the same checkpoints and means give the same release."""
     config, folder = released
     means = folder.read("protect/prepared/every-shard.pt")
     manifest = addition.execute(replace(config, add=f"{tmp_path}/run/../data"), folder, LOCAL)
     assert manifest is not None
     (added,) = additions(folder).values()
-    assert manifest.counts["images"] == 12  # another place: other images, whatever their names
+    assert manifest.counts["images"] == 12  # images from another place are other images, even with the same names
     assert not added.exists("protect/prepared/every-shard.pt")
     assert folder.read("protect/prepared/every-shard.pt") == means
 
@@ -144,7 +144,7 @@ def test_shards_that_an_addition_lacks_are_tried_again(
         first = addition.execute(more, folder, LOCAL)
     assert first is not None
     assert first.missing == ["train-000000.tar"]
-    other = addition.execute(replace(config, add=str(tmp_path / "other")), folder, LOCAL)  # which need not wait for it
+    other = addition.execute(replace(config, add=str(tmp_path / "other")), folder, LOCAL)  # need not wait for the unfinished addition
     again = addition.execute(more, folder, LOCAL)
     assert other is not None
     assert again is not None

@@ -1,4 +1,4 @@
-"""A disk that is full and records cut short between two starts: said by name, and the release is that of an undisturbed run."""
+"""Full disks and truncated records between two starts: errors name them, and the release equals that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.fixtures.packed_run import copy, digests
 
 pytestmark = pytest.mark.faults
 
-UNLUCKY = "train-000002.tar"  # where it happens
+UNLUCKY = "train-000002.tar"  # the shard that the damage meets
 Packed = tuple[RunConfig, Folder]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Packed:
-    """A run whose release is as it has to come out."""
+    """A run with the expected release."""
     config, folder = copy(packed, tmp_path_factory.mktemp("undisturbed"), method="sep-fa")
     protect.execute(config, folder, LOCAL)
     return config, folder
@@ -33,7 +33,7 @@ def undisturbed(packed: Packed, tmp_path_factory: pytest.TempPathFactory) -> Pac
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of its own with little room."""
+    """A separate filesystem with little room."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True, check=False)
@@ -63,7 +63,7 @@ def test_a_record_cut_short_between_two_starts_is_named(undisturbed: Packed, tmp
     shutil.copytree(source.path, tmp_path / "run")
     folder = Folder.open(str(tmp_path / "run"))
     if not file.startswith("protect/"):
-        (tmp_path / "run" / "protect" / "manifest.json").unlink()  # or nothing would be read any more
+        (tmp_path / "run" / "protect" / "manifest.json").unlink()  # otherwise the stage counts as done and reads nothing
     whole = folder.read(file)
     folder.write(file, whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=file):

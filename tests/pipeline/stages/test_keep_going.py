@@ -1,4 +1,4 @@
-"""Poison work: a shard that fails every time fails the stage with all others finished, or, if told to keep going, is left out by name."""
+"""Poison work: a shard that always fails. It fails the stage after all others are finished; with keep-going, it is left out by name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POISON = "train-000001.tar"
 
 
 def poisoned(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> release.Crafted:
-    """Crafting that fails on one shard as often as it is tried."""
+    """Fail to craft one shard, every time."""
     if shard.name == POISON:
         raise ValueError("no luck")
     return release.craft_chosen(task, shard, clean)
@@ -76,4 +76,4 @@ def test_class_means_without_a_shard_that_cannot_be_read_are_those_of_the_rest(p
     assert len(partial.shards["train"]) == 3
     folder.child("pack").write(POISON, whole)
     mended = protect.execute(config, folder, LOCAL)
-    assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # the others are crafted anew, towards the whole means
+    assert (mended.missing, mended.shards) == ([], undisturbed.shards)  # other shards are crafted again, towards the means of all images

@@ -103,7 +103,7 @@ def test_another_seed_packs_other_shards(tmp_path: Path) -> None:
 
 
 def test_a_restart_makes_only_what_is_missing_or_damaged(tmp_path: Path) -> None:
-    """As after the driver died: no manifest, and of five shards one untouched, one half gone, one altered, one of another source."""
+    """As after the death of the driver, without a manifest: one shard is untouched, one truncated, one altered, one from elsewhere."""
     class_folders(tmp_path / "data", {"a": 25, "b": 25})
     settings = {"pack": {"shard_images": 10}}
     whole = pack(tmp_path / "data", tmp_path / "whole", **settings)
@@ -127,7 +127,7 @@ def test_a_restart_makes_only_what_is_missing_or_damaged(tmp_path: Path) -> None
     assert not (folder / "train-000009.tar").exists()
     assert not (folder / "parts").exists()
 
-    shutil.rmtree(tmp_path / "data")  # a finished stage looks at nothing any more
+    shutil.rmtree(tmp_path / "data")  # a finished stage does not look at its source
     assert pack(tmp_path / "data", tmp_path / "run", **settings) == restarted
 
 

@@ -1,6 +1,6 @@
-"""Protect: the same bytes whatever the order or an interruption; altered inputs named; the budget in integers.
+"""Protect: the same bytes in any order and after any interruption; errors that name altered inputs; the budget in integers.
 
-What is protected, towards which targets and with which checkpoints, is as asked.
+Classes, targets and checkpoints are those of the configuration.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.fixtures.packed_run import copy, digests, write_checkpoints
 
 
 def both(folder: Folder) -> list[tuple[Sample, Sample]]:
-    """Every training image, clean and released, in order."""
+    """Return all training images in order, clean and released."""
     pairs: list[tuple[Sample, Sample]] = []
     for shard, other in zip(Manifest.load(folder, "pack").shards["train"], Manifest.load(folder, "protect").shards["train"], strict=True):
         clean, released = read_shard(folder.child("pack"), shard), read_shard(folder.child("protect"), other)
@@ -71,7 +71,7 @@ def test_interrupted_stage_goes_on_and_repeats_no_finished_shard(packed: tuple[R
     assert not folder.exists("protect/manifest.json")
 
     clean.write(broken.name, data)
-    if config.protect.aligns_features:  # the means need every shard, so nothing could be crafted before
+    if config.protect.aligns_features:  # the means need every shard, so no shard was crafted before the failure
         assert not [name for name in folder.child("protect").names() if name.endswith(".tar")]
     assert digests(protect.execute(config, folder, LOCAL)) == digests(whole)
 
@@ -181,7 +181,7 @@ def test_images_of_other_classes_are_released_as_they_are(packed: tuple[RunConfi
 
 
 def test_targets_stay_among_the_protected_classes(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    """What is stored is what crafting towards the next but one of the protected classes gives, and not towards any other."""
+    """The release equals crafting towards the next protected class but one, and towards no other."""
     config, folder = copy(packed, tmp_path, method="sep", classes=("1", "2", "5", "8"), batch_size=100)
     protect.execute(config, folder, LOCAL)
     members = Ensemble(folder, choose(read_index(folder), config.protect.per_network)).members()
@@ -225,7 +225,7 @@ def test_the_epochs_asked_for_are_the_ensemble(packed: tuple[RunConfig, Folder],
     config, folder = copy(packed, tmp_path / "other", epochs=(1, 2))
     other = protect.execute(config, folder, LOCAL)
     assert not set(digests(manifest)) & set(digests(other))
-    config, folder = copy(packed, tmp_path / "spaced")  # two checkpoints of three epochs: the first and the last
+    config, folder = copy(packed, tmp_path / "spaced")  # two checkpoints out of three epochs: the first and the last
     assert digests(protect.execute(config, folder, LOCAL)) == digests(manifest)
 
 

@@ -1,4 +1,4 @@
-"""The report: figures from the files alone, one page without any request, honest words, whatever stages there are."""
+"""The report: figures from the files alone, a page without requests, and honest words, whatever stages have finished."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.fixtures import finished_run
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
-    """All stages, reported."""
+    """A run with all stages and its report."""
     config, folder = finished_run.write(tmp_path_factory.mktemp("runs") / "whole")
     report.execute(config, folder)
     return config, folder
@@ -41,7 +41,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Fold
 
 @pytest.fixture(scope="module")
 def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
-    """Two surrogates, two victims and two of three classes protected, reported."""
+    """A run with two surrogates, two victims and two of three classes protected, and its report."""
     path = tmp_path_factory.mktemp("runs") / "mixed"
     config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
     report.execute(config, folder)
@@ -50,7 +50,7 @@ def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Fold
 
 @pytest.fixture
 def copied_run(whole_run: tuple[RunConfig, Folder], tmp_path: Path) -> tuple[RunConfig, Folder]:
-    """A copy of the same to change."""
+    """A copy of the whole run, to change."""
     config, folder = whole_run
     shutil.copytree(folder.path, tmp_path / "copy")
     return replace(config, run=str(tmp_path / "copy")), Folder.open(str(tmp_path / "copy"))
@@ -65,7 +65,7 @@ def page(folder: Folder) -> str:
 
 
 def words(folder: Folder) -> str:
-    """The page's text without pictures and tags."""
+    """Return the page's text without pictures and tags."""
     return re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]*>", " ", page(folder), flags=re.DOTALL))
 
 
@@ -92,7 +92,7 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
         assert figure in text
     for row in rows:
         assert f"{row['data']} {row['seed']} {row['last_accuracy']:.2f} {row['peak_accuracy']:.2f}" in text
-    for word in ("Other classes", "others, clean", "not protected"):  # every class is
+    for word in ("Other classes", "others, clean", "not protected"):  # every class is protected
         assert word not in text
     assert "The images were protected with checkpoints of resnet8." in text
     assert "train/vertical/&lt;broken&gt; &amp; half.jpg" in page(folder)  # names from outside cannot become markup
@@ -117,7 +117,7 @@ def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConf
     known, text = headline(RunResults.read(folder)), words(folder)
     assert known["clean_other_accuracy"] == rows["resnet8", "clean"]["other_accuracy"]
     assert known["protected_other_accuracy"] == rows["resnet8", "protected"]["other_accuracy"]
-    assert "protected_other_accuracy_std" not in known  # of a single seed
+    assert "protected_other_accuracy_std" not in known  # a single seed has no deviation
     assert (known["protected_images"], known["protected_classes"], known["targets"]) == (24, 2, "random-class")
     assert "24 of 36 images, from 2 of 3 classes, protected by sep-fa (random-class targets)" in text
     for sentence in findings(RunResults.read(folder)).sentences:

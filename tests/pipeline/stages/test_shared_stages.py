@@ -1,4 +1,4 @@
-"""Which stages a start runs: what the method needs, and of a sweep, what any of its points needs."""
+"""Stages of a start: those that the method needs, and for a sweep, those that any of its points needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.storage.stage import Manifest
 
 @pytest.fixture
 def began(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stages that are run, none of which does anything: `pack`, `steps-1/protect`, ..."""
+    """The stages that are run, replaced by ones that do nothing: `pack`, `steps-1/protect`, ..."""
     seen: list[str] = []
 
     def pretended(name: StageName) -> Callable[[RunConfig, Folder, Executor], Manifest]:

@@ -1,4 +1,4 @@
-"""Surrogate: every epoch kept and recorded, none trained twice, the outcome independent of an interruption."""
+"""Surrogate: every epoch is saved and recorded, none is trained twice, and an interruption does not change the outcome."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert load_networks(Ensemble(folder, choose(index, 1)))[0].head.weight.equal(last.head.weight)
 
-    # As if the driver had died after the last epoch: nothing is trained again, the same index comes out.
+    # As after the death of the driver behind the last epoch: nothing is trained again, and the index is the same.
     Path(folder.file("surrogate/manifest.json")).unlink()
     Path(folder.file("surrogate/checkpoints.json")).unlink()
     stamps = {path: path.stat().st_mtime_ns for path in Path(config.run).rglob("weights.pt")}

@@ -1,4 +1,4 @@
-"""A sweep: every point protected and measured once, whatever is shared untouched, and each point a run folder of its own."""
+"""A sweep: every point is protected and measured once in its own run folder, and shared stages stay untouched."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = {f"steps-{steps}_checkpoints-{checkpoints}" for steps in (1, 2) for chec
 
 
 def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outcome:
-    """The sweep, as `run.py` does it after packing and surrogate; without a run of its own in MLflow nothing is logged there."""
+    """Run the sweep as `run.py` does after packing and surrogate. Unless it has its own run in MLflow, log nothing there."""
     tracker = open_tracker(config, folder)
     try:
         for name in ("pack", "surrogate") if logged else ():
@@ -42,7 +42,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outc
 
 
 def contents(folder: Folder) -> dict[str, tuple[bytes, int]]:
-    """Every file, with when it was written, but the database and those that say what the last start was asked for."""
+    """Return every file with its time, but neither the database nor the records of what the last start was asked for."""
     names = [name for name in folder.names(recursive=True) if not name.startswith("mlflow") and not name.endswith("config.json")]
     return {name: (folder.read(name), os.stat(folder.file(name)).st_mtime_ns) for name in names}
 
@@ -52,13 +52,13 @@ def shared(folder: Folder) -> dict[str, tuple[bytes, int]]:
 
 
 def victims(folder: Folder, name: str) -> dict[str, Any]:
-    """Results of a point by kind of data."""
+    """Return the results of a point by kind of data."""
     return {row["data"]: row for row in read_table(point(folder, name).child("victim"), "results.parquet").to_pylist()}
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, sweep.Outcome, str]:
-    """A sweep of two by two points, what came of it and its log."""
+    """A sweep of two by two points, its results and its log."""
     config, folder = finished_run.write(tmp_path_factory.mktemp("runs") / "swept", SHARED)
     before = shared(folder)
     config = replace(
@@ -79,7 +79,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, 
 
 @pytest.fixture
 def copied(swept: tuple[RunConfig, Folder, sweep.Outcome, str], tmp_path: Path) -> tuple[RunConfig, Folder]:
-    """A copy of the same to change."""
+    """A copy of that sweep, to change."""
     config, folder, _, _ = swept
     shutil.copytree(folder.path, tmp_path / "copy")
     return replace(config, run=str(tmp_path / "copy")), Folder.open(str(tmp_path / "copy"))
@@ -212,14 +212,14 @@ def test_mlflow_has_points_under_the_sweep_and_what_a_run_has_under_them(swept: 
 
 @pytest.mark.slow
 def test_a_sweep_of_other_victims_has_its_points_under_the_new_run(copied: tuple[RunConfig, Folder]) -> None:
-    """Settings that only the victims have: pack and surrogate are done before, and yet their runs go with those of the points."""
+    """Only victims have these settings: pack and surrogate are done before, yet their runs in MLflow move with those of the points."""
     from mlflow import MlflowClient
 
     config, folder = copied
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
 
     def nested() -> dict[str | None, set[str]]:
-        """Names of the runs that are not deleted, below that of which one."""
+        """Return the names of the runs that are not deleted, by the name of their parent."""
         found = client.search_runs([client.get_experiment_by_name("copy").experiment_id])
         names = {run.info.run_id: run.info.run_name for run in found}
         children: dict[str | None, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Several victims on one GPU: what the cluster is asked for, and that it decides nothing but how fast."""
+"""Several victims on one GPU: the request to the cluster, which decides only speed."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ TWO_CPUS = Resources(nodes=((2, 0),), workers=2, tasks=2)
 
 
 class Cluster:
-    """Trains in this process, and remembers what was asked of it."""
+    """A cluster that trains in this process, and remembers its requests."""
 
     def __init__(self) -> None:
         self.resources = TWO_GPUS
         self.asked: list[dict[str, float]] = []
-        self.shares: list[int] = []  # of a GPU's memory, of each trial
+        self.shares: list[int] = []  # how many processes share a GPU's memory, for each trial
 
     def __call__(self, function: Any, cells: Mapping[str, Any], *, at_once: int, cpus: int, gpu: float, **_: Any) -> None:
         self.asked.append({"at_once": at_once, "cpus": cpus, "gpu": gpu})
         for task in cells.values():
             assert (task.gpu, task.threads) == (bool(gpu), cpus)
-            function(replace(task, gpu=False, threads=1), lambda result: None)  # there is none here
+            function(replace(task, gpu=False, threads=1), lambda result: None)  # this machine has no GPU
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """In the place of Ray."""
+    """The cluster that replaces Ray."""
     threads, made = torch.get_num_threads(), Cluster()
     monkeypatch.setattr(sweep, "sweep", made)
     monkeypatch.setattr(session, "connect", lambda workers: made.resources)
@@ -55,7 +55,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 @pytest.fixture
 def protected(tmp_path: Path) -> tuple[RunConfig, Folder]:
-    """A run that is protected and asks for eight victims."""
+    """A run with protected images that asks for eight victims."""
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"))
     return replace(config, victim=replace(config.victim, epochs=1, seeds=(0, 1, 2, 3))), folder
 
@@ -69,7 +69,7 @@ def on_one_gpu(config: RunConfig, trials: int) -> RunConfig:
     [
         (1, {"at_once": 2, "cpus": 8, "gpu": 1}),
         (2, {"at_once": 4, "cpus": 4, "gpu": 0.5}),
-        (16, {"at_once": 8, "cpus": 2, "gpu": 1 / 16}),  # there are no more than eight
+        (16, {"at_once": 8, "cpus": 2, "gpu": 1 / 16}),  # only eight trials, all at once
     ],
 )
 def test_the_cluster_is_asked_for_a_part_of_a_gpu(
@@ -92,7 +92,7 @@ def test_what_is_finished_stays_when_it_changes(protected: tuple[RunConfig, Fold
     config, folder = protected
     few = replace(config, victim=replace(config.victim, seeds=(0, 1)))
     manifest = victim.execute(on_one_gpu(few, 2), folder, RAY)
-    # As versions recorded it that had no such setting.
+    # The record of a version without this setting.
     assert "trials_per_gpu" not in json.loads(folder.read("victim/started.json"))["victim"]
     assert victim.execute(on_one_gpu(few, 4), folder, RAY) == manifest
     assert len(cluster.asked) == 1

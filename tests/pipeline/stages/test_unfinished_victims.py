@@ -1,4 +1,4 @@
-"""A matrix of which some trainings failed: whatever shows the run shows the others and names those, and nothing counts as finished."""
+"""A matrix with failed trainings: every view of the run shows the others and names the failed ones, and the stage is not finished."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.fixtures.executors import LOCAL
 
 
 class Trainings:
-    """Trials in this process, of which some fail."""
+    """An executor's trials in this process, some of which fail."""
 
     def __init__(self) -> None:
         self.broken: set[str] = set()
@@ -43,7 +43,7 @@ class Trainings:
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
-    """In the place of those of the executor."""
+    """Trials that replace those of the executor."""
     threads, made = torch.get_num_threads(), Trainings()
     monkeypatch.setattr(LocalExecutor, "sweep", made)
     yield made
@@ -52,13 +52,13 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trainings]:
 
 @pytest.fixture
 def protected(tmp_path: Path) -> tuple[RunConfig, Folder]:
-    """A run that is protected and asks for victims of two seeds."""
+    """A run with protected images that asks for victims of two seeds."""
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"))
     return replace(config, victim=replace(config.victim, epochs=1)), folder
 
 
 def said(folder: Folder) -> str:
-    """The words of the page."""
+    """Return the words of the page."""
     return re.sub(r"\s+", " ", folder.read("report/index.html").decode())
 
 
@@ -147,7 +147,7 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
 
     def logged() -> tuple[Any, list[str]]:
-        """The run's own MLflow run, and the names of those of its victims."""
+        """Return the run's own MLflow run, and the names of its victims' runs."""
         found = client.search_runs([client.get_experiment_by_name("run").experiment_id])
         (parent,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
         return parent, sorted(run.info.run_name for run in found if run.data.tags["stage"] == "victim")
@@ -164,7 +164,7 @@ def test_the_tracker_has_what_is_there_and_then_all_of_it_once(protected: tuple[
     assert "resnet8-protected-none-seed1." in first.data.tags["mlflow.note.content"]
     assert "protected_accuracy" in first.data.metrics
 
-    go(replace(config, victim=replace(config.victim, epochs=9)), "report")  # which says what it shows, and not what it is asked for besides
+    go(replace(config, victim=replace(config.victim, epochs=9)), "report")  # shows what its victims were trained with
     assert logged()[0].info.run_id == first.info.run_id
     assert "--victim.epochs 1 " in said(folder)
 
@@ -179,7 +179,7 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     config, folder = protected
 
     def with_victims(*names: str) -> list[str]:
-        """Of the trials in the results, after asking for these."""
+        """Ask for these countermeasures, and return those of the trials in the results."""
         asked = replace(config, victim=replace(config.victim, countermeasures=names, seeds=(0,)), overwrite=True)
         victim.execute(asked, folder, LOCAL)
         return [row["countermeasure"] for row in read_table(folder, "victim/results.parquet").to_pylist()]
@@ -190,3 +190,16 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     assert with_victims("jpeg-10") == ["jpeg-10", "jpeg-10"]
     assert {name: folder.child("victim").read(name) for name in before} == before
     assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]
+
+
+def test_states_of_finished_and_of_unwanted_trainings_are_removed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.execute(config, folder, LOCAL)
+    states = [f"resnet8-{data}-none-seed{seed}.pt" for data in ("clean", "protected") for seed in (0, 1)]
+    for name in states:
+        folder.child("victim").write(name, b"of a start that was cut short")
+    with pytest.raises(WorkFailed, match="no luck"):
+        victim.execute(replace(config, victim=replace(config.victim, seeds=(1,)), overwrite=True), folder, LOCAL)
+    assert [name for name in folder.child("victim").names() if name in states] == ["resnet8-protected-none-seed1.pt"]

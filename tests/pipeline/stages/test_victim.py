@@ -1,4 +1,4 @@
-"""Victims: accuracy after relabelling, trials that start alike, finished ones not repeated, failed ones named."""
+"""Victims: accuracy after relabelling, trials with the same start, no finished trial twice, and errors that name failed ones."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_relabelling_undoes_a_permutation_and_nothing_else() -> None:
     assert shifted.trace() == 0
     assert trial.relabelled_accuracy(shifted) == 100.0
     assert trial.relabelled_accuracy(np.array([[8, 2], [1, 9]])) == 85.0
-    # Rows of some classes only: their images may be taken for any class.
+    # With rows for only some classes, their images may still be taken for any class.
     assert trial.relabelled_accuracy(np.array([[1, 0, 9, 0], [0, 2, 0, 8]])) == 85.0
-    # Two classes predicted as one: one-to-one renaming can win back only one of them.
+    # Two classes are predicted as one: one-to-one relabelling can restore only one of them.
     assert trial.relabelled_accuracy(np.array([[0, 10, 0], [0, 10, 0], [0, 0, 10]])) == pytest.approx(200 / 3)
 
 
@@ -55,7 +55,7 @@ def released(tmp_path: Path) -> tuple[RunConfig, Folder]:
 
 @pytest.fixture(scope="module")
 def striped(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
-    """A tiny run up to its protected images, in this process."""
+    """A tiny run with protected images."""
     run = tmp_path_factory.mktemp("striped")
     config = finished_run.configuration(run)
     config = replace(config, victim=replace(config.victim, epochs=2, augmentation="crop-flip"))
@@ -79,7 +79,7 @@ def test_what_decides_a_trial_is_what_it_was_made_from(striped: tuple[RunConfig,
         return victim._task(cell, asked, folder, pack, protect, Resources(((2, 0),), 2, 2), 1).made_from
 
     first = made_from()
-    assert first == made_from(memory_limit_mb=2001)  # the images are in memory either way
+    assert first == made_from(memory_limit_mb=2001)  # the images fit in memory either way
     assert len({first, made_from(seed=1), made_from(memory_limit_mb=0), made_from("mixup")}) == 4
     monkeypatch.setitem(COUNTERMEASURES, "cutout", replace(COUNTERMEASURES["cutout"], revision=1))
     assert made_from() != first
@@ -121,7 +121,7 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     assert clean["relabelled_accuracy"] >= clean["last_accuracy"]
     assert clean["other_accuracy"] is None
 
-    # A restart after the driver died between two trials: only the missing one is trained.
+    # As after the death of the driver between two trials: only the missing one is trained.
     change(folder, "resnet8-clean-none-seed0", last_accuracy=-1.0)
     Path(folder.file("victim/resnet8-protected-none-seed0.json")).unlink()
     Path(folder.file("victim/manifest.json")).unlink()
@@ -193,7 +193,7 @@ def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
 
 
 def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasures(released: tuple[RunConfig, Folder]) -> None:
-    """On equal images they come out alike; clean images are not diluted, and no training is done twice for it."""
+    """Equal images give equal results. Clean images are not diluted, and no training is repeated for a dilution."""
     config, folder = released
     names = ("dilution-50+mixup", "grayscale+jpeg-10", "mixup")
     victim.execute(replace(config, victim=replace(config.victim, countermeasures=names)), folder, LOCAL)
@@ -215,7 +215,7 @@ def test_clean_and_protected_stand_beside_each_other_under_the_same_countermeasu
 
 
 def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(striped: tuple[RunConfig, Folder]) -> None:
-    """A tiny victim under each: what is trained on, how long, and a result that is whole."""
+    """Train a tiny victim under each, and check its images, its epochs and its result."""
     config, folder = striped
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     alone = Resources(nodes=((1, 0),), workers=1, tasks=1)
@@ -242,7 +242,7 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
 
 @pytest.mark.parametrize("memory_limit_mb", [0, 100])
 def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: tuple[RunConfig, Folder], memory_limit_mb: int) -> None:
-    """In memory and streamed: the batches are orthogonal to what a linear model saw in the grey images."""
+    """In memory and streamed, the batches are orthogonal to the directions of a linear model of the grey images."""
     config, folder = striped
     config = replace(config, memory_limit_mb=memory_limit_mb)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")

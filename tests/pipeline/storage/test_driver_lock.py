@@ -1,4 +1,4 @@
-"""Two drivers on one run: the second refuses, on a local folder and on storage that knows no locks; a dead one does not stay in the way."""
+"""Two drivers on one run: the second refuses, on local folders and on storage without locks; a dead driver does not block the next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOLD += "with driver_lock(Folder.open(sys.argv[1])): print('held', flush=True); 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A folder of a filesystem that is treated like an object store, with quick beats."""
+    """A folder that is treated like an object store, with quick heartbeats."""
     for name, seconds in (("BEAT_SECONDS", 0.02), ("SETTLE_SECONDS", 0.02)):
         monkeypatch.setattr(lock_module, name, seconds)
     folder = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run", "s3://bucket/run")
@@ -46,7 +46,7 @@ def test_a_local_run_has_one_driver_and_a_killed_one_leaves_it_free(tmp_path: Pa
     holder.kill()
     holder.wait()
     with driver_lock(folder):
-        assert folder.names() == []  # nothing that a stage could take for its own
+        assert folder.names() == []  # no file that a stage could take for its own
     with driver_lock(folder):
         pass
 
@@ -56,7 +56,7 @@ def other_driver(store: Folder, seconds_ago: float = 0) -> None:
 
 
 def alive(store: Folder) -> float:
-    """When the present driver said last that it is; a beat that is just being written is waited for."""
+    """Return the time of the driver's last heartbeat; wait for one that is just being written."""
     for _ in range(1000):
         try:
             return float(json.loads(store.read(DRIVER))["alive"])
@@ -104,7 +104,7 @@ def sigterm_stops() -> Iterator[None]:
 def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_other_alone(store: Folder) -> None:
     with pytest.raises(Stopped), driver_lock(store):  # noqa: PT012
         other_driver(store)
-        for _ in range(3000):  # the beat that was just on its way may have come later
+        for _ in range(3000):  # a heartbeat that was on its way may arrive later
             time.sleep(0.02)
             if json.loads(store.read(DRIVER) or b"{}").get("id") != "other":
                 other_driver(store)
@@ -123,7 +123,7 @@ def test_a_driver_that_lost_its_run_is_told_until_it_leaves_and_closes_in_peace(
                         if json.loads(store.read(DRIVER) or b"{}").get("id") != "other":
                             other_driver(store)
                         time.sleep(0.01)
-                except Stopped:  # as where Python runs a destructor
+                except Stopped:  # as when Python runs a destructor
                     told += 1
                     if told == 3:
                         raise

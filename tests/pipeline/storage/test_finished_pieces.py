@@ -1,4 +1,4 @@
-"""A finished piece counts only as it was recorded."""
+"""Finished pieces: one counts only as it was recorded."""
 
 from __future__ import annotations
 

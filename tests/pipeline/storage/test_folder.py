@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def files(folder: Folder) -> list[str]:
-    """Everything on disk, hidden or not."""
+    """Return all files on disk, hidden or not."""
     return sorted(str(path.relative_to(folder.path)) for path in Path(folder.path).rglob("*") if path.is_file())
 
 
@@ -85,7 +85,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_leftovers(folder: Fold
 
 
 def test_a_reader_never_sees_half_a_file(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the moment before it is moved into place, the new content is whole, on disk, and under another name."""
+    """Just before the move into place, the new content is complete on disk under another name."""
     seen: list[tuple[bytes, bytes, list[str]]] = []
     replace = os.replace
 
@@ -162,7 +162,7 @@ def test_an_unknown_scheme_lists_the_known_ones() -> None:
 
 
 def test_an_object_store_is_written_in_one_put(tmp_path: Path) -> None:
-    """Any other filesystem of pyarrow's takes the same path as an object store."""
+    """Every non-local filesystem of pyarrow takes the same path as an object store."""
     folder = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket", "s3://bucket")
     folder.filesystem.create_dir("bucket")
     assert not folder.is_local

@@ -1,4 +1,4 @@
-"""A folder on an object store behaves as a local one does: on a sound server, on one that fails, on one that dies and comes back."""
+"""Folders on an object store behave like local ones: with a sound server, with one that fails, with one that dies and comes back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fixtures import s3_servers
 from tests.fixtures.s3_servers import SECRET, Server
 from tests.fixtures.source_kinds import KINDS, contents, expected
 
-PART = 10 * 2**20  # bytes; what a large file is cut into
+PART = 10 * 2**20  # bytes; large files are sent in parts of this size
 PART_2, BEGIN, COMPLETE = r"PUT .*partNumber=2", r"POST .*\?uploads", r"POST .*\?uploadId="
 
 
@@ -32,7 +32,7 @@ def open_at(server: Server, bucket: str, name: str = "run") -> Folder:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What fails for good fails within seconds."""
+    """Make permanent failures fail within seconds."""
     monkeypatch.setattr(filesystems, "ATTEMPTS", 2)
     filesystems._s3.cache_clear()
     yield
@@ -40,7 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def use(folder: Folder) -> None:
-    """Everything a folder can do, with the outcome it has locally."""
+    """Use every operation of a folder, and check for the same outcome as locally."""
     assert folder.names() == []
     assert not folder.exists()
     folder.write("b.txt", b"b")
@@ -156,7 +156,7 @@ def test_a_file_is_read_in_one_request_however_large(s3_server: Server, s3_bucke
     open_at(s3_server, s3_bucket).write("a.bin", bytes(2_000_000))
     with s3_servers.proxy(s3_server, share=0) as counting:
         assert open_at(counting, s3_bucket).read("a.bin") == bytes(2_000_000)
-        assert s3_servers.counts(counting)["passed"] <= 2  # its size, its content
+        assert s3_servers.counts(counting)["passed"] <= 2  # one for its size, one for its content
 
 
 def test_a_missing_bucket_says_what_to_do(s3_server: Server, s3_credentials: None) -> None:
@@ -189,7 +189,7 @@ def test_refused_access_says_what_to_do_and_no_secret(s3_server: Server, s3_buck
 def test_a_worker_without_the_endpoint_in_its_environment_finds_it(
     s3_server: Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the special one wins
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the service's own variable wins
     monkeypatch.setenv(variable, s3_server.url)
     folder = Folder.open(f"s3://{s3_bucket}/run")
     folder.write("a.txt", b"a")
@@ -203,7 +203,7 @@ def test_a_worker_without_the_endpoint_in_its_environment_finds_it(
 
 
 def test_a_worker_is_as_patient_as_the_driver(s3_server: Server, s3_bucket: str) -> None:
-    """A filesystem of pyarrow's own loses its retries when it is pickled: three attempts are left, and two failures in three end them."""
+    """A pyarrow filesystem loses its retries when it is pickled. It is left with three attempts, too few for two failures in three."""
     with s3_servers.proxy(s3_server, share=1, kinds=["503"], at_most=4) as failing:
         arrived: Folder = pickle.loads(pickle.dumps(open_at(failing, s3_bucket)))
         assert isinstance(arrived.filesystem, PatientS3)

@@ -1,4 +1,4 @@
-"""How values become text."""
+"""Records: values as text."""
 
 from __future__ import annotations
 

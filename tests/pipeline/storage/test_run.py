@@ -1,4 +1,4 @@
-"""Where the stages of a point lie: its own in its folder, the shared ones with the run that was swept."""
+"""Folders of a point's stages: its own lie in its folder, the shared ones in the run that was swept."""
 
 from __future__ import annotations
 

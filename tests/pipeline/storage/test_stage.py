@@ -63,7 +63,7 @@ def test_a_changed_field_is_named_with_both_values(run: Folder, finished: bool) 
         start(run, seed=1)
     with pytest.raises(ValueError, match=r"pack\.new: None -> 5"):
         start(run, section={**SECTION, "new": 5})
-    assert run.read("pack/train-000000.tar") == b"made with 250"  # refusing touches nothing
+    assert run.read("pack/train-000000.tar") == b"made with 250"  # a refusal changes no file
     assert (start(run).manifest is not None) is finished
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_manifest_is_named_with_what_to_do(run: Folder, content: bytes
 
 @pytest.mark.parametrize("damaged", ["started.json", MANIFEST])
 def test_overwrite_redoes_a_stage_whose_records_are_damaged(run: Folder, damaged: str) -> None:
-    """As the message of a damaged manifest says."""
+    """The message about a damaged manifest says so."""
     start(run).finish({})
     run.child("pack").write(damaged, b"{")
     with pytest.raises(ValueError, match="damaged"):
@@ -190,7 +190,7 @@ def test_names_of_fields_are_those_of_the_command_line() -> None:
 
 
 def test_a_clearing_cut_short_is_gone_on_with(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It must never pass for a stage finished with the new configuration, nor for one of the old."""
+    """A half-cleared stage must never pass for a finished one, of the new configuration or the old."""
     stage = start(run)
     stage.folder.write("train-000000.tar", b"of the earlier configuration")
     stage.finish({})

@@ -25,14 +25,14 @@ PATIENCE = 60_000  # milliseconds; the pages are large, and the machine may be b
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser for all pages."""
+    """A browser for all pages."""
     with browser.chromium() as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def tracked(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A whole run, reported and logged."""
+    """A run with all stages, its report, and its log in MLflow."""
     path = tmp_path_factory.mktemp("runs") / NAME
     config, folder = finished_run.write(path)
     report.execute(config, folder)
@@ -45,14 +45,14 @@ def tracked(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Fold
 
 @pytest.fixture(scope="module")
 def address(tracked: Folder) -> Iterator[str]:
-    """Where its database is shown."""
+    """The address of a server that shows the database."""
     with mlflow_server.served(Path(tracked.file("mlflow.db"))) as served:
         yield served
 
 
 @pytest.fixture
 def page(chromium: Browser, address: str) -> Iterator[Page]:
-    """A page with patience."""
+    """A browser page with long timeouts."""
     with browser.page(chromium) as (opened, _):
         opened.set_default_timeout(PATIENCE)
         expect.set_options(timeout=PATIENCE)
@@ -60,7 +60,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 
 def open_runs(page: Page, address: str) -> Locator:
-    """The row of the only release among the runs, by the path that `make ui` and the end of a run say."""
+    """Return the row of the only release among the runs, by the path that `make ui` and the end of a run name."""
     page.goto(address + summary.RUNS_ADDRESS.removeprefix("http://127.0.0.1:5000"), wait_until="domcontentloaded")
     row = page.locator(".ag-row", has=page.get_by_role("link", name=NAME))
     expect(row).to_be_visible()

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: its own run says what was swept, and nothing that only its points have a value of."""
+"""A sweep in MLflow: its own run names the swept settings, and holds no values that only points have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED = ("pack", "surrogate")
 
 
 def logged(folder: Folder) -> dict[str, Any]:
-    """Every run by its name."""
+    """Return every run by its name."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{folder.path}/mlflow.db")
@@ -36,7 +36,7 @@ def track(config: RunConfig, folder: Folder, *stages: str) -> Tracker:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
-    """A sweep over methods and steps, of which one point is protected and logged."""
+    """A sweep over methods and steps, with one point protected and logged."""
     path = tmp_path_factory.mktemp("runs") / "run"
     config, folder = finished_run.write(path, SHARED)
     config = replace(config, sweep=("protect.steps=2", "protect.method=tap,sep"))
@@ -75,7 +75,7 @@ def test_a_later_release_of_the_run_itself_has_all_settings(swept: tuple[RunConf
     assert parent.data.tags.items() >= {"method": "sep-fa", "budget": "8/255", "targets": "shift"}.items()
     assert parent.data.params["protect.steps"] == str(config.protect.steps)
 
-    track(replace(config, sweep=("protect.eps-levels=4",)), folder, *SHARED).begin_sweep(RunResults.read(folder))  # and then another sweep
+    track(replace(config, sweep=("protect.eps-levels=4",)), folder, *SHARED).begin_sweep(RunResults.read(folder))  # a second sweep follows
     parent = logged(folder)["run"]
     assert parent.info.run_id == before
     assert parent.data.tags["swept"] == "protect.eps_levels"
@@ -99,4 +99,4 @@ def test_a_second_sweep_over_other_fields_keeps_none_of_the_first_ones_tags(tmp_
         for name in ("run", "surrogate"):
             tags = runs[name].data.tags
             assert {tag: tags[tag] for tag in everywhere if tag in tags} == {t: v for t, v in everywhere.items() if t not in absent}
-    assert runs["run"].data.params["protect.steps"] == str(config.protect.steps)  # which its points have in common now
+    assert runs["run"].data.params["protect.steps"] == str(config.protect.steps)  # a value that all points share now

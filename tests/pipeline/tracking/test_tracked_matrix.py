@@ -1,4 +1,4 @@
-"""A matrix of victims in MLflow: countermeasures with characters that it refuses in names, and what each victim made of every class."""
+"""A matrix of victims in MLflow: countermeasures with characters that it refuses in names, and accuracies of each class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPOSED, SHARE = "grayscale+jpeg-10", "clean-only-10"
 
 @dataclass(frozen=True)
 class Logged:
-    """A matrix of two seeds, and what MLflow has of it."""
+    """A matrix of two seeds, and its runs in MLflow."""
 
     folder: Folder
     client: Any

@@ -1,4 +1,4 @@
-"""The tracker, on a real SQLite database: parents, children, what is logged once, what a redone stage replaces."""
+"""The tracker, on a real SQLite database: parents, children, no log entry twice, and the replacement of redone stages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VICTIMS = {f"none · {data} · resnet8 · seed {seed}" for data in ("clean", "pr
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run that was never logged, beside an empty database, which takes seconds to make."""
+    """A whole run that was never logged, beside an empty database: making one takes seconds."""
     path = tmp_path_factory.mktemp("runs") / "template"
     finished_run.write(path)
     client(Folder.open(str(path)))
@@ -40,7 +40,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tracked_run(template: Path) -> tuple[RunConfig, Folder]:
-    """All stages, reported and logged; the folder's name has a space."""
+    """A run with all stages, reported and logged, in a folder with a space in its name."""
     path = template.parent / "first run"
     shutil.copytree(template, path)
     config, folder = finished_run.configuration(path), Folder.open(str(path))
@@ -51,7 +51,7 @@ def tracked_run(template: Path) -> tuple[RunConfig, Folder]:
 
 @pytest.fixture
 def copied_run(template: Path, tmp_path: Path) -> tuple[RunConfig, Folder]:
-    """Pack, surrogate and protect, logged, to change."""
+    """A copy with pack, surrogate and protect, logged, to change."""
     path = tmp_path / "copy"
     shutil.copytree(template, path, ignore=shutil.ignore_patterns("victim"))
     config, folder = finished_run.configuration(path), Folder.open(str(path))
@@ -60,7 +60,7 @@ def copied_run(template: Path, tmp_path: Path) -> tuple[RunConfig, Folder]:
 
 
 def train_victims(template: Path, folder: Folder) -> None:
-    """Put the victims in place that the template's configuration gives."""
+    """Copy the victims of the template into the run."""
     shutil.copytree(template / "victim", folder.file("victim"))
 
 
@@ -78,7 +78,7 @@ def client(folder: Folder) -> Any:
 
 
 def runs(folder: Folder, view: int = 1) -> tuple[Any, dict[str, Any]]:
-    """The parent run and its children by name; view 1 is active ones, 2 deleted ones."""
+    """Return the parent run, and its children by name; view 1 has the active runs, view 2 the deleted ones."""
     experiment = client(folder).get_experiment_by_name(folder.path.rsplit("/", 1)[-1])
     found = list(client(folder).search_runs([experiment.experiment_id], run_view_type=view))
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
@@ -90,7 +90,7 @@ def runs(folder: Folder, view: int = 1) -> tuple[Any, dict[str, Any]]:
 
 
 def everything(folder: Folder) -> list[Any]:
-    """All that the tracker holds, to compare."""
+    """Return all that the tracker holds, for comparison."""
     parent, children = runs(folder)
     lines = []
     for run in (parent, *children.values()):
@@ -218,7 +218,7 @@ def test_a_resumed_pipeline_logs_nothing_twice_and_does_not_even_load_mlflow(tra
 def test_a_pipeline_goes_on_with_the_runs_it_began(template: Path, copied_run: tuple[RunConfig, Folder]) -> None:
     config, folder = copied_run
     first, children = runs(folder)
-    track(config, folder, "pack", "surrogate", "protect", "victim", status="FAILED")  # the victims have not been trained
+    track(config, folder, "pack", "surrogate", "protect", "victim", status="FAILED")  # no victims have been trained
     assert runs(folder)[0].info.status == "FAILED"
     train_victims(template, folder)
     tracker = open_tracker(config, folder)
@@ -260,7 +260,7 @@ def test_other_settings_make_a_new_parent_with_everything_that_still_holds(copie
     parent, children = runs(folder)
     assert parent.info.run_id != first.info.run_id
     assert parent.data.params["protect.steps"] == "2"
-    assert "targets" not in parent.data.tags  # noise is drawn towards no class
+    assert "targets" not in parent.data.tags  # noise has no target classes
     assert set(children) == {"surrogate", "protect"}
     assert runs(folder, view=2)[0].data.params["protect.steps"] == "4"
 

@@ -1,4 +1,4 @@
-"""Batches: equal steps on every rank, every image at most once an epoch, the same epoch always the same."""
+"""Batches: equal steps on every rank, no image twice in an epoch, and an epoch that is always the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = (7, 12, 9, 12, 5)
 
 @pytest.fixture
 def numbered(tmp_path: Path) -> tuple[Folder, list[Shard]]:
-    """Shards of unequal size; image number i is filled with i and labelled i."""
+    """Shards of unequal size: image i is filled with i and labelled i."""
     folder, number, shards = Folder.open(str(tmp_path)), 0, []
     for index, size in enumerate(SIZES):
         samples = []

@@ -1,4 +1,4 @@
-"""Victims of the clean share of a dilution alone: trained once, on those images and no others, and no measure of the protection."""
+"""Victims of the clean share of a dilution alone: they train once, on those images only, and are no measure of the protection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.fixtures.trial_outcomes import outcome
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the trials that were trained, as they are begun."""
+    """The names of the trials that are trained, in order of their beginning."""
     names: list[str] = []
 
     def here(function: Any, cells: Mapping[str, Any], **_: Any) -> None:
@@ -73,7 +73,7 @@ def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list
     assert (protected["data"], protected["countermeasure"]) == ("protected", "clean-only-50")
     assert clean["loss_per_epoch"] != outcome(folder, "resnet8-clean-none-seed0")["loss_per_epoch"]
 
-    # Another protection of the same images leaves it as it is.
+    # Another protection of the same images does not change the trial.
     trained.clear()
     path = Path(folder.file("protect/manifest.json"))
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Which images of a diluted release are clean, and that they really are."""
+"""Clean images of a diluted release: their choice, and that their pixels really are clean."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_class_without_a_clean_image_cannot_be_repeated() -> None:
 def test_a_share_alone_fills_as_many_steps_streamed_or_in_memory(
     release: tuple[Folder, Folder, list[Shard], list[Shard]], memory_limit_mb: int
 ) -> None:
-    """Classes 0 and 1 are those of the share, whose images lie in both shards; the others stay as they are."""
+    """The share covers classes 0 and 1, whose images lie in both shards; other classes stay as they are."""
     pack, protect, clean, protected = release
     labels = protected_labels(pack, clean, (0, 1))
     keys = choose(labels, 20, seed=1)

@@ -1,4 +1,4 @@
-"""Training states: read back whole or not at all, and saved no more often than is cheap."""
+"""Training states: read back whole or not at all, and saved only as often as is cheap."""
 
 from __future__ import annotations
 

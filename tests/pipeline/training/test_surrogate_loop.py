@@ -1,4 +1,4 @@
-"""One rank's training of a surrogate, in this process: what it saves, and that it goes on from there."""
+"""One rank's training of a surrogate, in this process: the files it saves, and how it resumes from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fixtures import finished_run
 
 
 class Alone:
-    """The only rank, which stops after some epochs and resumes what another has left."""
+    """The only rank of a training. It stops after some epochs, and resumes the training of another."""
 
     rank, size, device = 0, 1, torch.device("cpu")
 
@@ -52,7 +52,7 @@ class Alone:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> SurrogateTask:
-    """A network with dropout, for three epochs."""
+    """A task of three epochs for a network with dropout."""
     config, folder = finished_run.write(tmp_path_factory.mktemp("run"), ("pack",))
     return SurrogateTask(
         name="mobilenet-v2",
@@ -88,7 +88,7 @@ def test_every_epoch_is_saved_and_a_resumed_training_is_the_same(task: Surrogate
 
 
 class Wrapping(Alone):
-    """Data-parallel with one rank."""
+    """The only rank, which wraps its network for data-parallel training."""
 
     def distribute(self, network: nn.Module) -> nn.Module:
         return DistributedDataParallel(network)
@@ -121,7 +121,7 @@ def test_a_training_that_diverges_says_what_to_do(task: SurrogateTask, tmp_path:
 
 @pytest.mark.parametrize(("others", "finite"), [([2.0, 50.0, 1.0], True), ([2.0, 50.0, 0.0], False), ([float("nan"), 50.0, 0.0], False)])
 def test_one_rank_that_diverged_is_known_to_all(others: list[float], finite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where its loss does not show it: its own batch-norm statistics may be all that is not finite."""
+    """The loss need not show it: the rank's batch-norm statistics may be the only values that are not finite."""
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(torch.tensor(others)))
     mean = surrogate_loop._mean_over_ranks(EpochResult(1.0, 100.0, True), device=torch.device("cpu"), size=2)
     assert mean.finite == finite

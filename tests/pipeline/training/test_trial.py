@@ -1,4 +1,4 @@
-"""A victim's training: the same outcome however often it is cut short, and nothing but the outcome left."""
+"""A victim's training: the same outcome however often it is interrupted, and no other file at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATE = Deadline(0.0)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A tiny run up to its protected images."""
+    """A tiny run with protected images."""
     return finished_run.write(tmp_path_factory.mktemp("run"), ("pack", "surrogate", "protect"))[1]
 
 
@@ -41,7 +41,7 @@ def task(folder: Folder, resources: Resources = ONE_CPU, **training: Any) -> Vic
 
 
 def trained(task: VictimTask) -> tuple[list[int], bytes]:
-    """Train, and return the epochs that were reported and the outcome's bytes, without the time that it took."""
+    """Train, and return the reported epochs and the bytes of the outcome, without its time."""
     threads, epochs = torch.get_num_threads(), []
     try:
         train_victim(task, lambda metrics: epochs.append(int(metrics["epoch"])))
@@ -67,7 +67,7 @@ def test_a_trial_that_a_deadline_cuts_short_comes_to_the_same_outcome(folder: Fo
     assert trained(late) == ([0], b"")
     assert files(folder) == [f"{TRIAL.name}.pt"]
     assert trained(late) == ([1], b"")
-    assert trained(late) == ([2], whole[1])  # the last one it was begun for is done whole
+    assert trained(late) == ([2], whole[1])  # the last epoch is trained whole
     assert files(folder) == []
 
 

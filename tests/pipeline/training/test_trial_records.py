@@ -1,4 +1,4 @@
-"""What a trial leaves, read back whole; of many classes, in a file that is no longer than it has to be."""
+"""Records of trials: read back whole, and compact even for many classes."""
 
 from __future__ import annotations
 

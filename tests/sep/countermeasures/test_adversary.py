@@ -1,4 +1,4 @@
-"""Images made hard for a network: within the budget, harder than before, and the network left as it was."""
+"""Images made hard for a network: within the budget, harder than before, and without a change to the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draws(seed: int) -> torch.Generator:
 
 
 def problem(count: int = 32) -> tuple[Tensor, Tensor]:
-    """Noise with a bright square on the left or on the right: the class."""
+    """Images of noise with a bright square on the left or on the right, which is the class."""
     images = torch.randint(120, (count, 3, 16, 16), generator=draws(1)).float()
     labels = torch.arange(count) % 2
     images[labels == 0, :, 4:12, :6] += 40
@@ -31,7 +31,7 @@ def problem(count: int = 32) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    """One that has learned it."""
+    """A network that has learned this problem."""
     torch.manual_seed(0)
     network = build("resnet8", 2, 16, (70.0,) * 3, (40.0,) * 3)
     images, labels = problem()
@@ -75,7 +75,7 @@ def test_adversarial_images_are_harder_and_within_the_budget(network: Network, e
 
 
 class Unfolded(nn.Module):
-    """The same network for which nothing is folded, as none is on a GPU."""
+    """The same network without folding, as on a GPU."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_folding_moves_images_as_the_network_itself_would(network: Network) -> N
     folded, plain = (adversarial(each, levels, probabilities(labels), draws(0), eps_levels=8) for each in (network, unfolded))
     assert unfolded.training
     assert network.training
-    # Where a slope is nearly nothing, its sign may be either.
+    # The sign of a slope near zero may be either.
     assert float(torch.isclose(folded, plain, atol=1e-3).float().mean()) > 0.99
 
 
@@ -109,7 +109,7 @@ def test_a_larger_budget_is_harder_and_the_start_is_random(network: Network) -> 
 
 
 def test_levels_out_of_range_stay_within_the_budget(network: Network) -> None:
-    """As a projection leaves them."""
+    """A projection leaves such levels."""
     levels, labels = problem()
     levels = levels - 60
     moved = adversarial(network, levels, probabilities(labels), draws(0), eps_levels=4)
@@ -117,7 +117,7 @@ def test_levels_out_of_range_stay_within_the_budget(network: Network) -> None:
 
 
 def test_training_on_hard_images_makes_the_network_robust() -> None:
-    """What the gradients are for: fewer of the hard images are taken for the other class than by a network of plain training."""
+    """This is the purpose: the network mistakes fewer of the hard images than one trained plainly."""
     images, labels = problem(64)
     robust = {}
     for name in ("none", "adversarial-8"):
@@ -134,7 +134,7 @@ def test_training_on_hard_images_makes_the_network_robust() -> None:
 
 
 class Brightness(nn.Module):
-    """The brighter an image, the surer of class 0."""
+    """A network that is the surer of class 0, the brighter an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Brightness(nn.Module):
 
 
 def test_ueraser_takes_for_each_image_the_copy_with_the_largest_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For class 0 the darkest copy, for class 1 the brightest."""
+    """With this network, that is the darkest copy for class 0 and the brightest for class 1."""
     copies = [torch.full((4, 3, 8, 8), level) for level in (50.0, 20.0, 90.0, 70.0, 60.0)]
     copies[1][2:] = 95.0
     waiting = iter(copies)

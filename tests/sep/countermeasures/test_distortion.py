@@ -1,4 +1,4 @@
-"""TrivialAugment, the warp and the plasma, by what they do to pixels."""
+"""TrivialAugment, the warp and the plasma: their effects on pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def draws(seed: int) -> torch.Generator:
 
 
 def ramps(count: int) -> Tensor:
-    """Images whose channels are the column, the row and a constant: levels say where a pixel comes from."""
+    """Images whose channels are the column, the row and a constant, so that levels tell where a pixel comes from."""
     column = torch.arange(32).float().expand(32, 32)
     return torch.stack([column, column.T, torch.full((32, 32), 100.0)]).expand(count, -1, -1, -1).contiguous()
 
@@ -37,7 +37,7 @@ def test_a_warped_pixel_comes_from_near_by() -> None:
     moved = (after - before)[:, :2]
     assert float(moved.abs().max()) <= WARP_PIXELS + 1e-3
     inner = moved[:, :, 3:-3, 3:-3]
-    assert float(inner.abs().mean()) > 0.9  # of a uniform draw from -2 to 2: 1
+    assert float(inner.abs().mean()) > 0.9  # the mean is 1 for a uniform draw from -2 to 2
     assert abs(float(inner.mean())) < 0.1
     assert float(inner.std(0).min()) > 0.1, "every image has shifts of its own"
     neighbours = torch.corrcoef(torch.stack([inner[:, :, :, :-1].flatten(), inner[:, :, :, 1:].flatten()]))[0, 1]
@@ -62,18 +62,18 @@ def test_strong_distortion_lights_contrasts_and_shuffles_half_the_images_each(mo
     monkeypatch.setattr(distortion, "one_operation_each", lambda levels, generator: levels)
     flat = torch.tensor([50.0, 60.0, 70.0])[None, :, None, None].expand(800, 3, 16, 16).contiguous()
     after = strong(flat, draws(0))
-    even = (after.std((2, 3)) < 1e-3).all(1)  # neither lit nor contrasted
+    even = (after.std((2, 3)) < 1e-3).all(1)  # no change of brightness or contrast
     assert abs(float(even.float().mean()) - 0.25) < 0.06
-    ordered = (after[even] - flat[even]).abs().amax((1, 2, 3)) < 1e-3  # of the other half one order in six is as before
+    ordered = (after[even] - flat[even]).abs().amax((1, 2, 3)) < 1e-3  # half are shuffled, and one order in six is the old one
     assert abs(float(ordered.float().mean()) - (0.5 + 0.5 / 6)) < 0.12
 
 
 def test_strong_distortion_moves_at_most_half_of_an_image_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As its authors' does: their shifts end at half of the side, those of the wide space of TrivialAugment at all of it."""
+    """So do its authors: they shift by half of the side at most, the wide space of TrivialAugment by all of it."""
     monkeypatch.setattr(distortion, "CHANCE", 0.0)
     after = strong(torch.full((600, 3, 32, 32), 200.0), draws(0))
     black = (after == 0).float().mean((1, 2, 3))
-    moved = black[(black > 0) & (black < 1)]  # what is black all over was posterised
+    moved = black[(black > 0) & (black < 1)]  # an image that is all black was posterised
     assert len(moved) > 100
     assert 0.4 < float(moved.max()) <= 0.5
 

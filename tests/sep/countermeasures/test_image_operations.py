@@ -1,4 +1,4 @@
-"""The operations that end UEraser's distortions, by what they do to pixels."""
+"""The operations at the end of UEraser's distortions: their effects on pixels."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def draws(seed: int) -> torch.Generator:
 
 
 def done(name: str, levels: Tensor, strength: float) -> Tensor:
-    """One operation to every image."""
+    """Apply one operation to every image."""
     return OPERATIONS[name].change(levels, torch.full((len(levels), 1, 1, 1), strength))
 
 
 def places() -> Tensor:
-    """An image, wider than high, whose channels are the column, the row and a constant: levels say where a pixel comes from."""
+    """An image, wider than high, whose channels are the column, the row and a constant, so that levels tell where a pixel comes from."""
     row, column = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     return torch.stack([column, row, torch.full_like(row, 100)]).float()[None]
 

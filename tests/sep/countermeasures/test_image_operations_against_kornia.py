@@ -1,7 +1,7 @@
-"""UEraser's operations against those of kornia, the library that its authors call, where both mean the same by the same parameters.
+"""UEraser's operations against those of kornia, the library that its authors call, for parameters that mean the same in both.
 
-`sep` computes them itself, as it runs with torch and torchvision alone. Strengths are ours, and what kornia is given in their place is
-written out: it counts levels from 0 to 1, and shears by angles.
+`sep` computes them itself, because it runs with torch and torchvision alone. Strengths are ours. The tests convert them for kornia, which
+counts levels from 0 to 1 and shears by angles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ kornia = pytest.importorskip("kornia")
 augmentation, enhance, geometry = kornia.augmentation, kornia.enhance, kornia.geometry.transform
 
 COUNT, HEIGHT, WIDTH = 13, 24, 32
-CLOSE = 0.01  # of a level
+CLOSE = 0.01  # in levels
 
 Theirs = Callable[[Tensor, Tensor], Tensor]  # images from 0 to 1 and strengths `(N,)` to images
 
@@ -30,7 +30,7 @@ def draws(seed: int) -> torch.Generator:
 
 
 def images() -> Tensor:
-    """Smooth ones of little contrast and noise of all levels, wider than high, `(COUNT, 3, HEIGHT, WIDTH)` whole levels."""
+    """Smooth images of little contrast, and noise of all levels: wider than high, `(COUNT, 3, HEIGHT, WIDTH)` whole levels."""
     place = torch.arange(WIDTH) + torch.arange(HEIGHT)[:, None]
     waves = 128 + 60 * torch.sin(place / torch.arange(2, 5).view(3, 1, 1)).expand(COUNT // 2, -1, -1, -1)
     noise = torch.randint(256, (COUNT - COUNT // 2, 3, HEIGHT, WIDTH), generator=draws(0))
@@ -38,7 +38,7 @@ def images() -> Tensor:
 
 
 def sheared(axis: str) -> Theirs:
-    """Kornia's shear, about the middle, by the angle whose tangent is the strength."""
+    """Return kornia's shear about the middle, by the angle whose tangent is the strength."""
 
     def shear(x: Tensor, slopes: Tensor) -> Tensor:
         middle = torch.tensor([(WIDTH - 1) / 2, (HEIGHT - 1) / 2]).expand(len(x), 2)
@@ -50,7 +50,7 @@ def sheared(axis: str) -> Theirs:
 
 
 def shifted(sideways: float, down: float) -> Theirs:
-    """Kornia's shift, which counts pixels and the other way: ours says where a pixel is taken from."""
+    """Return kornia's shift, which counts pixels in the opposite direction: ours gives the place that a pixel is taken from."""
     return lambda x, shares: geometry.translate(x, -shares[:, None] * torch.tensor([sideways * WIDTH, down * HEIGHT]))
 
 
@@ -93,7 +93,7 @@ def test_operation_gives_the_pixels_of_kornia_over_its_whole_range(name: str) ->
 
 
 def test_ranges_are_those_of_the_policy_that_the_authors_call() -> None:
-    """A shear of 0.3 is a slope here; the kornia that the authors call takes it for degrees, and later ones for a share of 180 of them."""
+    """A shear of 0.3 is a slope here. The authors' version of kornia takes it for degrees, later ones for a share of 180 degrees."""
     subpolicies = augmentation.auto.trivial_augment.trivial_augment.default_policy
     policy = {name.replace("_", "-"): (low, high) for ((name, low, high),) in subpolicies}
     assert policy.keys() == OPERATIONS.keys()
@@ -105,7 +105,7 @@ def test_ranges_are_those_of_the_policy_that_the_authors_call() -> None:
 
 
 def test_levels_between_whole_ones_are_rounded_before_they_are_equalized() -> None:
-    """Kornia cuts them off, so that only whole levels give the same."""
+    """Kornia truncates them, so that only whole levels give the same result."""
     between = 255 * torch.rand(COUNT, 3, HEIGHT, WIDTH, generator=draws(0))
     none = torch.zeros(COUNT)
     assert farthest(ours("equalize", between, none), theirs("equalize", between.round(), none)) < CLOSE
@@ -113,14 +113,14 @@ def test_levels_between_whole_ones_are_rounded_before_they_are_equalized() -> No
 
 
 def test_a_flat_channel_is_not_stretched() -> None:
-    """Kornia makes it black; what torchvision does says no less of the image."""
+    """Kornia makes it black. We follow torchvision, which leaves it as it is."""
     flat, none = torch.full((1, 3, HEIGHT, WIDTH), 77.0), torch.zeros(1)
     assert torch.equal(ours("auto-contrast", flat, none), flat)
     assert farthest(theirs("auto-contrast", flat, none), torch.zeros_like(flat)) < CLOSE
 
 
 def test_plasma_lights_and_contrasts_as_in_kornia_and_channels_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is drawn is given to both: two fields, an intensity and the order of the channels, which flat channels tell."""
+    """Both get the same draws: two fields, an intensity, and the order of the channels, which shows on flat channels."""
     levels, fields, intensity = images(), [plasma((COUNT, 3, HEIGHT, WIDTH), draws(seed)) for seed in (2, 3)], 0.8
     monkeypatch.setattr(distortion, "CHANCE", 1.0)
     monkeypatch.setattr(distortion, "INTENSITY", (intensity, intensity))
@@ -131,7 +131,7 @@ def test_plasma_lights_and_contrasts_as_in_kornia_and_channels_change_places(mon
         monkeypatch.setattr(distortion, "plasma", lambda shape, generator: left.pop(0))
         return strong(before, draws(0))
 
-    neither = torch.full_like(levels, 0.5), torch.full_like(levels, 0.25)  # nothing is added, and multiplied by one
+    neither = torch.full_like(levels, 0.5), torch.full_like(levels, 0.25)  # fields that add nothing and multiply by one
     order = distorted(torch.arange(3.0).view(1, 3, 1, 1).expand_as(levels).contiguous(), *neither)[:, :, 0, 0].round().long()
     assert len({tuple(own) for own in order.tolist()}) > 3
     lit = augmentation.RandomPlasmaBrightness().apply_transform(
@@ -143,7 +143,7 @@ def test_plasma_lights_and_contrasts_as_in_kornia_and_channels_change_places(mon
 
 
 def test_plasma_is_spread_about_as_kornias() -> None:
-    """Not the same fields: theirs are of the diamond-square algorithm. The kornia that the authors call has them a little darker."""
+    """The fields are not the same: theirs come from the diamond-square algorithm, and the authors' version makes them a little darker."""
     low, high = distortion.ROUGHNESS
     roughness = low + (high - low) * torch.rand(100, generator=draws(0))
     their = kornia.contrib.diamond_square((100, 3, 32, 32), roughness, random_fn=lambda *a, **k: torch.rand(*a, generator=draws(1), **k))

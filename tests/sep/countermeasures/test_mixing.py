@@ -1,4 +1,4 @@
-"""Cutout, CutMix and mixup, by what they do to pixels and classes."""
+"""Cutout, CutMix and mixup: their effects on pixels and classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 6
 
 
 def batch(count: int = CLASSES) -> tuple[Tensor, Tensor]:
-    """Image number i is filled with level i, and is of class i."""
+    """Return a batch whose image i is filled with level i and has class i."""
     levels = torch.arange(count).float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()
     return levels, functional.one_hot(torch.arange(count), count).float()
 
@@ -38,7 +38,7 @@ def test_cutout_greys_one_square_of_each_image_and_nothing_else() -> None:
         assert len(rows) == int(rows[-1] - rows[0]) + 1
         assert len(columns) == int(columns[-1] - columns[0]) + 1
         sizes.add((len(rows), len(columns)))
-        for edge in (rows, columns):  # smaller only where the square hangs over an edge
+        for edge in (rows, columns):  # smaller only if the square hangs over an edge
             assert len(edge) == 8 or int(edge[0]) == 0 or int(edge[-1]) == 15
     assert max(sizes) == (8, 8)
     assert len(sizes) > 10
@@ -69,7 +69,7 @@ def test_mixup_averages_images_and_classes_with_the_same_weight() -> None:
         levels, targets = batch()
         after, shared = mixup(levels, targets, draws(seed))
         weight = float(shared[1, 1])
-        assert torch.allclose(after[1], torch.full_like(after[1], weight), atol=1e-5)  # of levels 1 and 0
+        assert torch.allclose(after[1], torch.full_like(after[1], weight), atol=1e-5)  # a mixture of levels 1 and 0
         assert torch.allclose(shared, weight * targets + (1 - weight) * targets.roll(1, 0), atol=1e-6)
         weights.append(weight)
     assert min(weights) < 0.2
@@ -77,7 +77,7 @@ def test_mixup_averages_images_and_classes_with_the_same_weight() -> None:
 
 
 class Remember(nn.Module):
-    """Predicts class 0, and keeps what it was given."""
+    """A network that predicts class 0 and remembers its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,4 +100,4 @@ def test_the_loss_is_that_of_shared_classes_and_the_accuracy_against_the_heavier
     assert torch.equal(network.seen[0], mixed)
     expected = -(shared * logits.log_softmax(0)).sum(1).mean()
     assert abs(result.loss - float(expected)) < 1e-5
-    assert abs(result.accuracy - 100 / CLASSES) < 1e-3  # one image's heavier class is 0, be it its own or its neighbour's
+    assert abs(result.accuracy - 100 / CLASSES) < 1e-3  # class 0 is the heavier class of one image, whether its own or its neighbour's

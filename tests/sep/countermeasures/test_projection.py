@@ -1,4 +1,4 @@
-"""A linear model's directions: found where the classes differ, and gone from the images afterwards."""
+"""Directions of a linear model: found where the classes differ, and gone from the images afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES = 4
 
 
 def marked(count: int, strength: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Images of noise with a weak pattern of its class on each, their labels, and the patterns."""
+    """Return images of noise that each carry a weak pattern of their class, their labels, and the patterns."""
     draws = torch.Generator().manual_seed(0)
     patterns = torch.randn(CLASSES, 3, 12, 12, generator=draws).sign()
     labels = torch.arange(count) % CLASSES
@@ -32,7 +32,7 @@ def batches(images: Tensor, labels: Tensor) -> object:
 
 
 def linear_accuracy(images: Tensor, labels: Tensor) -> float:
-    """Percent correct of a linear model fitted on the first half, on the second."""
+    """Return the percentage of the second half that a linear model gets right after a fit on the first half."""
     half = len(images) // 2
     weights = fit(batches(images[:half], labels[:half]), CLASSES)  # type: ignore[arg-type]
     logits = (images[half:].flatten(1).float() / 255 - 0.5) @ weights.T
@@ -40,12 +40,12 @@ def linear_accuracy(images: Tensor, labels: Tensor) -> float:
 
 
 def test_what_a_linear_model_sees_is_taken_out() -> None:
-    """Classes that a linear model tells apart on unseen images are told apart by chance afterwards."""
+    """A linear model separates the classes on unseen images before, and only by chance afterwards."""
     images, labels, patterns = marked(1600, strength=8)
     assert linear_accuracy(images, labels) > 95
     projected = orthogonal_projection(batches(images, labels), CLASSES)(images)  # type: ignore[arg-type]
     assert linear_accuracy(projected, labels) < 100 / CLASSES + 10
-    # Hardly anything of the images is gone, nearly everything of the patterns is.
+    # The images have lost hardly anything, the patterns nearly everything.
     assert float((projected - images).norm() / images.float().norm()) < 0.2
     between = torch.stack([projected[labels == k].mean(0) for k in range(CLASSES)])
     before = torch.stack([images[labels == k].float().mean(0) for k in range(CLASSES)])

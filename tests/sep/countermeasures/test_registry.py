@@ -1,4 +1,4 @@
-"""The table: what each countermeasure does to stored levels, to the settings of a training and to its cost, and how they combine."""
+"""The table of countermeasures: their effects on stored levels, on the settings and the cost of a training, and their combinations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def images() -> Tensor:
 
 
 def apply(name: str, images: Tensor) -> Tensor:
-    """Stored images after a countermeasure."""
+    """Return stored images after a countermeasure."""
     for part in plan(name).on_images:
         images = part.on_stored(images)
     return images
@@ -42,7 +42,7 @@ def luma(images: Tensor) -> Tensor:
 
 
 def high_frequencies(images: Tensor) -> float:
-    """Energy of the luma's spectrum in its outer half."""
+    """Return the energy in the outer half of the luma's spectrum."""
     spectrum = torch.fft.fft2(luma(images)).abs().square()
     return float(spectrum[:, 8:25, 8:25].sum())
 
@@ -51,7 +51,7 @@ def test_grayscale_is_luma_in_all_channels(images: Tensor) -> None:
     gray = apply("grayscale", images)
     assert torch.equal(gray[:, 0], gray[:, 1])
     assert torch.equal(gray[:, 0], gray[:, 2])
-    assert float((gray[:, 0] - luma(images)).abs().max()) < 1.1  # torchvision cuts off the fraction
+    assert float((gray[:, 0] - luma(images)).abs().max()) < 1.1  # torchvision truncates the fraction
 
 
 @pytest.mark.parametrize("quality", [10, 50, 90])
@@ -215,7 +215,7 @@ def test_the_list_of_those_that_change_batches_is_whole() -> None:
 
 @pytest.mark.parametrize("name", ON_BATCHES)
 def test_the_same_seed_gives_the_same_training_whatever_was_drawn_before(images: Tensor, name: str) -> None:
-    """And leaves torch's own random state, from which others draw."""
+    """It also leaves torch's own random state alone, from which others draw."""
 
     def trained(seed: int, before: int) -> Tensor:
         torch.manual_seed(5)
@@ -237,7 +237,7 @@ def test_the_same_seed_gives_the_same_training_whatever_was_drawn_before(images:
 
 @pytest.mark.parametrize("name", ON_BATCHES)
 def test_what_is_drawn_does_not_depend_on_the_images(name: str) -> None:
-    """So that a clean and a protected victim of one seed differ by their images alone."""
+    """A clean and a protected victim of one seed therefore differ by their images alone."""
     torch.manual_seed(5)
     network = build("resnet8", 4, 32, (127.0,) * 3, (64.0,) * 3)
     change, states = plan(name).change(4), []
