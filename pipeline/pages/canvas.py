@@ -72,7 +72,8 @@ def png(figure: Figure) -> bytes:
     with mpl.rc_context({"text.parse_math": False}):  # ticks are only made while drawing
         for text in figure.findobj(Text):
             text.set(parse_math=False)
-        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})  # savefig would lay it out twice
+        canvas: Any = FigureCanvasAgg(figure)  # whose print_png has no types
+        canvas.print_png(stream, metadata={"Software": None})  # savefig would lay it out twice
     return stream.getvalue()
 
 
