@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.command_line import parse
 from pipeline.config.presets import PRESETS, from_tree, preset
-from pipeline.config.schema import STAGES, RunConfig, resolved, to_tree
+from pipeline.config.schema import STAGES, RunConfig, to_tree
 from pipeline.config.sweep_grid import grid
 from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
@@ -89,7 +89,7 @@ def test_what_is_recorded_is_the_number_that_it_comes_to() -> None:
         config = with_method("cifar10", method)
         tree = RunResults(Folder.open(config.run)).configuration(config)
         assert tree["protect"]["checkpoints"] == count
-        assert from_tree(tree).protect == resolved(config.protect)
+        assert from_tree(tree).protect == config.protect.resolved()
 
 
 @pytest.mark.parametrize("method", ["noise", "linear-separable"])
