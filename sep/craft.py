@@ -57,8 +57,10 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
     Raises:
         ValueError: gradients of the ensemble are no numbers; the images would be released unprotected.
     """
-    config, like, wanted = request.config, request.members[draws[0][0]].network.mean, request.targets
+    config, first, wanted = request.config, request.members[draws[0][0]], request.targets
+    assert (first.means is not None) == config.aligns_features
     assert wanted is not None
+    like = first.network.mean
     clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
     x, velocity = clean.clone(), torch.zeros_like(clean, dtype=like.dtype) if momentum else None
 

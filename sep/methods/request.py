@@ -74,7 +74,6 @@ def protect(request: Request) -> Tensor:
     kind = request.config.kind
     assert request.images.dtype == torch.uint8
     assert kind.surrogate == bool(request.members), f"{request.config.method} and an ensemble of {len(request.members)}"
-    assert all((member.means is not None) == request.config.aligns_features for member in request.members)
     protected = kind.perturb(request)
     check_budget(protected, request.images.cpu(), request.budget)
     return protected
