@@ -34,11 +34,11 @@ class CraftConfig:
     members_per_step: int | None = None
     """members m drawn for each step of sep-drawn and sep-fa-drawn, without replacement until all have had their turn; 1 if not given"""
     momentum: float | None = None
-    """share of the last step's direction that is added to the gradient, in methods that follow the mean gradient; if not given 0.9 of the
-    drawn methods, and 0 of the paper's"""
+    """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap and the drawn methods; if not given, 0.9 in the
+    drawn methods and 0 in the paper's"""
     normalised: bool | None = None
-    """whether each gradient is divided by its mean magnitude in the image, in the same methods; if not given yes of the drawn methods, and
-    no of the paper's"""
+    """whether each gradient is divided by its mean magnitude in the image, in the same methods; if not given, True in the drawn methods and
+    False in the paper's"""
     targets: Targets = "shift"
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -145,8 +146,12 @@ def _networks(ensemble: Ensemble, device: torch.device) -> Sequence[Network]:
     def load(place: int) -> Network:
         return _load(ensemble, checkpoints[place], pack).to(device)
 
+    def load_one_more(place: int) -> Network:
+        gc.collect()  # torch.fx ties a trunk and its graph into a cycle, so that what gave way before would stay in memory
+        return load(place)
+
     if ensemble.held < len(checkpoints):
-        return OnDemand(len(checkpoints), lru_cache(ensemble.held)(load))
+        return OnDemand(len(checkpoints), lru_cache(ensemble.held)(load_one_more))
     networks = tuple(map(load, range(len(checkpoints))))
     if ensemble.kernels == "compiled":
         for name in {checkpoint.network for checkpoint in checkpoints}:

@@ -206,7 +206,7 @@ def methods() -> str:
 
 def known(method: str, countermeasure: str) -> str:
     """` (8.2)`, what was published."""
-    figure = BY_METHOD.get("sep" if method.startswith("sep") else method, {}).get(countermeasure)
+    figure = BY_METHOD.get("sep" if method in ("sep", "sep-fa", "sep-fa-vr") else method, {}).get(countermeasure)
     return "" if figure is None else f" ({figure:.1f})"
 
 

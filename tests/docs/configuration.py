@@ -28,6 +28,7 @@ OWN_UNITS = {
     "surrogate.batch_size": "images",
     "protect.batch_size": "images",
     "protect.checkpoints": "checkpoints per network",
+    "protect.members_per_step": "members",
     "protect.tasks_per_gpu": "shards",
     "victim.batch_size": "images",
     "victim.trials_per_gpu": "victims",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pipeline.protection.class_means import sum_shard
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
+from sep.methods.request import protect as craft
 from sep.models import Network
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
@@ -69,6 +71,14 @@ def test_a_worker_holds_what_its_steps_need(
         assert torch.equal(found.network.head.weight, wanted.network.head.weight)
 
 
+def test_a_network_that_gives_way_leaves_memory(written: tuple[RunConfig, Folder], loaded: Counter[int]) -> None:
+    members = ensemble_of(written[1], 1).members()
+    first, second, *_ = [weakref.ref(members[place].network.trunk) for place in range(MEMBERS)]
+    assert first() is None  # the second has just given way to the last, and goes with the next
+    assert members[0] is not None
+    assert second() is None
+
+
 def test_class_means_are_the_same_where_few_networks_are_held(written: tuple[RunConfig, Folder], loaded: Counter[int]) -> None:
     pack = Manifest.load(written[1], "pack")
     sums = [sum_shard(ensemble_of(written[1], drawn), 3, None, pack.shards["train"][0])[0] for drawn in (None, 1)]
@@ -82,7 +92,6 @@ def test_each_step_loads_what_it_draws_once_for_all_images_of_a_shard(
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
     section = replace(config.protect, method="sep-fa-drawn", checkpoints=MEMBERS, steps=7, batch_size=batch_size)
     config, each = replace(config, protect=section), []
-    craft = crafting.protect
 
     def counted(*arguments: object) -> torch.Tensor:
         before = loaded.total()

@@ -85,7 +85,8 @@ def by_plain_loop(case: Case, config: CraftConfig, index: int, draws: list[list[
 @pytest.mark.parametrize(("per_step", "momentum", "normalised"), [(1, 0.9, True), (2, 0.9, True), (2, 0.5, False), (2, 0.0, True)])
 def test_takes_exactly_the_steps_of_a_plain_loop(case: Case, method: Method, per_step: int, momentum: float, normalised: bool) -> None:
     config = configure(method, members_per_step=per_step, momentum=momentum, normalised=normalised)
-    decks = torch.cat([torch.randperm(N, generator=(draw := generator())), *(torch.randperm(N, generator=draw) for _ in range(5))])
+    draw = generator()
+    decks = torch.cat([torch.randperm(N, generator=draw) for _ in range(6)])
     draws = [sorted(decks[per_step * step : per_step * (step + 1)].tolist()) for step in range(config.steps)]
     protected = protect(case, config)
     for index in range(4):
