@@ -202,6 +202,8 @@ def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> 
         (["--protect.method", "noise", "--protect.epochs", "1"], "names more checkpoints than noise reads, which is 0"),
         (["--protect.method", "one-pixel", "--protect.epochs", "1"], "names more checkpoints than one-pixel reads, which is 0"),
         (["--protect.method", "error-min", "--surrogate.networks", "resnet8", "vit-small"], "trains one network against its noise"),
+        (["--protect.method", "sep-drawn", "--protect.members-per-step", "6"], "= 6 draws more than the ensemble has, which is 5"),
+        (["--protect.method", "sep", "--protect.members-per-step", "2"], "members_per_step is not a setting of sep, but of sep-drawn"),
         (["--protect.method", "tap", "--protect.epochs", "0", "1"], "names more checkpoints than tap reads, which is 1"),
         (["--protect.epochs", "2", "2"], "protect.epochs needs each value once; got 2, 2"),
         (["--protect.batch-size", "0"], "protect.batch-size must be at least 1, or auto; got 0"),

@@ -45,6 +45,8 @@ def test_the_preset_is_the_papers_protocol() -> None:
         ({"victim": {"seeds": [0, 1], "countermeasures": ["none", "jpeg-10"], "precision": "float32"}}, True),
         ({"protect": {"method": "sep-fa", "checkpoints": 15}}, False),
         ({"protect": {"method": "tap"}}, False),
+        ({"protect": {"method": "sep-fa-drawn"}}, False),
+        ({"protect": {"method": "sep-fa", "momentum": 0.9}}, False),
         ({"protect": {"method": "noise"}}, False),
         ({"protect": {"inner_steps": 5}}, False),
         ({"protect": {"steps": 6}}, False),
