@@ -7,10 +7,12 @@ Every iterate is whole grey levels, so what is stored is exactly what was optimi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from sep.budget import project
 from sep.craft_config import CraftConfig
 from sep.ensemble import Member
 from sep.execution import MicroBatch, arithmetic, to_device
@@ -18,7 +20,9 @@ from sep.methods.registry import Method
 from sep.methods.request import Request, protect
 from sep.objective import feature_alignment, target_cross_entropy
 
-__all__ = ["CraftConfig", "Method", "craft", "descend", "gradient", "signs"]
+__all__ = ["CraftConfig", "Method", "craft", "descend", "gradient"]
+
+Direction = Callable[[Sequence[int], Tensor, Tensor, Tensor], Tensor]
 
 
 def gradient(member: Member, x: Tensor, targets: Tensor, *, ascend: bool = False) -> Tensor:
@@ -36,18 +40,16 @@ def gradient(member: Member, x: Tensor, targets: Tensor, *, ascend: bool = False
     return grad
 
 
-def signs(total: Tensor) -> Tensor:
-    """Return the signs of a gradient, NaN where it is NaN: torch's sign of NaN is 0, which would pass for a pixel that is to stay."""
-    return torch.where(total.isnan(), total, total.sign())
+def descend(request: Request, draws: Sequence[Sequence[int]], direction: Direction) -> Tensor:
+    """Protect images by steps of one level against the signs of a direction, or of its sum with those before, if there is momentum.
 
-
-def descend(request: Request, path: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Protect images in micro-batches along a path of gradients.
+    All images take a step before any takes the next one, so that a network that is loaded when it is drawn serves all of them.
 
     Args:
         request: with an ensemble and targets.
-        path: from clean images, whole levels as floats `(b, C, H, W)` on the ensemble's device, and their targets `(b,)` to protected
-            images of the same kind. It is called again for images whose memory ran out, so it draws nothing itself.
+        draws: the positions of the members drawn for each step.
+        direction: from a step's draws, images and clean images, whole levels as floats `(b, C, H, W)` on the ensemble's device, and
+            targets `(b,)` to the gradient to descend on. It is called again for images whose memory ran out, so it draws nothing itself.
 
     Returns:
         Protected images, `(B, C, H, W)` uint8 on the CPU.
@@ -55,19 +57,29 @@ def descend(request: Request, path: Callable[[Tensor, Tensor], Tensor]) -> Tenso
     Raises:
         ValueError: gradients of the ensemble are no numbers; the images would be released unprotected.
     """
-    config, like, targets = request.config, request.members[0].network.mean, request.targets
-    assert targets is not None
+    config, first, wanted = request.config, request.members[draws[0][0]], request.targets
+    assert (first.means is not None) == config.aligns_features
+    assert wanted is not None
+    like = first.network.mean
+    clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
+    x, velocity = clean.clone(), torch.zeros_like(clean, dtype=like.dtype) if momentum else None
 
-    def run(part: slice) -> Tensor:
-        clean, wanted = to_device(request.images[part], like, config.kernels), targets[part].to(like.device)
+    def levels(images: Tensor) -> Tensor:
+        return to_device(images, like, config.kernels)
+
+    def gradients(drawn: Sequence[int], part: slice) -> tuple[slice, Tensor]:
         with arithmetic(like.device, config.precision):
-            x = path(clean, wanted)
-        if bool(x.isnan().any()):
-            raise ValueError("the ensemble's gradients are not finite numbers: a checkpoint is of a training that diverged")
-        # Whole levels in, whole levels out: the conversion is exact, and rounding guards against a future step that is not.
-        return x.round().to(torch.uint8).cpu().contiguous()
+            return part, direction(drawn, levels(x[part]), levels(clean[part]), targets[part])
 
-    return torch.cat(list(request.batch.run(run, len(request.images))))
+    for drawn in draws:
+        for part, total in request.batch.run(partial(gradients, drawn), len(x)):
+            if velocity is not None:
+                total = velocity[part].mul_(momentum).add_(total)
+            if bool(total.isnan().any()):  # whose sign is 0 for torch, which would pass for a pixel that is to stay
+                raise ValueError("the ensemble's gradients are not finite numbers: a checkpoint is of a training that diverged")
+            # Whole levels in, whole levels out: the conversion is exact, and rounding guards against a future step that is not.
+            x[part] = project(levels(x[part]) - total.sign(), levels(clean[part]), request.budget.limit).round().to(torch.uint8)
+    return x.cpu().contiguous()
 
 
 def craft(

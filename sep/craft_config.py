@@ -1,16 +1,20 @@
 """Settings of the protection; they need no torch.
 
-Legend: C channels, H W pixels, N checkpoints of each surrogate network, M inner steps, T outer steps.
+Legend: C channels, H W pixels, N checkpoints of each surrogate network, M inner steps, T outer steps, m members a step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from sep.budget import Budget
 from sep.choices import Kernels, Precision, Targets
 from sep.methods.registry import METHODS, Method, MethodSpec
+
+OPTIONS = ("members_per_step", "momentum", "normalised")  # settings that only some methods have
+USUAL = ("checkpoints", *OPTIONS)  # settings whose values are the method's where nobody gives one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,14 @@ class CraftConfig:
     """ensemble size N, equally spaced over the epochs of each surrogate network; the paper's if not given: 30, and 15 of sep-fa-vr"""
     inner_steps: int | None = None
     """inner steps M of sep-fa-vr; as many as the ensemble has members if not given"""
+    members_per_step: int | None = None
+    """members m drawn for each step of sep-drawn and sep-fa-drawn, without replacement until all have had their turn; 1 if not given"""
+    momentum: float | None = None
+    """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap and the drawn methods; if not given, 0.9 in the
+    drawn methods and 0 in the paper's"""
+    normalised: bool | None = None
+    """whether each gradient is divided by its mean magnitude in the image, in the same methods; if not given, True in the drawn methods and
+    False in the paper's"""
     targets: Targets = "shift"
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class"""
@@ -44,10 +56,16 @@ class CraftConfig:
         """
         if not 1 <= self.eps_levels <= 255:
             raise ValueError(f"eps_levels must be 1 to 255 grey levels, got {self.eps_levels}")
-        for name in ("steps", "checkpoints", "inner_steps"):
+        for name in ("steps", "checkpoints", "inner_steps", "members_per_step"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be from 0 up to, not including, 1; got {self.momentum}")
+        for name in OPTIONS:
+            if getattr(self, name) is not None and getattr(self.kind, name) is None:
+                others = ", ".join(method for method, kind in METHODS.items() if getattr(kind, name) is not None)
+                raise ValueError(f"{name} is not a setting of {self.method}, but of {others}: leave it out, or take one of these")
 
     @property
     def kind(self) -> MethodSpec:
@@ -64,6 +82,11 @@ class CraftConfig:
     def asked_checkpoints(self) -> int:
         """N as it is recorded, even if the method reads one checkpoint or none: the setting, or else the usual number."""
         return self.kind.usual if self.checkpoints is None else self.checkpoints
+
+    def resolved(self) -> Self:
+        """Return the settings that apply, the method's usual ones in the place of those that nobody gave."""
+        usual: dict[str, Any] = {name: getattr(self.kind, name) for name in OPTIONS if getattr(self, name) is None}
+        return replace(self, checkpoints=self.asked_checkpoints, **usual)
 
     @property
     def aligns_features(self) -> bool:
@@ -82,7 +105,8 @@ class CraftConfig:
     def gradients_per_image(self, members: int, noise_rounds: int | None = None) -> int:
         """Return the number of forward and backward passes per image.
 
-        An ensemble of N takes T*N, or T*(N+M) with inner steps. Training against the noise takes `noise_steps` in each round.
+        An ensemble of N takes T*N, or T*m with m members drawn for each step, or T*(N+M) with inner steps. Training against the noise
+        takes `noise_steps` in each round.
 
         Args:
             members: size of the whole ensemble.
@@ -90,4 +114,4 @@ class CraftConfig:
         """
         inner = (self.inner_steps or members) if self.kind.inner_steps else 0
         rounds = self.kind.noise_rounds if noise_rounds is None else noise_rounds
-        return self.steps * (members + inner) + self.noise_steps * rounds
+        return self.steps * ((self.resolved().members_per_step or members) + inner) + self.noise_steps * rounds

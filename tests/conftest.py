@@ -115,6 +115,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"{cost:7.1f}  {name}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, which shares its fixtures, and all tests on Ray in another, which shares their cluster."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
     """An entry point that ran in this process logs to the stream of its own test, which is closed afterwards."""

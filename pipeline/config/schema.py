@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import ConfigDict, TypeAdapter
@@ -227,6 +226,9 @@ class RunConfig:
         if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
             several = ", ".join(self.surrogate.networks)
             raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")
+        drawn, members = self.protect.members_per_step, self.protect.members(len(self.surrogate.networks))
+        if drawn is not None and drawn > members:
+            raise ValueError(f"protect.members-per-step = {drawn} draws more than the ensemble has, which is {members}: draw fewer")
         trained = self.surrogate.epochs
         if self.protect.epochs:
             if max(self.protect.epochs) >= trained:
@@ -238,11 +240,6 @@ class RunConfig:
             raise ValueError(
                 f"protect.checkpoints = {self.protect.per_network}{usual} needs as many surrogate epochs, but surrogate.epochs = {trained}"
             )
-
-
-def resolved(config: ProtectConfig) -> ProtectConfig:
-    """Return the section as it is recorded, with the number of checkpoints that applies once flags and a sweep have chosen the method."""
-    return replace(config, checkpoints=config.asked_checkpoints)
 
 
 def to_tree(config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import base64
 import platform
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -31,7 +32,9 @@ def command(tree: dict[str, Any]) -> str:
 
     Settings that decide only how fast, or what one start does, are left out: the command makes the same on another machine.
     """
-    base, skipped = flatten(to_tree(preset(tree["preset"]))), UNTOLD | _told_by_sweep(tree)
+    asked, skipped = preset(tree["preset"]), UNTOLD | _told_by_sweep(tree)
+    usual = replace(asked.protect, method=tree["protect"]["method"]).resolved()
+    base = flatten({**to_tree(asked), "protect": {**to_tree(usual), "method": asked.protect.method}})
     words = ["python", "pipeline/run.py", "--preset", tree["preset"]]
     for name, value in flatten(tree).items():
         if name not in skipped and value != base[name]:

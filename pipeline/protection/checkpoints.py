@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from sep.choices import Kernels
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
 from sep.execution import share_memory
 from sep.models import Network
+
+Item = TypeVar("Item", covariant=True)
+HELD = 10  # networks in a worker's memory where each step draws a few of more
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,22 @@ def choose(index: Mapping[str, Sequence[Checkpoint]], count: int, epochs: Sequen
     )
 
 
+class OnDemand(Sequence[Item]):
+    """A sequence whose items are made when they are asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], Item]) -> None:
+        """Prepare `count` items; `make` makes the one at a place."""
+        self._places, self._make = range(count), make
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self._places)
+
+    def __getitem__(self, place: Any) -> Any:
+        """Make one item."""
+        return self._make(self._places[place])
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """A choice of checkpoints and how to run them. It is small, so that it can go into every task."""
@@ -77,49 +97,77 @@ class Ensemble:
     kernels: Kernels = "fused"
     gpu: bool = False
     tasks_per_gpu: int = 1
+    members_per_step: int | None = None  # drawn for each step; None: every step takes all
 
     @property
     def device(self) -> torch.device:
         """The device of the calling task."""
         return torch.device("cuda", own_gpu()) if self.gpu else torch.device("cpu")
 
-    def members(self, means: Sequence[Tensor] | None = None) -> list[Member]:
+    @property
+    def held(self) -> int:
+        """Number of networks that a worker has in memory at a time: all, unless each step on a CPU draws a few of many.
+
+        On a GPU, loading a network takes longer than a step, and compiled networks share their code.
+        """
+        if self.members_per_step is None or self.gpu or self.kernels == "compiled":
+            return len(self.checkpoints)
+        return min(len(self.checkpoints), max(HELD, self.members_per_step))
+
+    def members(self, means: Sequence[Tensor] | None = None) -> Sequence[Member]:
         """Return the frozen networks, each with its own class means `(K, D)` if means are given.
 
         Raises:
             ValueError: see `load_networks`.
         """
-        networks = load_networks(self)
-        if means is None:
-            return [Member(network) for network in networks]
-        return [Member(network, mean.to(self.device)) for network, mean in zip(networks, means, strict=True)]
+        networks, device = load_networks(self), self.device
+
+        def member(place: int) -> Member:
+            return Member(networks[place], None if means is None else means[place].to(device))
+
+        members = OnDemand(len(networks), member)
+        return members if self.held < len(networks) else list(members)
 
 
-def load_networks(ensemble: Ensemble) -> tuple[Network, ...]:
-    """Return the frozen networks of the checkpoints, on the device of the calling task.
+def load_networks(ensemble: Ensemble) -> Sequence[Network]:
+    """Return the frozen networks of the checkpoints, on the device of the calling task. Where not all are held, they are loaded when used.
 
     Raises:
         ValueError: a checkpoint is missing or was altered since it was written.
     """
-    return _load(ensemble, ensemble.device)
+    return _networks(ensemble, ensemble.device)
 
 
 @lru_cache(maxsize=1)  # once per worker process, and not per shard; again if its GPU changes
-def _load(ensemble: Ensemble, device: torch.device) -> tuple[Network, ...]:
+def _networks(ensemble: Ensemble, device: torch.device) -> Sequence[Network]:
     share_memory(device, ensemble.tasks_per_gpu)
-    surrogate, pack, frozen = ensemble.run.child("surrogate"), Manifest.load(ensemble.run, "pack"), []
-    for checkpoint in ensemble.checkpoints:
-        where, advice = f"{surrogate.uri}/{checkpoint.file}", f"delete {surrogate.uri} and run that stage again"
-        try:
-            data = surrogate.read(checkpoint.file)
-        except FileNotFoundError as error:
-            raise ValueError(f"{where} is missing: {advice}") from error
-        if sha256(data) != checkpoint.sha256:
-            raise ValueError(f"{where} was altered or truncated since it was written: {advice}")
-        network = build_network(checkpoint.network, pack)
-        network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-        frozen.append(freeze(network, ensemble.kernels).to(device))
+    pack, checkpoints = Manifest.load(ensemble.run, "pack"), ensemble.checkpoints
+
+    def load(place: int) -> Network:
+        return _load(ensemble, checkpoints[place], pack).to(device)
+
+    def load_one_more(place: int) -> Network:
+        gc.collect()  # torch.fx ties a trunk and its graph into a cycle, so that what gave way before would stay in memory
+        return load(place)
+
+    if ensemble.held < len(checkpoints):
+        return OnDemand(len(checkpoints), lru_cache(ensemble.held)(load_one_more))
+    networks = tuple(map(load, range(len(checkpoints))))
     if ensemble.kernels == "compiled":
-        for name in {checkpoint.network for checkpoint in ensemble.checkpoints}:
-            compile_together([n for n, checkpoint in zip(frozen, ensemble.checkpoints, strict=True) if checkpoint.network == name])
-    return tuple(frozen)
+        for name in {checkpoint.network for checkpoint in checkpoints}:
+            compile_together([n for n, checkpoint in zip(networks, checkpoints, strict=True) if checkpoint.network == name])
+    return networks
+
+
+def _load(ensemble: Ensemble, checkpoint: Checkpoint, pack: Manifest) -> Network:
+    surrogate = ensemble.run.child("surrogate")
+    where, advice = f"{surrogate.uri}/{checkpoint.file}", f"delete {surrogate.uri} and run that stage again"
+    try:
+        data = surrogate.read(checkpoint.file)
+    except FileNotFoundError as error:
+        raise ValueError(f"{where} is missing: {advice}") from error
+    if sha256(data) != checkpoint.sha256:
+        raise ValueError(f"{where} was altered or truncated since it was written: {advice}")
+    network = build_network(checkpoint.network, pack)
+    network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    return freeze(network, ensemble.kernels)

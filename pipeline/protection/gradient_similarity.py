@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from cluster.executor import Executor
@@ -17,7 +18,6 @@ from pipeline.shards.tensors import to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SIMILARITY
 from pipeline.storage.records import to_json
-from pipeline.storage.run import Run
 from pipeline.storage.stage import Shard
 from sep.ensemble import equally_spaced
 from sep.execution import use_cpu
@@ -40,12 +40,10 @@ def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[flo
 
 def write_similarity(
     folder: Folder,
-    run: Run,
+    ensemble: Ensemble,
     index: Mapping[str, Sequence[Checkpoint]],
-    chosen: Sequence[Checkpoint],
     num_classes: int,
     shard: Shard,
-    gpu: bool,
     executor: Executor,
     capacity: Capacity,
 ) -> None:
@@ -55,13 +53,14 @@ def write_similarity(
     """
     groups: dict[str, tuple[Checkpoint, ...]] = {}
     for name, checkpoints in index.items():
-        own = tuple(checkpoint for checkpoint in chosen if checkpoint.network == name)
+        own = tuple(checkpoint for checkpoint in ensemble.checkpoints if checkpoint.network == name)
         few = [checkpoints[epoch] for epoch in equally_spaced(len(checkpoints), min(SPACED, len(checkpoints)))]
         groups[name] = own if len(own) > 1 else tuple(few)
     between = choose(index, 1)
     # One checkpoint is like itself.
     groups = {name: group for name, group in (*groups.items(), ("", between)) if len(group) > 1}
-    pieces = [Work(name, (Ensemble(run, group, gpu=gpu), num_classes, shard)) for name, group in groups.items()]
+    ensemble = replace(ensemble, kernels="fused")
+    pieces = [Work(name, (replace(ensemble, checkpoints=group), num_classes, shard)) for name, group in groups.items()]
     found: dict[str, list[list[float]]] = {}
     with suppress(WorkFailed):  # which the executor has logged
         for name, cosines in executor.run_all(measure, pieces, what="similarity", unit="matrices", capacity=capacity):

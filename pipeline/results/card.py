@@ -74,7 +74,7 @@ def make(config: RunConfig, folder: Run) -> Card | None:
     card: Card = {
         "name": folder.path.rstrip("/").rpartition("/")[2],
         "data": {"source": releases[0].settings["data"].rstrip("/").rpartition("/")[2], "sha256": run.data_digest},
-        "settings": {**_settings(releases[0]), "sweep": list(config.sweep)},
+        "settings": {**_settings(releases), "sweep": list(config.sweep)},
         "images": {"train": counts["train"], "test": counts["test"], "classes": len(counts["classes"])},
         "missing": list(_missing(config, run, folder, releases)),
         "surrogate": _surrogates(run),
@@ -95,11 +95,12 @@ def _releases(config: RunConfig, folder: Run) -> list[Release]:
     return [Release(asked.config, point(folder, asked.name), asked.name if named else "") for asked in points]
 
 
-def _settings(release: Release) -> dict[str, Any]:
-    """What all releases have in common; swept settings stand with each."""
-    swept = release.results.swept
-    protect = {name: value for name, value in release.settings["protect"].items() if f"protect.{name}" not in swept}
-    return {**{name: release.settings[name] for name in SECTIONS}, "protect": protect}
+def _settings(releases: list[Release]) -> dict[str, Any]:
+    """What all releases have in common; swept settings stand with each, and usual settings of a swept method differ with it."""
+    first, swept = releases[0].settings, releases[0].results.swept
+    own = [release.settings["protect"] for release in releases]
+    common = [name for name, value in own[0].items() if f"protect.{name}" not in swept and all(each[name] == value for each in own)]
+    return {**{name: first[name] for name in SECTIONS}, "protect": {name: own[0][name] for name in common}}
 
 
 def _missing(config: RunConfig, run: RunResults, folder: Run, releases: list[Release]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.config.presets import preset
-from pipeline.config.schema import ProtectConfig, RunConfig, resolved
+from pipeline.config.schema import ProtectConfig, RunConfig
 
 # Accuracy of a ResNet18 after the last epoch, in percent. SEP, abstract, for 2/255, with its clean victim; Image Shortcut Squeezing
 # (Liu et al. 2023), README, for 8/255.
@@ -28,13 +28,14 @@ def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
 
     def deciding(protect: ProtectConfig) -> ProtectConfig:
         free: dict[str, Any] = {"eps_levels": 8, "precision": "auto", "kernels": "fused", "batch_size": "auto", "tasks_per_gpu": 1}
-        return replace(resolved(protect), inner_steps=protect.inner_steps or protect.kind.usual, **free)
+        return replace(protect.resolved(), inner_steps=protect.inner_steps or protect.kind.usual, **free)
 
     paper, size = preset("paper"), (images["train"], images["test"], len(images["classes"]), images["height"], images["width"])
     victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", trials_per_gpu=1)
     return (
         size == (50_000, 10_000, 10, 32, 32)
         and config.protect.kind.checkpoints is None
+        and config.protect.kind.members_per_step is None
         and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
         and (replace(config.surrogate, precision="auto"), victim) == (paper.surrogate, paper.victim)
     )

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.marks import without
-from pipeline.config.schema import RunConfig, resolved, to_tree
+from pipeline.config.schema import RunConfig, to_tree
 from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
@@ -188,7 +188,7 @@ class RunResults:
 
         Settings that decide nothing are left out: the executor, its time, and the tracking URI, which may carry credentials.
         """
-        tree = without(to_tree(replace(config, protect=resolved(config.protect))), ("tracking_uri", "executor", "minutes"))
+        tree = without(to_tree(replace(config, protect=config.protect.resolved())), ("tracking_uri", "executor", "minutes"))
         asked: dict[str, Mapping[str, Any]] = {stage: manifest.asked for stage, manifest in self.manifests.items()}
         if "pack" in asked:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}

@@ -18,8 +18,8 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import ProtectConfig, RunConfig, deciding, resolved, to_tree
-from pipeline.protection.checkpoints import Ensemble, choose, read_index
+from pipeline.config.schema import ProtectConfig, RunConfig, deciding, to_tree
+from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
 from pipeline.protection.preparation import Site, kept, prepare
@@ -47,7 +47,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     pack, protect = Manifest.load(folder, "pack"), config.protect
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
-    section = deciding(resolved(protect))
+    section = deciding(protect.resolved())
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
@@ -58,12 +58,11 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     capacity = _capacity(config, resources)
     index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
-    ensemble = Ensemble(folder, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
+    ensemble = _ensemble(folder, protect, checkpoints, resources)
     precision = _precision(protect, ensemble, executor, capacity)
     protect = dataclasses.replace(protect, precision=precision)
     if index and not stage.folder.exists(SIMILARITY):
-        first, gpu = pack.shards["train"][0], bool(resources.gpu)
-        write_similarity(stage.folder, folder, index, checkpoints, len(names), first, gpu, executor, capacity)
+        write_similarity(stage.folder, ensemble, index, len(names), pack.shards["train"][0], executor, capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
     decides = digest([stage.hash, precision])
     prepared = prepare(Site(decided, decides, stage.folder, clean, pack, classes, ensemble, resources, capacity), executor)
@@ -110,7 +109,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     resources = executor.connect(config.workers)
     protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
-    ensemble = Ensemble(run, checkpoints, protect.kernels, bool(resources.gpu), protect.tasks_per_gpu)
+    ensemble = _ensemble(run, protect, checkpoints, resources)
     prepared = kept(run.child("protect"), config)
     task = CraftingTask(
         ensemble=ensemble,
@@ -130,6 +129,11 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
 def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
     """Return the budget of one packed image."""
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
+
+
+def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources) -> Ensemble:
+    drawn = config.resolved().members_per_step
+    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, drawn)
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:

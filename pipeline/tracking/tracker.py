@@ -26,6 +26,7 @@ from pipeline.tracking import stage_logs
 from pipeline.tracking.description import cut, describe
 from pipeline.tracking.mlflow_store import NOTE, Store
 from pipeline.tracking.parent_run import ABOVE, Identity, ParentRun
+from sep.craft_config import USUAL
 from sep.methods.registry import METHODS
 
 log = logging.getLogger(__name__)
@@ -165,8 +166,8 @@ class MlflowTracker:
         if self._above or "protect" in results.manifests:
             return set()
         fields = set(swept_fields(self._config))
-        by_method = "protect.method" in fields and self._config.protect.checkpoints is None
-        return fields | {"protect.checkpoints"} if by_method else fields
+        by_method = "protect.method" in fields
+        return fields | {f"protect.{name}" for name in USUAL if by_method and getattr(self._config.protect, name) is None}
 
     def begin_sweep(self, results: RunResults) -> None:
         """Have the run's own MLflow run before any point goes below it.

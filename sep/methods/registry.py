@@ -24,6 +24,8 @@ Method = Literal[
     "sep",
     "sep-fa",
     "sep-fa-vr",
+    "sep-drawn",
+    "sep-fa-drawn",
     "tap",
     "noise",
     "error-min",
@@ -46,6 +48,9 @@ class MethodSpec:
         checkpoints: number of checkpoints it reads of each surrogate network; None: as many as are asked for.
         usual: number of checkpoints where nobody asks for one: the paper's (method, section 2).
         inner_steps: whether each step of it has inner steps, along one checkpoint each.
+        members_per_step: number of members drawn for each step where nobody asks for one; None: every step takes the whole ensemble.
+        momentum: of the steps, where nobody asks for another; None: it can have none.
+        normalised: whether each gradient is divided by its mean magnitude where nobody decides; None: it cannot be.
         targets: whether it draws an image towards a wrong class.
         preparation: what it must know of the whole training set before the first shard; None: nothing.
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
@@ -58,6 +63,9 @@ class MethodSpec:
     checkpoints: int | None = 0
     usual: int = 15
     inner_steps: bool = False
+    members_per_step: int | None = None
+    momentum: float | None = None
+    normalised: bool | None = None
     targets: bool = False
     preparation: Preparation | None = None
     budget: Callable[[int, Sequence[int]], Budget] = largest_change
@@ -74,6 +82,8 @@ METHODS: dict[Method, MethodSpec] = {
     "sep": MethodSpec(
         description="target cross-entropy",
         perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        momentum=0.0,
+        normalised=False,
         checkpoints=None,
         usual=30,
         targets=True,
@@ -81,6 +91,8 @@ METHODS: dict[Method, MethodSpec] = {
     "sep-fa": MethodSpec(
         description="feature alignment",
         perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        momentum=0.0,
+        normalised=False,
         checkpoints=None,
         usual=30,
         targets=True,
@@ -94,9 +106,32 @@ METHODS: dict[Method, MethodSpec] = {
         targets=True,
         preparation="class-means",
     ),
+    "sep-drawn": MethodSpec(
+        description="sep with the gradient of one drawn checkpoint a step, normalised and with momentum",
+        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        members_per_step=1,
+        momentum=0.9,
+        normalised=True,
+        checkpoints=None,
+        usual=30,
+        targets=True,
+    ),
+    "sep-fa-drawn": MethodSpec(
+        description="the same with feature alignment",
+        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        members_per_step=1,
+        momentum=0.9,
+        normalised=True,
+        checkpoints=None,
+        usual=30,
+        targets=True,
+        preparation="class-means",
+    ),
     "tap": MethodSpec(
         description="sep with the last checkpoint alone",
         perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+        momentum=0.0,
+        normalised=False,
         checkpoints=1,
         targets=True,
     ),

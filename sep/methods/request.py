@@ -32,7 +32,8 @@ class Request:
         prepared: the result of the method's preparation over the whole training set, for these images or for all classes; None if the
             method needs none, or if its preparation is the class means of the members.
         config: the settings: method, steps, kind of target, precision, kernels.
-        members: the ensemble, on one device, with class means if the method aligns features; empty if it follows none.
+        members: the ensemble, on one device, with class means if the method aligns features; empty if it follows none. A member may be
+            loaded when it is drawn.
         targets: class each image is drawn towards, or, untargeted, away from, `(B,)`; only with an ensemble.
         generator: on the CPU; source of draws that images of one shard have in common.
         batch: number of images whose gradients are taken at once; only with an ensemble.
@@ -73,7 +74,6 @@ def protect(request: Request) -> Tensor:
     kind = request.config.kind
     assert request.images.dtype == torch.uint8
     assert kind.surrogate == bool(request.members), f"{request.config.method} and an ensemble of {len(request.members)}"
-    assert all((member.means is not None) == request.config.aligns_features for member in request.members)
     protected = kind.perturb(request)
     check_budget(protected, request.images.cpu(), request.budget)
     return protected

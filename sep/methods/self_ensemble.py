@@ -1,22 +1,26 @@
 """Self-Ensemble Protection (Chen et al. 2023), and targeted adversarial poisoning as its case of one checkpoint (Fowl et al. 2021).
 
-Fowl et al., "Adversarial Examples Make Strong Poisons".
+Fowl et al., "Adversarial Examples Make Strong Poisons". Momentum on normalised gradients is that of Dong et al. 2018, "Boosting
+Adversarial Attacks with Momentum".
 
-Legend: B images, C channels, H W pixels, T steps.
+Legend: B images, C channels, H W pixels, N members, T steps, m members a step.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sep import craft
-from sep.budget import project
 from sep.methods.request import Request
 
 
 def mean_gradient(request: Request) -> Tensor:
-    """Descend for T steps on the mean gradient of the ensemble: SEP, SEP-FA with class means, TAP with one member.
+    """Descend for T steps on the mean gradient of the ensemble, or of m members drawn for each step.
+
+    This is SEP, SEP-FA with class means, TAP with one member, and each of them with draws, momentum or normalised gradients.
 
     Args:
         request: with an ensemble and targets.
@@ -27,15 +31,32 @@ def mean_gradient(request: Request) -> Tensor:
     Raises:
         ValueError: gradients of the ensemble are no numbers.
     """
-    steps, ascend = request.config.steps, request.config.targets == "untargeted"
+    config, ascend = request.config.resolved(), request.config.targets == "untargeted"
 
-    def path(clean: Tensor, targets: Tensor) -> Tensor:
-        x = clean
-        for _ in range(steps):
-            total = torch.zeros_like(x)
-            for member in request.members:
-                total += craft.gradient(member, x, targets, ascend=ascend)
-            x = project(x - craft.signs(total), clean, request.budget.limit)
-        return x
+    def direction(drawn: Sequence[int], x: Tensor, _: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros_like(x)
+        for k in drawn:
+            gradient = craft.gradient(request.members[k], x, targets, ascend=ascend)
+            total += normalise(gradient) if config.normalised else gradient
+        return total
 
-    return craft.descend(request, path)
+    return craft.descend(request, deal(config.steps, config.members_per_step, len(request.members), request.generator), direction)
+
+
+def deal(steps: int, per_step: int | None, members: int, generator: torch.Generator) -> list[list[int]]:
+    """Return the positions of each step's members, `(T, m)`, ascending; of all members if no number is given.
+
+    Members are dealt from a shuffled deck, each once until all have had their turn. Then the deck is shuffled again, also within a step.
+    """
+    if per_step is None:
+        return [list(range(members))] * steps
+    decks = [torch.randperm(members, generator=generator) for _ in range(-(-steps * per_step // members))]
+    dealt: list[list[int]] = torch.cat(decks)[: steps * per_step].view(steps, per_step).sort(1).values.tolist()
+    return dealt
+
+
+def normalise(gradient: Tensor) -> Tensor:
+    """Divide each image's gradient `(B, C, H, W)` by its mean magnitude; a gradient of zeros stays as it is."""
+    # In float64, so that the number of images at a time, which may decide the order of additions, decides no bit.
+    magnitude = gradient.abs().mean((1, 2, 3), keepdim=True, dtype=torch.float64).to(gradient.dtype)
+    return gradient / magnitude.clamp_min(torch.finfo(gradient.dtype).tiny)

@@ -7,6 +7,8 @@ Legend: B images, C channels, H W pixels, M inner steps, T outer steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,16 +37,13 @@ def variance_reduced(request: Request) -> Tensor:
     shape = (config.steps, config.inner_steps or len(members))
     draws = torch.randint(len(members), shape, generator=request.generator).tolist()
 
-    def path(clean: Tensor, targets: Tensor) -> Tensor:
-        x = clean
-        for drawn in draws:
-            each = [craft.gradient(member, x, targets, ascend=ascend) for member in members]
-            mean = torch.stack(each).mean(0)
-            v, total = x, torch.zeros_like(x)
-            for k in drawn:
-                total += craft.gradient(members[k], v, targets, ascend=ascend) - (each[k] - mean)
-                v = project(v - total.sign(), clean, limit)
-            x = project(x - craft.signs(total), clean, limit)  # has every NaN of the inner steps
-        return x
+    def direction(drawn: Sequence[int], x: Tensor, clean: Tensor, targets: Tensor) -> Tensor:
+        each = [craft.gradient(member, x, targets, ascend=ascend) for member in members]
+        mean = torch.stack(each).mean(0)
+        v, total = x, torch.zeros_like(x)
+        for k in drawn:
+            total += craft.gradient(members[k], v, targets, ascend=ascend) - (each[k] - mean)
+            v = project(v - total.sign(), clean, limit)
+        return total  # has every NaN of the inner steps
 
-    return craft.descend(request, path)
+    return craft.descend(request, draws, direction)

@@ -28,6 +28,7 @@ OWN_UNITS = {
     "surrogate.batch_size": "images",
     "protect.batch_size": "images",
     "protect.checkpoints": "checkpoints per network",
+    "protect.members_per_step": "members",
     "protect.tasks_per_gpu": "shards",
     "victim.batch_size": "images",
     "victim.trials_per_gpu": "victims",
@@ -96,7 +97,9 @@ def values(kind: Any) -> str:
     """A type in words."""
     said = []
     for part in parts(kind):
-        if get_origin(part) is Literal:
+        if part is bool and part is not kind:  # without a value of its own it is no switch
+            said.append("`True`, `False`")
+        elif get_origin(part) is Literal:
             said.append(", ".join(f"`{choice}`" for choice in get_args(part)))
         elif get_origin(part) is tuple:
             said.append(f"several: {values(get_args(part)[0])}")

@@ -174,29 +174,29 @@ class Scarce:
         return gradient(member, x, targets, ascend=ascend)
 
 
-@pytest.mark.parametrize("method", ["sep-fa", "sep-fa-vr"])
+@pytest.mark.parametrize("method", ["sep-fa", "sep-fa-vr", "sep-fa-drawn"])
 @pytest.mark.parametrize("when", ["at once", "in the midst of a step", "after half of the images"])
 def test_crafting_gives_the_same_images_where_memory_runs_out(
     networks: list[Network], monkeypatch: pytest.MonkeyPatch, method: Method, when: str
 ) -> None:
-    """The interrupted batch starts again, towards the same means and, with variance reduction, with the same draws."""
+    """The interrupted batch starts again, towards the same means, by the same draws, and adds each step to the momentum once."""
     images = torch.randint(256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     labels = torch.arange(8) % 5
     frozen = [freeze(copy.deepcopy(network).double()) for network in networks]
     sums = [class_sums(network, [(images, labels)], 5) for network in frozen]
     members = [Member(network, total / count[:, None]) for network, (total, count) in zip(frozen, sums, strict=True)]
-    config = CraftConfig(method=method, eps_levels=4, steps=2, inner_steps=2)
+    config = CraftConfig(method=method, eps_levels=4, steps=2, inner_steps=2, members_per_step=2 if method == "sep-fa-drawn" else None)
 
     def crafted(batch_size: int) -> Tensor:
         return craft(members, images, (labels + 2) % 5, config, torch.Generator().manual_seed(1), batch_size)
 
     wanted = crafted(2)
-    of_a_part = config.gradients_per_image(len(members))
-    scarce = Scarce(2, {"at once": 0, "in the midst of a step": 3, "after half of the images": of_a_part}[when])
+    of_a_step = config.gradients_per_image(len(members)) // 2
+    scarce = Scarce(2, {"at once": 0, "in the midst of a step": 1, "after half of the images": of_a_step}[when])
     monkeypatch.setattr(sep.craft, "gradient", scarce)
     assert torch.equal(crafted(4), wanted)
-    begun, left = scarce.plenty + 1, 2 if scarce.plenty == of_a_part else 4  # gradients of four images, then of pairs of images
-    assert scarce.sizes == [4] * begun + [2] * (of_a_part * left)
+    begun, left = scarce.plenty + 1, 6 if scarce.plenty == of_a_step else 8  # gradients of four images, and steps of pairs after those
+    assert scarce.sizes == [4] * begun + [2] * (of_a_step * left)
     assert not torch.equal(wanted, images)
 
 

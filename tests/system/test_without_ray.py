@@ -39,10 +39,6 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_run_needs_no_ray_and_no_mlflow(tmp_path: Path) -> None:
     run = ("--preset", "smoke", "--run", str(tmp_path), "--executor", "local", "--tracking-uri", "none", "--stages", *STAGES)
-    short = start("pipeline/run.py", *run, "--minutes", "0.00001")
-    assert short.returncode == 3, short.stderr
-    assert short.stderr.strip().endswith("the 1e-05 minutes are used up: run the same command again")
-    assert "Traceback" not in short.stderr
     done = start("pipeline/run.py", *run)
     assert done.returncode == 0, done.stderr
     manifests = [json.loads((tmp_path / stage / "manifest.json").read_text()) for stage in STAGES]

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.command_line import parse
 from pipeline.config.presets import PRESETS, from_tree, preset
-from pipeline.config.schema import STAGES, RunConfig, resolved, to_tree
+from pipeline.config.schema import STAGES, RunConfig, to_tree
 from pipeline.config.sweep_grid import grid
 from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
@@ -89,7 +89,7 @@ def test_what_is_recorded_is_the_number_that_it_comes_to() -> None:
         config = with_method("cifar10", method)
         tree = RunResults(Folder.open(config.run)).configuration(config)
         assert tree["protect"]["checkpoints"] == count
-        assert from_tree(tree).protect == resolved(config.protect)
+        assert from_tree(tree).protect == config.protect.resolved()
 
 
 @pytest.mark.parametrize("method", ["noise", "linear-separable"])
@@ -202,6 +202,8 @@ def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> 
         (["--protect.method", "noise", "--protect.epochs", "1"], "names more checkpoints than noise reads, which is 0"),
         (["--protect.method", "one-pixel", "--protect.epochs", "1"], "names more checkpoints than one-pixel reads, which is 0"),
         (["--protect.method", "error-min", "--surrogate.networks", "resnet8", "vit-small"], "trains one network against its noise"),
+        (["--protect.method", "sep-drawn", "--protect.members-per-step", "6"], "= 6 draws more than the ensemble has, which is 5"),
+        (["--protect.method", "sep", "--protect.members-per-step", "2"], "members_per_step is not a setting of sep, but of sep-drawn"),
         (["--protect.method", "tap", "--protect.epochs", "0", "1"], "names more checkpoints than tap reads, which is 1"),
         (["--protect.epochs", "2", "2"], "protect.epochs needs each value once; got 2, 2"),
         (["--protect.batch-size", "0"], "protect.batch-size must be at least 1, or auto; got 0"),

@@ -48,6 +48,7 @@ def test_a_sweep_over_methods_has_numbers_in_its_points(trained: tuple[RunConfig
     config, folder = trained
     config = replace(config, sweep=("protect.method=sep,sep-fa-vr",))
     nothing = RunResults(folder)
-    assert MlflowTracker(config, folder)._of_points(nothing) == {"protect.method", "protect.checkpoints"}
+    follows = {"protect.members_per_step", "protect.momentum", "protect.normalised"}
+    assert MlflowTracker(config, folder)._of_points(nothing) == {"protect.method", "protect.checkpoints", *follows}
     given = replace(config, protect=replace(config.protect, checkpoints=4))
-    assert MlflowTracker(given, folder)._of_points(nothing) == {"protect.method"}
+    assert MlflowTracker(given, folder)._of_points(nothing) == {"protect.method", *follows}

@@ -50,9 +50,9 @@ def test_its_command_and_its_settings_ask_for_this_point_of_the_sweep(point_page
     assert command[at : at + 3] == ["--sweep", "protect.eps-levels=4", "protect.steps=2"]
     assert not {"--protect.steps", "--protect.eps-levels"} & set(command)
     settings = from_tree(yaml.safe_load(shown(page, "Configuration (a file for --config)")))
-    for asked in (parse(command[2:]), settings):
-        assert grid(asked) == grid(config)
-        assert asked.run == config.run
+    assert grid(parse(command[2:])) == grid(config)
+    assert grid(settings) == grid(replace(config, protect=config.protect.resolved()))
+    assert parse(command[2:]).run == settings.run == config.run
 
 
 def test_the_page_of_a_run_sweeps_nothing(tmp_path: Path, point_page: tuple[RunConfig, str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.presets import from_tree, preset
-from pipeline.config.schema import RunConfig, resolved
+from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from pipeline.results import machine
 from pipeline.results.card_table import table
@@ -45,6 +45,8 @@ def test_the_preset_is_the_papers_protocol() -> None:
         ({"victim": {"seeds": [0, 1], "countermeasures": ["none", "jpeg-10"], "precision": "float32"}}, True),
         ({"protect": {"method": "sep-fa", "checkpoints": 15}}, False),
         ({"protect": {"method": "tap"}}, False),
+        ({"protect": {"method": "sep-fa-drawn"}}, False),
+        ({"protect": {"method": "sep-fa", "momentum": 0.9}}, False),
         ({"protect": {"method": "noise"}}, False),
         ({"protect": {"inner_steps": 5}}, False),
         ({"protect": {"steps": 6}}, False),
@@ -57,7 +59,7 @@ def test_the_preset_is_the_papers_protocol() -> None:
 def test_published_figures_are_compared_with_the_papers_settings_alone(sections: dict[str, Any], compares: bool) -> None:
     config = paper(**sections)
     assert follows_the_paper(config, CIFAR10) is compares
-    assert follows_the_paper(replace(config, protect=resolved(config.protect)), CIFAR10) is compares
+    assert follows_the_paper(replace(config, protect=config.protect.resolved()), CIFAR10) is compares
     assert not follows_the_paper(config, {**CIFAR10, "train": 5000})
 
 

@@ -39,7 +39,7 @@ def both(folder: Folder) -> list[tuple[Sample, Sample]]:
     return pairs
 
 
-@pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr", "tap", "noise"])
+@pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr", "sep-drawn", "sep-fa-drawn", "tap", "noise"])
 def test_every_method_protects_within_the_budget(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
     config, folder = copy(packed, tmp_path, method=method, eps_levels=2, steps=3)
     manifest = protect.execute(config, folder, LOCAL)
