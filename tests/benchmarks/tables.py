@@ -205,13 +205,8 @@ def methods() -> str:
 
 
 def known(method: str, countermeasure: str) -> str:
-<<<<<<< HEAD
     """Return a published figure as ` (8.2)`."""
-    figure = BY_METHOD.get("sep" if method.startswith("sep") else method, {}).get(countermeasure)
-=======
-    """` (8.2)`, what was published."""
     figure = BY_METHOD.get("sep" if method in ("sep", "sep-fa", "sep-fa-vr") else method, {}).get(countermeasure)
->>>>>>> drawn
     return "" if figure is None else f" ({figure:.1f})"
 
 
