@@ -22,7 +22,7 @@ test: .venv/installed  ## lint, types, import contracts, and the quick suite, in
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -n 3 --dist loadgroup
+	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 test-all: test  ## and the slow proofs, faults among them: everything but what needs a GPU
 	$(BIN)/pytest -m "slow and not gpu"

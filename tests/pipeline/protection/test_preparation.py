@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,28 @@ def alone(packed: tuple[RunConfig, Folder], target: Path, method: Method, **chan
     return replace(config, run=str(target), surrogate=replace(config.surrogate, epochs=2, lr=0.05), protect=own), folder
 
 
+Finished = Callable[[Path, Method], tuple[RunConfig, Folder, Manifest]]
+
+
+@pytest.fixture(scope="module")
+def finished(packed: tuple[RunConfig, Folder], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A function that copies a release into a folder; each method's is made once."""
+
+    @cache
+    def made(method: Method) -> tuple[RunConfig, str]:
+        config, folder = alone(packed, tmp_path_factory.mktemp(method), method)
+        protect.execute(config, folder, LOCAL)
+        return config, folder.path
+
+    def copied(target: Path, method: Method) -> tuple[RunConfig, Folder, Manifest]:
+        config, path = made(method)
+        shutil.copytree(path, target, dirs_exist_ok=True)
+        folder = Folder.open(str(target))
+        return replace(config, run=str(target)), folder, Manifest.load(folder, "protect")
+
+    return copied
+
+
 def images(folder: Folder, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
     """All training images of a stage as stored, and their labels."""
     shards = Manifest.load(folder, stage).shards["train"]
@@ -52,10 +76,9 @@ def images(folder: Folder, stage: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_every_baseline_needs_no_surrogate_and_keeps_its_own_budget(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method, capsys: pytest.CaptureFixture[str]
+    finished: Finished, tmp_path: Path, method: Method, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, folder = alone(packed, tmp_path, method)
-    manifest = protect.execute(config, folder, LOCAL)
+    config, folder, manifest = finished(tmp_path, method)
     budget = Budget(**manifest.counts["budget"])
     assert budget == METHODS[method].budget(8, (3, 32, 32))
     clean, released = images(folder, "pack")[0], images(folder, "protect")[0]
@@ -78,12 +101,11 @@ def test_every_baseline_needs_no_surrogate_and_keeps_its_own_budget(
 
 
 @pytest.mark.parametrize("method", BASELINES)
-def test_another_seed_gives_other_bytes(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
-    found = []
-    for seed in (0, 1):
-        config, folder = alone(packed, tmp_path / str(seed), method)
-        found.append(digests(protect.execute(replace(config, seed=seed), folder, LOCAL)))
-    assert (found[0] == found[1]) is (method == "one-pixel")  # which draws nothing
+def test_another_seed_gives_other_bytes(packed: tuple[RunConfig, Folder], finished: Finished, tmp_path: Path, method: Method) -> None:
+    _, _, first = finished(tmp_path / "0", method)
+    config, folder = alone(packed, tmp_path / "1", method)
+    second = protect.execute(replace(config, seed=1), folder, LOCAL)
+    assert (digests(first) == digests(second)) is (method == "one-pixel")  # which draws nothing
 
 
 def one_more_pixel(before: Pixels, after: Pixels) -> Pixels:
@@ -108,10 +130,9 @@ def a_stronger_pattern(before: Pixels, after: Pixels) -> Pixels:
     ],
 )
 def test_an_image_that_breaks_its_budget_is_named_however_well_it_is_recorded(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method, tamper: Callable[[Pixels, Pixels], Pixels], says: str
+    finished: Finished, tmp_path: Path, method: Method, tamper: Callable[[Pixels, Pixels], Pixels], says: str
 ) -> None:
-    config, folder = alone(packed, tmp_path, method)
-    manifest = protect.execute(config, folder, LOCAL)
+    _, folder, manifest = finished(tmp_path, method)
     out, shard = folder.child("protect"), manifest.shards["train"][1]
     before, samples = read_shard(folder.child("pack"), shard_of(folder, shard.name)), read_shard(out, shard)
     pixels = tamper(before[3].pixels, samples[3].pixels)
@@ -129,9 +150,8 @@ def shard_of(folder: Folder, name: str) -> Shard:
     return next(shard for shard in Manifest.load(folder, "pack").shards["train"] if shard.name == name)
 
 
-def test_a_budget_raised_in_the_manifest_is_seen(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    config, folder = alone(packed, tmp_path, "one-pixel")
-    protect.execute(config, folder, LOCAL)
+def test_a_budget_raised_in_the_manifest_is_seen(finished: Finished, tmp_path: Path) -> None:
+    _, folder, _ = finished(tmp_path, "one-pixel")
     path = Path(folder.file("protect/manifest.json"))
     said = json.loads(path.read_text())
     said["counts"]["budget"] = {"norm": "pixels", "limit": 5}
@@ -146,10 +166,9 @@ def test_a_budget_raised_in_the_manifest_is_seen(packed: tuple[RunConfig, Folder
 
 @pytest.mark.parametrize("method", ["error-min", "one-pixel"])
 def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch
+    packed: tuple[RunConfig, Folder], finished: Finished, tmp_path: Path, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, folder = alone(packed, tmp_path / "whole", method)
-    whole = protect.execute(config, folder, LOCAL)
+    _, _, whole = finished(tmp_path / "whole", method)
     config, folder = alone(packed, tmp_path / "broken", method)
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, unlucky, release.release))
@@ -172,18 +191,16 @@ def unlucky(task: crafting.CraftingTask, shard: Shard, clean: release.Clean) -> 
     return release.craft_chosen(task, shard, clean)
 
 
-def test_what_was_prepared_and_damaged_is_made_again(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    config, folder = alone(packed, tmp_path, "error-min")
-    whole = protect.execute(config, folder, LOCAL)
+def test_what_was_prepared_and_damaged_is_made_again(finished: Finished, tmp_path: Path) -> None:
+    config, folder, whole = finished(tmp_path, "error-min")
     Path(folder.file("protect/manifest.json")).unlink()
     path = Path(folder.file("protect/prepared/train-000001.tar.pt"))
     path.write_bytes(path.read_bytes()[:-1])
     assert digests(protect.execute(config, folder, LOCAL)) == digests(whole)
 
 
-def test_the_settings_of_the_surrogate_are_those_of_the_noise(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
-    config, folder = alone(packed, tmp_path, "error-min-class")
-    protect.execute(config, folder, LOCAL)
+def test_the_settings_of_the_surrogate_are_those_of_the_noise(finished: Finished, tmp_path: Path) -> None:
+    config, folder, _ = finished(tmp_path, "error-min-class")
     with pytest.raises(ValueError, match=r"protect\.training\.lr: 0\.05 -> 0\.01"):
         protect.execute(replace(config, surrogate=replace(config.surrogate, lr=0.01)), folder, LOCAL)
 
