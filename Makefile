@@ -17,12 +17,13 @@ export MLFLOW_DISABLE_TELEMETRY = true
 demo: .venv/installed  ## the main job on generated images
 	$(BIN)/python pipeline/run.py
 
-test: .venv/installed  ## lint, types, import contracts, and the quick suite, in two processes and a third for what runs on Ray, which mostly waits
+test: .venv/installed  ## lint, types, import contracts, and the quick suite: in two processes what needs no Ray, then what shares one cluster
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+	$(BIN)/pytest -m "ray and not slow and not gpu"
 
 test-all: test  ## and the slow proofs, faults among them: everything but what needs a GPU
 	$(BIN)/pytest -m "slow and not gpu"

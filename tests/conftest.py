@@ -33,7 +33,6 @@ def ray_2_cpus() -> Iterator[Resources]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never the developer's own cluster
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers import what tests send them
-        patch.setenv("RAY_worker_niceness", "0")  # other tests run beside them
         yield session.connect(2)
         session.close()
 
@@ -114,16 +113,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("seconds lost to faults, against a run without them")
         for name, cost in lost:
             terminalreporter.write_line(f"{cost:7.1f}  {name}")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, which shares its fixtures, and all tests on Ray in another, which shares their cluster.
-
-    What takes longest comes first, so that no process is left with it at the end.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: (not item.get_closest_marker("ray"), not item.nodeid.startswith(("tests/system", "tests/docs"))))
 
 
 @pytest.fixture(autouse=True)

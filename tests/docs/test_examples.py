@@ -63,6 +63,7 @@ def test_a_folder_is_protected(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "release").rglob("*.png")) == sorted(f"{n}.png" for n in range(24))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared(tmp_path: Path) -> None:
     if not LOCAL:
         pytest.skip("needs --executor local")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import ROOT
 
 STAGES = ("pack", "surrogate", "protect", "victim")
@@ -37,6 +39,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow  # `test_bare_machine` blocks these and more
 def test_a_run_needs_no_ray_and_no_mlflow(tmp_path: Path) -> None:
     run = ("--preset", "smoke", "--run", str(tmp_path), "--executor", "local", "--tracking-uri", "none", "--stages", *STAGES)
     done = start("pipeline/run.py", *run)

@@ -39,6 +39,7 @@ def test_released_bytes_are_the_same(packed: tuple[RunConfig, Folder], tmp_path:
     assert len(set(found[0])) == 4
 
 
+@pytest.mark.slow
 def test_two_ranks_train_one_surrogate_on_images_that_do_not_fit_in_memory(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copy(packed, tmp_path)
     config = replace(config, workers=2, memory_limit_mb=0, overwrite=True)

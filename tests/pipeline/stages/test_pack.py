@@ -213,6 +213,7 @@ def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: 
     limits: dict[str, Any] = {"max_train_images": 30, "max_test_images": 15}
     with pytest.raises(SourceError, match=r"pack\.classes: 'n99' is no class"):
         pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("n01443537", "n99")}, stages=("pack", "victim"))
+    caplog.clear()
     with caplog.at_level(logging.INFO, "pipeline"):  # the corrected command starts afresh
         manifest = pack(
             sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("19", "n01443537", "2")}, stages=("pack", "victim")
