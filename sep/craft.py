@@ -64,6 +64,8 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
     clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
     x, velocity = clean.clone(), torch.zeros_like(clean, dtype=like.dtype) if momentum else None
 
+    diverged = torch.zeros((), dtype=torch.bool, device=like.device)
+
     def levels(images: Tensor) -> Tensor:
         return to_device(images, like, config.kernels)
 
@@ -75,10 +77,11 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
         for part, total in request.batch.run(partial(gradients, drawn), len(x)):
             if velocity is not None:
                 total = velocity[part].mul_(momentum).add_(total)
-            if bool(total.isnan().any()):  # whose sign is 0 for torch, which would pass for a pixel that is to stay
-                raise ValueError("the ensemble's gradients are not finite numbers: a checkpoint is of a training that diverged")
+            diverged |= total.isnan().any()  # the sign of NaN is 0 for torch, which would pass for a pixel that is to stay
             # Whole levels in, whole levels out: the conversion is exact, and rounding guards against a future step that is not.
             x[part] = project(levels(x[part]) - total.sign(), levels(clean[part]), request.budget.limit).round().to(torch.uint8)
+    if diverged:  # asked once, because a GPU is waited for
+        raise ValueError("the ensemble's gradients are not finite numbers: a checkpoint is of a training that diverged")
     return x.cpu().contiguous()
 
 

@@ -110,11 +110,12 @@ def test_takes_exactly_the_steps_of_the_brute_force_reference(case: Case, method
     hold_to_the_reference(case, configure(method), count=6)
 
 
+@pytest.mark.slow
 def test_takes_exactly_the_steps_of_the_reference_with_another_network() -> None:
     case = trained("resnet18")
     methods: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
     for method in methods:
-        hold_to_the_reference(case, configure(method, steps=2, eps_levels=2, inner_steps=1), count=2)
+        hold_to_the_reference(case, configure(method, steps=3, eps_levels=2, inner_steps=2), count=2)
 
 
 @pytest.mark.parametrize("method", ["sep", "sep-fa", "sep-fa-vr"])
