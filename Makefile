@@ -6,7 +6,7 @@ BIN = .venv/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test test-all faults bench docs ui format
+.PHONY: demo test lint on-ray test-all faults bench docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -17,12 +17,17 @@ export MLFLOW_DISABLE_TELEMETRY = true
 demo: .venv/installed  ## the main job on generated images
 	$(BIN)/python pipeline/run.py
 
-test: .venv/installed  ## lint, types, import contracts, and the quick suite: in two processes what needs no Ray, then what shares one cluster
+test: .venv/installed  ## lint, types, import contracts, and the quick suite: first what runs on one Ray cluster, which mostly waits
+	$(MAKE) --jobs 2 lint on-ray
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+
+lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+
+on-ray: .venv/installed
 	$(BIN)/pytest -m "ray and not slow and not gpu"
 
 test-all: test  ## and the slow proofs, faults among them: everything but what needs a GPU
