@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
     """How often each epoch's network was loaded, in a worker that holds two of many."""
+    gc.freeze()  # a network is loaded after a garbage collection, which takes a second with all that other tests have loaded
     found, load = Counter[int](), checkpoints._load
 
     def counted(ensemble: Ensemble, checkpoint: Checkpoint, pack: Manifest) -> Network:
