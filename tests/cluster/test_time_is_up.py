@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import tune
 
 from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.ray_executor import RayExecutor
 from cluster.resources import Resources
-from cluster.sweep import LATE, _OutOfTime, _Progress
+from cluster.sweep import FAILED, LATE, _OutOfTime, _Progress, _trial
 from cluster.work import Capacity, Report, Work
 
 AT_LEAST, AT_MOST = 1, 5  # of six pieces of a second each, two at a time, in a bit more than two seconds
@@ -90,3 +91,25 @@ def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources, caplog: py
     assert f"{done[0]} done, 1 of 6" in caplog.text
     with pytest.raises(TimeIsUp):
         RayExecutor().sweep(stopping, {"cell": 0.0}, **settings)
+
+
+def test_a_trial_says_why_it_ends_before_its_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", reports.append)
+
+    def end(deadline: Deadline, error: Exception | None) -> list[dict[str, Any]]:
+        def function(cell: str, report: Report) -> None:
+            report({"epoch": len(cell)})
+            if error:
+                raise error
+
+        reports.clear()
+        _trial({"name": "one"}, function, {"one": "two"}, deadline)
+        return reports
+
+    assert end(NEVER, None) == [{"epoch": 3}]
+    assert end(Deadline(0), None) == [{LATE: True}]
+    assert end(NEVER, TimeIsUp()) == [{"epoch": 3}, {LATE: True}]
+    assert end(NEVER, ValueError("no such label")) == [{"epoch": 3}, {FAILED: "ValueError: no such label"}]
+    with pytest.raises(OSError, match="reset"):  # Tune starts it again
+        end(NEVER, OSError("reset"))
