@@ -57,10 +57,8 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
     Raises:
         ValueError: gradients of the ensemble are no numbers; the images would be released unprotected.
     """
-    config, first, wanted = request.config, request.members[draws[0][0]], request.targets
-    assert (first.means is not None) == config.aligns_features
+    config, like, wanted = request.config, request.members[draws[0][0]].network.mean, request.targets
     assert wanted is not None
-    like = first.network.mean
     clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
     x, velocity = clean.clone(), torch.zeros_like(clean, dtype=like.dtype) if momentum else None
 
@@ -74,6 +72,7 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
             return part, direction(drawn, levels(x[part]), levels(clean[part]), targets[part])
 
     for drawn in draws:
+        assert all((request.members[k].means is not None) == config.aligns_features for k in drawn)
         for part, total in request.batch.run(partial(gradients, drawn), len(x)):
             if velocity is not None:
                 total = velocity[part].mul_(momentum).add_(total)

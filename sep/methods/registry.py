@@ -9,7 +9,7 @@ Legend: B images, C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sep.budget import Budget, largest_change
@@ -48,9 +48,9 @@ class MethodSpec:
         checkpoints: number of checkpoints it reads of each surrogate network; None: as many as are asked for.
         usual: number of checkpoints where nobody asks for one: the paper's (method, section 2).
         inner_steps: whether each step of it has inner steps, along one checkpoint each.
-        members_per_step: number of members drawn for each step where nobody asks for one; None: every step takes the whole ensemble.
-        momentum: of the steps, where nobody asks for another; None: it can have none.
-        normalised: whether each gradient is divided by its mean magnitude where nobody decides; None: it cannot be.
+        members_per_step: number of members drawn for each step, if not given; None: every step takes the whole ensemble.
+        momentum: share of the last step's direction that is added to the gradient, if not given; None: it takes no momentum.
+        normalised: whether each gradient is divided by its mean magnitude, if not given; None: it takes no such setting.
         targets: whether it draws an image towards a wrong class.
         preparation: what it must know of the whole training set before the first shard; None: nothing.
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
@@ -78,26 +78,25 @@ class MethodSpec:
         return self.checkpoints != 0
 
 
+_SEP = MethodSpec(
+    description="target cross-entropy",
+    perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
+    checkpoints=None,
+    usual=30,
+    momentum=0.0,
+    normalised=False,
+    targets=True,
+)
+_SEP_DRAWN = replace(
+    _SEP,
+    description="sep with the gradient of one drawn checkpoint a step, normalised and with momentum",
+    members_per_step=1,
+    momentum=0.9,
+    normalised=True,
+)
 METHODS: dict[Method, MethodSpec] = {
-    "sep": MethodSpec(
-        description="target cross-entropy",
-        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
-        momentum=0.0,
-        normalised=False,
-        checkpoints=None,
-        usual=30,
-        targets=True,
-    ),
-    "sep-fa": MethodSpec(
-        description="feature alignment",
-        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
-        momentum=0.0,
-        normalised=False,
-        checkpoints=None,
-        usual=30,
-        targets=True,
-        preparation="class-means",
-    ),
+    "sep": _SEP,
+    "sep-fa": replace(_SEP, description="feature alignment", preparation="class-means"),
     "sep-fa-vr": MethodSpec(
         description="feature alignment with variance-reduced gradients (SVRE)",
         perturb=Deferred("sep.methods.variance_reduced:variance_reduced"),
@@ -106,35 +105,9 @@ METHODS: dict[Method, MethodSpec] = {
         targets=True,
         preparation="class-means",
     ),
-    "sep-drawn": MethodSpec(
-        description="sep with the gradient of one drawn checkpoint a step, normalised and with momentum",
-        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
-        members_per_step=1,
-        momentum=0.9,
-        normalised=True,
-        checkpoints=None,
-        usual=30,
-        targets=True,
-    ),
-    "sep-fa-drawn": MethodSpec(
-        description="the same with feature alignment",
-        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
-        members_per_step=1,
-        momentum=0.9,
-        normalised=True,
-        checkpoints=None,
-        usual=30,
-        targets=True,
-        preparation="class-means",
-    ),
-    "tap": MethodSpec(
-        description="sep with the last checkpoint alone",
-        perturb=Deferred("sep.methods.self_ensemble:mean_gradient"),
-        momentum=0.0,
-        normalised=False,
-        checkpoints=1,
-        targets=True,
-    ),
+    "sep-drawn": _SEP_DRAWN,
+    "sep-fa-drawn": replace(_SEP_DRAWN, description="the same with feature alignment", preparation="class-means"),
+    "tap": replace(_SEP, description="sep with the last checkpoint alone", checkpoints=1, usual=MethodSpec.usual),
     "noise": MethodSpec(
         description="random signs, the control",
         perturb=Deferred("sep.methods.noise:random_signs"),
