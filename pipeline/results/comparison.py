@@ -148,7 +148,7 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "checkpoints": run.count("protect", "members"),
             "protected_images": run.count("protect", "protected"),
             "surrogate_seconds": surrogate_seconds(run),
-            "crafting_seconds": crafting_seconds(protect) if protect else None,
+            "crafting_seconds": run.crafting_seconds,
             "victim_seconds": run.manifests["victim"].seconds if "victim" in run.manifests else None,
             "chance_accuracy": run.chance,
         }
@@ -197,7 +197,7 @@ def _made(run: RunResults) -> tuple[str, ...]:
         return (NONE,) * 11
     counts = protect.counts | _of_method(protect)
     victim = run.manifests["victim"].seconds if "victim" in run.manifests else None
-    seconds = (surrogate_seconds(run), crafting_seconds(protect), victim)
+    seconds = (surrogate_seconds(run), run.crafting_seconds, victim)
 
     def shown(name: str, form: str = "{}") -> str:
         return form.format(counts[name]) if counts.get(name) is not None else NONE
@@ -244,15 +244,6 @@ def text(comparison: Comparison) -> str:
 
 def _paragraph(words: str) -> str:
     return textwrap.fill(words, 120, initial_indent="  ", subsequent_indent="  ")
-
-
-def crafting_seconds(protect: Manifest) -> float | None:
-    """Return the seconds that crafting takes at the rate of the last start, which may have crafted only a part; None if it crafted nothing.
-
-    They include what a method does before the first shard: training against its noise, or searching for pixels.
-    """
-    rate = protect.timing.get("images_per_second", 0)
-    return float(protect.timing.get("preparation_seconds", 0) + protect.counts["protected"] / rate) if rate else None
 
 
 def surrogate_seconds(run: RunResults) -> float | None:

@@ -117,6 +117,16 @@ class RunResults:
         """Gradients that crafting an image took; 0 where nothing was crafted, or no gradient was needed."""
         return (self.count("protect", "gradients") or 0) / max(1, self.count("protect", "protected") or 0)
 
+    @property
+    def crafting_seconds(self) -> float | None:
+        """Seconds that crafting takes at the rate of the last start, which may have crafted only a part; None if it crafted nothing.
+
+        They include what a method does before the first shard: training against its noise, or searching for pixels.
+        """
+        timing = self.manifests["protect"].timing if "protect" in self.manifests else {}
+        rate = timing.get("images_per_second", 0)
+        return float(timing.get("preparation_seconds", 0) + self.manifests["protect"].counts["protected"] / rate) if rate else None
+
     @cached_property
     def pairs(self) -> tuple[VictimPair, ...]:
         """The victims that were trained on both kinds of data."""

@@ -44,6 +44,8 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     figures = {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(results.budget)}
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
+    figures |= {"gradients": counts["gradients"], "gradients_per_image": results.gradients_per_image} if counts["gradients"] else {}
+    figures |= {} if results.crafting_seconds is None else {"crafting_seconds": results.crafting_seconds}
     figures |= {"missing_shards": len(protect.missing)} if protect.missing else {}
     figures |= {name: float(measures[name].mean(dtype=float)) for name in VISIBLE if measures[name].size}
     within, between = ([m.mean for m in results.similarities if (m.network is None) is several] for several in (False, True))
@@ -78,6 +80,11 @@ def _first(results: RunResults) -> VictimPair | None:
     return next((pair for pair in results.of_release if (pair.clean.network, pair.clean.countermeasure) == wanted), None)
 
 
+def _pace(results: RunResults) -> str:
+    """Return how long crafting took in all, with what it prepared; nothing where the last start crafted nothing."""
+    return "" if results.crafting_seconds is None else f"crafting took {results.crafting_seconds:,.0f} s"
+
+
 def summary(config: RunConfig, results: RunResults) -> str:
     """Return the short table for the end of a run: its figures, and where to look next."""
     known, folder = headline(results), results.folder
@@ -96,6 +103,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("SSIM", "ssim", "", "mean of the same images; 1 means no change", ".3f"),
+        *line("gradients an image", "gradients_per_image", "", _pace(results), ".4g"),
         *line("missing shards", "missing_shards", "", "crafting failed for them, and the run went on without them", "d"),
         *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),
     ]

@@ -9,7 +9,6 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.pages.gallery import image_drawings
-from pipeline.results.comparison import crafting_seconds
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import share_of
@@ -20,10 +19,12 @@ from pipeline.tracking.parent_run import ParentRun
 Log = Callable[[ParentRun, RunResults], None]
 
 OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "seconds"}
+COST = ("gradients", "gradients_per_image", "crafting_seconds")
+SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 HEADLINE = {  # figures of a run that come with a stage
     "pack": ("train_images", "test_images", "quarantined", "chance_accuracy"),
-    "protect": ("linf_levels", *VISIBLE, "protected_images", "protected_classes", "gradient_similarity", "network_similarity"),
+    "protect": ("linf_levels", *VISIBLE, "protected_images", "protected_classes", *COST, *SIMILARITY),
     "victim": tuple(f"{name}_accuracy{std}" for name in MEASURED for std in ("", "_std")),
 }
 
@@ -61,14 +62,6 @@ def log_protect(parent: ParentRun, results: RunResults) -> None:
     parent.store.log_metrics(run, {name: value for name, value in measured.items() if isinstance(value, int | float)})
     parent.store.log_files(run, {f"{name}.png": draw(LIGHT) for name, draw in image_drawings(results).items()})
     parent.store.client.set_terminated(run)
-
-
-def log_cost(parent: ParentRun, results: RunResults) -> None:
-    """Log what crafting a point cost in its own run, where it charts against the accuracies of the point."""
-    assert parent.id
-    seconds = crafting_seconds(results.manifests["protect"])
-    cost = {"gradients": results.count("protect", "gradients")} | ({} if seconds is None else {"crafting_seconds": seconds})
-    parent.store.log_metrics(parent.id, cost)
 
 
 def log_victims(parent: ParentRun, results: RunResults) -> None:
@@ -126,4 +119,4 @@ OF_RUN: Mapping[str, tuple[Log, ...]] = {
     "victim": (log_victims, log_accuracies),
     "report": (log_report,),
 }
-OF_POINT: Mapping[str, tuple[Log, ...]] = {**OF_RUN, "surrogate": (), "protect": (log_protect, log_cost)}  # surrogate: the run's
+OF_POINT: Mapping[str, tuple[Log, ...]] = {**OF_RUN, "surrogate": ()}  # the surrogate is the run's

@@ -138,6 +138,7 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
             "stage": measured,
             "images_per_second_by_workers": whole_stage.by_workers(prepared, measured),
             "worker_mib_after_shards": whole_stage.worker_memory(prepared, shards),
+            "recipes": whole_stage.by_recipe(prepared, steps),
         }
 
 
@@ -166,6 +167,7 @@ def table(card: dict[str, Any]) -> str:
         f"- **The whole protect stage** ({whole['workers']} workers, {whole['network']}) crafts {whole['stage_images_per_second']:,.1f} "
         f"images/s, {whole['ratio']:.2f} of the rate of as many bare processes{_alone(by_workers)}. Starting Ray, the class means and "
         f"the tables take another {besides:.0f} s.",
+        *([f"- **Recipes**: the whole stage protects {_recipes(card['recipes'])}."] if "recipes" in card else []),
         "- **Memory** of crafting, beyond the libraries and the ensemble: "
         + "; ".join(f"{name} {_memory(found['memory'])}" for name, found in card["networks"].items())
         + ". A worker of the stage holds "
@@ -203,6 +205,16 @@ def _alone(rates: dict[str, dict[str, float]]) -> str:
         return ""
     stage, bare = rates["stage"]["1"], rates["bare"]["1"]
     return f" (with one worker {stage:,.1f}, {stage / bare:.2f} of one bare process)"
+
+
+def _recipes(rows: list[dict[str, Any]]) -> str:
+    """Return the rates of the recipes, and how many times as fast the last is as the first."""
+    shown = [
+        f"{row['images_per_second']:,.1f} images/s by {row['method']} ({row['gradients_per_image']} gradients an image, "
+        f"{row['crafting_images_per_second']:,.1f} images/s of crafting alone)"
+        for row in rows
+    ]
+    return f"{' and '.join(shown)}, {rows[-1]['images_per_second'] / rows[0]['images_per_second']:.1f} times as many"
 
 
 def _memory(found: dict[str, dict[str, float]]) -> str:

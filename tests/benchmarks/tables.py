@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from sep.choices import Targets
 from sep.countermeasures.registry import CLEAN_ONLY, clean_share
+from sep.craft_config import OPTIONS, CraftConfig
 from sep.methods.registry import METHODS
 from tests.benchmarks.published import BY_METHOD, PUBLISHED
 
@@ -25,7 +26,7 @@ HIGHLIGHTS = (
     ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa", "none"),
     ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
 )
-KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods")
+KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients")
 
 
 def cards(kind: str) -> list[Card]:
@@ -210,6 +211,50 @@ def known(method: str, countermeasure: str) -> str:
     return "" if figure is None else f" ({figure:.1f})"
 
 
+def gradients_per_image(card: Card) -> int:
+    """Return the gradients that crafting an image took."""
+    config = CraftConfig(
+        **{name: card["settings"]["protect"][name] for name in (*OPTIONS, "method", "steps", "checkpoints", "inner_steps")}
+    )
+    return config.gradients_per_image(config.per_network)
+
+
+def gradients() -> str:
+    """Return one line per recipe, from cheap to dear, and one for clean images; a column per countermeasure that several of them met."""
+    found = sorted(cards("gradients"), key=lambda card: (gradients_per_image(card), card["name"]))
+    by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
+    others = [name for name in dict.fromkeys(name for own in by_name for name in own) if name != "none"]
+    header = " | ".join(
+        [
+            "method",
+            "checkpoints",
+            "a step",
+            "steps",
+            "momentum",
+            "gradients an image",
+            "n",
+            "none",
+            "relabelled",
+            *others,
+            "distance",
+            "crafting",
+        ]
+    )
+    clean_of = {name: own[name][0] for own in reversed(by_name) for name in own}
+    clean = ["" if name == "relabelled" else shown(clean_of[name]["last_accuracy"]) for name in ("none", "relabelled", *others) if found]
+    lines = [f"clean images | | | | | 0 | {clean_of['none']['trainings']} | {' | '.join(clean)} | 100 | "] if found else []
+    for card, own in zip(found, by_name, strict=True):
+        asked, (_, ours) = card["settings"]["protect"], own["none"]
+        drawn = asked["members_per_step"] or "all"
+        momentum = f"{asked['momentum'] or 0:g}" + (", normalised" if asked["normalised"] else "")
+        figures = [f"**{shown(ours['last_accuracy'])}**", shown(ours["relabelled_accuracy"])]
+        figures += [shown(own[name][1]["last_accuracy"]) if name in own else "" for name in others]
+        figures += [shown(card["held_out_distance"]) if "held_out_distance" in card else "", f"{card['seconds']['protect']['mean']:,.0f} s"]
+        settings = (card["method"], asked["checkpoints"], drawn, asked["steps"], momentum, f"{gradients_per_image(card):,}")
+        lines.append(" | ".join(map(str, (*settings, ours["trainings"], *figures))))
+    return rows(header, lines)
+
+
 def trainings(card: Card) -> str:
     """Return the trained networks and their settings."""
     return ", ".join(
@@ -225,6 +270,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels": kernels,
     "countermeasures": countermeasures,
     "methods": methods,
+    "gradients": gradients,
 }
 
 

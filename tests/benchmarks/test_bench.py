@@ -96,6 +96,8 @@ def test_quick_mode_fills_the_card(card: dict[str, Any]) -> None:
     assert card["worker_mib_after_shards"].keys() == set(map(str, QUICK.shards))
     assert card["stage"]["images"] == 80
     assert card["stage"]["stage_images_per_second"] > 0
+    assert [(row["method"], row["gradients_per_image"]) for row in card["recipes"]] == [("sep-fa", 4), ("sep-fa-drawn", 2)]
+    assert all(row["crafting_images_per_second"] >= row["images_per_second"] > 0 for row in card["recipes"])
     assert card["hardware"]
     assert card["versions"]["torch"]
 

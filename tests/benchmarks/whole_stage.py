@@ -30,9 +30,12 @@ from pipeline.storage.stage import Manifest, Stage
 from sep.budget import Budget
 from sep.choices import NetworkName
 from sep.execution import use_cpu
+from sep.methods.registry import Method
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
 from tests.fixtures.executors import RAY
+
+RECIPES: tuple[Method, ...] = ("sep-fa", "sep-fa-drawn")
 
 _together: Barrier
 
@@ -139,6 +142,24 @@ def by_workers(prepared: Prepared, measured: dict[str, Any]) -> dict[str, dict[s
         manifest = protect.execute(replace(prepared.config, workers=1), prepared.folder, RAY)
         rates["stage"]["1"] = round(manifest.timing["images_per_second"], 1)
     return rates
+
+
+def by_recipe(prepared: Prepared, steps: int) -> list[dict[str, Any]]:
+    """Measure the whole stage, with class means and tables, with all members in each step and with one drawn for each step."""
+    rows = []
+    for method in RECIPES:
+        prepared.folder.child("protect").delete()
+        config = replace(prepared.config, protect=replace(prepared.config.protect, method=method, steps=steps))
+        manifest = protect.execute(config, prepared.folder, RAY)
+        rows.append(
+            {
+                "method": method,
+                "gradients_per_image": config.protect.gradients_per_image(len(prepared.trained.networks)),
+                "crafting_images_per_second": round(manifest.timing["images_per_second"], 1),
+                "images_per_second": round(manifest.counts["images"] / manifest.seconds, 1),
+            }
+        )
+    return rows
 
 
 def worker_memory(prepared: Prepared, after: tuple[int, ...]) -> dict[str, float]:

@@ -13,10 +13,11 @@ from typing import cast
 import pytest
 import ray
 
-from cluster import progress
+from cluster import pool, progress
+from cluster.deadline import NEVER
 from cluster.pool import combine_all, run_all
 from cluster.resources import Resources
-from cluster.work import Capacity, Chain, Work, WorkFailed, describe
+from cluster.work import Capacity, Chain, Work, WorkFailed, describe, own_gpu, use_gpu
 
 
 def timed(number: int) -> tuple[int, float, float]:
@@ -154,6 +155,30 @@ def test_what_failed_is_named_beside_what_the_others_gave(ray_2_cpus: Resources)
     total, failed = combine_all(share, add, [Work("-1", (-1,))], what="sum", capacity=Capacity())
     assert total is None
     assert failed is not None
+
+
+def unsummable(*shares: list[int]) -> list[int]:
+    raise ValueError("no sum")
+
+
+@pytest.mark.ray
+def test_a_failure_of_combining_is_no_failure_of_a_piece(ray_2_cpus: Resources) -> None:
+    with pytest.raises(WorkFailed) as failed:
+        combine_all(share, unsummable, [Work(str(n), (n,)) for n in range(2)], what="sum", capacity=Capacity())
+    assert failed.value.causes == {"combining": "ValueError: no sum"}
+
+
+@pytest.mark.parametrize(("given", "own", "visible"), [(["2"], 2, None), ([], 0, None), (["GPU-0a1b"], 0, "GPU-0a1b")])
+def test_a_piece_computes_on_the_gpu_that_ray_gave_it(
+    given: list[str], own: int, visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number counts among all GPUs of the machine, so all must be visible; of any other name, Ray lets the process see only that one."""
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: given)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(given))
+    try:
+        assert pool._kept(NEVER, lambda more: (own_gpu() + more, os.environ.get("CUDA_VISIBLE_DEVICES")), 10) == (None, (own + 10, visible))
+    finally:
+        use_gpu(0)
 
 
 def test_failures_survive_pickling() -> None:

@@ -113,6 +113,18 @@ def test_a_process_joins_the_cluster_it_is_told_of(ray_2_cpus: Resources, short_
 
 
 @pytest.mark.ray
+def test_machines_that_never_come_are_waited_for_and_then_named(
+    ray_2_cpus: Resources, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setattr(session, "MACHINES_SECONDS", 0.5)
+    with caplog.at_level("INFO"), pytest.raises(ValueError, match=r"3 workers need one CPU each, but .* 2"):
+        session.connect(3)
+    assert "machines: 3 CPU needed" in caplog.text
+    assert session.connect(2) == ray_2_cpus
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_process_that_is_told_of_none_starts_its_own(ray_2_cpus: Resources, short_folder: Path) -> None:
     with running("report_cluster", short_folder) as process:

@@ -17,7 +17,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid, shared_stages
 from pipeline.pages import comparison_figures
 from pipeline.pages.comparison_page import VERSION
-from pipeline.results.comparison import NONE, crafting_seconds, made, measured, rows
+from pipeline.results.comparison import NONE, made, measured, rows
 from pipeline.results.comparison import compare as side_by_side
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
@@ -169,17 +169,17 @@ def _counted(path: Path, rate: float = 1.0, seconds: float = 0.0, **counts: obje
 
 def test_a_start_that_crafted_nothing_says_nothing_of_the_cost(runs: dict[str, Path]) -> None:
     run = _counted(runs["eight"], rate=0.0)
-    assert crafting_seconds(run.manifests["protect"]) is None
+    assert run.crafting_seconds is None
     (row, *_) = rows(side_by_side([run]))
     assert row["crafting_seconds"] is None
     table = made(side_by_side([run]))
     assert table.lines[0][table.head.index("crafting")] == NONE
-    assert crafting_seconds(_counted(runs["eight"], rate=2.0).manifests["protect"]) == 18
+    assert _counted(runs["eight"], rate=2.0).crafting_seconds == 18
 
 
 def test_what_is_made_before_the_first_shard_is_part_of_the_cost(runs: dict[str, Path]) -> None:
     run = _counted(runs["eight"], rate=2.0, seconds=600.0)
-    assert crafting_seconds(run.manifests["protect"]) == 618
+    assert run.crafting_seconds == 618
 
 
 @pytest.mark.parametrize(("values", "line"), [((5, 10), "-"), (("tap", "sep"), "None")])

@@ -85,8 +85,12 @@ def test_headline_and_page_say_what_the_tables_say(whole_run: tuple[RunConfig, F
     assert 0 < known["linf_levels"] <= 8  # type: ignore[operator]
     for name in ("psnr_db", "ssim", "changed_percent"):
         assert known[name] == pytest.approx(statistics.fmean(protected[name]))
+    config = whole_run[0].protect
+    assert known["gradients_per_image"] == config.gradients_per_image(config.members(1))
+    assert known["gradients"] == config.gradients_per_image(config.members(1)) * len(protected["key"])
 
     text = words(folder)
+    assert f"Gradients an image {known['gradients_per_image']:.0f} the cost of the protection; crafting took" in text
     shown = (f"{known['clean_accuracy']:.1f} %", f"{known['protected_accuracy']:.1f} %", f"{known['psnr_db']:.1f} dB")
     for figure in (*shown, f"PSNR {shown[2]}", "chance is 33.3 %", "2 inputs were refused", *finished_run.CLASSES):
         assert figure in text
@@ -189,7 +193,8 @@ def test_any_beginning_of_a_run_can_be_reported(stages: tuple[str, ...], tmp_pat
     assert set(manifest.counts["pictures"]) == drawn
     assert "No victim is finished yet" in words(folder)
     assert "clean victim" not in summary.summary(config, RunResults.read(folder))
-    assert ("PSNR" in summary.summary(config, RunResults.read(folder))) == ("protect" in stages)
+    for figure in ("PSNR", "gradients an image"):
+        assert (figure in summary.summary(config, RunResults.read(folder))) == ("protect" in stages)
 
 
 def test_report_is_made_again_only_when_there_is_something_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
