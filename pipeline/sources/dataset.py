@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.config.class_selection import choose_classes
@@ -30,6 +30,7 @@ class Entry:
     start: int = 0  # where in the file: byte, row or record; the number of a generated image
     size: int = 0  # bytes to read; 0 if the format of the file records it
     origin: str = ""  # of images that `--add` takes from another place, where names may be the same as in the run
+    fault: str = ""  # why there is nothing to read, such as a link to nothing
 
     @property
     def key(self) -> str:
@@ -50,11 +51,23 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images of a source: class names in label order, entries, and their reader."""
+    """All images of a source: class names in label order, entries, and their reader.
+
+    Attributes:
+        classes: names in label order.
+        entries: one per image.
+        reader: of the entries.
+        in_shards: whether each file holds many images, so that another such file beside them is a part of the data set.
+        files_read: other files that were used, such as one with the class names.
+        left_out: names of what was seen and is not used, by the reason.
+    """
 
     classes: tuple[str, ...]
     entries: list[Entry]
     reader: Reader
+    in_shards: bool = False
+    files_read: tuple[str, ...] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def split(self, name: str) -> list[Entry]:
         """Return the entries of one split in the order in which they are packed."""

@@ -17,6 +17,7 @@ from pipeline.shards.pixels import Pixels
 
 # Still images only. Some of Pillow's other formats start programs (EPS) or parse far more than an image.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")  # by which they are known, in lower case
 
 
 class Refused(ValueError):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources.dataset import Dataset, Entry, SourceError, numbered
 from pipeline.sources.listing import Listing
+from pipeline.sources.splits import shards_by_split
 from pipeline.storage.folder import Folder
 
 IMAGE_NAMES = ("image", "img")
@@ -45,9 +46,10 @@ def find(listing: Listing) -> Dataset | None:
     Raises:
         SourceError: a file is damaged, its columns are not understood, or its labels are not 0..K-1.
     """
-    splits = listing.by_split(".parquet")
-    if splits is None:
+    found = shards_by_split(listing, ".parquet")
+    if found is None:
         return None
+    splits, left_out = found
     entries: list[Entry] = []
     paths: dict[int, str | None] = {}  # the original name of each entry, by its position
     named: tuple[str, ...] = ()
@@ -67,7 +69,7 @@ def find(listing: Listing) -> Dataset | None:
     if not entries:
         raise SourceError(f"{listing.folder.uri}: the Parquet files hold no rows")
     classes = named or _folders_of(entries, paths) or numbered(entry.label for entry in entries)
-    return Dataset(classes, entries, ParquetReader(listing.folder))
+    return Dataset(classes, entries, ParquetReader(listing.folder), in_shards=True, left_out=left_out)
 
 
 def columns(schema: pa.Schema, file: str) -> tuple[str, str]:

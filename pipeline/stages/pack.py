@@ -152,8 +152,9 @@ def pack_shard(
     sizes: Counter[str] = Counter()
     statistics = Statistics()
     most_bytes = BYTES_PER_PIXEL * config.max_pixels + 2**20
+    refused += [(e.source, e.fault) for e in entries if e.fault]
     refused += [(e.source, f"{e.size} bytes are more than any image of pack.max-pixels") for e in entries if e.size > most_bytes]
-    for entry, content in reader.read([e for e in entries if e.size <= most_bytes]):
+    for entry, content in reader.read([e for e in entries if e.size <= most_bytes and not e.fault]):
         try:
             pixels = decoding.decode(content, config.max_pixels) if isinstance(content, bytes) else content
         except decoding.Refused as refusal:
