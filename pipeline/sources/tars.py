@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import IO
 
+from pipeline.config.class_selection import class_lines
 from pipeline.shards.tar import content, files, open_tar
 from pipeline.sources.dataset import Dataset, Entry, SourceError, numbered
 from pipeline.sources.decoding import IMAGE_SUFFIXES
 from pipeline.sources.listing import HIDDEN, FileReader, Listing
 from pipeline.sources.splits import shards_by_split
 from pipeline.storage.folder import Folder
-from pipeline.storage.records import shown, text_lines
+from pipeline.storage.records import shown
 
 CLASS_NAMES = "classes.txt"
 LABEL_BYTES = 32  # at most, for an integer and the space around it
@@ -58,7 +59,7 @@ def _class_names(listing: Listing) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise SourceError(f"{listing.folder.uri} has several files with class names, {shown(files)}: leave the one that is meant")
     where = f"{listing.folder.uri}/{files[0]}"
     try:
-        names = text_lines(listing.folder.read(files[0]), where)
+        names = class_lines(listing.folder.read(files[0]), where)
     except ValueError as error:
         raise SourceError(str(error)) from error
     if "" in names:

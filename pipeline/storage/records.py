@@ -50,23 +50,6 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def text_lines(data: bytes, where: str) -> tuple[str, ...]:
-    """Return the lines of a UTF-8 text without the space around them, and without empty lines at the end.
-
-    Raises:
-        ValueError: the text is in another encoding, or empty; the message begins with `where`.
-    """
-    try:
-        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: expected UTF-8 text, found another encoding: save it as UTF-8") from error
-    while lines and not lines[-1]:
-        lines.pop()
-    if not lines:
-        raise ValueError(f"{where}: expected one name a line, found none")
-    return tuple(lines)
-
-
 def shown(values: Sequence[object], most: int = SHOWN) -> str:
     """Return a list for a message, cut to a readable length."""
     return ", ".join(str(value) for value in values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
