@@ -42,6 +42,7 @@ SAMPLES_SCHEMA = pa.schema(
 )
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
 BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
+METADATA_BYTES = 2**26  # beside the pixels: comments, profiles, previews
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
@@ -151,7 +152,7 @@ def pack_shard(
     refused: list[tuple[str, str]] = []
     sizes: Counter[str] = Counter()
     statistics = Statistics()
-    most_bytes = BYTES_PER_PIXEL * config.max_pixels + 2**20
+    most_bytes = BYTES_PER_PIXEL * config.max_pixels + METADATA_BYTES
     refused += [(e.source, e.fault) for e in entries if e.fault]
     refused += [(e.source, f"{e.size} bytes are more than any image of pack.max-pixels") for e in entries if e.size > most_bytes]
     for entry, content in reader.read([e for e in entries if e.size <= most_bytes and not e.fault]):
