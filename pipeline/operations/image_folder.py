@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -14,19 +13,11 @@ import pyarrow.compute as pc
 from pipeline.shards.pixels import pixels_sha256
 from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
+from pipeline.storage.file_names import alike, safe
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
-
-UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
-LONGEST = 120  # bytes of one part of a name; most filesystems stop at 255 for the whole
-
-
-def safe(name: str) -> str:
-    """Return a name for one file or folder that cannot lead out of its folder."""
-    short = UNSAFE.sub("_", name).encode()[:LONGEST].decode(errors="ignore")
-    return short.strip(". ") or "_"
 
 
 def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -40,9 +31,8 @@ def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     Raises:
         ValueError: two classes, or even so two images, would have the same name.
     """
-    classes = {row["class_name"] for row in rows}
-    if len({safe(name).casefold() for name in classes}) < len(classes):  # case does not tell files apart everywhere
-        raise ValueError(f"class names must differ as names of folders; they are {', '.join(sorted(map(repr, classes)))}")
+    if same := alike(sorted({row["class_name"] for row in rows})):
+        raise ValueError(f"class names must differ as names of folders; the same are {', '.join(map(repr, same))}")
     choices: dict[str, tuple[str, str, str]] = {}
     for row in rows:
         source, folder = PurePosixPath(row["source"].replace("\\", "/")), safe(row["class_name"])
@@ -70,7 +60,7 @@ def export(run: Run, to: Folder) -> int:
     """
     if not to.is_local:
         raise ValueError(f"--to must be a local folder, got {to.uri}")
-    target = Path(to.path)
+    target = Path(to.path).resolve()  # a link to a folder stays one
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} is there already and is not an empty folder: give --to a new one")
     protect = Manifest.load(run, "protect")
@@ -80,7 +70,7 @@ def export(run: Run, to: Folder) -> int:
     recorded = read_table(run.child("protect"), SAMPLES, ["key", "sha256"])
     hashes = dict(zip(recorded["key"].to_pylist(), recorded["sha256"].to_pylist(), strict=True))
     written = 0
-    with to.staging() as building:
+    with Folder.open(str(target)).staging() as building:
         for path in set(paths.values()):
             Path(building.file(path)).parent.mkdir(parents=True, exist_ok=True)
         for shard in protect.shards["train"]:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from pipeline.config.class_selection import choose_classes
 from pipeline.shards.pixels import Pixels
+from pipeline.storage.file_names import alike
 from pipeline.storage.records import SHOWN, shown
 
 SPLITS = ("train", "test")
@@ -117,6 +118,19 @@ def restricted(dataset: Dataset, named: Sequence[str]) -> Dataset:
     labels = {old: new for new, old in enumerate(chosen)}
     entries = [replace(entry, label=labels[entry.label]) for entry in dataset.entries if entry.label in labels]
     return replace(dataset, classes=tuple(dataset.classes[label] for label in chosen), entries=entries)
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Refuse classes that could not be told apart as the folders of an exported release.
+
+    Raises:
+        SourceError: several names are the same, or differ only in case, at the end, or after the part that a folder's name takes.
+    """
+    if same := alike(classes):
+        raise SourceError(
+            f"several classes have one name as folders: {shown([repr(name) for name in same])}: rename all but one, or leave them out by "
+            "--pack.classes"
+        )
 
 
 def check_classes(classes: Sequence[str], counts: Mapping[str, Mapping[int, int]], note: str = "") -> None:

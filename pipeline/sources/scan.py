@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.class_selection import choose_classes, protected_classes
 from pipeline.config.schema import RunConfig
 from pipeline.sources import cifar, parquet, textures
@@ -18,6 +19,7 @@ from pipeline.sources.dataset import (
     SourceError,
     check_classes,
     check_entries,
+    check_names,
     count,
     held_out,
     limited,
@@ -52,6 +54,7 @@ def scan(config: RunConfig) -> Dataset:
             protected_classes(config, dataset.classes)
     except ValueError as error:  # a wrong name is the fault of the command, not of the source
         raise SourceError(str(error)) from error
+    check_names(dataset.classes)
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
     entries = []
@@ -63,6 +66,10 @@ def scan(config: RunConfig) -> Dataset:
         if len(kept) < len(chosen):
             log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
         entries += kept
+    try:
+        check_batch_sizes(config, sum(entry.split == "train" for entry in entries))
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     return replace(dataset, entries=entries)
 
 

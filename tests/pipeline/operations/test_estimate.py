@@ -112,7 +112,7 @@ def test_a_worker_known_by_its_gradients_is_scaled_by_the_arithmetic_of_each_net
 def test_images_are_looked_at_as_they_would_be_packed(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 3, "b": 3})
     base = preset("smoke")
-    config = replace(base, data=str(tmp_path), pack=replace(base.pack, size=6, test_fraction=0.3))
+    config = replace(base, data=str(tmp_path), stages=("pack",), pack=replace(base.pack, size=6, test_fraction=0.3))
     dataset = scan(config)
     found = look(dataset.split("train"), dataset.reader, config)
     assert found.pixels.shape == (len(dataset.split("train")), 3, 6, 6)

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pipeline.export import main
-from pipeline.operations.image_folder import export, names, safe
+from pipeline.operations.image_folder import export, names
 from pipeline.shards.shard import decode_shard
 from pipeline.shards.tables import read_table, rows_to_table, write_table
+from pipeline.storage.file_names import safe
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from tests.fixtures import finished_run
@@ -125,6 +126,16 @@ def test_a_folder_with_anything_in_it_is_refused_and_an_empty_one_is_filled(fini
     assert main(["--run", str(finished), "--to", str(to / "mine.txt")]) == 1
     (to / "mine.txt").unlink()
     assert export(run, Folder.open(str(to))) == 36
+
+
+def test_a_link_to_an_empty_folder_stays_a_link(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "images").symlink_to("disk")
+    (tmp_path / "later").symlink_to("other")  # where there is nothing yet
+    for name in ("images", "later"):
+        assert main(["--run", str(finished), "--to", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).is_symlink()
+        assert len([path for path in (tmp_path / name).rglob("*") if path.is_file()]) == 36
 
 
 @pytest.mark.parametrize("fixed_up", [False, True])
