@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import QUARANTINE
-from pipeline.storage.run import open_run
+from pipeline.storage.run import existing_run
 from pipeline.storage.stage import Manifest
 
 
@@ -22,7 +22,7 @@ def _export_run(run: str, to: str) -> int:
     """
     from pipeline.operations.image_folder import export  # loads torch, which `--help` need not wait for
 
-    folder, target = open_run(run), Folder.open(to)
+    folder, target = existing_run(run), Folder.open(to)
     written = export(folder, target)
     quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
     manifest = Manifest.load(folder, "protect")

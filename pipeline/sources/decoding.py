@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from pipeline.shards.pixels import Pixels
+from pipeline.sources.content import LONGEST, described
 from pipeline.sources.metadata import without_metadata
 
 # Still images only. Some of Pillow's other formats start programs (EPS) or parse far more than an image.
@@ -68,7 +69,8 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
     except UnidentifiedImageError as error:
         if data.startswith(TIFF):
             raise Refused("a TIFF with levels that are not understood: save as 8 or 16 bit") from error
-        raise Refused(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+        what = described(data[:LONGEST])
+        raise Refused(f"not an image in one of the formats {', '.join(FORMATS)}" + (f", but {what}" if what else "")) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(f"more than the {max_pixels} pixels that pack.max-pixels allows") from error
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged input

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.sources.content import LONGEST, described
 from pipeline.sources.dataset import Dataset, Entry, SourceError, numbered
 from pipeline.sources.listing import Listing
 from pipeline.sources.splits import shards_by_split
@@ -167,8 +168,11 @@ def _rows(folder: Folder, file: str) -> _Rows:
             image, label = columns(schema, file)
             has_path = schema.field(image).type.get_field_index("path") >= 0
             table = parquet.read(columns=[label, *([f"{image}.path"] if has_path else [])])
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{where} is not a whole Parquet file: {error}") from error
+    except pa.ArrowException as error:
+        with folder.stream(file) as stream:
+            what = described(bytes(stream.read(LONGEST)))
+        found = "one that is damaged or cut short: fetch it again" if what in (None, "Parquet") else what
+        raise SourceError(f"{where}: expected a Parquet file, found {found}") from error
     values, names = table[label], _class_names(schema, label)
     if is_text := _is_text(values.type):
         values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values.cast(pa.string())), ""), None, values.cast(pa.string()))

@@ -10,6 +10,7 @@ from typing import IO
 
 from pipeline.config.class_selection import class_lines
 from pipeline.shards.tar import content, files, open_tar
+from pipeline.sources.content import LONGEST, described
 from pipeline.sources.dataset import Dataset, Entry, SourceError, numbered
 from pipeline.sources.decoding import IMAGE_SUFFIXES
 from pipeline.sources.listing import HIDDEN, FileReader, Listing
@@ -94,7 +95,10 @@ def _index(folder: Folder, split: str, file: str) -> tuple[list[Entry], Counter[
         except SourceError:
             raise
         except tarfile.TarError as error:
-            raise SourceError(f"{where}: damaged ({error})") from error
+            stream.seek(0)
+            if what := described(bytes(stream.read(LONGEST))):
+                raise SourceError(f"{where}: expected an uncompressed tar, found {what}") from error
+            raise SourceError(f"{where}: damaged or cut short ({error}): fetch or pack it again") from error
     # A key may have dots in it. Then an image without a label of that name is another image of the sample before the first dot.
     for stem in images.keys() - labels.keys():
         if stem.removesuffix(dots := _extensions(stem)[1:]) in labels and dots:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import verify
 from pipeline.export import main
 from pipeline.operations.image_folder import export, names
 from pipeline.shards.shard import decode_shard
@@ -161,8 +163,20 @@ def test_an_altered_image_stops_the_export_and_leaves_nothing(
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--run", str(tmp_path), "--to", str(tmp_path / "images")]) == 1
+    finished_run.write(tmp_path / "run", stages=("pack", "surrogate"))
+    assert main(["--run", str(tmp_path / "run"), "--to", str(tmp_path / "images")]) == 1
     assert "'protect' has not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, verify.main])
+@pytest.mark.parametrize(("place", "found"), [("nowhere", "nothing, and no"), ("", "something without"), ("file", "something without")])
+def test_a_place_without_a_run_is_named(
+    command: Callable[[list[str]], int], place: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no run")
+    there = str(tmp_path / place)
+    assert command(["--run", there, *(["--to", str(tmp_path / "images")] if command is main else [])]) == 1
+    assert f"{there}: expected a run, as given to run.py by --run; found {found} pack/started.json" in capsys.readouterr().err
 
 
 def test_hostile_names_in_a_run_stay_inside(finished: Path, tmp_path: Path) -> None:

@@ -215,9 +215,7 @@ def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: 
         pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("n01443537", "n99")})
     caplog.clear()
     with caplog.at_level(logging.INFO, "pipeline"):  # the corrected command starts afresh
-        manifest = pack(
-            sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("19", "n01443537", "2")}
-        )
+        manifest = pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("19", "n01443537", "2")})
     assert caplog.text.count("test images from val/") == 1
     names = sorted(path.name for path in (sep_data / "tiny-imagenet-20" / "train").iterdir())
     assert manifest.counts["classes"] == [names[0], names[2], names[19]]
