@@ -21,7 +21,7 @@ from sep.methods.registry import METHODS
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key: what is wrong`."""
+    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
 
     images: int
     unprotected: int  # of them, in classes that are released as they are
@@ -153,9 +153,9 @@ def _table_faults(manifest: Manifest, table: pa.Table) -> Iterator[str]:
 
 
 def _table(run: Run, stage: str) -> pa.Table:
-    columns = {"pack": ["key", "label", "shard", "sha256"], "protect": ["key", "label", "shard", "sha256", "clean_sha256", "linf_levels"]}
+    own = {"pack": ["source"], "protect": ["clean_sha256", "linf_levels"]}
     try:
-        return read_table(run.child(stage), SAMPLES, columns[stage])
+        return read_table(run.child(stage), SAMPLES, ["key", "label", "shard", "sha256", *own[stage]])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{run.uri}/{stage}/{SAMPLES} is missing or damaged ({error}): delete that folder and run the stage again"

@@ -76,7 +76,7 @@ def export(run: Run, to: Folder) -> int:
         for shard in protect.shards["train"]:
             for sample in read_shard(run.child("protect"), shard):
                 if sample.key not in paths or pixels_sha256(sample.pixels) != hashes.get(sample.key):
-                    where = f"{run.uri}/protect/{shard.name}: {sample.key}"
+                    where = f"{run.uri}/protect/{shard.name}: {sample.key} ({paths.get(sample.key, 'no name recorded')})"
                     raise CorruptShard(f"{where}: not the image that was recorded; `python pipeline/verify.py --run` names every fault")
                 Path(building.file(paths[sample.key])).write_bytes(sample.png)
                 written += 1
