@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.released_splits import released_splits, sets_aside
 from pipeline.shards.pixels import pixels_sha256
 from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
@@ -65,15 +66,17 @@ def export(run: Run, to: Folder) -> int:
         raise ValueError(f"{target} is there already and is not an empty folder: give --to a new one")
     protect = Manifest.load(run, "protect")
     clean = read_table(run.child("pack"), SAMPLES, ["key", "split", "class_name", "source", "shard"])
-    released = pc.and_(pc.equal(clean["split"], "train"), pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))
-    paths = names(clean.filter(released).to_pylist())
+    pack = Manifest.load(run, "pack")
+    splits = released_splits(protect.asked["protect"].get("splits", ("train",)), pack.asked)
+    there = clean.filter(pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))
+    paths = _paths(there, splits, apart=len(splits) > 1 and not sets_aside(pack.asked))
     recorded = read_table(run.child("protect"), SAMPLES, ["key", "sha256"])
     hashes = dict(zip(recorded["key"].to_pylist(), recorded["sha256"].to_pylist(), strict=True))
     written = 0
     with Folder.open(str(target)).staging() as building:
         for path in set(paths.values()):
             Path(building.file(path)).parent.mkdir(parents=True, exist_ok=True)
-        for shard in protect.shards["train"]:
+        for shard in (shard for split in splits for shard in protect.shards.get(split, [])):
             for sample in read_shard(run.child("protect"), shard):
                 if sample.key not in paths or pixels_sha256(sample.pixels) != hashes.get(sample.key):
                     where = f"{run.uri}/protect/{shard.name}: {sample.key} ({paths.get(sample.key, 'no name recorded')})"
@@ -81,5 +84,13 @@ def export(run: Run, to: Folder) -> int:
                 Path(building.file(paths[sample.key])).write_bytes(sample.png)
                 written += 1
         if written != len(paths):
-            raise CorruptShard(f"{run.uri}: {len(paths)} clean training images, but {written} protected ones; verify.py names every fault")
+            raise CorruptShard(f"{run.uri}: {len(paths)} clean images, but {written} protected ones; verify.py names every fault")
     return written
+
+
+def _paths(clean: pa.Table, splits: Sequence[str], *, apart: bool) -> dict[str, str]:
+    """Return by key the file of each image of these splits: together as in a source without splits, or in a folder for each."""
+    of_splits = {split: clean.filter(pc.equal(clean["split"], split)).to_pylist() for split in splits}
+    if apart:
+        return {key: f"{split}/{path}" for split, rows in of_splits.items() for key, path in names(rows).items()}
+    return names([row for rows in of_splits.values() for row in rows])

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.config.class_selection import choose_classes
+from pipeline.config.schema import SPLITS
 from pipeline.shards.pixels import Pixels
 from pipeline.storage.file_names import alike
 from pipeline.storage.records import SHOWN, shown
-
-SPLITS = ("train", "test")
 
 
 class SourceError(ValueError):

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.class_selection import choose_classes, protected_classes
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.sources import cifar, parquet, textures
 from pipeline.sources.account import account
 from pipeline.sources.class_folders import by_class, class_folders, holds_images
 from pipeline.sources.dataset import (
-    SPLITS,
     Dataset,
     Entry,
     SourceError,

@@ -28,7 +28,7 @@ from sep.countermeasures.registry import plan as plan_of
 from tests.fixtures.pictures import class_folders
 
 CONFIG = replace(preset("cifar10-small"), data="somewhere")
-WORK = Workload(train=5000, test=1000, protected=2000, classes=10, parameters=(80_000,))
+WORK = Workload(train=5000, test=1000, released=5000, protected=2000, classes=10, parameters=(80_000,))
 IMAGES = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), per_second=500, clean_bytes=2000, protected_bytes=2500)
 SPEED = Speed({"resnet8": 1000}, {"resnet8": Step(0.002, 0.001)}, {"resnet8": 4000})
 
