@@ -42,23 +42,35 @@ def connect(workers: int | None = None) -> Resources:
 
     Raises:
         ValueError: more workers are asked for than the cluster has GPUs, or CPUs if it has no GPU.
+        ConnectionError: the cluster cannot be joined, or none be started here.
     """
     joining = bool(os.environ.get("RAY_ADDRESS"))
     if not ray.is_initialized():
         missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
         os.environ.update(missing)
         handler = signal.getsignal(signal.SIGTERM)
-        if joining:
-            # Workers do not inherit it from this process; and Ray refuses to be told twice what `ray job submit` was told already.
-            ray.init(runtime_env={"env_vars": missing}, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            _start()
+        try:
+            if joining:
+                # Workers do not inherit it from this process; and Ray refuses to be told twice what `ray job submit` was told already.
+                ray.init(runtime_env={"env_vars": missing}, log_to_driver=False, logging_level=logging.WARNING)
+            else:
+                _start()
+        except Exception as error:  # which exceptions Ray raises is not documented
+            raise ConnectionError(_advice(error)) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own in its place
     if joining:
         _wait_for_machines(workers)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return divide([(int(have.get("CPU", 0)), int(have.get("GPU", 0))) for have in alive], workers)
+
+
+def _advice(error: Exception) -> str:
+    """Return what failed and what to do, in one line."""
+    why = " ".join(str(error).split())
+    if address := os.environ.get("RAY_ADDRESS"):
+        return f"the Ray cluster at RAY_ADDRESS={address} cannot be joined ({why}): correct it, or unset it to use this machine alone"
+    return f"Ray cannot be started on this machine ({why}): free memory, shorten RAY_TMPDIR, or give --executor local"
 
 
 def _start() -> None:

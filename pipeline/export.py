@@ -9,7 +9,7 @@ import tyro
 
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import QUARANTINE
-from pipeline.storage.run import open_run
+from pipeline.storage.run import existing_run
 from pipeline.storage.stage import Manifest
 
 
@@ -22,15 +22,19 @@ def _export_run(run: str, to: str) -> int:
     """
     from pipeline.operations.image_folder import export  # loads torch, which `--help` need not wait for
 
-    folder, target = open_run(run), Folder.open(to)
+    folder, target = existing_run(run), Folder.open(to)
     written = export(folder, target)
-    quarantined = Manifest.load(folder, "pack").counts.get("quarantined", 0)
-    manifest = Manifest.load(folder, "protect")
+    pack, manifest = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    quarantined = pack.counts.get("quarantined", 0)
     protected = manifest.counts.get("protected", written)
     images = f"{written} protected images" if protected == written else f"{written} images, {protected} of them protected,"
     if manifest.missing:
         print(f"the images of {len(manifest.missing)} shards are missing: crafting them failed, and the run kept going without them")
     print(f"{images} in {target.path}; {quarantined} quarantined inputs are not among them (pack/{QUARANTINE})")
+    if tests := sum(shard.count for shard in manifest.shards.get("test", [])):
+        print(f"{tests} of them are the images for testing, protected like the others; the victims were measured on their clean copies")
+    elif left := pack.counts.get("test", 0):
+        print(f"the {left} test images of the source are not among them: --protect.splits train test protects them too")
     return 0
 
 

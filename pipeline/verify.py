@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import tyro
 
 from pipeline.storage.folder import Folder
-from pipeline.storage.run import additions, open_run
+from pipeline.storage.run import additions, existing_run
 from pipeline.storage.stage import Manifest
 
 
@@ -23,7 +23,7 @@ def _check_run(run: str) -> int:
     """
     from pipeline.operations.audit import verify  # here and below: it loads torch, which `--help` need not wait for
 
-    folder = open_run(run)
+    folder = existing_run(run)
     audit = verify(folder)
     lines, sound = [str(audit)], not audit.faults
     for name, addition in additions(folder).items():

@@ -24,14 +24,26 @@ def from_files(named: Sequence[str]) -> tuple[str, ...]:
         if not (path.suffix or path.parent.name or path.is_absolute()) or not path.is_file():
             expanded.append(name)
             continue
-        try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name}: expected a text file with one class a line ({error})") from error
-        if not any(lines):
-            raise ValueError(f"{name}: expected one class a line, found none")
+        lines = class_lines(path.read_bytes(), name)
         expanded += filter(None, lines)
     return tuple(expanded)
+
+
+def class_lines(data: bytes, where: str) -> tuple[str, ...]:
+    """Return the lines of a text that lists classes, without the space around them, and without empty lines at the end.
+
+    Raises:
+        ValueError: the text is not UTF-8, or empty; the message begins with `where`.
+    """
+    try:
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: expected a text file in UTF-8, found another encoding: save it as UTF-8") from error
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{where}: expected one class a line, found none")
+    return tuple(lines)
 
 
 def choose_classes(named: Sequence[str], classes: Sequence[str], flag: str) -> tuple[int, ...]:

@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config.class_selection import from_files
+from pipeline.config.faults import one_line
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
-from pipeline.storage.filesystems import refuse_password
+from pipeline.storage.filesystems import check_tracking_uri, refuse_password
 from pipeline.storage.folder import absolute
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def _read_yaml(path: str) -> Any:
-    with Path(path).open() as stream:  # an open file, so that a syntax error names it
-        return yaml.safe_load(stream)
+def _read_yaml(path: str) -> dict[str, Any]:
+    """Return the settings in a file. Names may have dashes, as flags have, and an empty section says nothing.
+
+    Raises:
+        ValueError: the file is no YAML, or no mapping of settings, or has a setting twice; the message names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        tree = _Loader(Path(path).read_bytes()).get_single_data()  # bytes, so that YAML finds out the encoding
+    except (yaml.reader.ReaderError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML text in UTF-8 or UTF-16") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
+    if not isinstance(tree, dict | None):
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+    sections = {field.name for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.default)}
+    return {name: {} if value is None and name in sections else value for name, value in (tree or {}).items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader that writes the names of settings as Python does, and refuses one that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [str(self.construct_object(key)).replace("-", "_") for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]}: given twice", problem_mark=node.start_mark)
+        return {str(name).replace("-", "_"): value for name, value in super().construct_mapping(node, deep=True).items()}
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "run.py") -> RunConfig:
@@ -49,14 +78,16 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
     known, _ = first.parse_known_args(arguments)
     try:
         tree = _read_yaml(known.config) if known.config else {}
-        if not isinstance(tree, dict):
-            raise ValueError(f"{known.config}: expected a mapping of settings, found {type(tree).__name__}")
-        base = from_tree({"preset": preset, **tree, **({"preset": known.preset} if known.preset else {})})
-        config = tyro.cli(kind, prog=program, default=kind(**vars(base)), args=arguments)
+        try:
+            base = from_tree({"preset": preset, **tree, **({"preset": known.preset} if known.preset else {})})
+        except ValueError as error:
+            raise ValueError(f"{known.config}: {error}" if known.config else str(error)) from error
+        config = _from_flags(kind, program, kind(**vars(base)), arguments)
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
         if config.tracking_uri:
             refuse_password(config.tracking_uri)
+            check_tracking_uri(config.tracking_uri)
         config = dataclasses.replace(
             config,
             run=absolute(config.run),
@@ -66,8 +97,43 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
         )
+        _check_places(config)
         grid(config)  # refuses an impossible sweep before anything starts
         return config
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _from_flags(kind: type[Config], program: str, default: Config, arguments: Sequence[str] | None) -> Config:
+    """Return the configuration with the flags.
+
+    Raises:
+        ValidationError: a value is refused, which tyro would print with everything that pydantic says.
+        SystemExit: the flags cannot be read, or ask for help, and tyro has printed what there is to say.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(kind, prog=program, default=default, args=arguments)
+    except SystemExit as stopped:
+        cause: BaseException | None = stopped
+        while cause is not None:
+            if isinstance(cause, ValidationError):
+                raise cause from None
+            cause = cause.__context__
+        print(printed.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _check_places(config: RunConfig) -> None:
+    """Refuse a run inside a source: the next scan would take its files for images.
+
+    Raises:
+        ValueError: it is there.
+    """
+    for flag, source in (("--data", config.data), ("--add", config.add)):
+        if source and source != "generated":
+            inner, outer = (place if "://" in place else os.path.realpath(place) for place in (config.run, source))
+            if f"{inner.rstrip('/')}/".startswith(f"{outer.rstrip('/')}/"):
+                raise ValueError(f"--run {config.run} lies in {flag} {source}, and its files would be taken for images: give another --run")

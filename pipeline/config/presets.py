@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config.faults import one_line
 from pipeline.config.schema import UNTRACKED, PackConfig, ProtectConfig, RunConfig, SurrogateConfig, VictimConfig, to_tree
 
 
@@ -137,11 +138,14 @@ def from_tree(tree: dict[str, Any]) -> RunConfig:
     Raises:
         ValueError: a key is unknown or a value does not fit; the message names it.
     """
-    base = to_tree(preset(tree.get("preset", RunConfig.preset)))
+    name = tree.get("preset", RunConfig.preset)
+    if name is None:
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; got nothing")
+    known = to_tree(preset(name))
+    base = dict(known)
     for key, value in tree.items():
         base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
     try:
         return TypeAdapter(RunConfig).validate_python(base)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"configuration: {faults}") from error
+        raise ValueError(one_line(error, known)) from error

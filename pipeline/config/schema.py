@@ -17,6 +17,8 @@ from sep.train_config import TrainConfig
 
 StageName = Literal["pack", "surrogate", "protect", "victim", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 STRICT = ConfigDict(extra="forbid")
 UNTRACKED = "none"  # the tracking URI of a run that is not logged
 
@@ -50,7 +52,8 @@ class PackConfig:
     size: int | None = None
     """side in pixels: the short side is resized to it and the centre cut out; without it all images must have one size"""
     test_fraction: float = 0.0
-    """share of each class set aside for testing, where the source has no test images"""
+    """share of each class set aside for testing, where the source has no test images; protected and released like the others, and
+    measured on the clean copies"""
     shard_images: int = 250
     """images per shard, which is also what one task protects"""
     max_pixels: int = 64_000_000
@@ -101,6 +104,8 @@ class ProtectConfig(CraftConfig):
     classes: tuple[str, ...] = ()
     """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
     released as they are; all if not given"""
+    splits: tuple[SplitName, ...] = ("train",)
+    """which images of a source that comes with test images are protected and released: train, or train test"""
     epochs: tuple[int, ...] = ()
     """epochs whose checkpoints make the ensemble, counted from 0, in the place of `checkpoints` equally spaced ones"""
     batch_size: Annotated[int | Literal["auto"], Mark.SPEED] = "auto"
@@ -116,6 +121,9 @@ class ProtectConfig(CraftConfig):
         """
         super().__post_init__()
         _each_once("protect", required=False, epochs=self.epochs)
+        if "train" not in self.splits:
+            raise ValueError(f"protect.splits must be train, or train test; got {', '.join(self.splits) or 'nothing'}")
+        _each_once("protect", splits=self.splits)
         if self.epochs and min(self.epochs) < 0:
             raise ValueError(f"protect.epochs are counted from 0, got {min(self.epochs)}")
         if self.epochs and self.kind.checkpoints is not None and len(self.epochs) > self.per_network:

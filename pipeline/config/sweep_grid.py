@@ -11,6 +11,7 @@ from typing import Any, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.class_selection import from_files
+from pipeline.config.faults import one_line
 from pipeline.config.schema import ProtectConfig, RunConfig, StageName
 from pipeline.storage.layout import SHARED
 from pipeline.storage.records import digest
@@ -54,7 +55,7 @@ def grid(config: RunConfig) -> list[GridPoint]:
             protect = replace(config.protect, **chosen)
             point = replace(config, sweep=(), protect=protect)
         except ValueError as error:
-            impossible.append(f"{name}: {_why(error)}")
+            impossible.append(f"{name}: {one_line(error)}")
         else:
             found.append(GridPoint(name, told, point))
     if impossible:
@@ -95,7 +96,7 @@ def _value(name: str, kind: Any, text: str) -> Any:
     try:
         value = TypeAdapter(kind).validate_python(text.split("+") if several else text)
     except ValidationError as error:
-        raise ValueError(f"--sweep: {name} takes values separated by commas, and not {text!r}: {_why(error)}") from error
+        raise ValueError(f"--sweep: {name} takes values separated by commas, and not {text!r}: {one_line(error)}") from error
     return from_files(value) if name == f"{SECTION}.classes" else value
 
 
@@ -106,13 +107,6 @@ def _text(value: Any) -> str:
 def _shortened(text: str, longest: int = LONGEST_VALUE) -> str:
     """Return the text, or its beginning and a digest of the whole, so that texts that differ later on still differ."""
     return text if len(text) <= longest else f"{text[: longest - DIGEST - 1]}-{digest(text)[:DIGEST]}"
-
-
-def _why(error: ValueError) -> str:
-    """Return the message of an error in one line."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in error.errors()))
 
 
 def shared_stages(config: RunConfig) -> tuple[StageName, ...]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.class_selection import choose_classes
+from pipeline.config.released_splits import released_splits
 from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
 from pipeline.storage.layout import MANIFEST, SAMPLES
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run
-from pipeline.storage.stage import Manifest
+from pipeline.storage.stage import Manifest, Shard
 from sep.budget import UNITS, Budget
 from sep.methods.registry import METHODS
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key: what is wrong`."""
+    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
 
     images: int
     unprotected: int  # of them, in classes that are released as they are
@@ -59,13 +60,14 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
     classes = choose_classes(protect.asked["protect"].get("classes", ()), pack.counts["classes"], "protect.classes")
     old = base is not None and protect.asked["protect"].get("added_to") != base.digest
     clean_table, protected_table = _table(run, "pack"), _table(run, "protect")
-    protected_shards = {shard.name: shard for shard in protect.shards.get("train", [])}
+    splits = _splits(pack, protect)
+    protected_shards = {shard.name: shard for shards in protect.shards.values() for shard in shards}
     faults = [f"protect/{MANIFEST}: made with another release of the run than the present one"] if old else []
     faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
     clean_by_shard, protected_by_shard = _by_shard(clean_table), _by_shard(protected_table)
     nothing = replace(budget, limit=0)
     images = unprotected = chosen = largest = most_used = 0
-    for shard in pack.shards.get("train", []):
+    for shard in _shards(pack, splits):
         clean_rows, protected_rows = _rows(clean_by_shard, shard.name), _rows(protected_by_shard, shard.name)
         clean = inspect(run, "pack", shard, clean_rows, clean_rows)
         if shard.name in protect.missing:
@@ -83,7 +85,7 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
         images += len(protected.samples)
         unprotected += len(others & protected.samples.keys())
         faults += [*clean.conclude(), *protected.conclude()]
-    for shard in pack.shards.get("test", []):
+    for shard in _shards(pack, set(pack.shards) - set(splits)):
         rows = _rows(clean_by_shard, shard.name)
         faults += inspect(run, "pack", shard, rows, rows).conclude()
     if protect.counts.get("protected") != chosen:
@@ -97,6 +99,14 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
     if protect.counts.get("budget") != asdict(budget):
         faults.append(f"protect/{MANIFEST}: budget {protect.counts.get('budget')}, but the method's is {asdict(budget)}")
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
+
+
+def _splits(pack: Manifest, protect: Manifest) -> tuple[str, ...]:
+    return released_splits(protect.asked["protect"].get("splits", ("train",)), pack.asked)
+
+
+def _shards(manifest: Manifest, splits: Iterable[str]) -> list[Shard]:
+    return [shard for split in splits for shard in manifest.shards.get(split, [])]
 
 
 def _budget(run: Run, pack: Manifest, protect: Manifest) -> Budget:
@@ -127,10 +137,12 @@ def _manifest_faults(run: Run, pack: Manifest, protect: Manifest) -> Iterator[st
     for split in ("train", "test"):
         if pack.counts.get(split) != sum(shard.count for shard in pack.shards.get(split, [])):
             yield f"pack/{MANIFEST}: {pack.counts.get(split)} {split} images recorded, but its shards hold another number"
-    expected = sum(shard.count for shard in pack.shards.get("train", []) if shard.name not in protect.missing)
+    splits = _splits(pack, protect)
+    expected = sum(shard.count for shard in _shards(pack, splits) if shard.name not in protect.missing)
     if protect.counts.get("images") != expected:
         yield f"protect/{MANIFEST}: {protect.counts.get('images')} images recorded, but {expected} clean ones"
-    clean, protected = ({shard.name for shard in manifest.shards.get("train", [])} for manifest in (pack, protect))
+    clean = {shard.name for shard in _shards(pack, splits)}
+    protected = {shard.name for shard in _shards(protect, protect.shards)}
     clean -= set(protect.missing)
     for name in sorted(clean ^ protected):
         yield f"protect/{name}: " + ("not in the manifest" if name in clean else "in the manifest, but there is no such clean shard")
@@ -153,9 +165,9 @@ def _table_faults(manifest: Manifest, table: pa.Table) -> Iterator[str]:
 
 
 def _table(run: Run, stage: str) -> pa.Table:
-    columns = {"pack": ["key", "label", "shard", "sha256"], "protect": ["key", "label", "shard", "sha256", "clean_sha256", "linf_levels"]}
+    own = {"pack": ["source"], "protect": ["clean_sha256", "linf_levels"]}
     try:
-        return read_table(run.child(stage), SAMPLES, columns[stage])
+        return read_table(run.child(stage), SAMPLES, ["key", "label", "shard", "sha256", *own[stage]])
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{run.uri}/{stage}/{SAMPLES} is missing or damaged ({error}): delete that folder and run the stage again"

@@ -14,7 +14,8 @@ from cluster.resources import Resources
 from cluster.work import Capacity, Work
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.plan_config import PlanConfig
-from pipeline.config.schema import RunConfig
+from pipeline.config.released_splits import released_splits
+from pipeline.config.schema import SPLITS, RunConfig, to_tree
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
 from pipeline.sources.dataset import Dataset
 from pipeline.sources.scan import scan
@@ -39,13 +40,15 @@ class Workload:
     Attributes:
         train: training images.
         test: test images.
-        protected: training images that are protected.
+        released: images of the release, those for testing among them if they are published too.
+        protected: released images that are protected.
         classes: K.
         parameters: weights of each surrogate network.
     """
 
     train: int
     test: int
+    released: int
     protected: int
     classes: int
     parameters: tuple[int, ...]
@@ -88,7 +91,7 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
     rate = len(networks) / sum(1 / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
     members = config.protect.members(len(networks))
     passes = work.train * members / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
-    coding = SHARD_PASSES * work.train / (images.per_second * workers.cpus_each)
+    coding = SHARD_PASSES * work.released / (images.per_second * workers.cpus_each)
     computing = (work.gradients(config) + passes) / rate
     if workers.gpu and config.protect.kind.noise_rounds:  # one GPU trains against the noise, whatever the others do
         return computing + coding / workers.count
@@ -109,7 +112,7 @@ def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) 
 
 def storage_bytes(config: RunConfig, work: Workload, images: Images) -> dict[str, float]:
     """Return the bytes that each stage leaves: shards, and the weights and the optimiser's state of every epoch."""
-    others = work.train - work.protected
+    others = work.released - work.protected
     return {
         "pack": (work.train + work.test) * images.clean_bytes,
         "surrogate": 8.0 * config.surrogate.epochs * sum(work.parameters),
@@ -182,11 +185,13 @@ def plan(config: PlanConfig) -> str:
 
 
 def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
-    labels = Counter(entry.label for entry in dataset.split("train"))
+    splits = released_splits(config.protect.splits, {"pack": to_tree(config.pack)})
+    labels = Counter(entry.label for split in splits for entry in dataset.split(split))
     chosen = protected_classes(config, dataset.classes)
     sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
     protected = sum(labels[label] for label in chosen)
-    return Workload(labels.total(), len(dataset.split("test")), protected, len(dataset.classes), tuple(sizes))
+    train, test = (len(dataset.split(split)) for split in SPLITS)
+    return Workload(train, test, labels.total(), protected, len(dataset.classes), tuple(sizes))
 
 
 def _probe(config: PlanConfig, images: Images, num_classes: int, executor: Executor, resources: Resources) -> Speed:

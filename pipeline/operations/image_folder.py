@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -11,22 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.released_splits import released_splits, sets_aside
 from pipeline.shards.pixels import pixels_sha256
 from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
+from pipeline.storage.file_names import alike, safe
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
-
-UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
-LONGEST = 120  # bytes of one part of a name; most filesystems stop at 255 for the whole
-
-
-def safe(name: str) -> str:
-    """Return a name for one file or folder that cannot lead out of its folder."""
-    short = UNSAFE.sub("_", name).encode()[:LONGEST].decode(errors="ignore")
-    return short.strip(". ") or "_"
 
 
 def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -40,9 +32,8 @@ def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     Raises:
         ValueError: two classes, or even so two images, would have the same name.
     """
-    classes = {row["class_name"] for row in rows}
-    if len({safe(name).casefold() for name in classes}) < len(classes):  # case does not tell files apart everywhere
-        raise ValueError(f"class names must differ as names of folders; they are {', '.join(sorted(map(repr, classes)))}")
+    if same := alike(sorted({row["class_name"] for row in rows})):
+        raise ValueError(f"class names must differ as names of folders; the same are {', '.join(map(repr, same))}")
     choices: dict[str, tuple[str, str, str]] = {}
     for row in rows:
         source, folder = PurePosixPath(row["source"].replace("\\", "/")), safe(row["class_name"])
@@ -70,26 +61,36 @@ def export(run: Run, to: Folder) -> int:
     """
     if not to.is_local:
         raise ValueError(f"--to must be a local folder, got {to.uri}")
-    target = Path(to.path)
+    target = Path(to.path).resolve()  # a link to a folder stays one
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} is there already and is not an empty folder: give --to a new one")
     protect = Manifest.load(run, "protect")
     clean = read_table(run.child("pack"), SAMPLES, ["key", "split", "class_name", "source", "shard"])
-    released = pc.and_(pc.equal(clean["split"], "train"), pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))
-    paths = names(clean.filter(released).to_pylist())
+    pack = Manifest.load(run, "pack")
+    splits = released_splits(protect.asked["protect"].get("splits", ("train",)), pack.asked)
+    there = clean.filter(pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))
+    paths = _paths(there, splits, apart=len(splits) > 1 and not sets_aside(pack.asked))
     recorded = read_table(run.child("protect"), SAMPLES, ["key", "sha256"])
     hashes = dict(zip(recorded["key"].to_pylist(), recorded["sha256"].to_pylist(), strict=True))
     written = 0
-    with to.staging() as building:
+    with Folder.open(str(target)).staging() as building:
         for path in set(paths.values()):
             Path(building.file(path)).parent.mkdir(parents=True, exist_ok=True)
-        for shard in protect.shards["train"]:
+        for shard in (shard for split in splits for shard in protect.shards.get(split, [])):
             for sample in read_shard(run.child("protect"), shard):
                 if sample.key not in paths or pixels_sha256(sample.pixels) != hashes.get(sample.key):
-                    where = f"{run.uri}/protect/{shard.name}: {sample.key}"
+                    where = f"{run.uri}/protect/{shard.name}: {sample.key} ({paths.get(sample.key, 'no name recorded')})"
                     raise CorruptShard(f"{where}: not the image that was recorded; `python pipeline/verify.py --run` names every fault")
                 Path(building.file(paths[sample.key])).write_bytes(sample.png)
                 written += 1
         if written != len(paths):
-            raise CorruptShard(f"{run.uri}: {len(paths)} clean training images, but {written} protected ones; verify.py names every fault")
+            raise CorruptShard(f"{run.uri}: {len(paths)} clean images, but {written} protected ones; verify.py names every fault")
     return written
+
+
+def _paths(clean: pa.Table, splits: Sequence[str], *, apart: bool) -> dict[str, str]:
+    """Return by key the file of each image of these splits: together as in a source without splits, or in a folder for each."""
+    of_splits = {split: clean.filter(pc.equal(clean["split"], split)).to_pylist() for split in splits}
+    if apart:
+        return {key: f"{split}/{path}" for split, rows in of_splits.items() for key, path in names(rows).items()}
+    return names([row for rows in of_splits.values() for row in rows])

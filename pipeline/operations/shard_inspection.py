@@ -47,13 +47,15 @@ class Inspection:
     """The outcome for one shard: the samples that could be read, and the faults."""
 
     name: str  # with its stage, as in "protect/train-000000.tar"
+    sources: dict[str, str] = field(default_factory=dict)  # the original names of its samples, by key
     altered: bool = False
     samples: dict[str, Readable] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def fault(self, key: str, text: str) -> None:
-        """Note a fault of one sample."""
-        self.faults.append(f"{self.name}: {key}: {text}")
+        """Note a fault of one sample, under its key and its original name."""
+        source = f" ({self.sources[key]})" if key in self.sources else ""
+        self.faults.append(f"{self.name}: {key}{source}: {text}")
 
     def conclude(self) -> Iterator[str]:
         """Yield the fault of the shard, if its bytes are not those recorded, then the faults of its samples."""
@@ -64,7 +66,7 @@ class Inspection:
 
 def inspect(run: Run, stage: str, shard: Shard, clean_rows: dict[str, Row], own_rows: dict[str, Row]) -> Inspection:
     """Read one shard. Its keys and labels must be those of the clean rows, its pixels those of the stage's own rows."""
-    found = Inspection(f"{stage}/{shard.name}")
+    found = Inspection(f"{stage}/{shard.name}", {key: row["source"] for key, row in clean_rows.items()})
     try:
         data = run.child(stage).read(shard.name)
     except FileNotFoundError:

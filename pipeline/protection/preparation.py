@@ -49,6 +49,7 @@ class Site:
         out: the stage's folder, where the preparation is written.
         clean: where the clean shards are.
         pack: their manifest.
+        released: the clean shards whose images are protected.
         classes: labels that are protected, ascending.
         ensemble: the checkpoints, if the method reads any.
         resources: of the cluster.
@@ -60,6 +61,7 @@ class Site:
     out: Folder
     clean: Folder
     pack: Manifest
+    released: tuple[Shard, ...]
     classes: tuple[int, ...]
     ensemble: Ensemble
     resources: Resources
@@ -67,8 +69,8 @@ class Site:
 
     @property
     def shards(self) -> Sequence[Shard]:
-        """The clean shards."""
-        return self.pack.shards["train"]
+        """The clean shards to learn from: of training, or all that are released where each image gets noise of its own."""
+        return self.released if self.config.protect.kind.preparation == "own-noise" else self.pack.shards["train"]
 
 
 def prepare(site: Site, executor: Executor) -> Prepared:
@@ -149,7 +151,8 @@ def _noise(site: Site, executor: Executor) -> None:
         ValueError: the training set is larger than the memory limit.
     """
     counts, limit = site.pack.counts, site.config.memory_limit_mb
-    needed = BYTES_WITH_NOISE * counts["train"] * 3 * counts["height"] * counts["width"] / 1e6
+    images = sum(shard.count for shard in site.shards)
+    needed = BYTES_WITH_NOISE * images * 3 * counts["height"] * counts["width"] / 1e6
     if needed > limit:
         raise ValueError(
             f"{site.config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
@@ -158,7 +161,7 @@ def _noise(site: Site, executor: Executor) -> None:
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
-    for _ in executor.run_all(make_noise, [Work("noise", (site, cpus), counts["train"])], what="noise", capacity=capacity):
+    for _ in executor.run_all(make_noise, [Work("noise", (site, cpus), images)], what="noise", capacity=capacity):
         pass
 
 

@@ -106,6 +106,6 @@ def image_pairs(run: Run, manifests: Mapping[str, Manifest], wanted: Collection[
 
 
 def _samples(run: Run, manifest: Manifest, name: str, wanted: Collection[Place]) -> dict[Place, Sample]:
-    (shard,) = (shard for shard in manifest.shards["train"] if shard.name == name)
+    (shard,) = (shard for shards in manifest.shards.values() for shard in shards if shard.name == name)
     samples = ((Place(sample.key, name), sample) for sample in read_shard(run.child(manifest.stage), shard))
     return {place: sample for place, sample in samples if place in wanted}

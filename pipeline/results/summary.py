@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 
+from pipeline.config.released_splits import sets_aside
 from pipeline.config.schema import RunConfig
 from pipeline.results.run_results import RunResults
 from pipeline.results.victims import VictimPair, share_of
@@ -43,7 +44,7 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     counts = protect.counts
     figures = {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(results.budget)}
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
-    figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
+    figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"]), "released_images": counts["images"]}
     figures |= {"gradients": counts["gradients"], "gradients_per_image": results.gradients_per_image} if counts["gradients"] else {}
     figures |= {} if results.crafting_seconds is None else {"crafting_seconds": results.crafting_seconds}
     figures |= {"missing_shards": len(protect.missing)} if protect.missing else {}
@@ -51,6 +52,17 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     within, between = ([m.mean for m in results.similarities if (m.network is None) is several] for several in (False, True))
     figures |= {"gradient_similarity": statistics.fmean(within)} if within else {}
     return figures | ({"network_similarity": between[0]} if between else {})
+
+
+def _released(results: RunResults) -> str:
+    """Return which of the packed images are in the release."""
+    packed, protect = results.manifests["pack"], results.manifests["protect"]
+    tests = sum(shard.count for shard in protect.shards.get("test", []))
+    if tests:
+        how = "set aside for testing" if sets_aside(packed.asked) else "of the test split"
+        return f"images, {tests} of them {how}, protected like the others"
+    left = packed.counts["test"]
+    return f"images; the {left} for testing are not among them" if left else "images"
 
 
 def _of_victims(results: RunResults) -> dict[str, float | str]:
@@ -104,6 +116,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
         *line("SSIM", "ssim", "", "mean of the same images; 1 means no change", ".3f"),
         *line("gradients an image", "gradients_per_image", "", _pace(results), ".4g"),
+        *line("release", "released_images", "", _released(results), "d"),
         *line("missing shards", "missing_shards", "", "crafting failed for them, and the run went on without them", "d"),
         *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),
     ]

@@ -16,6 +16,7 @@ from pipeline.shards.pixels import Pixels
 from pipeline.sources.dataset import Dataset, Entry, SourceError
 from pipeline.sources.listing import Listing
 from pipeline.storage.folder import Folder
+from pipeline.storage.records import shown
 
 PIXELS = 3 * 32 * 32  # bytes: the red, then the green, then the blue plane
 RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -71,11 +72,15 @@ def find(listing: Listing) -> Dataset | None:
     Raises:
         SourceError: a batch is missing or damaged.
     """
-    for form in FORMS:
-        for prefix in ("", f"{form.folder}/"):
-            if {prefix + form.names, prefix + form.train[0]} <= listing.files.keys():
-                return _dataset(listing, form, prefix)
-    return None
+    found = [
+        (form, prefix)
+        for form in FORMS
+        for prefix in ("", f"{form.folder}/")
+        if {prefix + form.names, prefix + form.train[0]} <= listing.files.keys()
+    ]
+    if len(found) > 1:
+        raise SourceError(f"{listing.folder.uri} has several CIFAR folders, {shown([form.folder for form, _ in found])}: give one of them")
+    return _dataset(listing, *found[0]) if found else None
 
 
 def _dataset(listing: Listing, form: Form, prefix: str) -> Dataset:
@@ -92,7 +97,8 @@ def _dataset(listing: Listing, form: Form, prefix: str) -> Dataset:
         for split, file in files
         for row, label in enumerate(load(listing.folder, file, form)[1])
     ]
-    return Dataset(tuple(name for name in classes if name), entries, CifarReader(listing.folder, form))
+    reader = CifarReader(listing.folder, form)
+    return Dataset(tuple(name for name in classes if name), entries, reader, files_read=(prefix + form.names,))
 
 
 def load(folder: Folder, file: str, form: Form) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

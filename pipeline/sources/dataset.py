@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.config.class_selection import choose_classes
+from pipeline.config.schema import SPLITS
 from pipeline.shards.pixels import Pixels
+from pipeline.storage.file_names import alike
 from pipeline.storage.records import SHOWN, shown
-
-SPLITS = ("train", "test")
 
 
 class SourceError(ValueError):
@@ -30,6 +30,7 @@ class Entry:
     start: int = 0  # where in the file: byte, row or record; the number of a generated image
     size: int = 0  # bytes to read; 0 if the format of the file records it
     origin: str = ""  # of images that `--add` takes from another place, where names may be the same as in the run
+    fault: str = ""  # why there is nothing to read, such as a link to nothing
 
     @property
     def key(self) -> str:
@@ -50,11 +51,23 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """All images of a source: class names in label order, entries, and their reader."""
+    """All images of a source: class names in label order, entries, and their reader.
+
+    Attributes:
+        classes: names in label order.
+        entries: one per image.
+        reader: of the entries.
+        in_shards: whether each file holds many images, so that another such file beside them is a part of the data set.
+        files_read: other files that were used, such as one with the class names.
+        left_out: names of what was seen and is not used, by the reason.
+    """
 
     classes: tuple[str, ...]
     entries: list[Entry]
     reader: Reader
+    in_shards: bool = False
+    files_read: tuple[str, ...] = ()
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def split(self, name: str) -> list[Entry]:
         """Return the entries of one split in the order in which they are packed."""
@@ -104,6 +117,19 @@ def restricted(dataset: Dataset, named: Sequence[str]) -> Dataset:
     labels = {old: new for new, old in enumerate(chosen)}
     entries = [replace(entry, label=labels[entry.label]) for entry in dataset.entries if entry.label in labels]
     return replace(dataset, classes=tuple(dataset.classes[label] for label in chosen), entries=entries)
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Refuse classes that could not be told apart as the folders of an exported release.
+
+    Raises:
+        SourceError: several names are the same, or differ only in case, at the end, or after the part that a folder's name takes.
+    """
+    if same := alike(classes):
+        raise SourceError(
+            f"several classes have one name as folders: {shown([repr(name) for name in same])}: rename all but one, or leave them out by "
+            "--pack.classes"
+        )
 
 
 def check_classes(classes: Sequence[str], counts: Mapping[str, Mapping[int, int]], note: str = "") -> None:

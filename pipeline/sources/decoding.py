@@ -11,12 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from pipeline.shards.pixels import Pixels
+from pipeline.sources.content import LONGEST, described
+from pipeline.sources.metadata import without_metadata
 
 # Still images only. Some of Pillow's other formats start programs (EPS) or parse far more than an image.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")  # by which they are known, in lower case
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MIN_IS_WHITE, SIGNED = 0, 2  # values of tags of a TIFF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Refused(ValueError):
@@ -39,13 +55,22 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
     if not data:
         raise Refused("zero bytes")
     try:
-        with _pixel_limit(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+        with _pixel_limit(max_pixels):
+            try:
+                return _decoded(data)
+            except (Refused, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+                raise
+            except Exception:  # perhaps only of what is beside the pixels
+                if (bare := without_metadata(data)) is None:
+                    raise
+                return _decoded(bare)
     except (Refused, MemoryError):  # too little memory is the machine's fault, not the image's
         raise
     except UnidentifiedImageError as error:
-        raise Refused(f"not an image in one of the formats {', '.join(FORMATS)}") from error
+        if data.startswith(TIFF):
+            raise Refused("a TIFF with levels that are not understood: save as 8 or 16 bit") from error
+        what = described(data[:LONGEST])
+        raise Refused(f"not an image in one of the formats {', '.join(FORMATS)}" + (f", but {what}" if what else "")) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(f"more than the {max_pixels} pixels that pack.max-pixels allows") from error
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged input
@@ -71,19 +96,61 @@ def fit(pixels: Pixels, size: int) -> Pixels:
     return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
 
 
+def _decoded(data: bytes) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        image.load()
+        if image.format == "PNG":
+            _scale_transparency(image, depth=data[24])
+        return _rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says. EXIF that cannot be read turns nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # which damaged EXIF raises is not documented
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _scale_transparency(image: Image.Image, depth: int) -> None:
+    """Bring the transparent colour of a PNG to the range of its levels: Pillow leaves it in that of the file, of `depth` bits."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and depth == 16:
+        raise Refused("16-bit colours with a transparent one cannot be read exactly: save as 8 bit, or with an alpha channel")
+    if isinstance(clear, int) and image.mode in ("1", "L"):
+        image.info["transparency"] = clear * 255 // (2**depth - 1)
+
+
 def _rgb(image: Image.Image) -> Pixels:
     """Return the `(H, W, 3)` levels of an image in any of Pillow's modes."""
     if image.mode == "F":
         raise Refused("floating-point levels have no known range: save as 8 or 16 bit")
-    if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it at 255
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise Refused("integer levels beyond 16 bit have no known range: save as 8 or 16 bit")
-        return np.repeat(((levels + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode == "LAB":
+        raise Refused("L*a*b* colours have no single conversion to RGB: save as RGB")
+    if isinstance(image, TiffImageFile) and SIGNED in image.tag_v2.get(SAMPLEFORMAT, ()):
+        raise Refused("signed levels have no known range: save as 8 or 16 bit, unsigned")
+    if image.mode.startswith("I"):  # more than 8 bits of grey; a plain conversion would clip it at 255
+        return np.repeat(_grey(image)[..., None], 3, axis=2)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.array(image.convert("RGB"))
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the 8-bit levels `(H, W)` of grey with more bits. The format, and not the image, says which level is white."""
+    levels = np.asarray(image).astype(np.int64)
+    white = 65535  # of PNG and PGM, whatever the file's own range
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(BITSPERSAMPLE, (1,))[0]
+        if bits > 16:
+            raise Refused(f"{bits}-bit integer levels have no known range: save as 8 or 16 bit")
+        white = 2**bits - 1
+        if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == MIN_IS_WHITE:
+            levels = white - levels
+    scaled = ((levels * 255 + white // 2) // white).astype(np.uint8)
+    return np.where(levels == image.info.get("transparency"), np.uint8(255), scaled)
 
 
 @contextmanager

@@ -2,100 +2,140 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import re
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from pyarrow import fs
 
 from pipeline.sources.dataset import Entry, SourceError
+from pipeline.sources.splits import SPLIT_OF
 from pipeline.storage.folder import Folder
-from pipeline.storage.records import shown
 
-log = logging.getLogger(__name__)
-
-TEST_NAMES = ("test", "validation", "val")  # the first one found is the test split
-SPLIT_NAMES = ("train", *TEST_NAMES)
+HIDDEN = re.compile(r"(^|/)\.")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A folder, its files with their sizes in bytes, and the folders inside it. Names are relative; hidden ones are left out."""
+    """A folder, its files with their sizes in bytes, and the folders inside it. Names are relative.
+
+    Attributes:
+        folder: the folder.
+        files: every file that can be read, hidden ones left out.
+        directories: every folder, hidden ones left out.
+        unusable: whatever else has a name there, with the reason: links to nothing, pipes, folders that are listed already.
+        hidden: files and folders whose name, or that of a folder above, begins with a dot.
+    """
 
     folder: Folder
     files: dict[str, int]
     directories: list[str]
+    unusable: dict[str, str] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, folder: Folder, classes: Collection[str] | None = None) -> Listing:
-        """List a folder at any depth. With classes, only their folders in train/ and the test folders are entered.
+        """List a folder at any depth. With classes, only their folders in the folders of splits are entered.
 
         Raises:
             SourceError: the folder does not exist or is empty.
         """
         if not _is_folder(folder):
             raise SourceError(f"no folder at {folder.uri}: give the folder that holds the images, or `generated`")
+        lister = _Lister(folder)
+        found = lister.inside([folder.path]) if classes is None else _inside_classes(lister, classes)
+        if found is None:  # no folder per class, where more is to be entered
+            return cls.of(folder)
         prefix = len(folder.path.rstrip("/")) + 1
-        found = _inside(folder, folder.path) if classes is None else _inside_classes(folder, classes)
-        visible = sorted((i.path[prefix:], i) for i in found if not re.search(r"(^|/)\.", i.path[prefix:]))
+        named = sorted((info.path[prefix:], info) for info in found)
+        hidden = [name for name, _ in named if HIDDEN.search(name)]
+        visible = [(name, info) for name, info in named if not HIDDEN.search(name)]
         files = {name: info.size for name, info in visible if info.type == fs.FileType.File}
         if not (files if classes is None else visible):
             raise SourceError(f"{folder.uri} is empty: no file in it")
-        return cls(folder, files, [name for name, info in visible if info.type == fs.FileType.Directory])
+        unusable = {path[prefix:]: reason for path, reason in sorted(lister.unusable.items())}
+        return cls(folder, files, [name for name, info in visible if info.type == fs.FileType.Directory], unusable, hidden)
 
-    def by_folder(self, prefix: str) -> dict[str, list[str]]:
-        """Return the folders directly under `prefix` ("" or ending in a slash), each with all its files at any depth."""
-        inside: dict[str, list[str]] = {}
-        for name in self.directories:
-            if name.startswith(prefix) and "/" not in name[len(prefix) :]:
-                inside[name[len(prefix) :]] = []
-        for file in self.files:
-            top, slash, _ = file[len(prefix) :].partition("/")
-            if file.startswith(prefix) and slash:
-                inside.setdefault(top, []).append(file)
-        return inside
 
-    def by_split(self, suffix: str) -> dict[str, list[str]] | None:
-        """Return the files named `train-*`, `test-*`, `validation-*` or `val-*`, here or in one folder inside; None without such files.
+class _Lister:
+    """One pass over a folder. On a local disk links are followed, and no folder is entered twice."""
 
-        Raises:
-            SourceError: several folders hold such files, or none is for training.
-        """
-        pattern = re.compile(rf"(?:([^/]+)/)?(train|{'|'.join(TEST_NAMES)})(?:[-_.][^/]*)?{re.escape(suffix)}")
-        found: dict[str, dict[str, list[str]]] = {}
-        for name in self.files:
-            if match := pattern.fullmatch(name):
-                found.setdefault(match[1] or "", {}).setdefault(match[2], []).append(name)
-        if not found:
+    def __init__(self, folder: Folder) -> None:
+        """Start with nothing entered."""
+        self.folder = folder
+        self.unusable: dict[str, str] = {}  # path to reason
+        self._entered: dict[tuple[int, int], str] = {}
+
+    def inside(self, paths: Iterable[str], *, recursive: bool = True) -> list[fs.FileInfo]:
+        """Return all files and folders inside the folders at these paths."""
+        if not self.folder.is_local:
+            with self.folder.errors():
+                selectors = (fs.FileSelector(path, recursive=recursive) for path in paths)
+                return [info for selector in selectors for info in self.folder.filesystem.get_file_info(selector)]
+        found: list[fs.FileInfo] = []
+        waiting = sorted(paths, key=os.path.islink)  # a link to a folder that is here under its own name is not entered
+        for top in waiting:  # which grows by the links to folders
+            for parent, folders, files in os.walk(top, onerror=_raise):
+                if not self._enter(parent):
+                    folders.clear()
+                    continue
+                found += [info for name in (*folders, *files) if (info := self._look(os.path.join(parent, name)))]
+                waiting += [path for name in folders if recursive and os.path.islink(path := os.path.join(parent, name))]
+                folders[:] = [name for name in folders if recursive and name[0] != "." and _is_utf8(name)]
+        return found
+
+    def _enter(self, path: str) -> bool:
+        """Return whether a folder is entered for the first time."""
+        status = os.stat(path)
+        first = self._entered.setdefault((status.st_dev, status.st_ino), path)
+        if first != path:
+            self.unusable[path] = f"the folder {first} again"
+        return first == path
+
+    def _look(self, path: str) -> fs.FileInfo | None:
+        if not _is_utf8(path):
+            self.unusable[os.fsencode(path).decode(errors="backslashreplace")] = "its name is not UTF-8: rename it"
             return None
-        if "" not in found and len(found) > 1:
-            raise SourceError(f"{self.folder.uri} has *{suffix} files in several folders: give one of {shown(sorted(found))}")
-        splits = found.get("") or next(iter(found.values()))
-        if "train" not in splits:
-            raise SourceError(f"{self.folder.uri} has *{suffix} files, but none named train-*{suffix}")
-        tests = [name for name in TEST_NAMES if name in splits]
-        if tests:
-            log.info("pack: test images from %s*%s%s", tests[0], suffix, f"; {', '.join(tests[1:])} not used" if tests[1:] else "")
-        return {"train": splits["train"], **({"test": splits[tests[0]]} if tests else {})}
+        try:
+            status = os.stat(path)
+        except OSError:
+            self.unusable[path] = "a link to nothing"
+            return None
+        if stat.S_ISDIR(status.st_mode):
+            return fs.FileInfo(path, fs.FileType.Directory)
+        if stat.S_ISREG(status.st_mode):
+            return fs.FileInfo(path, fs.FileType.File, size=status.st_size)
+        self.unusable[path] = "not a file, but a pipe, socket or device"
+        return None
 
 
-def _inside(folder: Folder, path: str, *, recursive: bool = True) -> list[fs.FileInfo]:
-    with folder.errors():
-        return list(folder.filesystem.get_file_info(fs.FileSelector(path, recursive=recursive)))
+def _raise(error: OSError) -> None:
+    raise error
 
 
-def _inside_classes(folder: Folder, classes: Collection[str]) -> list[fs.FileInfo]:
-    top = _inside(folder, folder.path, recursive=False)
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that Python could not decode
+        return False
+    return True
+
+
+def _inside_classes(lister: _Lister, classes: Collection[str]) -> list[fs.FileInfo] | None:
+    """Return what is inside without the folders of other classes; None if the training images are not in a folder per class."""
+    top = lister.inside([lister.folder.path], recursive=False)
     directories = [info for info in top if info.type == fs.FileType.Directory]
-    splits = {info.base_name: _inside(folder, info.path, recursive=False) for info in directories if info.base_name in SPLIT_NAMES}
-    if not any(info.type == fs.FileType.Directory for info in splits.get("train", [])):  # not a folder per class
-        return _inside(folder, folder.path)
-    within = [info for inside in splits.values() for info in inside]
-    deep = [info for info in directories if info.base_name not in splits]
-    deep += [info for info in within if info.type == fs.FileType.Directory and info.base_name in classes]
-    return [*top, *within, *(found for info in deep for found in _inside(folder, info.path))]
+    splits = {info.path: SPLIT_OF.get(info.base_name.casefold()) for info in directories}
+    within = lister.inside([path for path, split in splits.items() if split], recursive=False)
+    within_folders = [info for info in within if info.type == fs.FileType.Directory]
+    if not any(splits[os.path.dirname(info.path)] == "train" for info in within_folders):
+        return None
+    deep = [path for path, split in splits.items() if not split]
+    deep += [info.path for info in within_folders if info.base_name in classes]
+    return [*top, *within, *lister.inside(deep)]
 
 
 def _is_folder(folder: Folder) -> bool:

@@ -1,20 +1,24 @@
-"""Parquet files as data hubs publish them: an image struct of `bytes` and `path`, and an integer label."""
+"""Parquet files as data hubs publish them: an image struct of `bytes` and `path`, and a label: text, or a number with or without names."""
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.sources.content import LONGEST, described
 from pipeline.sources.dataset import Dataset, Entry, SourceError, numbered
 from pipeline.sources.listing import Listing
+from pipeline.sources.splits import shards_by_split
 from pipeline.storage.folder import Folder
+from pipeline.storage.records import shown
 
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "fine_label")
@@ -39,24 +43,37 @@ class ParquetReader:
                         yield entry, (encoded[entry.start - starts[group]].as_py() or {}).get("bytes") or b""
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one file: the name of the label column, each row's label and original name, and the class names if the file has any."""
+
+    column: str
+    labels: list[int]
+    originals: list[str | None]
+    names: tuple[str, ...]
+    is_text: bool
+
+
 def find(listing: Listing) -> Dataset | None:
     """Return every row of the Parquet files; None where the folder has no Parquet files.
 
     Raises:
-        SourceError: a file is damaged, its columns are not understood, or its labels are not 0..K-1.
+        SourceError: a file is damaged, its columns are not understood or differ from another file's, or its labels are not 0..K-1.
     """
-    splits = listing.by_split(".parquet")
-    if splits is None:
+    found = shards_by_split(listing, ".parquet")
+    if found is None:
         return None
+    splits, left_out = found
+    rows = {file: _rows(listing.folder, file) for files in splits.values() for file in files}
+    _check_alike(rows)
     entries: list[Entry] = []
     paths: dict[int, str | None] = {}  # the original name of each entry, by its position
-    named: tuple[str, ...] = ()
+    named = _all_names(rows.values())
     for split, files in splits.items():
         first = len(entries)
         for file in files:
-            labels, originals, names = _rows(listing.folder, file)
-            named = named or names
-            for row, (label, original) in enumerate(zip(labels, originals, strict=True)):
+            labels = _renumbered(rows[file], named, file)
+            for row, (label, original) in enumerate(zip(labels, rows[file].originals, strict=True)):
                 paths[len(entries)] = original
                 entries.append(Entry(split, label, f"{file}#{row}", file, row))
         originals = [paths[i] for i in range(first, len(entries))]
@@ -67,22 +84,60 @@ def find(listing: Listing) -> Dataset | None:
     if not entries:
         raise SourceError(f"{listing.folder.uri}: the Parquet files hold no rows")
     classes = named or _folders_of(entries, paths) or numbered(entry.label for entry in entries)
-    return Dataset(classes, entries, ParquetReader(listing.folder))
+    return Dataset(classes, entries, ParquetReader(listing.folder), in_shards=True, left_out=left_out)
+
+
+def _check_alike(rows: Mapping[str, _Rows]) -> None:
+    """Refuse files whose labels may mean something else than those of the first file."""
+    (first, model), *others = rows.items()
+    for file, other in others:
+        if other.column != model.column:
+            raise SourceError(f"{file} has its labels in `{other.column}`, {first} in `{model.column}`: give the files the same columns")
+        if bool(other.names) != bool(model.names) and other.labels and model.labels:
+            without, having = (file, first) if model.names else (first, file)
+            raise SourceError(f"{without} has no class names, {having} has: give all files the same metadata, or labels that are text")
+
+
+def _all_names(rows: Iterable[_Rows]) -> tuple[str, ...]:
+    """Return the class names of all files: those of numbers in their order, then those that are only in text, by name."""
+    declared = dict.fromkeys(name for each in rows if not each.is_text for name in each.names)
+    return (*declared, *sorted({name for each in rows if each.is_text for name in each.names} - declared.keys()))
+
+
+def _renumbered(rows: _Rows, named: tuple[str, ...], file: str) -> list[int]:
+    """Return the labels of one file by the class names of all files. The same name is the same class, whatever its number."""
+    if not rows.names:
+        return rows.labels
+    if outside := sorted({label for label in rows.labels if not 0 <= label < len(rows.names)}):
+        raise SourceError(f"{file}: labels must be 0..{len(rows.names) - 1} for {len(rows.names)} class names, found {shown(outside)}")
+    number = {name: label for label, name in enumerate(named)}
+    new = [number[name] for name in rows.names]
+    return [new[label] for label in rows.labels]
 
 
 def columns(schema: pa.Schema, file: str) -> tuple[str, str]:
     """Return the names of the image and the label column.
 
     The image column is `image`, or else `img`, or else the only struct that holds the bytes of an image. The label column is `label`,
-    or else `fine_label`, or else the only column of integers. The order of the columns does not matter.
+    or else `fine_label`, or else the only one that has class names in the metadata, or else the only column of integers or text. The
+    order of the columns does not matter.
 
     Raises:
         SourceError: a column is missing, or several could be meant.
     """
     images = [f.name for f in schema if _holds_images(f.type)]
-    integers = [f.name for f in schema if pa.types.is_integer(f.type)]
+    labels = [f.name for f in schema if pa.types.is_integer(f.type) or _is_text(f.type)]
     image = _choose(images, IMAGE_NAMES, "an image column (a struct with the field `bytes`)", schema, file)
-    return image, _choose(integers, LABEL_NAMES, "a label column (of integers)", schema, file)
+    if wrong := [name for name in LABEL_NAMES if name in schema.names and name not in labels]:
+        labels = [name for name in LABEL_NAMES[: LABEL_NAMES.index(wrong[0])] if name in labels]
+    elif not set(LABEL_NAMES) & set(labels) and len(described := [name for name in labels if _class_names(schema, name)]) == 1:
+        labels = described
+    return image, _choose(labels, LABEL_NAMES, "a label column (of integers or text)", schema, file)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value))
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -104,20 +159,37 @@ def _choose(candidates: Sequence[str], names: Sequence[str], wanted: str, schema
     raise SourceError(f"{expected}; no column is one, found {', '.join(f'{f.name}: {f.type}' for f in schema)}")
 
 
-def _rows(folder: Folder, file: str) -> tuple[list[int], list[str | None], tuple[str, ...]]:
-    """Return labels and original names of one file's rows, and the class names in its schema."""
+def _rows(folder: Folder, file: str) -> _Rows:
+    """Return labels and original names of one file's rows, and its class names: of its schema, or the text itself."""
+    where = f"{folder.uri}/{file}"
     try:
         with folder.stream(file) as stream, pq.ParquetFile(stream) as parquet:
             schema = parquet.schema_arrow
             image, label = columns(schema, file)
             has_path = schema.field(image).type.get_field_index("path") >= 0
             table = parquet.read(columns=[label, *([f"{image}.path"] if has_path else [])])
-    except pa.ArrowInvalid as error:
-        raise SourceError(f"{folder.uri}/{file} is not a whole Parquet file: {error}") from error
-    if table[label].null_count:
-        raise SourceError(f"{folder.uri}/{file}: {table[label].null_count} rows have no label")
+    except pa.ArrowException as error:
+        with folder.stream(file) as stream:
+            what = described(bytes(stream.read(LONGEST)))
+        found = "one that is damaged or cut short: fetch it again" if what in (None, "Parquet") else what
+        raise SourceError(f"{where}: expected a Parquet file, found {found}") from error
+    values, names = table[label], _class_names(schema, label)
+    if is_text := _is_text(values.type):
+        values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values.cast(pa.string())), ""), None, values.cast(pa.string()))
+    if values.null_count:
+        raise SourceError(f"{where}: {values.null_count} rows have no label")
+    if len(set(names)) < len(names):
+        raise SourceError(f"{where}: expected a name of its own for each class, found {shown(names)}")
+    known = bool(names) or label in LABEL_NAMES
+    if not known and len(values) > 1 and 2 * pc.count_distinct(values).as_py() > len(values):
+        raise SourceError(
+            f"{where}: column `{label}` has another value in nearly each row, and may be no label: call the column that is one `label`"
+        )
+    if is_text:
+        encoded = values.combine_chunks().dictionary_encode()
+        names, values = tuple(encoded.dictionary.to_pylist()), encoded.indices
     originals: list[str | None] = [(value or {}).get("path") for value in table[image].to_pylist()] if has_path else [None] * len(table)
-    return list(table[label].to_pylist()), originals, _class_names(schema, label)
+    return _Rows(label, list(values.to_pylist()), originals, names, is_text)
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:

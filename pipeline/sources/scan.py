@@ -6,17 +6,19 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.class_selection import choose_classes, protected_classes
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import SPLITS, RunConfig
 from pipeline.sources import cifar, parquet, textures
-from pipeline.sources.class_folders import by_class, class_folders
+from pipeline.sources.account import account
+from pipeline.sources.class_folders import by_class, class_folders, holds_images
 from pipeline.sources.dataset import (
-    SPLITS,
     Dataset,
     Entry,
     SourceError,
     check_classes,
     check_entries,
+    check_names,
     count,
     held_out,
     limited,
@@ -51,6 +53,7 @@ def scan(config: RunConfig) -> Dataset:
             protected_classes(config, dataset.classes)
     except ValueError as error:  # a wrong name is the fault of the command, not of the source
         raise SourceError(str(error)) from error
+    check_names(dataset.classes)
     dataset = replace(dataset, entries=_divided(dataset.entries, config))
     check_classes(dataset.classes, count(dataset.entries))
     entries = []
@@ -62,6 +65,10 @@ def scan(config: RunConfig) -> Dataset:
         if len(kept) < len(chosen):
             log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
         entries += kept
+    try:
+        check_batch_sizes(config, sum(entry.split == "train" for entry in entries))
+    except ValueError as error:
+        raise SourceError(str(error)) from error
     return replace(dataset, entries=entries)
 
 
@@ -99,11 +106,11 @@ def _listing(folder: Folder, named: Sequence[str]) -> Listing:
     if not named:
         return Listing.of(folder)
     shallow = Listing.of(folder, classes=())
-    if not shallow.by_folder("train/"):
-        return shallow
-    classes, _, _ = by_class(shallow)
     try:
-        return Listing.of(folder, [classes[label] for label in choose_classes(named, classes, "pack.classes")])
+        found = by_class(shallow)
+        if found is None or not found.names:
+            return shallow
+        return Listing.of(folder, [found.names[label] for label in choose_classes(named, found.names, "pack.classes")])
     except ValueError:  # another kind of source, or an unknown class, which is refused once the kind is known
         return shallow
 
@@ -112,10 +119,16 @@ def find(listing: Listing) -> Dataset:
     """Return the data set in a folder, whatever its kind.
 
     Raises:
-        SourceError: the folder is of no known kind, or damaged.
+        SourceError: the folder is of no known kind, or of two, or damaged, or has parts of the data set that cannot be used.
     """
     for kind in (cifar.find, parquet.find, tars, class_folders):
         if (dataset := kind(listing)) is not None:
+            if kind is not class_folders and (classes := holds_images(listing)):
+                raise SourceError(
+                    f"{listing.folder.uri} holds two kinds of source, {sorted(e.file for e in dataset.entries[:1])[0]} and images in the "
+                    f"folders {shown(classes)}: give a folder with one of them"
+                )
+            account(listing, dataset)
             return dataset
     raise SourceError(f"{listing.folder.uri} has no layout that is understood: expected {UNDERSTOOD}")
 

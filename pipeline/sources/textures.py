@@ -13,8 +13,9 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.schema import SPLITS
 from pipeline.shards.pixels import Pixels
-from pipeline.sources.dataset import SPLITS, Dataset, Entry
+from pipeline.sources.dataset import Dataset, Entry
 
 SIDE = 32  # pixels
 IMAGES = {"train": 2000, "test": 1000}

@@ -12,13 +12,13 @@ import pyarrow as pa
 
 from cluster.executor import Executor
 from cluster.work import Capacity, Work
-from pipeline.config.schema import PackConfig, RunConfig, to_tree
+from pipeline.config.schema import SPLITS, PackConfig, RunConfig, to_tree
 from pipeline.shards.finished_shards import FinishedShard, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.sources import decoding
-from pipeline.sources.dataset import SPLITS, Dataset, Entry, Reader, SourceError, check_classes
+from pipeline.sources.dataset import Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.sources.scan import scan
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES, shard_name
@@ -42,6 +42,7 @@ SAMPLES_SCHEMA = pa.schema(
 )
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
 BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
+METADATA_BYTES = 2**26  # beside the pixels: comments, profiles, previews
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
@@ -151,9 +152,10 @@ def pack_shard(
     refused: list[tuple[str, str]] = []
     sizes: Counter[str] = Counter()
     statistics = Statistics()
-    most_bytes = BYTES_PER_PIXEL * config.max_pixels + 2**20
+    most_bytes = BYTES_PER_PIXEL * config.max_pixels + METADATA_BYTES
+    refused += [(e.source, e.fault) for e in entries if e.fault]
     refused += [(e.source, f"{e.size} bytes are more than any image of pack.max-pixels") for e in entries if e.size > most_bytes]
-    for entry, content in reader.read([e for e in entries if e.size <= most_bytes]):
+    for entry, content in reader.read([e for e in entries if e.size <= most_bytes and not e.fault]):
         try:
             pixels = decoding.decode(content, config.max_pixels) if isinstance(content, bytes) else content
         except decoding.Refused as refusal:
@@ -206,7 +208,9 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> 
         if name.startswith("train"):
             statistics.merge(part.extra["statistics"])
     mean, std = statistics.mean_and_std()
-    shards = {split: [p.shard for name, p in sorted(parts.items()) if name.startswith(split) and p.shard.count] for split in SPLITS}
+    shards: dict[str, list[Shard]] = {
+        split: [p.shard for name, p in sorted(parts.items()) if name.startswith(split) and p.shard.count] for split in SPLITS
+    }
     _drop_unlisted(stage.folder, {shard.name for listed in shards.values() for shard in listed})
     write_rows(stage.folder, SAMPLES, [part for _, part in sorted(parts.items())], SAMPLES_SCHEMA)
     quarantine = [{"source": source, "reason": reason} for source, reason in refused]

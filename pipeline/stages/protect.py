@@ -18,6 +18,7 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
+from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import ProtectConfig, RunConfig, deciding, to_tree
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
@@ -26,7 +27,7 @@ from pipeline.protection.preparation import Site, kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
 from pipeline.shards.finished_shards import FinishedShard, finished_parts, write_rows
-from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY
+from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY, split_of
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard, Stage
@@ -65,7 +66,9 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         write_similarity(stage.folder, ensemble, index, len(names), pack.shards["train"][0], executor, capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
     decides = digest([stage.hash, precision])
-    prepared = prepare(Site(decided, decides, stage.folder, clean, pack, classes, ensemble, resources, capacity), executor)
+    shards = [shard for split in released_splits(protect.splits, pack.asked) for shard in pack.shards[split]]
+    site = Site(decided, decides, stage.folder, clean, pack, tuple(shards), classes, ensemble, resources, capacity)
+    prepared = prepare(site, executor)
     made_from = digest([decides, prepared.digest])
     task = CraftingTask(
         ensemble=ensemble,
@@ -79,7 +82,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         prepared_sha256=prepared.digest,
         budget=budget_of(protect, pack),
     )
-    return _craft_all(task, stage, pack.shards["train"], config, executor, capacity, prepared)
+    return _craft_all(task, stage, shards, config, executor, capacity, prepared)
 
 
 def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifest:
@@ -212,7 +215,10 @@ def _finish(
     left_out = [shard.name for shard in shards if shard.name not in parts]
     timing = {"images_per_second": rate, "preparation_seconds": prepared.seconds}
     timing["crafting_seconds"] = math.fsum(part.extra["seconds"] for part in ordered)
-    manifest = stage.finish(counts, {"train": [part.shard for part in ordered]}, missing=left_out, **timing)
+    released: dict[str, list[Shard]] = {"train": []}
+    for part in ordered:
+        released.setdefault(split_of(part.shard.name), []).append(part.shard)
+    manifest = stage.finish(counts, released, missing=left_out, **timing)
     if not left_out:
         stage.folder.child(PARTS).delete()
     return manifest

@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.executor import Executor
 from cluster.work import WorkFailed
+from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
 from pipeline.stages import pack, protect, surrogate, victim
@@ -42,6 +43,7 @@ def check(config: RunConfig, folder: Run) -> None:
         ValueError: they do not, or are not packed.
     """
     packed = Manifest.load(folder, "pack")
+    check_batch_sizes(config, packed.counts["train"])
     check_networks(config, packed)
     check_clean_shares(config, folder, packed)
 

@@ -56,6 +56,24 @@ def refuse_password(uri: str) -> None:
         )
 
 
+def check_tracking_uri(uri: str) -> None:
+    """Refuse a tracking URI at which there can be no tracker. Whether there is one, only a connection shows.
+
+    Raises:
+        ValueError: it has no scheme or no host, or too few slashes.
+    """
+    scheme, _, rest = uri.partition(":")
+    if not re.fullmatch(r"none|databricks|sqlite:///.+|(?!sqlite:)[a-z][a-z0-9+.-]*://[^/].*", uri):
+        like = ""
+        if scheme == "sqlite" and rest:
+            like = f": did you mean sqlite:///{rest if re.match('/[^/]', rest) else rest.lstrip('/')}?"
+        elif re.match(r"\d+", rest):
+            like = f": did you mean http://{uri}?"
+        raise ValueError(
+            f"tracking-uri: expected http://host:port, sqlite:////absolute/path.db, another database's URI, or none; got {uri!r}{like}"
+        )
+
+
 def _refuse_credentials(parts: SplitResult) -> None:
     if parts.password or (parts.username is not None and parts.scheme != "abfs"):
         raise ValueError("storage URIs must not carry credentials: set them in the environment or an instance role")

@@ -57,6 +57,11 @@ def shard_name(split: str, number: int) -> str:
     return f"{split}-{number:06d}.tar"
 
 
+def split_of(shard: str) -> str:
+    """Return the split in the file name of a shard."""
+    return shard.partition("-")[0]
+
+
 def part_table(shard: str) -> str:
     """Return the name, in the stage's folder, of the table of a finished shard."""
     return f"{PARTS}/{shard}.parquet"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import ADDED, MANIFEST, POINT, SHARED, SWEEP
+from pipeline.storage.layout import ADDED, MANIFEST, POINT, SHARED, STARTED, SWEEP
 from pipeline.storage.records import to_json
 
 
@@ -138,6 +138,20 @@ def open_run(uri: str) -> Run:
     if not parent.child("pack").exists(MANIFEST):
         raise ValueError(f"{folder.uri} is a point of a sweep, and reads the pack and surrogate of its run, which is not at {parent.uri}")
     return Point(folder, parent)
+
+
+def existing_run(uri: str) -> Run:
+    """Return the run, or the point of a sweep, at a local path or URI where there is one.
+
+    Raises:
+        ValueError: see `open_run`; or nothing has been packed there.
+        OSError: storage refused.
+    """
+    run = open_run(uri)
+    if not run.child("pack").exists(STARTED):
+        found = "something without" if Folder.open(uri).exists() else "nothing, and no"
+        raise ValueError(f"{run.uri}: expected a run, as given to run.py by --run; found {found} pack/{STARTED}")
+    return run
 
 
 def additions(run: Run) -> dict[str, Folder]:

@@ -104,6 +104,23 @@ def report_of(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ({"RAY_ADDRESS": "nonsense"}, "ConnectionError: the Ray cluster at RAY_ADDRESS=nonsense cannot be joined (Invalid address"),
+        ({"RAY_TMPDIR": "long"}, "ConnectionError: Ray cannot be started on this machine (validate_socket_filename"),
+    ],
+)
+def test_a_cluster_that_does_not_come_about_is_named_with_what_to_do(variable: dict[str, str], says: str, tmp_path: Path) -> None:
+    if "RAY_TMPDIR" in variable:
+        (tmp_path / ("x" * 120)).mkdir()
+        variable = {"RAY_TMPDIR": str(tmp_path / ("x" * 120))}
+    program = "from cluster import session; session.connect(1)"
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**outside, **variable}, capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1].startswith(says)
+
+
 @pytest.mark.ray
 def test_a_process_joins_the_cluster_it_is_told_of(ray_2_cpus: Resources, short_folder: Path) -> None:
     here = ray.get_runtime_context().gcs_address

@@ -84,10 +84,10 @@ def test_many_values_are_no_longer_than_a_filesystem_takes() -> None:
         (["protect.steps"], "values separated by commas, and not ''"),
         (["protect.steps=5,"], "values separated by commas, and not ''"),
         (["protect.steps=five"], "not 'five'"),
-        (["protect.method=sep,magic"], "not 'magic': Input should be 'sep'"),
+        (["protect.method=sep,magic"], "not 'magic': expected one of 'sep'"),
         (["protect.steps=5", "protect.steps=10"], "given twice"),
         (["protect.steps=5,05"], "each value once"),
-        (["protect.steps=0,5"], "steps-0: steps must be at least 1, got 0"),
+        (["protect.steps=0,5"], "steps-0: protect: steps must be at least 1, got 0"),
         (
             ["protect.steps=5,10", "protect.checkpoints=5,16"],
             "steps-5_checkpoints-16: protect.checkpoints = 16 needs as many surrogate epochs",

@@ -28,7 +28,7 @@ from sep.countermeasures.registry import plan as plan_of
 from tests.fixtures.pictures import class_folders
 
 CONFIG = replace(preset("cifar10-small"), data="somewhere")
-WORK = Workload(train=5000, test=1000, protected=2000, classes=10, parameters=(80_000,))
+WORK = Workload(train=5000, test=1000, released=5000, protected=2000, classes=10, parameters=(80_000,))
 IMAGES = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), per_second=500, clean_bytes=2000, protected_bytes=2500)
 SPEED = Speed({"resnet8": 1000}, {"resnet8": Step(0.002, 0.001)}, {"resnet8": 4000})
 
@@ -112,7 +112,7 @@ def test_a_worker_known_by_its_gradients_is_scaled_by_the_arithmetic_of_each_net
 def test_images_are_looked_at_as_they_would_be_packed(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 3, "b": 3})
     base = preset("smoke")
-    config = replace(base, data=str(tmp_path), pack=replace(base.pack, size=6, test_fraction=0.3))
+    config = replace(base, data=str(tmp_path), stages=("pack",), pack=replace(base.pack, size=6, test_fraction=0.3))
     dataset = scan(config)
     found = look(dataset.split("train"), dataset.reader, config)
     assert found.pixels.shape == (len(dataset.split("train")), 3, 6, 6)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import verify
 from pipeline.export import main
-from pipeline.operations.image_folder import export, names, safe
+from pipeline.operations.image_folder import export, names
 from pipeline.shards.shard import decode_shard
 from pipeline.shards.tables import read_table, rows_to_table, write_table
+from pipeline.storage.file_names import safe
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
 from tests.fixtures import finished_run
@@ -127,6 +130,16 @@ def test_a_folder_with_anything_in_it_is_refused_and_an_empty_one_is_filled(fini
     assert export(run, Folder.open(str(to))) == 36
 
 
+def test_a_link_to_an_empty_folder_stays_a_link(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "images").symlink_to("disk")
+    (tmp_path / "later").symlink_to("other")  # where there is nothing yet
+    for name in ("images", "later"):
+        assert main(["--run", str(finished), "--to", str(tmp_path / name)]) == 0
+        assert (tmp_path / name).is_symlink()
+        assert len([path for path in (tmp_path / name).rglob("*") if path.is_file()]) == 36
+
+
 @pytest.mark.parametrize("fixed_up", [False, True])
 def test_an_altered_image_stops_the_export_and_leaves_nothing(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed_up: bool
@@ -150,8 +163,20 @@ def test_an_altered_image_stops_the_export_and_leaves_nothing(
 
 
 def test_an_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--run", str(tmp_path), "--to", str(tmp_path / "images")]) == 1
+    finished_run.write(tmp_path / "run", stages=("pack", "surrogate"))
+    assert main(["--run", str(tmp_path / "run"), "--to", str(tmp_path / "images")]) == 1
     assert "'protect' has not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, verify.main])
+@pytest.mark.parametrize(("place", "found"), [("nowhere", "nothing, and no"), ("", "something without"), ("file", "something without")])
+def test_a_place_without_a_run_is_named(
+    command: Callable[[list[str]], int], place: str, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no run")
+    there = str(tmp_path / place)
+    assert command(["--run", there, *(["--to", str(tmp_path / "images")] if command is main else [])]) == 1
+    assert f"{there}: expected a run, as given to run.py by --run; found {found} pack/started.json" in capsys.readouterr().err
 
 
 def test_hostile_names_in_a_run_stay_inside(finished: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +21,17 @@ LIMIT = 10_000
 
 def grey(levels: Pixels) -> Pixels:
     return np.repeat(levels[..., None], 3, axis=2)
+
+
+def raw_tiff(bits: int, sample_format: int, photometric: int, data: bytes) -> bytes:
+    """A grey TIFF of 2x2 pixels with levels of any kind."""
+    short, long = 3, 4
+    tags = [
+        *((256, short, 2), (257, short, 2), (258, short, bits), (259, short, 1), (262, short, photometric), (273, long, 8)),
+        *((277, short, 1), (278, short, 2), (279, long, len(data)), (339, short, sample_format)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
 def palette() -> Image.Image:
@@ -54,7 +67,18 @@ LOSSLESS: dict[str, tuple[Callable[[], bytes], Pixels]] = {
     "grey 16 bit png": (lambda: encoded(Image.fromarray(GREY_16)), grey(GREY_8)),
     "grey 16 bit tiff": (lambda: encoded(Image.fromarray(GREY_16), "tiff"), grey(GREY_8)),
     "grey 16 bit pgm": (lambda: b"P5 3 2 65535\n" + GREY_16.astype(">u2").tobytes(), grey(GREY_8)),
-    "grey 32 bit tiff": (lambda: encoded(Image.fromarray(GREY_16.astype(np.int32)), "tiff"), grey(GREY_8)),
+    "grey 16 bit tiff, white first": (lambda: encoded(Image.fromarray(65535 - GREY_16), "tiff", tiffinfo={262: 0}), grey(GREY_8)),
+    "grey 12 bit tiff": (lambda: raw_tiff(12, 1, 1, bytes.fromhex("000fff800640")), grey(np.array([[0, 255], [128, 100]], np.uint8))),
+    "grey 8 bit tiff, white first": (lambda: raw_tiff(8, 1, 0, bytes([255, 250, 100, 0])), grey(np.array([[0, 5], [155, 255]], np.uint8))),
+    "grey 12 bit pgm": (lambda: b"P5 2 2 4095\n" + bytes.fromhex("00000fff08000640"), grey(np.array([[0, 255], [128, 100]], np.uint8))),
+    "grey 16 bit, one level clear": (
+        lambda: raw_png(3, 1, 16, 0, bytes.fromhex("000005050606"), clear=0x0505),
+        grey(np.array([[0, 255, 6]], np.uint8)),
+    ),
+    "grey 8 bit, one level clear": (lambda: raw_png(3, 1, 8, 0, bytes([0, 5, 6]), clear=5), grey(np.array([[0, 255, 6]], np.uint8))),
+    "grey 4 bit, one level clear": (lambda: raw_png(4, 1, 4, 0, b"\x05\x6f", clear=5), grey(np.array([[0, 255, 102, 255]], np.uint8))),
+    "grey 2 bit, one level clear": (lambda: raw_png(4, 1, 2, 0, b"\x1b", clear=1), grey(np.array([[0, 255, 170, 255]], np.uint8))),
+    "1 bit, black clear": (lambda: raw_png(4, 1, 1, 0, b"\x50", clear=0), grey(np.full((1, 4), 255, np.uint8))),
     "palette": (lambda: encoded(palette()), PALETTE[GREY % 4]),
     "palette, one colour clear": (
         lambda: encoded(palette(), transparency=2),
@@ -109,6 +133,64 @@ def test_exif_orientation_is_undone(kind: str, orientation: int, upright: Callab
     assert decode(encoded(RGB, kind, exif=exif), LIMIT).tolist() == upright(RGB).tolist()
 
 
+def chunk(name: bytes, content: bytes, damage: int = 0) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content) ^ damage)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+LARGE = zlib.compress(bytes(2**21))
+JUNK = b"\xff" * 40
+CHUNKS = {
+    "a large text": chunk(b"zTXt", b"note\0\0" + LARGE),
+    "a large international text": chunk(b"iTXt", b"note\0\1\0\0\0" + LARGE),
+    "a large profile": chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(3 * 2**20))),
+    "a damaged text": chunk(b"tEXt", b"note\0text", damage=1),
+    "a damaged profile": chunk(b"iCCP", JUNK),
+    "no EXIF": chunk(b"eXIf", JUNK),
+    "a resolution of no bytes": chunk(b"pHYs", b""),
+    "something private and damaged": chunk(b"prVt", JUNK, damage=1),
+}
+SEGMENTS = {
+    "no EXIF": segment(0xE1, b"Exif\0\0" + JUNK),
+    "a short JFIF": segment(0xE0, b"JFIF"),
+    "a short profile": segment(0xE2, b"ICC_PROFILE\0"),
+    "a short Adobe": segment(0xEE, b"Adobe"),
+    "a damaged index of pictures": segment(0xE2, b"MPF\0" + JUNK),
+}
+
+
+@pytest.mark.parametrize("name", CHUNKS)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_what_is_beside_the_pixels_of_a_png_is_no_reason_to_refuse_it(name: str, place: str) -> None:
+    png, at = encoded(RGB), 33 if place == "before" else -12
+    assert decode(png[:at] + CHUNKS[name] + png[at:], LIMIT).tolist() == RGB.tolist()
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_what_is_beside_the_pixels_of_a_jpeg_is_no_reason_to_refuse_it(name: str) -> None:
+    assert decode(JPEG[:2] + SEGMENTS[name] + JPEG[2:], LIMIT).tolist() == decode(JPEG, LIMIT).tolist()
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+@pytest.mark.parametrize("exif", [b"junk", b"Exif\0\0junk", b"Exif\0\0II*\0\x08\0\0\0" + JUNK])
+def test_exif_that_cannot_be_read_turns_nothing(kind: str, exif: bytes) -> None:
+    options = {"lossless": True} if kind == "webp" else {}
+    assert decode(encoded(RGB, kind, exif=exif, **options), LIMIT).tolist() == decode(encoded(RGB, kind, **options), LIMIT).tolist()
+
+
+def test_a_large_comment_beside_them_leaves_orientation_transparency_and_colours_as_they_are() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    png = encoded(palette(), exif=exif, transparency=2)
+    upright = np.rot90(np.where((GREY % 4 == 2)[..., None], np.uint8(255), PALETTE[GREY % 4]), -1)
+    assert decode(png[:33] + CHUNKS["a large text"] + png[33:], LIMIT).tolist() == upright.tolist()
+    jpeg = encoded(Image.fromarray(picture(0, 64, 64)).convert("CMYK"), "jpeg", exif=exif)
+    assert decode(jpeg[:2] + SEGMENTS["a short JFIF"] + jpeg[2:], LIMIT).tolist() == decode(jpeg, LIMIT).tolist()
+
+
 JPEG = encoded(picture(0, 64, 64), "jpeg")
 REFUSED = {
     "zero bytes": (b"", "zero bytes"),
@@ -116,12 +198,22 @@ REFUSED = {
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
     "cut jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
     "cut png": (encoded(picture(0, 64, 64))[:5000], "truncated"),
+    "cut png with a large text": (
+        encoded(picture(0, 64, 64))[:33] + CHUNKS["a large text"] + encoded(picture(0, 64, 64))[33:5000],
+        "text|trunc",
+    ),
     "cut gif": (encoded(picture(0, 64, 64), "gif")[:2500], "truncated"),
     "cut webp": (encoded(picture(0, 64, 64), "webp")[:500], "truncated|not an image"),
     "only a header": (JPEG[:20], "truncated|not an image"),
     "one pixel too many": (encoded(picture(0, 100, 101)), "10000 pixels"),
     "bomb": (raw_png(30_000, 30, 1, 0, bytes(3750)), "10000 pixels"),
-    "32 bit beyond 16": (encoded(Image.fromarray(np.full((2, 2), 65536, np.int32)), "tiff"), "16 bit"),
+    "32 bit": (encoded(Image.fromarray(GREY.astype(np.int32)), "tiff"), "save as 8 or 16 bit"),
+    "32 bit, unsigned": (raw_tiff(32, 1, 1, bytes(16)), "32-bit integer levels .* save as 8 or 16 bit"),
+    "16 bit, signed": (raw_tiff(16, 2, 1, bytes(8)), "signed levels"),
+    "8 bit, signed": (raw_tiff(8, 2, 1, bytes([0, 127, 128, 255])), "signed levels"),
+    "16 bit, undefined": (raw_tiff(16, 4, 1, bytes(8)), "a TIFF with levels that are not understood"),
+    "16 bit colours, one clear": (raw_png(1, 1, 16, 2, bytes(6), clear=0), "16-bit colours with a transparent one"),
+    "L*a*b*": (encoded(Image.new("LAB", (2, 2)), "tiff"), r"L\*a\*b\*"),
     "floating point": (encoded(Image.fromarray(np.zeros((2, 2), np.float32)), "tiff"), "floating-point"),
 }
 

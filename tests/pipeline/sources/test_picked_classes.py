@@ -29,7 +29,7 @@ def test_classes_are_picked_from_every_kind_and_renumbered_and_their_images_keep
 
 
 def test_textures_are_picked_like_any_other_images() -> None:
-    chosen = scan(RunConfig(pack=PackConfig(classes=("9", "0-degrees-fine"), max_train_images=5)))
+    chosen = scan(RunConfig(stages=("pack",), pack=PackConfig(classes=("9", "0-degrees-fine"), max_train_images=5)))
     assert chosen.classes == ("0-degrees-fine", "144-degrees-fine")
     assert Counter(e.label for e in chosen.split("train")) == {0: 3, 1: 2}  # the limit counts images of picked classes alone
     assert Counter(e.label for e in chosen.split("test")) == {0: 100, 1: 100}

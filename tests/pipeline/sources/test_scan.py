@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import pickle
 import tarfile
 from collections import Counter
@@ -164,13 +165,36 @@ ERRORS: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "gaps in labels": (parquet_with_labels([0, 1, 4]), {}, "missing are 2, 3$"),
     "one label far off": (parquet_with_labels([0, 1, 10**9]), {}, "missing are 2, 3, .* more"),
     "no label": (parquet_with_labels([0, 1, None]), {}, "1 rows have no label"),
-    "no parquet": (lambda root: write(root / "train-0.parquet", b"PAR1 nonsense"), {}, "not a whole Parquet file"),
+    "no parquet": (
+        lambda root: write(root / "train-0.parquet", b"PAR1 nonsense"),
+        {},
+        "expected a Parquet file, found one that is damaged or cut short",
+    ),
     "no image column": (lambda root: pq.write_table(pa.table({"label": [1]}), root / "train-0.parquet"), {}, "found label: int64"),
     "no training files": (lambda root: write_tar(root / "test-0.tar", range(3)), {}, "none named train-"),
     "cut tar": (cut_tar, {}, "end-of-archive block is missing"),
     "image without label": (tar_without_label, {}, "not so 0001"),
     "a missing batch": (missing_batch, {}, "lacks data_batch_3.bin"),
 }
+
+
+CONTENTS = {
+    "gzip": (gzip.compress(b"x" * 1000), "gzip data: unpack it with gunzip"),
+    "zip": (b"PK\x03\x04" + bytes(600), "a zip archive: unpack it"),
+    "Zstandard": (b"\x28\xb5\x2f\xfd" + bytes(600), "Zstandard data"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "a Git LFS pointer .* `git lfs pull`"),
+    "a web page": (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+    "nothing": (b"", "nothing: fetch it again"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.parametrize(("suffix", "kind"), [("tar", "an uncompressed tar"), ("parquet", "a Parquet file")])
+def test_a_shard_that_is_something_else_is_named_with_what_it_is(name: str, suffix: str, kind: str, tmp_path: Path) -> None:
+    content, what = CONTENTS[name]
+    write(tmp_path / f"train-0.{suffix}", content)
+    with pytest.raises(SourceError, match=rf"train-0\.{suffix}: expected {kind}, found {what}"):
+        scan(config(tmp_path))
 
 
 @pytest.mark.parametrize("name", ERRORS)

@@ -35,7 +35,7 @@ def released(tmp_path: Path) -> tuple[RunConfig, Folder]:
         base,
         data=str(tmp_path / "data"),
         run=str(tmp_path / "run"),
-        surrogate=replace(base.surrogate, epochs=3),
+        surrogate=replace(base.surrogate, epochs=3, batch_size=4),
         stages=("pack", "surrogate", "protect"),
         pack=replace(base.pack, shard_images=5),
         protect=replace(base.protect, method="sep-fa"),
@@ -162,7 +162,8 @@ def test_neither_test_images_nor_refused_ones_are_taken_for_new_ones(tmp_path: P
         base,
         data=str(tmp_path / "data"),
         run=str(tmp_path / "run"),
-        surrogate=replace(base.surrogate, epochs=3),
+        surrogate=replace(base.surrogate, epochs=3, batch_size=4),
+        victim=replace(base.victim, batch_size=4),
         pack=replace(base.pack, test_fraction=0.3),
     )
     folder = Folder.open(config.run)

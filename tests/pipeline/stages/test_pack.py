@@ -193,7 +193,7 @@ def test_statistics_are_exact_and_a_constant_channel_can_be_divided_by() -> None
 
 def test_real_cifar10_parquet(tmp_path: Path, sep_data: Path) -> None:
     limits = {"max_train_images": 100, "max_test_images": 100, "shard_images": 50}
-    manifest = pack(sep_data / "cifar10", tmp_path, pack=limits, stages=("pack", "victim"))
+    manifest = pack(sep_data / "cifar10", tmp_path, pack=limits)
     assert (manifest.counts["train"], manifest.counts["test"], manifest.counts["quarantined"]) == (100, 100, 0)
     assert manifest.counts["classes"][0] == "airplane"
     rows = read_table(Folder.open(str(tmp_path)).child("pack"), "samples.parquet").to_pylist()
@@ -203,7 +203,7 @@ def test_real_cifar10_parquet(tmp_path: Path, sep_data: Path) -> None:
 
 def test_real_class_folders_with_grey_images(tmp_path: Path, sep_data: Path) -> None:
     limits = {"max_train_images": 100, "max_test_images": 40}
-    manifest = pack(sep_data / "tiny-imagenet-20", tmp_path, pack=limits, stages=("pack", "victim"))
+    manifest = pack(sep_data / "tiny-imagenet-20", tmp_path, pack=limits)
     assert (manifest.counts["train"], manifest.counts["test"], manifest.counts["quarantined"]) == (100, 40, 0)
     assert len(manifest.counts["classes"]) == 20
     assert (manifest.counts["height"], manifest.counts["width"]) == (64, 64)
@@ -212,12 +212,10 @@ def test_real_class_folders_with_grey_images(tmp_path: Path, sep_data: Path) -> 
 def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits: dict[str, Any] = {"max_train_images": 30, "max_test_images": 15}
     with pytest.raises(SourceError, match=r"pack\.classes: 'n99' is no class"):
-        pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("n01443537", "n99")}, stages=("pack", "victim"))
+        pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("n01443537", "n99")})
     caplog.clear()
     with caplog.at_level(logging.INFO, "pipeline"):  # the corrected command starts afresh
-        manifest = pack(
-            sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("19", "n01443537", "2")}, stages=("pack", "victim")
-        )
+        manifest = pack(sep_data / "tiny-imagenet-20", tmp_path, pack={**limits, "classes": ("19", "n01443537", "2")})
     assert caplog.text.count("test images from val/") == 1
     names = sorted(path.name for path in (sep_data / "tiny-imagenet-20" / "train").iterdir())
     assert manifest.counts["classes"] == [names[0], names[2], names[19]]
@@ -228,7 +226,7 @@ def test_picked_classes_of_real_folders(tmp_path: Path, sep_data: Path, caplog: 
 
 def test_picked_classes_of_real_parquet(tmp_path: Path, sep_data: Path) -> None:
     settings = {"max_train_images": 20, "max_test_images": 10, "classes": ("truck", "cat")}
-    manifest = pack(sep_data / "cifar10", tmp_path, pack=settings, stages=("pack", "victim"))
+    manifest = pack(sep_data / "cifar10", tmp_path, pack=settings)
     assert manifest.counts["classes"] == ["cat", "truck"]
     rows = read_table(Folder.open(str(tmp_path)).child("pack"), "samples.parquet").to_pylist()
     assert Counter((row["split"], row["label"]) for row in rows) == {(s, k): n for s, n in (("train", 10), ("test", 5)) for k in range(2)}

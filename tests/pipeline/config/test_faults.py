@@ -1,0 +1,110 @@
+"""A wrong setting is one line: the setting, what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.command_line import parse
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what a wrong command line prints, after checking for exit code 2 and a single line."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(arguments)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    for word in ("pydantic", "validation error", "Value error", "Errno", "codec", "input_type", "dataclass", "instance of"):
+        assert word not in printed.err
+    return printed.err.strip()
+
+
+FLAGS = {
+    "--pack.size 0": "pack.size must be at least 1, got 0",
+    "--pack.test-fraction 1": "pack.test-fraction must be from 0 up to, not including, 1; got 1.0",
+    "--pack.test-fraction nan": "pack.test-fraction must be from 0 up to, not including, 1; got nan",
+    "--surrogate.epochs 0": "surrogate: epochs must be at least 1, got 0",
+    "--victim.countermeasures foo": "victim.countermeasures: unknown countermeasure 'foo'; known are none,",
+    "--workers 0": "workers must be at least 1, got 0",
+    "--minutes -1": "minutes must be above 0, got -1.0",
+    "--tracking-uri localhost:5000": "tracking-uri: expected http://host:port, ",
+    "--tracking-uri localhost:5000/": "got 'localhost:5000/': did you mean http://localhost:5000/?",
+    "--tracking-uri 127.0.0.1:5000": "did you mean http://127.0.0.1:5000?",
+    "--tracking-uri sqlite:/tmp/x.db": "did you mean sqlite:////tmp/x.db?",
+    "--tracking-uri sqlite://x.db": "did you mean sqlite:///x.db?",
+    "--tracking-uri mlruns": "got 'mlruns'",
+    "--tracking-uri http://": "got 'http://'",
+    "--config nowhere.yaml": "nowhere.yaml: no such file or directory",
+    "--data /photos --run /photos/runs/mine": "--run /photos/runs/mine lies in --data /photos, and its files would be taken for images",
+    "--data /photos --run /photos": "--run /photos lies in --data /photos",
+    "--add /photos --run /photos/runs/mine": "--run /photos/runs/mine lies in --add /photos",
+    "--data s3://b/photos --run s3://b/photos/run": "--run s3://b/photos/run lies in --data s3://b/photos",
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_wrong_flag_is_one_line(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert FLAGS[flags] in said(flags.split(), capsys)
+
+
+FILES = {
+    "pack:\n  classes: [0, 1]\n": "pack.classes: expected text, in quotes if it looks like a number or like yes or no; got 0",
+    "pack:\n  test-fraction:\n": "pack.test-fraction: expected a number; got nothing: give a value, or leave the line out",
+    "pack: 3\n": "pack: expected settings, one a line, or nothing; got 3",
+    "pack:\n  size: big\n": "pack.size: expected a whole number; got 'big'",
+    "workers: 1.5\n": "workers: expected a whole number; got 1.5",
+    "stages: pack\n": "stages: expected a list, as in [a, b]; got 'pack'",
+    "stages: [pakc]\n": "stages: expected one of 'pack', 'surrogate', 'protect', 'victim' or 'report'; got 'pakc'",
+    "overwrite: maybe\n": "overwrite: expected true or false; got 'maybe'",
+    "pakc:\n  size: 3\n": "pakc: no such setting: did you mean pack?",
+    "pack:\n  sise: 3\n": "pack.sise: no such setting: did you mean size?",
+    "pack:\n  colour: 3\n": "pack.colour: no such setting: --help lists all",
+    "pack:\n  size: 32\n  max_pixels: 0\n": "pack.max-pixels must be at least 1, got 0",
+    "surrogate:\n  epochs: 0\n": "surrogate: epochs must be at least 1, got 0",
+    "preset:\n": "preset: expected one of quickstart, smoke,",
+    "preset: 3\n": "unknown preset 3; known are",
+    "3: 4\n": "3: no such setting",
+    "[1, 2]": "expected a mapping of settings, found list",
+    "pack: {size: 3\n": "expected ',' or '}'",
+    "pack:\n  size: 32\npack:\n  size: 64\n": "pack: given twice",
+    "tracking_uri: localhost:5000\n": "did you mean http://localhost:5000?",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_wrong_line_of_a_file_is_one_line_that_names_the_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    line = said(["--config", str(file)], capsys)
+    assert FILES[text] in line
+    assert str(file) in line or "tracking" in text
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xff\xff\x00")
+    assert f"{file}: expected YAML text" in said(["--config", str(file)], capsys)
+    assert f"{tmp_path}: is a directory" in said(["--config", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_whatever_unicode_it_is_in(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes("pack:\n  test-fraction: 0.1\n  classes: [\u00e9]\nprotect:\nsurrogate: {}\n".encode(encoding))
+    config = parse(["--config", str(file)])
+    assert (config.pack.test_fraction, config.pack.classes) == (0.1, ("\u00e9",))
+
+
+def test_data_beside_and_inside_the_run_are_fine(tmp_path: Path) -> None:
+    assert parse(["--data", "/photos", "--run", "/photos-run"]).run == "/photos-run"
+    assert parse(["--data", "/mine/images", "--run", "/mine"]).run == "/mine"
+    assert parse(["--tracking-uri", "sqlite:////tmp/x.db"]).tracking_uri == "sqlite:////tmp/x.db"
+
+
+def test_a_link_does_not_hide_that_the_run_is_in_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    assert "lies in --data" in said(["--data", str(tmp_path / "photos"), "--run", str(tmp_path / "link/run")], capsys)
