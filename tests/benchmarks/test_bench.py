@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.resources import Resources
+from sep.choices import Precision
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
 from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
@@ -64,6 +66,42 @@ def test_convolutions_alone_are_all_of_them_and_no_more(trained: Trained) -> Non
     layers = sum(isinstance(module, nn.Conv2d) for module in trained.networks[0].modules())
     assert counted.count("aten::convolution_backward") == layers
     assert sorted(set(counted)) == ["aten::convolution", "aten::convolution_backward"]
+
+
+def test_convolutions_alone_round_as_ours_do(trained: Trained) -> None:
+    """So that the yardstick and what it measures use the same units of a GPU."""
+
+    class Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        seen: ClassVar[set[torch.dtype]] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Types.seen |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
+            return func(*args, **(kwargs or {}))
+
+    expected: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+    for precision, dtype in expected.items():
+        run = convolutions_alone(trained, 20, precision)
+        Types.seen = set()
+        with Types():  # type: ignore[no-untyped-call]
+            run()
+        assert Types.seen == {dtype}
+
+
+@pytest.mark.gpu
+def test_a_turn_ends_when_the_gpu_is_done() -> None:
+    """And with it the next one begins: what a contender leaves in the queue is not counted as another's."""
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    found: list[bool] = []
+
+    def leave_work() -> None:
+        torch.cuda._sleep(10**8)  # type: ignore[no-untyped-call]  # cycles, about 50 ms
+        done.record()
+
+    def look() -> None:
+        found.append(done.query())  # type: ignore[no-untyped-call]
+
+    in_turns({"leaves work": leave_work, "finds none": look}, repetitions=3)
+    assert found[1:] == [True] * 3
 
 
 def test_methods_are_told_apart(trained: Trained) -> None:
