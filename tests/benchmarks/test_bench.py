@@ -87,23 +87,6 @@ def test_convolutions_alone_round_as_ours_do(trained: Trained) -> None:
         assert Types.seen == {dtype}
 
 
-@pytest.mark.gpu
-def test_a_turn_ends_when_the_gpu_is_done() -> None:
-    """And with it the next one begins: what a contender leaves in the queue is not counted as another's."""
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    found: list[bool] = []
-
-    def leave_work() -> None:
-        torch.cuda._sleep(10**8)  # type: ignore[no-untyped-call]  # cycles, about 50 ms
-        done.record()
-
-    def look() -> None:
-        found.append(done.query())  # type: ignore[no-untyped-call]
-
-    in_turns({"leaves work": leave_work, "finds none": look}, repetitions=3)
-    assert found[1:] == [True] * 3
-
-
 def test_methods_are_told_apart(trained: Trained) -> None:
     results = [trained.plain_craft(trained.plain_networks(), method, 20, STEPS, 20) for method in METHODS]
     for i, one in enumerate(results):

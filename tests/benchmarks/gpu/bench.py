@@ -236,7 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--miniature", action="store_true")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    done = measure(MINIATURE if given.miniature else FULL, given.to, Deadline.after(given.minutes))
+    try:
+        done = measure(MINIATURE if given.miniature else FULL, given.to, Deadline.after(given.minutes))
+    except KeyboardInterrupt:
+        return 1
     return 0 if done else TIME_IS_UP
 
 

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from pipeline.config.command_line import parse_as
+from pipeline.config.schema import RunConfig
+
 Found = dict[str, Any]
+MAIN_JOB = "pipeline/reproduce.py"
 PAPER, RELEASE = "paper", "release"  # folders
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
 MINIATURE = (
@@ -45,7 +49,7 @@ class Options:
 
     work: Path
     data: str
-    victims: tuple[str, ...] = ("jpeg-10", "blur", "grayscale")
+    victims: tuple[str, ...] = ("jpeg-10", "gaussian-blur", "grayscale")
     methods: tuple[str, ...] = ("sep-fa-drawn",)
     seeds: int = 1
     miniature: bool = False
@@ -83,6 +87,11 @@ class Piece:
     def found(self) -> Found | None:
         """The results so far."""
         return self.read(self.results) if self.results.exists() else None
+
+    def check(self) -> None:
+        """End this program with status 2 and a message where the main job would refuse its flags."""
+        if MAIN_JOB in self.command:
+            parse_as(self.command[2:], RunConfig, self.name, preset="paper")
 
 
 def pieces(options: Options) -> list[Piece]:
@@ -146,7 +155,7 @@ def _no_ray() -> str:
 def _job(options: Options, run: Path, *flags: str) -> tuple[str, ...]:
     """Return the main job's command. It may overwrite, so that more victims can be asked for later: the others stay."""
     given = ("--data", options.data, "--run", str(run), "--overwrite", "--victim.seeds", *map(str, range(options.seeds)))
-    return (sys.executable, "pipeline/reproduce.py", *given, *flags)
+    return (sys.executable, MAIN_JOB, *given, *flags)
 
 
 def _travelling(options: Options) -> Piece:

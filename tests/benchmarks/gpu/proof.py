@@ -149,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")
     if data != "generated" and not Path(data).is_dir():
         parser.error(f"--data: no folder {data}: pack it with `make gpu-kit`, or give --data")
+    for piece in proof.pieces:
+        piece.check()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it, and so do its children
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.time()
