@@ -9,6 +9,7 @@ from tests.benchmarks.rates import in_turns
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU leaves no work in a queue")
 def test_a_turn_ends_when_the_gpu_is_done() -> None:
     """And with it the next one begins: what a contender leaves in the queue is not counted as another's."""
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from tests.benchmarks.gpu.targets import compared, shown
 
 FINISHED = ("done", "cut short")  # done again only where it is asked for by name
 LOG, PROOF = "log.txt", "proof.json"
-TRAVELS = 2**22  # bytes of the end of the log
+TRAVELS = 2**20  # bytes of the end of the log
 TIME_IS_UP = 3
 Card = dict[str, Any]
 
@@ -38,6 +38,7 @@ class Proof:
 
     work: Path
     pieces: Sequence[Piece]
+    miniature: bool = False
 
     def card(self, piece: Piece) -> Card:
         """Return the card that earlier starts of the same command left, or that of a piece that is not begun."""
@@ -52,7 +53,7 @@ class Proof:
         _put(self.work / "cards" / f"{piece.name}.json", card)
         cards = {each.name: self.card(each) for each in self.pieces}
         targets = compared({name: each["found"] or {} for name, each in cards.items()})
-        _put(self.work / PROOF, {"order": [*cards], "pieces": cards, "targets": targets})
+        _put(self.work / PROOF, {"miniature": self.miniature, "order": [*cards], "pieces": cards, "targets": targets})
 
     def start(self, piece: Piece, seconds: float) -> str:
         """Run a piece for that many seconds at most, and return its status.
@@ -68,6 +69,7 @@ class Proof:
         print(f"\n== {piece.name}: {piece.title}", flush=True)
         if not piece.takes_minutes:
             piece.results.unlink(missing_ok=True)
+        card.pop("why", None)
         card |= {"status": "running", "starts": card["starts"] + 1, "begun": datetime.now(UTC).isoformat(timespec="seconds")}
         self._write(piece, card)  # a start that is killed leaves this
         limit = min(seconds, 60 * piece.minutes)
@@ -144,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}").resolve()
     data = given.data if given.data == "generated" else str(Path(given.data).resolve())
     chosen = Options(folder, data, tuple(given.victims), tuple(given.methods), given.seeds, given.miniature)
-    proof = Proof(folder, pieces(chosen))
+    proof = Proof(folder, pieces(chosen), given.miniature)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")
     if data != "generated" and not Path(data).is_dir():
