@@ -56,7 +56,7 @@ class Size:
     repetitions: int
 
 
-FULL = Size("resnet18", 6000, 3, (500, 250, 1000, 2000), 128, 8192, 3)
+FULL = Size("resnet18", 6000, 10, (500, 250, 1000, 2000), 128, 8192, 3)
 MINIATURE = Size("resnet8", 80, 1, (20, 40), 20, 256, 1)
 
 

@@ -102,14 +102,18 @@ def _put(path: Path, card: Card) -> None:
 def work(proof: Proof, minutes: float, named: Collection[str] = ()) -> int:
     """Do what is left of the proof, or the named pieces once more, and return the exit code. What failed comes last."""
     end, up = time.monotonic() + 60 * minutes, False
-    asked = [piece for piece in proof.pieces if not piece.closes and (piece.name in named if named else _left(proof, piece))]
+    asked = [piece for piece in proof.pieces if (piece.name in named if named else not piece.closes and _left(proof, piece))]
+    closing = [piece for piece in proof.pieces if piece.closes and piece not in asked]
     for piece in sorted(asked, key=lambda each: proof.card(each)["status"] == "failed"):
         left = end - time.monotonic()
-        if up := left <= 0 or proof.start(piece, left) == "time is up":
+        if up := left <= 0:
             break
-    for piece in proof.pieces:
-        if piece.closes and (piece.name in named or _left(proof, piece)):
-            proof.start(piece, 60 * piece.minutes)
+        up = proof.start(piece, left) == "time is up"
+        for other in closing:
+            if _left(proof, other) and not other.lacking():
+                proof.start(other, 60 * other.minutes)
+        if up:
+            break
     failed = any(proof.card(piece)["status"] == "failed" for piece in proof.pieces)
     return TIME_IS_UP if up else int(failed)
 

@@ -86,6 +86,13 @@ def test_the_tests_are_counted_from_their_report(tmp_path: Path) -> None:
     assert list(found["failed"]) == ["test_it::test_b"]
 
 
+def test_a_report_cut_short_counts_as_none(tmp_path: Path) -> None:
+    piece = pieces.pieces(replace(OPTIONS, work=tmp_path))[0]
+    for text in ("", "<testsuites><testsuite>"):
+        piece.results.write_text(text)
+        assert piece.found is None
+
+
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fails = a_piece(tmp_path, "fails", "print('what went wrong'); sys.exit(1)")
     proof = Proof(tmp_path, [fails, a_piece(tmp_path, "works"), a_piece(tmp_path, "cannot", lacking=lambda: "it has no legs")])
@@ -111,8 +118,9 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
 
 def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None:
     says = "with (to.parent / 'order').open('a') as order: order.write(to.stem + ' ')\n"
-    one, two = a_piece(tmp_path, "one", says + "sys.exit(1)"), a_piece(tmp_path, "two", says + "sys.exit(3)")
-    closes = a_piece(tmp_path, "closes", says, closes=True, takes_minutes=False, minutes=0.5)
+    one, two = a_piece(tmp_path, "one", says + "sys.exit(1)"), a_piece(tmp_path, "two", says + "to.touch(); sys.exit(3)")
+    ready = {"lacking": lambda: "" if (tmp_path / "two.json").exists() else "not yet", "closes": True}
+    closes = a_piece(tmp_path, "closes", says, takes_minutes=False, minutes=0.5, **ready)
     proof = Proof(tmp_path, [closes, one, two, a_piece(tmp_path, "three", says)])
     assert work(proof, 9) == 3  # the time was up in two
     assert work(proof, 9) == 3
