@@ -171,7 +171,7 @@ def _travelling(options: Options) -> Piece:
     command = (sys.executable, "-m", "tests.benchmarks.gpu.release", "pack", str(run / "sweep" / FIRST), str(to))
     results = to / "release.json"
     return Piece(
-        RELEASE, "small files of the release", command, results, _json, minutes=0.5, takes_minutes=False, lacking=lacking, closes=True
+        RELEASE, "small files of the release", command, results, _json, minutes=1, takes_minutes=False, lacking=lacking, closes=True
     )
 
 
