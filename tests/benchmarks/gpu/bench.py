@@ -35,8 +35,10 @@ from tests.benchmarks.rates import VARIANTS, convolutions_alone, gradients, in_t
 from tests.benchmarks.trained import Trained, device, train
 
 TIME_IS_UP = 3
-# Ways to make a training step, by the settings that ask for them.
-TRAININGS: dict[str, dict[str, Any]] = {"eager": {}}
+# Ways to make a training step, by the settings that ask for them; the second, where this version records steps.
+TRAININGS: dict[str, dict[str, Any]] = (
+    {"eager": {"recorded": False}, "recorded": {"recorded": True}} if hasattr(TrainConfig, "recorded") else {"eager": {}}
+)
 PRODUCTS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
 Figures = dict[str, Any]
 

@@ -107,7 +107,7 @@ def pieces(options: Options) -> list[Piece]:
         Piece(
             "tests",
             "the tests that need a GPU",
-            ("make", "test-gpu", f"PYTHON={python}"),
+            ("make", "test-gpu", f"GPU_PYTHON={python}"),
             work / "tests.xml",
             _tests,
             minutes=2,

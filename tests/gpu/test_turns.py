@@ -1,4 +1,4 @@
-"""Turns of a measurement on a GPU; it needs no Ray, as the benchmark does."""
+"""Turns of a measurement: the work of each is counted as its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from tests.benchmarks.rates import in_turns
 
 
-@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU leaves no work in a queue")
 def test_a_turn_ends_when_the_gpu_is_done() -> None:
     """And with it the next one begins: what a contender leaves in the queue is not counted as another's."""
