@@ -25,7 +25,7 @@ from tests.benchmarks.gpu.pieces import RELEASE, Options, Piece, pieces
 from tests.benchmarks.gpu.processes import Ended, run
 from tests.benchmarks.gpu.targets import compared, shown
 
-FINISHED = ("done", "cut short")  # done again only where it is asked for by name
+FINISHED = ("done", "cut short")
 LOG, PROOF = "log.txt", "proof.json"
 TRAVELS = 2**20  # bytes of the end of the log
 TIME_IS_UP = 3
@@ -99,10 +99,18 @@ def _put(path: Path, card: Card) -> None:
     building.replace(path)
 
 
-def work(proof: Proof, minutes: float, named: Collection[str] = ()) -> int:
-    """Do what is left of the proof, or the named pieces once more, and return the exit code. What failed comes last."""
+def work(proof: Proof, minutes: float, named: Collection[str] = (), again: bool = False) -> int:
+    """Do what is left of the proof, what failed last, and return the exit code.
+
+    Args:
+        proof: its pieces and its folder.
+        minutes: begin nothing after so many.
+        named: only these pieces, if there are any.
+        again: do pieces that are finished, too.
+    """
     end, up = time.monotonic() + 60 * minutes, False
-    asked = [piece for piece in proof.pieces if (piece.name in named if named else not piece.closes and _left(proof, piece))]
+    chosen = [piece for piece in proof.pieces if (piece.name in named if named else not piece.closes)]
+    asked = [piece for piece in chosen if again or _left(proof, piece)]
     closing = [piece for piece in proof.pieces if piece.closes and piece not in asked]
     for piece in sorted(asked, key=lambda each: proof.card(each)["status"] == "failed"):
         left = end - time.monotonic()
@@ -141,7 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", help="folder for the runs and cards; runs/gpu-proof if not given")
     parser.add_argument("--out", type=Path, help="folder for what comes back: cards, log, and once the release at 2/255")
     parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many minutes; ends at most 1 minute later")
-    parser.add_argument("--pieces", nargs="+", default=[], help="only these, even if they are done")
+    parser.add_argument("--pieces", nargs="+", default=[], help="only these")
+    parser.add_argument("--again", action="store_true", help="do what is finished once more")
     parser.add_argument("--victims", nargs="+", default=[*default.victims], help="countermeasures of the recipes' victims")
     parser.add_argument("--methods", nargs="+", default=[*default.methods], help="recipes to measure at 8/255")
     parser.add_argument("--seeds", type=int, default=default.seeds, help="trainings of each victim")
@@ -161,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     begun = time.time()
     try:
-        code = work(proof, given.minutes, given.pieces)
+        code = work(proof, given.minutes, given.pieces, given.again)
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         code = 1

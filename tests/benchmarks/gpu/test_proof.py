@@ -109,7 +109,9 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
         "cannot": (0, None, "it has no legs"),
     }
     assert cards["works"]["found"]["lines"][0][0] == "--minutes"
-    assert work(proof, 9, ["works"]) == 1  # asked for by name, it is done once more
+    assert work(proof, 9, ["works"]) == 1
+    assert read(tmp_path / PROOF)["pieces"]["works"]["starts"] == 1
+    assert work(proof, 9, ["works"], again=True) == 1
     assert read(tmp_path / PROOF)["pieces"]["works"]["starts"] == 2
     mended = Proof(tmp_path, [a_piece(tmp_path, "fails"), proof.pieces[1]])  # another command has another card
     assert work(mended, 9) == 0
@@ -230,7 +232,7 @@ def test_wrong_usage_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.slow
 def test_the_miniature_reaches_its_end_in_many_starts(tmp_path: Path) -> None:
-    flags = ("--miniature", "--data", "generated", "--work", str(tmp_path), "--minutes", "0.2", "--out", str(tmp_path / "out"))
+    flags = ("--miniature", "--data", "generated", "--work", str(tmp_path), "--minutes", "0.4", "--out", str(tmp_path / "out"))
     some = ("--pieces", "paper-2", "paper-8", "sep-fa-drawn-8", "--victims", "gaussian-blur")
     codes: list[int] = []
     while not codes or codes[-1] == 3:
