@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,21 @@ Card = dict[str, Any]
 
 @dataclass(frozen=True)
 class Proof:
-    """The folder of a proof, with a card for each piece that was begun."""
+    """The folder of a proof, with a card for each piece that was begun.
+
+    Attributes:
+        work: the folder.
+        pieces: in order.
+        miniature: whether sizes are small, for the card.
+        out: folder for what comes back from the machine, filled as the proof goes on: it may end at any time.
+        begun: time of this start.
+    """
 
     work: Path
     pieces: Sequence[Piece]
     miniature: bool = False
+    out: Path | None = None
+    begun: float = field(default_factory=time.time)
 
     def card(self, piece: Piece) -> Card:
         """Return the card that earlier starts of the same command left, or that of a piece that is not begun."""
@@ -54,6 +64,18 @@ class Proof:
         cards = {each.name: self.card(each) for each in self.pieces}
         targets = compared({name: each["found"] or {} for name, each in cards.items()})
         _put(self.work / PROOF, {"miniature": self.miniature, "order": [*cards], "pieces": cards, "targets": targets})
+        if self.out:
+            self._deliver(self.out)
+
+    def _deliver(self, to: Path) -> None:
+        """Copy the card of the proof, the end of the log, and the files of the release if this start has made them."""
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.work / PROOF, to)
+        if (log := self.work / LOG).exists():
+            (to / LOG).write_bytes(log.read_bytes()[-TRAVELS:])
+        for file in (self.work / RELEASE).glob("*.parquet"):
+            if file.stat().st_mtime >= self.begun and not (to / file.name).exists():
+                shutil.copy(file, to)
 
     def start(self, piece: Piece, seconds: float) -> str:
         """Run a piece for that many seconds at most, and return its status.
@@ -130,17 +152,6 @@ def _left(proof: Proof, piece: Piece) -> bool:
     return proof.card(piece)["status"] not in FINISHED
 
 
-def deliver(work: Path, to: Path, since: float) -> None:
-    """Copy what is to come back into one folder: the card of the proof, the log, and the release if this start has made its files."""
-    to.mkdir(parents=True, exist_ok=True)
-    shutil.copy(work / PROOF, to)
-    if (log := work / LOG).exists():
-        (to / LOG).write_bytes(log.read_bytes()[-TRAVELS:])
-    for file in (work / RELEASE).glob("*.parquet"):
-        if file.stat().st_mtime >= since:
-            shutil.copy(file, to)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, work, and print a table."""
     default, kit = Options(Path(), ""), ROOT / "gpu-kit" / "data"
@@ -159,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}").resolve()
     data = given.data if given.data == "generated" else str(Path(given.data).resolve())
     chosen = Options(folder, data, tuple(given.victims), tuple(given.methods), given.seeds, given.miniature)
-    proof = Proof(folder, pieces(chosen), given.miniature)
+    proof = Proof(folder, pieces(chosen), given.miniature, given.out)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")
     if data != "generated" and not Path(data).is_dir():
@@ -168,14 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         piece.check()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it, and so do its children
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    begun = time.time()
     try:
         code = work(proof, given.minutes, given.pieces, given.again)
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         code = 1
-    if given.out and (folder / PROOF).exists():
-        deliver(folder, given.out, begun)
     print(summary(proof, code))
     return code
 

@@ -44,15 +44,18 @@ def pack(run: Run, to: Path, most_bytes: int = MOST_BYTES) -> Facts:
         ValueError: the run is unfinished, or a shard was altered.
     """
     protect, clean = Manifest.load(run, "protect"), {shard.name: shard for shard in Manifest.load(run, "pack").shards["train"]}
-    shutil.rmtree(to, ignore_errors=True)
-    to.mkdir(parents=True)
+    building = to.with_name(f"{to.name}.new")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
         tables = pool.map(partial(_changes, run, clean), protect.shards["train"])
-        while _write(tables, to / f"release-{len(list(to.iterdir())):02}.parquet", most_bytes):
+        while _write(tables, building / f"release-{len(list(building.iterdir())):02}.parquet", most_bytes):
             pass
-    files = {path.name: path.stat().st_size for path in sorted(to.iterdir())}
+    files = {path.name: path.stat().st_size for path in sorted(building.iterdir())}
     facts = {"files": files, "images": protect.counts["images"], "method": protect.counts["method"], "budget": protect.counts["budget"]}
-    (to / "release.json").write_bytes(to_json(facts))
+    (building / "release.json").write_bytes(to_json(facts))
+    shutil.rmtree(to, ignore_errors=True)
+    building.rename(to)
     return facts
 
 

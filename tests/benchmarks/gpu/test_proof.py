@@ -18,8 +18,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from tests import ROOT
 from tests.benchmarks.gpu import pieces, processes
-from tests.benchmarks.gpu.pieces import RELEASE, Options, Piece
-from tests.benchmarks.gpu.proof import LOG, PROOF, Proof, deliver, main, summary, work
+from tests.benchmarks.gpu.pieces import Options, Piece
+from tests.benchmarks.gpu.proof import LOG, PROOF, Proof, main, summary, work
 from tests.benchmarks.gpu.targets import TARGETS, compared, shown
 
 OPTIONS = Options(Path("work"), "images")
@@ -180,16 +180,18 @@ def _read_if_there(path: Path) -> bytes:
         return b""
 
 
-def test_what_comes_back_is_small(tmp_path: Path) -> None:
-    run, out = tmp_path / "work", tmp_path / "out"
-    assert work(Proof(run, [a_piece(run, "works", "print('x' * 2_000_000); " + WRITES)]), 9) == 0
-    (run / RELEASE).mkdir()
-    (run / RELEASE / "release-00.parquet").touch()
-    deliver(run, out, since=0)
-    assert sorted(path.name for path in out.iterdir()) == [LOG, PROOF, "release-00.parquet"]
+def test_what_comes_back_is_small_and_there_from_the_first_piece_on(tmp_path: Path) -> None:
+    run, out, later = tmp_path / "work", tmp_path / "out", tmp_path / "later"
+    packs = a_piece(run, "packs", "to.touch(); to = to.parent / 'release'; to.mkdir(); (to / 'release-00.parquet').touch()")
+    looks = a_piece(run, "looks", f"print('x' * 2_000_000); to.write_text(json.dumps([*map(str, pathlib.Path({str(out)!r}).iterdir())]))")
+    looks = replace(looks, read=lambda file: {"there": json.loads(file.read_text())})
+    assert work(Proof(run, [packs, looks], out=out), 9) == 0
+    names = [LOG, PROOF, "release-00.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(Path(path).name for path in read(out / PROOF)["pieces"]["looks"]["found"]["there"]) == names
     assert (out / LOG).stat().st_size == 2**20
-    deliver(run, tmp_path / "later", since=time.time() + 1)  # a release that an earlier start has packed came back with it
-    assert sorted(path.name for path in (tmp_path / "later").iterdir()) == [LOG, PROOF]
+    assert work(Proof(run, [packs, a_piece(run, "more")], out=later, begun=time.time() + 1), 9) == 0
+    assert sorted(path.name for path in later.iterdir()) == [LOG, PROOF]  # the release came back with the start that packed it
 
 
 def test_targets_are_told_and_not_asserted() -> None:
