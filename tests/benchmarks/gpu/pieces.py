@@ -6,6 +6,7 @@ Every release is made by `pipeline/reproduce.py`, in one run folder: its sweeps 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def pieces(options: Options) -> list[Piece]:
             _tests,
             minutes=2,
             takes_minutes=False,
-            environment={"PYTEST_ADDOPTS": f"--junit-xml={work / 'tests.xml'}"},
+            environment={"PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junit-xml={work / 'tests.xml'}"},
         ),
         Piece(
             "bench",
