@@ -1,12 +1,13 @@
 # Every target sets up what it needs (.venv) by itself.
 PYTHON ?= python3
 RUN ?= runs/quickstart
+DATA ?= $(or $(SEP_DATA),../shared/data)/cifar10
 BIN = .venv/bin
 
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test lint on-ray test-all faults bench docs ui format
+.PHONY: demo test lint on-ray test-all faults bench gpu-kit gpu-proof docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -38,6 +39,12 @@ faults: .venv/installed  ## everything that kills, cuts short or refuses somethi
 
 bench: .venv/installed  ## gradients and images per second, memory: minutes, on a machine that does nothing else
 	$(BIN)/python -m tests.benchmarks.bench
+
+gpu-kit: .venv/installed  ## what a GPU machine without a network needs beside the tree: make gpu-kit DATA=folder
+	$(BIN)/python -m tests.benchmarks.gpu.kit $(DATA)
+
+gpu-proof:  ## nine minutes of the proof on a GPU, from the bare tree: again until it ends with 0; PROOF="--out FOLDER ..."
+	PYTHONUNBUFFERED=1 PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(PYTHON) -m tests.benchmarks.gpu.proof $(PROOF)
 
 docs: .venv/installed  ## write the generated pages and tables: configuration, results, performance, the README's three results
 	$(BIN)/python -m tests.docs.configuration

@@ -104,7 +104,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {trial.trained: tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
-    trained = {name: task for name, task in missing.items() if twins[task.trial.trained] is task}
+    alone = [(name, task) for name, task in missing.items() if twins[task.trial.trained] is task]
+    trained = dict(sorted(alone, key=lambda each: each[1].trial.data == "clean"))  # last: where time is up, other runs may know its figure
     states.remove_others(stage.folder, trained)
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))

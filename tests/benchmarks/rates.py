@@ -15,7 +15,7 @@ from sep.choices import Kernels, Precision
 from sep.craft import Method
 from sep.craft_config import CraftConfig
 from sep.ensemble import freeze
-from sep.execution import MicroBatch
+from sep.execution import MicroBatch, backends, resolve
 from tests.benchmarks import plain
 from tests.benchmarks.apart import apart
 from tests.benchmarks.trained import Trained, device
@@ -47,17 +47,26 @@ def threads(count: int) -> Iterator[None]:
 def in_turns(contenders: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
     """Return the least seconds of each, after a warm-up call: A B A B ..., so that a slow minute of the machine meets all alike.
 
-    The least is better than the median, because other work on a shared machine can only add time.
+    Each turn begins and ends with an idle GPU. The least is better than the median, because other work on a shared machine can only add
+    time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for contender in contenders.values():
         contender()
+    synchronise()
     for _ in range(repetitions):
         for name, contender in contenders.items():
             begun = time.perf_counter()
             contender()
+            synchronise()
             seconds[name].append(time.perf_counter() - begun)
     return {name: min(values) for name, values in seconds.items()}
+
+
+def synchronise() -> None:
+    """Wait until the GPU is idle, if the machine has one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def gradients(method: Method, images: int, members: int, steps: int = 1) -> int:
@@ -94,9 +103,14 @@ def against_plain(trained: Trained, images: int, batch_size: int, methods: Seque
     return [row(method) for method in methods]
 
 
-def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
-    """Return a function that computes only the convolutions of a gradient: the limit of a loop whose other work takes no time."""
-    network = freeze(trained.networks[0], "compiled").to(device())  # folded, with torch's own convolutions
+def convolutions_alone(trained: Trained, images: int, precision: Precision = "auto") -> Callable[[], object]:
+    """Return a function that computes only the convolutions of a gradient: the limit of a loop whose other work takes no time.
+
+    They round as those of the library do in that precision.
+    """
+    precision = resolve(precision, device())
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    network = freeze(trained.networks[0], "compiled").to(device(), dtype)  # folded, with torch's own convolutions
     shape = trained.images.shape[1:]
     size = min(images, MicroBatch.fitting(shape, device()).size)
     calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
@@ -106,12 +120,12 @@ def convolutions_alone(trained: Trained, images: int) -> Callable[[], object]:
 
     hooks = [module.register_forward_hook(note) for module in network.modules() if isinstance(module, nn.Conv2d)]
     with torch.no_grad():
-        network(trained.images[:size].to(device(), torch.float32, memory_format=torch.channels_last))
+        network(trained.images[:size].to(device(), dtype, memory_format=torch.channels_last))
     for hook in hooks:
         hook.remove()
 
     def run() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), backends(precision):
             for _ in range(images // size):
                 for conv, x, back in calls:
                     conv(x)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.resources import Resources
+from sep.choices import Precision
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
 from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
@@ -64,6 +66,25 @@ def test_convolutions_alone_are_all_of_them_and_no_more(trained: Trained) -> Non
     layers = sum(isinstance(module, nn.Conv2d) for module in trained.networks[0].modules())
     assert counted.count("aten::convolution_backward") == layers
     assert sorted(set(counted)) == ["aten::convolution", "aten::convolution_backward"]
+
+
+def test_convolutions_alone_round_as_ours_do(trained: Trained) -> None:
+    """So that the yardstick and what it measures use the same units of a GPU."""
+
+    class Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        seen: ClassVar[set[torch.dtype]] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Types.seen |= {value.dtype for value in args if isinstance(value, torch.Tensor)}
+            return func(*args, **(kwargs or {}))
+
+    expected: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+    for precision, dtype in expected.items():
+        run = convolutions_alone(trained, 20, precision)
+        Types.seen = set()
+        with Types():  # type: ignore[no-untyped-call]
+            run()
+        assert Types.seen == {dtype}
 
 
 def test_methods_are_told_apart(trained: Trained) -> None:

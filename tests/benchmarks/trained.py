@@ -85,12 +85,13 @@ class Trained:
         steps: int,
         precision: Precision = "auto",
         kernels: Kernels = "fused",
+        batch_size: int | None = None,
     ) -> Tensor:
         """Return that many protected images, by the library; members use the same kernels."""
         config = CraftConfig(
             method=method, eps_levels=EPS_LEVELS, steps=steps, checkpoints=len(members), precision=precision, kernels=kernels
         )
-        return craft(members, self.images[:images], self.targets[:images], config, torch.Generator().manual_seed(0))
+        return craft(members, self.images[:images], self.targets[:images], config, torch.Generator().manual_seed(0), batch_size)
 
 
 def train(name: str, images: int, epochs: int) -> Trained:

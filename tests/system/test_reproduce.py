@@ -139,7 +139,7 @@ def test_any_number_of_stops_gives_the_same_and_a_card_each(
     assert machine["starts"] >= len(cards) > 10
     assert cards[-1]["seconds"]["victim"] > 0
     early = next(made for made in cards if "victim 2/255: 1 of 2 trainings done" in made["missing"])
-    assert [victim["data"] for victim in early["victims"]] == ["clean"]
+    assert [victim["data"] for victim in early["victims"]] == ["protected"]  # whose figure no other run can give
 
 
 def test_what_was_damaged_between_two_starts_is_made_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +148,8 @@ def test_what_was_damaged_between_two_starts_is_made_again(whole: Path, tmp_path
         "pack": "pack/train-000000.tar",
         "surrogate": "surrogate/epoch_0000/weights.pt",
         str(FIRST / "protect"): str(FIRST / "protect" / "train-000000.tar"),
-        str(FIRST / "victim"): str(FIRST / "victim" / "resnet8-clean-none-seed0.pt"),
-        str(FIRST / "victim") + "/": str(FIRST / "victim" / "resnet8-clean-none-seed0.json"),
+        str(FIRST / "victim"): str(FIRST / "victim" / "resnet8-protected-none-seed0.pt"),
+        str(FIRST / "victim") + "/": str(FIRST / "victim" / "resnet8-protected-none-seed0.json"),
     }
 
     def damage() -> None:

@@ -1,0 +1,200 @@
+"""The pieces of the proof in order of value: the command of each, its time, and where its card comes from.
+
+Every release is made by `pipeline/reproduce.py`, in one run folder: its sweeps share images, surrogate and clean victims.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from pipeline.config.command_line import parse_as
+from pipeline.config.schema import RunConfig
+
+Found = dict[str, Any]
+MAIN_JOB = "pipeline/reproduce.py"
+PAPER, RELEASE = "paper", "release"  # folders
+FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
+MINIATURE = (
+    *("--pack.max-train-images", "100", "--pack.max-test-images", "50", "--pack.shard-images", "25"),
+    *(
+        flag
+        for stage in ("surrogate", "victim")
+        for flag in (f"--{stage}.networks", "resnet8", f"--{stage}.epochs", "2", f"--{stage}.batch-size", "25")
+    ),
+    *("--protect.checkpoints", "2", "--protect.steps", "2"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of the person who runs the proof.
+
+    Attributes:
+        work: folder for the runs, the cards and the log.
+        data: images, as `--data` of the main job takes them.
+        victims: countermeasures of the adversaries of each recipe.
+        methods: recipes beside the paper's, at 8/255.
+        seeds: number of trainings of each victim.
+        miniature: whether sizes shrink, to try the proof without a GPU.
+    """
+
+    work: Path
+    data: str
+    victims: tuple[str, ...] = ("jpeg-10", "gaussian-blur", "grayscale")
+    methods: tuple[str, ...] = ("sep-fa-drawn",)
+    seeds: int = 1
+    miniature: bool = False
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of the proof.
+
+    Attributes:
+        name: of its card, and for `--pieces`.
+        title: for people.
+        command: the program, without the time that is left.
+        results: the file that it writes.
+        read: reads its results from that file; None where the file has none.
+        minutes: the most that it may take.
+        takes_minutes: whether the program takes `--minutes`, ends with 3 when they are used up, and goes on when it is started again.
+        environment: variables for the program.
+        lacking: says why it cannot run; empty if it can.
+        closes: whether it comes as soon as its input is there, even where the time is up, instead of in order.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    results: Path
+    read: Callable[[Path], Found | None]
+    minutes: float = inf
+    takes_minutes: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    lacking: Callable[[], str] = str
+    closes: bool = False
+
+    @property
+    def found(self) -> Found | None:
+        """The results so far; None where there are none, or where the program was killed while it wrote them."""
+        try:
+            return self.read(self.results)
+        except (FileNotFoundError, ValueError, ElementTree.ParseError):
+            return None
+
+    def check(self) -> None:
+        """End this program with status 2 and a message where the main job would refuse its flags."""
+        if MAIN_JOB in self.command:
+            parse_as(self.command[2:], RunConfig, self.name, preset="paper")
+
+
+def pieces(options: Options) -> list[Piece]:
+    """Return all pieces, the most valuable first."""
+    work, python = options.work, sys.executable
+    recipes = [
+        _release(options, f"{name}-8", f"{name} at 8/255", 8, (f"protect.method={name}",), options.victims) for name in options.methods
+    ]
+    return [
+        Piece(
+            "tests",
+            "the tests that need a GPU",
+            ("make", "test-gpu", f"GPU_PYTHON={python}"),
+            work / "tests.xml",
+            _tests,
+            minutes=2,
+            takes_minutes=False,
+            environment={"PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junit-xml={work / 'tests.xml'}"},
+        ),
+        Piece(
+            "bench",
+            "rates and profiles",
+            (python, "-m", "tests.benchmarks.gpu.bench", "--to", str(work / "bench.json"), *_small(options, ("--miniature",))),
+            work / "bench.json",
+            _json,
+            minutes=3,
+        ),
+        _release(options, "paper-2", "the paper's protocol at 2/255", 2),
+        _release(options, "paper-8", "the paper's protocol at 8/255", 8),
+        *recipes,
+        _on_ray(options),
+        _travelling(options),
+    ]
+
+
+def _small(options: Options, flags: tuple[str, ...]) -> tuple[str, ...]:
+    return flags if options.miniature else ()
+
+
+def _release(
+    options: Options, name: str, title: str, levels: int, others: tuple[str, ...] = (), victims: tuple[str, ...] = ("none",)
+) -> Piece:
+    """Return the piece of one release and its victims: a sweep with one point, all in one run folder."""
+    run, sweep = options.work / PAPER, [f"protect.eps-levels={levels}", *others]
+    flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *_small(options, MINIATURE))
+    return Piece(name, title, _job(options, run, *flags), run / "card.json", partial(_card, sweep=sweep))
+
+
+def _on_ray(options: Options) -> Piece:
+    """Return the piece that shares one GPU among Ray's tasks."""
+    run, preset = options.work / "ray", "smoke" if options.miniature else "cifar10-small"
+    flags = ("--preset", preset, "--stages", "pack", "surrogate", "protect", "victim", "--executor", "ray", "--tracking-uri", "none")
+    command = _job(options, run, *flags)
+    return Piece("ray", f"the main job on Ray, {preset}", command, run / "card.json", partial(_card, sweep=[]), lacking=_no_ray)
+
+
+def _no_ray() -> str:
+    return "" if find_spec("ray") else "Ray is not installed"
+
+
+def _job(options: Options, run: Path, *flags: str) -> tuple[str, ...]:
+    """Return the main job's command. It may overwrite, so that more victims can be asked for later: the others stay."""
+    given = ("--data", options.data, "--run", str(run), "--overwrite", "--victim.seeds", *map(str, range(options.seeds)))
+    return (sys.executable, MAIN_JOB, *given, *flags)
+
+
+def _travelling(options: Options) -> Piece:
+    """Return the piece that makes small files of the release at 2/255."""
+    run, to = options.work / PAPER, options.work / RELEASE
+
+    def lacking() -> str:
+        return "" if (run / "sweep" / FIRST / "protect" / "manifest.json").exists() else "the release at 2/255 is not finished"
+
+    command = (sys.executable, "-m", "tests.benchmarks.gpu.release", "pack", str(run / "sweep" / FIRST), str(to))
+    results = to / "release.json"
+    return Piece(
+        RELEASE, "small files of the release", command, results, _json, minutes=1, takes_minutes=False, lacking=lacking, closes=True
+    )
+
+
+def _card(file: Path, sweep: list[str]) -> Found | None:
+    """Return a run's card, if the last start that wrote it asked for this sweep."""
+    card = _json(file)
+    return card if card["settings"]["sweep"] == sweep else None
+
+
+def _json(file: Path) -> Found:
+    found: Found = json.loads(file.read_text())
+    return found
+
+
+def _tests(report: Path) -> Found:
+    """Return numbers of tests from pytest's report, and the first line of each failure."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    faults = {
+        f"{case.get('classname')}::{case.get('name')}": fault for case in cases for fault in case if fault.tag in ("failure", "error")
+    }
+    return {
+        "tests": len(cases),
+        "skipped": sum(case.find("skipped") is not None for case in cases),
+        "failed": {name: (fault.get("message") or "").partition("\n")[0] for name, fault in faults.items()},
+    }
