@@ -5,8 +5,11 @@ Legend: B images, C channels, H W pixels; every function maps stored levels, `(B
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import torch
 from torch import Tensor
+from torchvision.io import decode_webp
 from torchvision.transforms import v2
 
 
@@ -19,6 +22,18 @@ def grayscale(images: Tensor) -> Tensor:
 def jpeg(images: Tensor, quality: int) -> Tensor:
     """Compress and decode by a real JPEG codec (Liu et al. 2023, "Image Shortcut Squeezing", use quality 10)."""
     return torch.stack([v2.functional.jpeg(image, quality) for image in images])
+
+
+def webp(images: Tensor, quality: int) -> Tensor:
+    """Compress and decode by a real WebP codec, lossy."""
+    return torch.stack([_webp(image, quality) for image in images])
+
+
+def _webp(image: Tensor, quality: int) -> Tensor:
+    stream = BytesIO()
+    v2.functional.to_pil_image(image).save(stream, "WEBP", quality=quality)
+    decoded: Tensor = decode_webp(torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8))
+    return decoded
 
 
 def bit_depth(images: Tensor, bits: int) -> Tensor:
