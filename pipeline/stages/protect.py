@@ -33,6 +33,7 @@ from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
 from sep.choices import Precision
 from sep.execution import resolve
+from sep.views.registry import PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
     section = deciding(protect.resolved())
+    if protect.kind.surrogate or protect.kind.noise_rounds:
+        section |= config.recorded_views
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
@@ -58,7 +61,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     capacity = _capacity(config, resources)
     index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
-    ensemble = _ensemble(folder, protect, checkpoints, resources)
+    ensemble = _ensemble(folder, protect, checkpoints, resources, config.views)
     precision = _precision(protect, ensemble, executor, capacity)
     protect = dataclasses.replace(protect, precision=precision)
     if index and not stage.folder.exists(SIMILARITY):
@@ -109,7 +112,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     resources = executor.connect(config.workers)
     protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
-    ensemble = _ensemble(run, protect, checkpoints, resources)
+    ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN))
     prepared = kept(run.child("protect"), config)
     task = CraftingTask(
         ensemble=ensemble,
@@ -131,9 +134,9 @@ def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
-def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources) -> Ensemble:
+def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources, views: Sequence[str]) -> Ensemble:
     drawn = config.resolved().members_per_step
-    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, drawn)
+    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, drawn, tuple(views))
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:
@@ -197,6 +200,7 @@ def _finish(
         "classes": list(task.classes),
         "method": config.method,
         "targets": config.targets,
+        "views": list(task.ensemble.views if config.kind.surrogate or config.kind.noise_rounds else PLAIN),
         "eps_levels": config.eps_levels,
         "steps": config.steps,
         "precision": config.precision,

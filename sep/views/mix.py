@@ -76,7 +76,7 @@ def each_its_own(images: Tensor, views: Sequence[str], generator: torch.Generato
 def one_a_batch(
     batches: Iterable[tuple[Tensor, Tensor]], views: Sequence[str], generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Show each batch of images `(B, 3, H, W)` uint8 in one view of the mix, dealt from a deck."""
+    """Show each batch of images `(B, 3, H, W)` uint8 in one view of the mix, drawn for it."""
     each = kinds(views)
     for images, labels in batches:
         ((place, look),) = looks(views, 1, 0, generator)

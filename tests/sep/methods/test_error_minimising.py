@@ -16,10 +16,12 @@ from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, minimise
 from sep.methods.registry import MOST_ROUNDS
 from sep.models import Network, build
 from sep.train_config import TrainConfig
+from sep.views.registry import VIEWS, Look
 
 K, COUNT, SIDE, EPS = 4, 256, 8, 8
 TRAIN = TrainConfig(epochs=6, batch_size=32, lr=0.05, augmentation="none")
 CONFIG = NoiseConfig(training=TRAIN, eps_levels=EPS, steps=4)
+PLAINLY = 4 * [(VIEWS["none"], Look())]
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -100,7 +102,7 @@ def test_each_descent_lowers_the_loss_of_that_network() -> None:
     losses = []
     for _ in range(3):
         losses.append(float(functional.cross_entropy(frozen(data.look(torch.arange(COUNT)).float())[1], labels)))
-        data.descend(frozen, torch.arange(COUNT), CONFIG)
+        data.descend(frozen, torch.arange(COUNT), CONFIG, PLAINLY)
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -120,7 +122,7 @@ def test_the_step_is_a_tenth_of_the_budget_in_whole_levels() -> None:
     frozen = freeze(network())
     for eps, step in ((2, 1), (8, 1), (16, 2), (40, 4)):
         data = Perturbed(clean, labels, torch.arange(COUNT), COUNT)
-        data.descend(frozen, torch.arange(COUNT), replace(CONFIG, eps_levels=eps, steps=1))
+        data.descend(frozen, torch.arange(COUNT), replace(CONFIG, eps_levels=eps), PLAINLY[:1])
         assert set(torch.unique(data.noise[:-1].abs()).tolist()) <= {0, step}
 
 
