@@ -40,7 +40,8 @@ def _known_countermeasures() -> str:
     others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
     return (
         f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize and dilution by any other number from "
-        f"1 to 99), or several at once, in order, as in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution alone: {', '.join(alone)}"
+        "1 to 99), or several at once, in order, as in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution "
+        f"alone: {', '.join(alone)}"
     )
 
 

@@ -10,6 +10,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.victims import VictimPair, share_of
 from pipeline.storage.layout import PAGE
 from sep.methods.registry import METHODS
+from sep.views.registry import PLAIN
 
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
@@ -43,6 +44,8 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     counts = protect.counts
     figures = {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(results.budget)}
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
+    views = counts.get("views", [*PLAIN])
+    figures |= {"views": ", ".join(views)} if views != [*PLAIN] else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"])}
     figures |= {"missing_shards": len(protect.missing)} if protect.missing else {}
     figures |= {name: float(measures[name].mean(dtype=float)) for name in VISIBLE if measures[name].size}
@@ -85,6 +88,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
     def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
         return [f"  {label:<24}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
 
+    through = f" through {known['views']}" if "views" in known else ""
     seeds = f"{known.get('victim')}, {known.get('seeds')} seed{'s' if known.get('seeds') != 1 else ''}"
     lines = [
         *line("clean victim", "clean_accuracy", "%", seeds),
@@ -94,7 +98,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
-        *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
+        *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}{through}"),
         *line("SSIM", "ssim", "", "mean of the same images; 1 means no change", ".3f"),
         *line("missing shards", "missing_shards", "", "crafting failed for them, and the run went on without them", "d"),
         *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),

@@ -9,7 +9,7 @@ Legend: B images, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
@@ -161,6 +161,9 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
 }
 
 
+VIEW_OF = {"grayscale": "gray", "bit-depth-2": "bits-2", "gaussian-blur": "blur", "random-warp": "warp"}  # others share the name
+
+
 @dataclass(frozen=True)
 class Plan:
     """Several countermeasures together, in the order given."""
@@ -252,6 +255,11 @@ def _named(name: str) -> Countermeasure:
 def clean_share(name: str) -> str | None:
     """Return the kind of share, of `SHARES`, that a countermeasure takes; None if it takes all protected images as they are."""
     return next((share[1] for each in name.split("+") if (share := SHARE.fullmatch(each))), None)
+
+
+def crafted_for(name: str, views: Collection[str]) -> bool:
+    """Return whether a release that was crafted through these views was crafted for a countermeasure: for each of its parts, if several."""
+    return all(VIEW_OF.get(each, each) in views for each in name.split("+"))
 
 
 def control_of(name: str) -> str:
