@@ -42,7 +42,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Protect every shard that has no protected version yet.
 
     Raises:
-        ValueError: an earlier stage has not finished, the stage was done with another configuration, or a class is unknown.
+        ValueError: an earlier stage has not finished, the stage was done with another configuration, the surrogate was trained through
+            other views, or a class is unknown.
         WorkFailed: shards failed, after all others were finished.
     """
     pack, protect = Manifest.load(folder, "pack"), config.protect
@@ -51,6 +52,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     section = deciding(protect.resolved())
     if protect.kind.surrogate or protect.kind.noise_rounds:
         section |= config.recorded_views
+    if protect.kind.surrogate:
+        _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
@@ -127,6 +130,16 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
         budget=budget_of(protect, pack),
     )
     return _craft_all(task, stage, pack.shards["train"], config, executor, _capacity(config, resources), prepared)
+
+
+def _check_views(config: RunConfig, folder: Run) -> None:
+    """Check that the surrogate was trained through the views that images are to be protected for."""
+    trained = Manifest.load(folder, "surrogate").asked["surrogate"].get("views", list(PLAIN))
+    if trained != list(config.views):
+        raise ValueError(
+            f"--views {' '.join(config.views)}, but the surrogate was trained through {' '.join(trained)}: give these, or redo the stage "
+            "'surrogate' with --overwrite"
+        )
 
 
 def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
