@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FAR = 9.0  # deviations; farther, densities would be denormal numbers, with which CPUs are slow
 WIDE = 0.4  # steps: from here on a dithered rounding has slope 1 everywhere, to a few percent
 
 
@@ -60,6 +61,6 @@ def slope(values: Tensor, after: Tensor, spread: Tensor | float) -> Tensor:
     spread = torch.as_tensor(spread, dtype=values.dtype, device=values.device)
     aside, narrow = (values - after).abs(), spread.clamp(max=WIDE)
     # Boundaries beyond the two nearest are more than three deviations away.
-    near, far = ((0.5 - aside) / narrow, (0.5 + aside) / narrow)
-    density = (torch.exp(-0.5 * near**2) + torch.exp(-0.5 * far**2)) / (narrow * math.sqrt(2 * math.pi))
+    near, far = (((0.5 - aside) / narrow).clamp_(max=FAR), ((0.5 + aside) / narrow).clamp_(max=FAR))
+    density = (near.square_().mul_(-0.5).exp_() + far.square_().mul_(-0.5).exp_()) / (narrow * math.sqrt(2 * math.pi))
     return torch.where(spread < WIDE, density, 1.0)
