@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cluster.resources import Resources
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
-from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
+from tests.benchmarks.rates import METHODS, VIEWS, by_views, convolutions_alone, gradients, in_turns
 from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, train
 
@@ -64,6 +64,12 @@ def test_convolutions_alone_are_all_of_them_and_no_more(trained: Trained) -> Non
     layers = sum(isinstance(module, nn.Conv2d) for module in trained.networks[0].modules())
     assert counted.count("aten::convolution_backward") == layers
     assert sorted(set(counted)) == ["aten::convolution", "aten::convolution_backward"]
+
+
+def test_views_are_measured_one_by_one_and_mixed(trained: Trained) -> None:
+    found = by_views(trained, 8, 1)
+    assert found.keys() == {*VIEWS, "mix"}
+    assert min(found.values()) > 0
 
 
 def test_methods_are_told_apart(trained: Trained) -> None:
