@@ -25,10 +25,10 @@ from sep.views.registry import PLAIN, Look
 __all__ = ["CraftConfig", "Method", "craft", "descend", "gradient"]
 
 Direction = Callable[[Sequence[Turn], Tensor, Tensor, Tensor], Tensor]
-FIRST = Look()
+NO_DRAWS = Look()
 
 
-def gradient(member: Member, x: Tensor, targets: Tensor, look: Look = FIRST, *, ascend: bool = False) -> Tensor:
+def gradient(member: Member, x: Tensor, targets: Tensor, look: Look = NO_DRAWS, *, ascend: bool = False) -> Tensor:
     """Return `grad L_i(V(x))` of one member with respect to the pixels, `(B, C, H, W)`; of feature alignment if it has class means.
 
     `V` is the member's view, and the look has its draws. With `ascend`, return the negative: a descent along it moves away from the class
