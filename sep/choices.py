@@ -8,3 +8,4 @@ NetworkName = Literal["resnet8", "resnet18", "senet18", "vgg16-bn", "densenet121
 Targets = Literal["shift", "random-class", "per-sample", "untargeted"]
 Precision = Literal["auto", "float32", "tf32", "bf16"]
 Kernels = Literal["plain", "fused", "compiled"]
+Channels = Literal["colour", "grey"]

@@ -19,35 +19,40 @@ from sep.execution import MicroBatch, arithmetic, to_device
 from sep.methods.registry import Method
 from sep.methods.request import Request, protect
 from sep.objective import feature_alignment, target_cross_entropy
+from sep.views.mix import Turn
+from sep.views.registry import PLAIN, Look
 
 __all__ = ["CraftConfig", "Method", "craft", "descend", "gradient"]
 
-Direction = Callable[[Sequence[int], Tensor, Tensor, Tensor], Tensor]
+Direction = Callable[[Sequence[Turn], Tensor, Tensor, Tensor], Tensor]
+NO_DRAWS = Look()
 
 
-def gradient(member: Member, x: Tensor, targets: Tensor, *, ascend: bool = False) -> Tensor:
-    """Return `grad L_i(x)` of one member with respect to the pixels, `(B, C, H, W)`; of feature alignment if it has class means.
+def gradient(member: Member, x: Tensor, targets: Tensor, look: Look = NO_DRAWS, *, ascend: bool = False) -> Tensor:
+    """Return `grad L_i(V(x))` of one member with respect to the pixels, `(B, C, H, W)`; of feature alignment if it has class means.
 
-    With `ascend`, return its negative: a descent along it moves away from the class instead of towards it.
+    `V` is the member's view, and the look has its draws. With `ascend`, return the negative: a descent along it moves away from the class
+    instead of towards it.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
+        seen = member.view.on_levels(x, look)
         if member.means is None:
-            loss = target_cross_entropy(member.network(x)[1], targets)
+            loss = target_cross_entropy(member.network(seen)[1], targets)
         else:
-            loss = feature_alignment(member.network.features(x), member.means[targets])
+            loss = feature_alignment(member.network.features(seen), member.means[targets])
         (grad,) = torch.autograd.grad(-loss if ascend else loss, x)
     return grad
 
 
-def descend(request: Request, draws: Sequence[Sequence[int]], direction: Direction) -> Tensor:
+def descend(request: Request, draws: Sequence[Sequence[Turn]], direction: Direction) -> Tensor:
     """Protect images by steps of one level against the signs of a direction, or of its sum with those before, if there is momentum.
 
     All images take a step before any takes the next one, so that a network that is loaded when it is drawn serves all of them.
 
     Args:
         request: with an ensemble and targets.
-        draws: the positions of the members drawn for each step.
+        draws: for each step the positions of the members drawn for it, with their looks.
         direction: from a step's draws, images and clean images, whole levels as floats `(b, C, H, W)` on the ensemble's device, and
             targets `(b,)` to the gradient to descend on. It is called again for images whose memory ran out, so it draws nothing itself.
 
@@ -57,7 +62,7 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
     Raises:
         ValueError: gradients of the ensemble are no numbers; the images would be released unprotected.
     """
-    config, like, wanted = request.config, request.members[draws[0][0]].network.mean, request.targets
+    config, like, wanted = request.config, request.members[draws[0][0][0]].network.mean, request.targets
     assert wanted is not None
     clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
     x, velocity = clean.clone(), torch.zeros_like(clean, dtype=like.dtype) if momentum else None
@@ -67,12 +72,12 @@ def descend(request: Request, draws: Sequence[Sequence[int]], direction: Directi
     def levels(images: Tensor) -> Tensor:
         return to_device(images, like, config.kernels)
 
-    def gradients(drawn: Sequence[int], part: slice) -> tuple[slice, Tensor]:
+    def gradients(drawn: Sequence[Turn], part: slice) -> tuple[slice, Tensor]:
         with arithmetic(like.device, config.precision):
             return part, direction(drawn, levels(x[part]), levels(clean[part]), targets[part])
 
     for drawn in draws:
-        assert all((request.members[k].means is not None) == config.aligns_features for k in drawn)
+        assert all((request.members[k].means is not None) == config.aligns_features for k, _ in drawn)
         for part, total in request.batch.run(partial(gradients, drawn), len(x)):
             if velocity is not None:
                 total = velocity[part].mul_(momentum).add_(total)
@@ -91,16 +96,19 @@ def craft(
     config: CraftConfig,
     generator: torch.Generator,
     batch_size: int | None = None,
+    views: Sequence[str] = PLAIN,
 ) -> Tensor:
     """Protect images with an ensemble at hand, by any method that needs no other preparation than class means.
 
     Args:
-        members: the ensemble, all on one device; with class means for the methods that align features.
+        members: the ensemble, all on one device; with class means for the methods that align features. With views, a member for each
+            checkpoint and view of the mix, the views of a checkpoint side by side, in the mix's order.
         images: clean images, `(B, C, H, W)` uint8, on any device.
         targets: class each image is drawn towards, or, untargeted, away from, `(B,)`; its own class if the method has no targets.
         config: method, budget, steps.
         generator: on the CPU; source of the draws that the images have in common. Those of single images derive from its seed.
         batch_size: number of images whose gradients are taken at once; what fits memory if not given.
+        views: the mix, in which a name that comes several times has as many shares.
 
     Returns:
         Protected images, `(B, C, H, W)` uint8 on the CPU, within the budget.
@@ -119,6 +127,7 @@ def craft(
         config=config,
         members=members,
         targets=targets,
+        views=views,
         generator=generator,
         batch=MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], device),
     )

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from sep.budget import Budget
-from sep.choices import Kernels, Precision, Targets
+from sep.choices import Channels, Kernels, Precision, Targets
 from sep.methods.registry import METHODS, Method, MethodSpec
 
-OPTIONS = ("members_per_step", "momentum", "normalised")  # settings that only some methods have
+OPTIONS = ("members_per_step", "momentum", "normalised", "channels", "patterns")  # settings that only some methods have
 USUAL = ("checkpoints", *OPTIONS)  # settings whose values are the method's where nobody gives one
 
 
@@ -34,11 +34,19 @@ class CraftConfig:
     members_per_step: int | None = None
     """members m drawn for each step of sep-drawn and sep-fa-drawn, without replacement until all have had their turn; 1 if not given"""
     momentum: float | None = None
-    """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap and the drawn methods; if not given, 0.9 in the
-    drawn methods and 0 in the paper's"""
+    """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap, the drawn methods and error-minimising noise;
+    if not given, 0.9 in the drawn methods and 0 in the papers'"""
     normalised: bool | None = None
     """whether each gradient is divided by its mean magnitude in the image, in the same methods; if not given, True in the drawn methods and
-    False in the paper's"""
+    False in the papers'"""
+    channels: Channels | None = None
+    """of error-minimising noise; colour: each channel has its own, if not given; grey: one for red, green and blue, because JPEG and
+    grayscale remove colour"""
+    patterns: int | None = None
+    """patterns a class of error-min-class, chosen for each image by a hash of its key and the seed, against averaging a class; 1 if not
+    given"""
+    noise_rounds: int | None = None
+    """rounds of training a network and moving error-minimising noise; if not given, until the training error is 1 percent, at most 30"""
     targets: Targets = "shift"
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class"""
@@ -56,15 +64,15 @@ class CraftConfig:
         """
         if not 1 <= self.eps_levels <= 255:
             raise ValueError(f"eps_levels must be 1 to 255 grey levels, got {self.eps_levels}")
-        for name in ("steps", "checkpoints", "inner_steps", "members_per_step"):
+        for name in ("steps", "checkpoints", "inner_steps", "members_per_step", "patterns", "noise_rounds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be from 0 up to, not including, 1; got {self.momentum}")
-        for name in OPTIONS:
-            if getattr(self, name) is not None and getattr(self.kind, name) is None:
-                others = ", ".join(method for method, kind in METHODS.items() if getattr(kind, name) is not None)
+        for name in (*OPTIONS, "noise_rounds"):
+            if getattr(self, name) is not None and not _takes(self.kind, name):
+                others = ", ".join(method for method, kind in METHODS.items() if _takes(kind, name))
                 raise ValueError(f"{name} is not a setting of {self.method}, but of {others}: leave it out, or take one of these")
 
     @property
@@ -113,5 +121,10 @@ class CraftConfig:
             noise_rounds: rounds of training against the noise; the most that the method allows if not given.
         """
         inner = (self.inner_steps or members) if self.kind.inner_steps else 0
-        rounds = self.kind.noise_rounds if noise_rounds is None else noise_rounds
+        rounds = (self.noise_rounds or self.kind.noise_rounds) if noise_rounds is None else noise_rounds
         return self.steps * ((self.resolved().members_per_step or members) + inner) + self.noise_steps * rounds
+
+
+def _takes(kind: MethodSpec, name: str) -> bool:
+    """Return whether a method has a setting of `OPTIONS`, or rounds."""
+    return kind.noise_rounds > 0 if name == "noise_rounds" else getattr(kind, name) is not None

@@ -19,6 +19,7 @@ from torch.nn.functional import one_hot
 from sep.choices import Kernels
 from sep.execution import arithmetic
 from sep.models import Network
+from sep.views.registry import VIEWS, View
 from sep.winograd import replace_convolutions
 
 EXACT = 2.0**24  # features are summed in multiples of its inverse
@@ -92,15 +93,17 @@ def compile_together(networks: Sequence[Network]) -> None:
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint of the ensemble: a frozen network together with *its own* class means.
+    """One checkpoint of the ensemble, through one view: a frozen network together with *its own* class means.
 
     Attributes:
         network: from `freeze`.
-        means: `(K, D)` mean features per class over all training images; None if the method needs none.
+        means: `(K, D)` mean features per class over all training images, seen through the member's view; None if the method needs none.
+        view: what it sees images through.
     """
 
     network: Network
     means: Tensor | None = None
+    view: View = VIEWS["none"]
 
     def __post_init__(self) -> None:
         """Catch a network that could still change (method, section 6, faults 1 and 2)."""

@@ -14,6 +14,7 @@ from sep.countermeasures import registry as countermeasures
 from sep.craft_config import CraftConfig
 from sep.methods.registry import METHODS, Method
 from sep.train_config import TrainConfig
+from sep.views import registry as views
 
 StageName = Literal["pack", "surrogate", "protect", "victim", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -40,8 +41,17 @@ def _known_countermeasures() -> str:
     alone = [name for name, each in countermeasures.COUNTERMEASURES.items() if each.clean_only]
     others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
     return (
-        f"what an adversary does against the protection: {', '.join(others)} (or any other percentage), or several at once, in order, as "
-        f"in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution alone: {', '.join(alone)}"
+        f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize and dilution by any other number from "
+        "1 to 99), or several at once, in order, as in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution "
+        f"alone: {', '.join(alone)}"
+    )
+
+
+def _known_views() -> str:
+    """Return the help for the views, from their table."""
+    return (
+        f"what may happen to a picture before a network sees it; surrogates are trained, and images protected, for all of it: "
+        f"{views.known()}; a name that comes several times has as many shares"
     )
 
 
@@ -193,6 +203,7 @@ class RunConfig:
     """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
     seed: int = 0
     """everything random derives from it"""
+    views: Annotated[tuple[str, ...], Doc(_known_views())] = views.PLAIN
     keep_going: Annotated[bool, Mark.START] = False
     """protect: where shards fail again and again, finish without them; the run goes on, ends with exit code 1, and verify names them"""
     overwrite: Annotated[bool, Mark.START] = False
@@ -221,6 +232,11 @@ class RunConfig:
         """Whether these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
         return "surrogate" in self.needed_stages or ("protect" in self.stages and self.protect.kind.noise_rounds > 0)
 
+    @property
+    def recorded_views(self) -> dict[str, Any]:
+        """What a stage that looks through views records of them: nothing of networks that see pictures as they are stored."""
+        return {} if self.views == views.PLAIN else {"views": list(self.views)}
+
     def __post_init__(self) -> None:
         """Check what only the whole tree shows.
 
@@ -231,6 +247,10 @@ class RunConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        try:
+            views.check_mix(self.views)
+        except ValueError as error:
+            raise ValueError(f"views: {error}") from error
         if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
             several = ", ".join(self.surrogate.networks)
             raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")

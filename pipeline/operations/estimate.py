@@ -90,7 +90,7 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
     networks = config.surrogate.networks
     rate = len(networks) / sum(1 / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
     members = config.protect.members(len(networks))
-    passes = work.train * members / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
+    passes = work.train * members * len(set(config.views)) / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
     coding = SHARD_PASSES * work.released / (images.per_second * workers.cpus_each)
     computing = (work.gradients(config) + passes) / rate
     if workers.gpu and config.protect.kind.noise_rounds:  # one GPU trains against the noise, whatever the others do

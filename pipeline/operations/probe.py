@@ -28,6 +28,8 @@ from sep.ensemble import Member, freeze
 from sep.execution import MicroBatch, arithmetic, resolve, to_device, use_cpu
 from sep.fitting import confusion, optimiser, train_epoch
 from sep.models import Network, build
+from sep.views.mix import each_its_own
+from sep.views.registry import PLAIN, kinds
 
 LOOKED_AT = 64  # images of the source, as they come
 LONGEST_SHARE = 0.5  # of the time for one figure, that a single step may take
@@ -123,14 +125,19 @@ def measure(pixels: Tensor, config: RunConfig, num_classes: int, gpu: bool, seco
         network = fresh(name, pixels, num_classes).to(device)
         labels = torch.arange(len(pixels)) % num_classes
         if name in config.surrogate.networks:
-            member = Member(freeze(network, config.protect.kernels), _means(network, num_classes, config))
+            frozen, means, seen = freeze(network, config.protect.kernels), _means(network, num_classes, config), kinds(config.views)
             most = min(len(pixels), MicroBatch.fitting(pixels.shape[1:], device).size)
-            batch = to_device(pixels[:most], member.network.mean, config.protect.kernels)
+            batch = to_device(pixels[:most], frozen.mean, config.protect.kernels)
             with arithmetic(device, resolve(config.protect.precision, device)):
-                gradients[name] = 1 / ramp(partial(_gradient, member, batch, labels.to(device)), most, share).each
+                each = {
+                    view.name: ramp(partial(_gradient, Member(frozen, means, view), batch, labels.to(device)), most, share / len(seen)).each
+                    for view in seen
+                }
+            gradients[name] = len(config.views) / sum(each[view] for view in config.views)
         section = config.surrogate if name in config.surrogate.networks else config.victim
         training_config = replace(section, schedule="step", warmup_epochs=0)
-        step = partial(_train, network.to(memory_format=torch.channels_last), training_config, pixels, labels)
+        views = config.views if section is config.surrogate else PLAIN
+        step = partial(_train, network.to(memory_format=torch.channels_last), training_config, views, pixels, labels)
         training[name] = ramp(step, len(pixels), share)
         evaluation[name] = 1 / ramp(partial(_evaluate, network, pixels, labels, num_classes), len(pixels), share).each
     return Speed(gradients, training, evaluation)
@@ -205,9 +212,10 @@ def _gradient(member: Member, batch: Tensor, labels: Tensor, count: int) -> None
     _wait(batch.device)
 
 
-def _train(network: Network, config: Any, pixels: Tensor, labels: Tensor, count: int) -> None:
+def _train(network: Network, config: Any, views: Sequence[str], pixels: Tensor, labels: Tensor, count: int) -> None:
     sgd, scheduler = optimiser(network, config, 1)
-    train_epoch(network, sgd, scheduler, [(pixels[:count], labels[:count])], config.augmentation, torch.Generator(), config.precision)
+    images = each_its_own(pixels[:count].to(network.mean.device), views, torch.Generator())
+    train_epoch(network, sgd, scheduler, [(images, labels[:count])], config.augmentation, torch.Generator(), config.precision)
 
 
 def _evaluate(network: Network, pixels: Tensor, labels: Tensor, num_classes: int, count: int) -> None:

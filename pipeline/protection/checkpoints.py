@@ -23,6 +23,7 @@ from sep.choices import Kernels
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
 from sep.execution import share_memory
 from sep.models import Network
+from sep.views.registry import PLAIN, kinds
 
 Item = TypeVar("Item", covariant=True)
 HELD = 10  # networks in a worker's memory where each step draws a few of more
@@ -98,6 +99,7 @@ class Ensemble:
     gpu: bool = False
     tasks_per_gpu: int = 1
     members_per_step: int | None = None  # drawn for each step; None: every step takes all
+    views: tuple[str, ...] = PLAIN  # the mix that members look through
 
     @property
     def device(self) -> torch.device:
@@ -115,17 +117,20 @@ class Ensemble:
         return min(len(self.checkpoints), max(HELD, self.members_per_step))
 
     def members(self, means: Sequence[Tensor] | None = None) -> Sequence[Member]:
-        """Return the frozen networks, each with its own class means `(K, D)` if means are given.
+        """Return the frozen networks through each view, the views of a network side by side.
+
+        Args:
+            means: class means `(K, D)` of each of them, if the method aligns features.
 
         Raises:
             ValueError: see `load_networks`.
         """
-        networks, device = load_networks(self), self.device
+        networks, device, seen = load_networks(self), self.device, kinds(self.views)
 
         def member(place: int) -> Member:
-            return Member(networks[place], None if means is None else means[place].to(device))
+            return Member(networks[place // len(seen)], None if means is None else means[place].to(device), seen[place % len(seen)])
 
-        members = OnDemand(len(networks), member)
+        members = OnDemand(len(networks) * len(seen), member)
         return members if self.held < len(networks) else list(members)
 
 

@@ -1,4 +1,4 @@
-"""Class means of every checkpoint's features over the whole training set: a preparation, computed shard by shard.
+"""Class means of every checkpoint's features through every view, over the whole training set: a preparation, computed shard by shard.
 
 Legend: N checkpoints, K classes, D feature width.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cluster.executor import Executor
 from cluster.work import Capacity, Work
+from pipeline.config.seeds import derive
 from pipeline.protection.checkpoints import Ensemble, load_networks
 from pipeline.protection.preparation_files import write_file, write_prepared
 from pipeline.shards.shard import read_shard
@@ -25,25 +26,29 @@ from pipeline.storage.stage import Shard
 from sep.ensemble import class_sums
 from sep.execution import MicroBatch, use_cpu
 from sep.models import Network
+from sep.views.registry import Look, View, kinds
 
-Sums = tuple[list[Tensor], Tensor]  # for each checkpoint `(K, D)` float64 sums of features; `(K,)` counts
+Sums = tuple[list[Tensor], Tensor]  # for each checkpoint and view `(K, D)` float64 sums of features; `(K,)` counts
 
 
-def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard) -> Sums:
-    """Return one clean shard's share. This is the body of a task."""
+def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int = 0) -> Sums:
+    """Return one clean shard's share. This is the body of a task. The images of a shard share the draws of a view."""
     use_cpu(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
     images, labels = to_tensors(read_shard(ensemble.run.child("pack"), shard))
     batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], ensemble.device)
     sums = []
+    looks = [(view, Look(derive(seed, "class means", view.name, shard.name))) for view in kinds(ensemble.views)]
     for network in load_networks(ensemble):
-        parts = list(batch.run(partial(_sum, network, images, labels, num_classes), len(images)))
-        sums.append(reduce(torch.add, [part for part, _ in parts]))
+        for view, look in looks:
+            parts = list(batch.run(partial(_sum, network, view, look, images, labels, num_classes), len(images)))
+            sums.append(reduce(torch.add, [part for part, _ in parts]))
     return sums, torch.bincount(labels, minlength=num_classes)
 
 
-def _sum(network: Network, images: Tensor, labels: Tensor, num_classes: int, part: slice) -> tuple[Tensor, Tensor]:
-    return class_sums(network, [(images[part], labels[part])], num_classes)
+def _sum(network: Network, view: View, look: Look, images: Tensor, labels: Tensor, num_classes: int, part: slice) -> tuple[Tensor, Tensor]:
+    seen = view.on_levels(images[part].to(network.mean), look)
+    return class_sums(network, [(seen, labels[part])], num_classes)
 
 
 def add(*shares: Sums) -> Sums:
@@ -58,12 +63,13 @@ def write_means(
     ensemble: Ensemble,
     num_classes: int,
     batch_size: int | None,
+    seed: int,
     shards: Sequence[Shard],
     executor: Executor,
     capacity: Capacity,
     keep_going: bool,
 ) -> None:
-    """Combine every shard's share into one preparation: for each checkpoint its `(K, D)` float32 means.
+    """Combine every shard's share into one preparation: for each checkpoint and view its `(K, D)` float32 means.
 
     Raises:
         WorkFailed: shards failed, after all others were finished, and the stage was not asked to keep going.
@@ -72,7 +78,7 @@ def write_means(
     begun = time.monotonic()
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
-    pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard), shard.count) for shard in shards]
+    pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard, seed), shard.count) for shard in shards]
     total, failed = executor.combine_all(sum_shard, add, pieces, what="class means", capacity=capacity)
     if failed is not None and (total is None or not keep_going):
         raise failed

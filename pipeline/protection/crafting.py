@@ -80,6 +80,7 @@ def _request(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, key
     return replace(
         request,
         members=task.ensemble.members(load_prepared(task.prepared, task.prepared_sha256) if config.aligns_features else None),
+        views=task.ensemble.views,
         targets=choose_targets(config.targets, labels, task.classes, drawn, draws) if config.kind.targets else labels,
         batch=_micro_batch(task.ensemble, config, tuple(images.shape[1:])),
     )

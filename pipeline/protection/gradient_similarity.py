@@ -23,6 +23,7 @@ from sep.ensemble import equally_spaced
 from sep.execution import use_cpu
 from sep.objective import shifted
 from sep.similarity import gradient_cosines
+from sep.views.registry import PLAIN
 
 IMAGES, PIXELS = 32, 2**19  # at most so many images of the first clean shard, fewer if they are large
 SPACED = 10  # checkpoints looked at where the ensemble has fewer than two of a network
@@ -59,7 +60,7 @@ def write_similarity(
     between = choose(index, 1)
     # One checkpoint is like itself.
     groups = {name: group for name, group in (*groups.items(), ("", between)) if len(group) > 1}
-    ensemble = replace(ensemble, kernels="fused")
+    ensemble = replace(ensemble, kernels="fused", views=PLAIN)
     pieces = [Work(name, (replace(ensemble, checkpoints=group), num_classes, shard)) for name, group in groups.items()]
     found: dict[str, list[list[float]]] = {}
     with suppress(WorkFailed):  # which the executor has logged

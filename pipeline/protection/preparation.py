@@ -29,7 +29,7 @@ from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.training.networks import build_network
 from sep.execution import use_cpu
-from sep.methods.error_minimising import NoiseConfig, Perturbed, minimise
+from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import Preparation
 
@@ -111,7 +111,8 @@ def kept(folder: Folder, config: RunConfig) -> Prepared:
 def _class_means(site: Site, executor: Executor) -> None:
     size, number = site.config.protect.batch_size, len(site.pack.counts["classes"])
     batch_size = None if size == "auto" else size
-    write_means(site.out, site.made_from, site.ensemble, number, batch_size, site.shards, executor, site.capacity, site.config.keep_going)
+    shards, seed, keep_going = site.shards, site.config.seed, site.config.keep_going
+    write_means(site.out, site.made_from, site.ensemble, number, batch_size, seed, shards, executor, site.capacity, keep_going)
 
 
 def _pixels(site: Site, executor: Executor) -> None:
@@ -152,7 +153,8 @@ def _noise(site: Site, executor: Executor) -> None:
     """
     counts, limit = site.pack.counts, site.config.memory_limit_mb
     images = sum(shard.count for shard in site.shards)
-    needed = BYTES_WITH_NOISE * images * 3 * counts["height"] * counts["width"] / 1e6
+    each = BYTES_WITH_NOISE + (4 if site.config.protect.momentum and site.config.protect.kind.preparation == "own-noise" else 0)
+    needed = each * images * 3 * counts["height"] * counts["width"] / 1e6
     if needed > limit:
         raise ValueError(
             f"{site.config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
@@ -174,8 +176,8 @@ def make_noise(site: Site, threads: int) -> None:
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
     images, labels = load(site.clean, site.shards)
     protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
-    numbers = protected.cumsum(0) - 1 if own_rows else torch.searchsorted(among, labels)
-    count = int(protected.sum()) if own_rows else len(among)
+    numbers = protected.cumsum(0) - 1 if own_rows else _class_rows(site, torch.searchsorted(among, labels))
+    count = int(protected.sum()) if own_rows else len(among) * (config.patterns or 1)
     rows = torch.where(protected, numbers, -1)
     name = site.config.surrogate.networks[0]
     torch.manual_seed(derive(site.config.seed, "noise"))
@@ -184,10 +186,14 @@ def make_noise(site: Site, threads: int) -> None:
         training=site.config.surrogate,
         eps_levels=config.eps_levels,
         steps=config.noise_steps,
+        rounds=config.noise_rounds,
+        momentum=config.momentum or 0.0,
+        normalised=bool(config.normalised),
+        views=site.config.views,
         precision=config.precision,
         kernels=config.kernels,
     )
-    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count)
+    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels or "colour")
     noise = minimise(network, data, settings, generator(site.config.seed, "noise"), threads)
     if own_rows:
         held = torch.split(protected, [shard.count for shard in site.shards])
@@ -199,6 +205,15 @@ def make_noise(site: Site, threads: int) -> None:
         files = write_file(site.out, EVERY_SHARD, noise.levels)
     found = {"noise_rounds": noise.rounds, "noise_error": noise.error, "networks": [name]}
     write_prepared(site.out, site.made_from, files, found, time.monotonic() - begun)
+
+
+def _class_rows(site: Site, classes: Tensor) -> Tensor:
+    """Return the row of noise of each training image, as `class_noise` chooses it when a shard is protected."""
+    config = site.config.protect
+    if (patterns := config.patterns or 1) == 1:
+        return classes
+    keys = [sample.key for shard in site.shards for sample in read_shard(site.clean, shard)]
+    return class_rows(classes, [derive(site.config.seed, config.method, key) for key in keys], patterns)
 
 
 PREPARATIONS: dict[Preparation, Callable[[Site, Executor], None]] = {

@@ -18,7 +18,7 @@ from pipeline.storage.layout import PARTS, WEIGHTS, trial_name, trial_record
 from pipeline.storage.run import Point, Run, point
 
 ACCURACIES = ("last", "peak", "relabelled")
-SECTIONS = ("preset", "seed", "pack", "surrogate", "victim")
+SECTIONS = ("preset", "seed", "views", "pack", "surrogate", "victim")
 Card = dict[str, Any]
 
 

@@ -15,6 +15,7 @@ from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest
 from sep.budget import largest_change
 from sep.methods.registry import METHODS
+from sep.views.registry import PLAIN
 
 NONE = "–"  # where a table has no figure
 SHOWN_MISSING = 10  # names of victims
@@ -202,8 +203,11 @@ def _made(run: RunResults) -> tuple[str, ...]:
     def shown(name: str, form: str = "{}") -> str:
         return form.format(counts[name]) if counts.get(name) is not None else NONE
 
+    views = counts.get("views", [*PLAIN])
+    through = f" through {', '.join(views)}" if views != [*PLAIN] else ""
     return (
-        *(shown(name) for name in ("method", "targets")),
+        shown("method") + through,
+        shown("targets"),
         ", ".join(counts.get("networks", [])) or NONE,
         str(run.budget),
         *(shown(name, form) for name, form in (("members", "{}"), ("steps", "{}"), ("gradients", "{:,}"))),

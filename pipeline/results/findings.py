@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipeline.results.dilution_findings import on_diluted
@@ -10,6 +10,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.thresholds import ALIKE, FAR, NEAR, error, lost, much, share_lost
 from pipeline.results.victims import VictimPair
 from pipeline.storage.records import shown
+from sep.countermeasures.registry import crafted_for
 from sep.methods.registry import METHODS
 
 OUTCOMES = (  # of a countermeasure: each begins a sentence
@@ -55,7 +56,7 @@ def findings(results: RunResults) -> Findings:
     if worst := _weakest(measured, guess, least):
         left, clean = worst.protected.last.mean, worst.clean.last.mean
         overall.append(f"The protection is weakest against {worst.name}: {left:.1f} % on protected images, {clean:.1f} % on clean ones.")
-    return Findings(tuple(overall), _on_countermeasures(measured, guess, least) + diluted)
+    return Findings(tuple(overall), _on_countermeasures(measured, guess, least, results.count("protect", "views") or ()) + diluted)
 
 
 def _on_first(results: RunResults, pair: VictimPair) -> str:
@@ -78,11 +79,12 @@ def _weakest(measured: Sequence[VictimPair], guess: float, least: float) -> Vict
     return worst if share_lost(worst, guess) < share_lost(first, guess) - ALIKE else None
 
 
-def _on_countermeasures(measured: Sequence[VictimPair], guess: float, least: float) -> tuple[str, ...]:
+def _on_countermeasures(measured: Sequence[VictimPair], guess: float, least: float, views: Collection[str] = ()) -> tuple[str, ...]:
     """Say which countermeasures the protection withstands, each judged by the network with which it does worst.
 
     Only networks that the protection works against at all are looked at. `guess` is what guessing gets right, in percent. A network that
     gets less than `least` percent from clean images has nothing to lose: it speaks for a countermeasure only where all networks are such.
+    Countermeasures that the release was crafted for, by its `views`, are marked.
     """
     plain = {
         pair.clean.network: pair
@@ -108,7 +110,8 @@ def _on_countermeasures(measured: Sequence[VictimPair], guess: float, least: flo
         clean, left, place = worst.clean.last.mean, worst.protected.last.mean, outcome(worst)
         part = f"{left:.1f} % of {clean:.1f} %"
         figures = (part, part, f"{left:.1f} %, where clean images treated alike give {clean:.1f} %", f"{clean:.1f} %")[place]
-        groups[place].append(f"{name} with {worst.clean.network} ({figures})" if len(plain) > 1 else f"{name} ({figures})")
+        with_network = f" with {worst.clean.network}" if len(plain) > 1 else ""
+        groups[place].append(f"{name}{with_network} ({'crafted for; ' if crafted_for(name, views) else ''}{figures})")
     return tuple(f"{start} {'; '.join(names)}." for start, names in zip(OUTCOMES, groups, strict=True) if names)
 
 

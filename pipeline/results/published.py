@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.presets import preset
 from pipeline.config.schema import ProtectConfig, RunConfig
+from sep.views.registry import PLAIN
 
 # Accuracy of a ResNet18 after the last epoch, in percent. SEP, abstract, for 2/255, with its clean victim; Image Shortcut Squeezing
 # (Liu et al. 2023), README, for 8/255.
@@ -36,6 +37,7 @@ def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
         size == (50_000, 10_000, 10, 32, 32)
         and config.protect.kind.checkpoints is None
         and config.protect.kind.members_per_step is None
+        and config.views == PLAIN
         and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
         and (replace(config.surrogate, precision="auto"), victim) == (paper.surrogate, paper.victim)
     )

@@ -27,6 +27,7 @@ from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
 from sep.budget import Budget
+from sep.views.registry import PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +203,9 @@ class RunResults:
         asked: dict[str, Mapping[str, Any]] = {stage: manifest.asked for stage, manifest in self.manifests.items()}
         if "pack" in asked:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}
+        for stage in ("protect", "surrogate"):
+            if stage in asked:
+                tree["views"] = asked[stage].get(stage, {}).get("views", list(PLAIN))
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
         return tree

@@ -11,6 +11,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.victims import VictimPair, share_of
 from pipeline.storage.layout import PAGE
 from sep.methods.registry import METHODS
+from sep.views.registry import PLAIN
 
 # Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
 RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
@@ -44,6 +45,8 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     counts = protect.counts
     figures = {name: counts[name] for name in ("method", "eps_levels", "linf_levels")} | {"budget": str(results.budget)}
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
+    views = counts.get("views", [*PLAIN])
+    figures |= {"views": ", ".join(views)} if views != [*PLAIN] else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"]), "released_images": counts["images"]}
     figures |= {"gradients": counts["gradients"], "gradients_per_image": results.gradients_per_image} if counts["gradients"] else {}
     figures |= {} if results.crafting_seconds is None else {"crafting_seconds": results.crafting_seconds}
@@ -104,6 +107,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
     def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
         return [f"  {label:<24}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
 
+    through = f" through {known['views']}" if "views" in known else ""
     seeds = f"{known.get('victim')}, {known.get('seeds')} seed{'s' if known.get('seeds') != 1 else ''}"
     lines = [
         *line("clean victim", "clean_accuracy", "%", seeds),
@@ -113,7 +117,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
-        *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}"),
+        *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}{through}"),
         *line("SSIM", "ssim", "", "mean of the same images; 1 means no change", ".3f"),
         *line("gradients an image", "gradients_per_image", "", _pace(results), ".4g"),
         *line("release", "released_images", "", _released(results), "d"),

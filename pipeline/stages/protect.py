@@ -34,6 +34,7 @@ from pipeline.storage.stage import Manifest, Shard, Stage
 from sep.budget import Budget
 from sep.choices import Precision
 from sep.execution import resolve
+from sep.views.registry import PLAIN
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,18 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Protect every shard that has no protected version yet.
 
     Raises:
-        ValueError: an earlier stage has not finished, the stage was done with another configuration, or a class is unknown.
+        ValueError: an earlier stage has not finished, the stage was done with another configuration, the surrogate was trained through
+            other views, or a class is unknown.
         WorkFailed: shards failed, after all others were finished.
     """
     pack, protect = Manifest.load(folder, "pack"), config.protect
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
     section = deciding(protect.resolved())
+    if protect.kind.surrogate or protect.kind.noise_rounds:
+        section |= config.recorded_views
+    if protect.kind.surrogate:
+        _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
         section["training"] = to_tree(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
@@ -59,7 +65,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     capacity = _capacity(config, resources)
     index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
-    ensemble = _ensemble(folder, protect, checkpoints, resources)
+    ensemble = _ensemble(folder, protect, checkpoints, resources, config.views)
     precision = _precision(protect, ensemble, executor, capacity)
     protect = dataclasses.replace(protect, precision=precision)
     if index and not stage.folder.exists(SIMILARITY):
@@ -112,7 +118,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     resources = executor.connect(config.workers)
     protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
-    ensemble = _ensemble(run, protect, checkpoints, resources)
+    ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN))
     prepared = kept(run.child("protect"), config)
     task = CraftingTask(
         ensemble=ensemble,
@@ -129,14 +135,24 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     return _craft_all(task, stage, pack.shards["train"], config, executor, _capacity(config, resources), prepared)
 
 
+def _check_views(config: RunConfig, folder: Run) -> None:
+    """Check that the surrogate was trained through the views that images are to be protected for."""
+    trained = Manifest.load(folder, "surrogate").asked["surrogate"].get("views", list(PLAIN))
+    if trained != list(config.views):
+        raise ValueError(
+            f"--views {' '.join(config.views)}, but the surrogate was trained through {' '.join(trained)}: give these, or redo the stage "
+            "'surrogate' with --overwrite"
+        )
+
+
 def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
     """Return the budget of one packed image."""
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
-def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources) -> Ensemble:
+def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources, views: Sequence[str]) -> Ensemble:
     drawn = config.resolved().members_per_step
-    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, drawn)
+    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, drawn, tuple(views))
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:
@@ -200,6 +216,7 @@ def _finish(
         "classes": list(task.classes),
         "method": config.method,
         "targets": config.targets,
+        "views": list(task.ensemble.views if config.kind.surrogate or config.kind.noise_rounds else PLAIN),
         "eps_levels": config.eps_levels,
         "steps": config.steps,
         "precision": config.precision,

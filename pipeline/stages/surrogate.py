@@ -30,7 +30,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
-    section = to_tree(config.surrogate)
+    section = to_tree(config.surrogate) | config.recorded_views
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
@@ -70,6 +70,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             pack=pack,
             memory_limit_mb=config.memory_limit_mb,
             threads=cpus,
+            views=config.views,
         ),
         what=name,
         folder=own if alone else own.child(name),

@@ -19,7 +19,7 @@ from pipeline.shards.tensors import Batch, Read, in_order, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor, Tensor], Tensor]  # images and labels to other images
 
 
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
@@ -98,7 +98,7 @@ class Streaming:
                 images, labels = ahead.result()
                 if position + 1 < len(groups):
                     ahead = reader.submit(load, self.folder, groups[position + 1], self.read)
-                images = self.transform(images)
+                images = self.transform(images, labels)
                 if rest is not None:
                     images, labels = torch.cat([rest[0], images]), torch.cat([rest[1], labels])
                 order = torch.randperm(len(labels), generator=shuffle)
@@ -124,7 +124,7 @@ def _steps(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def unchanged(images: Tensor) -> Tensor:
+def unchanged(images: Tensor, _: Tensor) -> Tensor:
     """Return the images as they are."""
     return images
 
@@ -161,7 +161,7 @@ def open_batches(
         memory_limit_mb: memory that the images may take.
         split: this rank's part.
         device: for the images held in memory.
-        transform: applied once to uint8 images `(B, C, H, W)`, each image by itself, before training on them.
+        transform: applied once to uint8 images `(B, C, H, W)` and their labels, each image by itself, before training on them.
         read: returns the samples of a shard.
 
     Raises:
@@ -171,5 +171,6 @@ def open_batches(
         return Streaming(folder, shards, split, transform, read)
     images, labels = load(folder, shards, read)
     if transform is not unchanged:  # some at a time: to blur all at once would take many times their memory
-        images = torch.cat([transform(part) for part in torch.split(images, TRANSFORMED_TOGETHER)])
+        parts = zip(torch.split(images, TRANSFORMED_TOGETHER), torch.split(labels, TRANSFORMED_TOGETHER), strict=True)
+        images = torch.cat([transform(*part) for part in parts])
     return InMemory(images.to(device), labels.to(device), split)

@@ -24,6 +24,8 @@ from pipeline.training.networks import build_network
 from pipeline.training.states import to_bytes
 from sep.execution import use_cpu
 from sep.fitting import EpochResult, State, fit
+from sep.views.mix import each_its_own
+from sep.views.registry import PLAIN
 
 REMEDY = "lower --surrogate.lr, and run again with --overwrite"
 
@@ -39,6 +41,7 @@ class SurrogateTask:
     pack: Manifest
     memory_limit_mb: int
     threads: int
+    views: tuple[str, ...] = PLAIN
 
 
 def loop(task: SurrogateTask, worker: Worker) -> None:
@@ -60,7 +63,8 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
 
     def opened(epoch: int) -> Iterator[Batch]:
         torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # for networks that have it
-        return batches.epoch(epoch)
+        mixing = generator(task.seed, "views", epoch, worker.rank)
+        return ((each_its_own(images, task.views, mixing), labels) for images, labels in batches.epoch(epoch))
 
     def draws(epoch: int) -> torch.Generator:
         return generator(task.seed, "augment", epoch, worker.rank)

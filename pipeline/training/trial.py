@@ -5,7 +5,7 @@ Legend: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -106,7 +106,7 @@ def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batch
     opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read)
     transform: Transform = unchanged
     for part in plan.on_images:
-        step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else part.on_stored
+        step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else partial(_whatever_class, part.on_stored)
         transform = partial(_one_after_the_other, transform, step)
     return opened(transform)
 
@@ -116,8 +116,12 @@ def bytes_per_value(plan: Plan) -> int:
     return 4 if any(part.fitted for part in plan.on_images) else 1
 
 
-def _one_after_the_other(first: Transform, second: Transform, images: Tensor) -> Tensor:
-    return second(first(images))
+def _one_after_the_other(first: Transform, second: Transform, images: Tensor, labels: Tensor) -> Tensor:
+    return second(first(images, labels), labels)
+
+
+def _whatever_class(change: Callable[[Tensor], Tensor], images: Tensor, _: Tensor) -> Tensor:
+    return change(images)
 
 
 def train_victim(task: VictimTask, report: Report) -> None:

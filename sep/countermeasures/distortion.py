@@ -37,10 +37,18 @@ def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:
     The paper warps each image once; here distances are drawn anew in every epoch, so that less can be memorised.
     """
     count, _, height, width = levels.shape
-    shifts = WARP_PIXELS * (2 * torch.rand(count, height, width, 2, generator=generator) - 1)
+    return warped(levels, torch.rand(count, height, width, 2, generator=generator))
+
+
+def warped(levels: Tensor, draws: Tensor) -> Tensor:
+    """Take every pixel from up to two pixels away: levels `(B, C, H, W)` by uniform draws `(B, H, W, 2)`, or `(1, H, W, 2)` for all."""
+    count, _, height, width = levels.shape
+    shifts = WARP_PIXELS * (2 * draws - 1)
     itself = torch.eye(2, 3).expand(count, 2, 3)
     grid = functional.affine_grid(itself, list(levels.shape), align_corners=False) + shifts * torch.tensor([2 / width, 2 / height])
-    return functional.grid_sample(levels, beside(levels, grid), mode="bilinear", padding_mode="border", align_corners=False)
+    return functional.grid_sample(
+        levels, beside(levels, grid.to(levels.dtype)), mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def strong(levels: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,9 +5,15 @@ Legend: B images, C channels, H W pixels; every function maps stored levels, `(B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from io import BytesIO
+
 import torch
 from torch import Tensor
+from torchvision.io import decode_webp
 from torchvision.transforms import v2
+
+ON_SCREEN, SCREENSHOT_QUALITY = 0.75, 80  # of the sides; of the JPEG
 
 
 def grayscale(images: Tensor) -> Tensor:
@@ -19,6 +25,35 @@ def grayscale(images: Tensor) -> Tensor:
 def jpeg(images: Tensor, quality: int) -> Tensor:
     """Compress and decode by a real JPEG codec (Liu et al. 2023, "Image Shortcut Squeezing", use quality 10)."""
     return torch.stack([v2.functional.jpeg(image, quality) for image in images])
+
+
+def webp(images: Tensor, quality: int) -> Tensor:
+    """Compress and decode by a real WebP codec, lossy."""
+    return torch.stack([_webp(image, quality) for image in images])
+
+
+def _webp(image: Tensor, quality: int) -> Tensor:
+    stream = BytesIO()
+    v2.functional.to_pil_image(image).save(stream, "WEBP", quality=quality)
+    decoded: Tensor = decode_webp(torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8))
+    return decoded
+
+
+def resize(images: Tensor, percent: int) -> Tensor:
+    """Resize to a percentage of the sides and back, antialiased: a picture from a page that shows it smaller."""
+    small = [max(1, round(side * percent / 100)) for side in images.shape[-2:]]
+    return _resized(_resized(images, small), images.shape[-2:])
+
+
+def screenshot(images: Tensor) -> Tensor:
+    """Resize to the size on a screen, compress as JPEG of quality 80, and resize back."""
+    shown = _resized(images, [max(1, round(side * ON_SCREEN)) for side in images.shape[-2:]])
+    return _resized(jpeg(shown, SCREENSHOT_QUALITY), images.shape[-2:])
+
+
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    resized: Tensor = v2.functional.resize(images, list(size), antialias=True)
+    return resized
 
 
 def bit_depth(images: Tensor, bits: int) -> Tensor:

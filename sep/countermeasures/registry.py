@@ -9,7 +9,7 @@ Legend: B images, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]
 Transform = Callable[["Tensor"], "Tensor"]
+OfClass = Callable[["Tensor", "Tensor"], "Tensor"]
 Epoch = Callable[[int], Iterable[tuple["Tensor", "Tensor"]]]
 EARLY = 5  # early stopping trains for one epoch in this many
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
+NUMBER = re.compile(r"(.+)-([1-9]\d?)")
 
 as_stored = Deferred("sep.countermeasures.preprocessing:as_stored")
 jpeg = Deferred("sep.countermeasures.preprocessing:jpeg")
+webp = Deferred("sep.countermeasures.preprocessing:webp")
+resize = Deferred("sep.countermeasures.preprocessing:resize")
 bit_depth = Deferred("sep.countermeasures.preprocessing:bit_depth")
 adversarial = Deferred("sep.countermeasures.adversary:adversarial")
 one_hot = Deferred("torch.nn.functional:one_hot")
@@ -44,7 +48,8 @@ class Countermeasure:
 
     Attributes:
         stored: applied to the stored images, once, `(B, 3, H, W)` uint8 to the same.
-        fitted: maps the whole training set, `(epoch, K)`, to a function like `stored`, except that its result need not be whole levels.
+        fitted: maps the whole training set, `(epoch, K)`, to a function of images and their labels, like `stored`, except that its result
+            need not be whole levels.
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
         distorted: like `mixed`, but classes stay as they are.
@@ -57,7 +62,7 @@ class Countermeasure:
     """
 
     stored: Transform | None = None
-    fitted: Callable[[Epoch, int], Transform] | None = None
+    fitted: Callable[[Epoch, int], OfClass] | None = None
     mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
     distorted: Callable[[Tensor, Generator], Tensor] | None = None
     hardened: Callable[[nn.Module, Tensor, Tensor, Generator], Tensor] | None = None
@@ -113,7 +118,23 @@ def clean_only(percent: int) -> Countermeasure:
     return Countermeasure(clean_percent=percent, clean_only=True)
 
 
+def jpeg_of(quality: int) -> Countermeasure:
+    """Compress by a real JPEG codec."""
+    return Countermeasure(stored=partial(jpeg, quality=quality))
+
+
+def webp_of(quality: int) -> Countermeasure:
+    """Compress by a real WebP codec."""
+    return Countermeasure(stored=partial(webp, quality=quality))
+
+
+def resized_to(percent: int) -> Countermeasure:
+    """Resize to a percentage of the sides and back."""
+    return Countermeasure(stored=partial(resize, percent=percent))
+
+
 SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
+NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, **SHARES}
 
 COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure(),
@@ -122,9 +143,10 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "cutmix": Countermeasure(mixed=Deferred("sep.countermeasures.mixing:cutmix")),
     "mixup": Countermeasure(mixed=Deferred("sep.countermeasures.mixing:mixup")),
     "grayscale": Countermeasure(stored=Deferred("sep.countermeasures.preprocessing:grayscale")),
-    "jpeg-10": Countermeasure(stored=partial(jpeg, quality=10)),
-    "jpeg-50": Countermeasure(stored=partial(jpeg, quality=50)),
-    "jpeg-90": Countermeasure(stored=partial(jpeg, quality=90)),
+    **{f"jpeg-{quality}": jpeg_of(quality) for quality in (10, 30, 50, 75, 90)},
+    "webp-75": webp_of(75),
+    "resize-50": resized_to(50),
+    "screenshot": Countermeasure(stored=Deferred("sep.countermeasures.preprocessing:screenshot")),
     "bit-depth-2": Countermeasure(stored=partial(bit_depth, bits=2)),
     "gaussian-blur": Countermeasure(stored=Deferred("sep.countermeasures.preprocessing:gaussian_blur")),
     "trivial-augment": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:trivial_augment"), cost=1.2),
@@ -133,9 +155,13 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "adversarial-8": Countermeasure(hardened=partial(adversarial, eps_levels=8), cost=5.1),
     "random-warp": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:random_warp")),
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
+    "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
     "early-stop": Countermeasure(trained=stopped_early),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
 }
+
+
+VIEW_OF = {"grayscale": "gray", "bit-depth-2": "bits-2", "gaussian-blur": "blur", "random-warp": "warp"}  # others share the name
 
 
 @dataclass(frozen=True)
@@ -216,18 +242,24 @@ def plan(name: str) -> Plan:
 def _named(name: str) -> Countermeasure:
     if name in COUNTERMEASURES:
         return COUNTERMEASURES[name]
-    share = SHARE.fullmatch(name)
-    if share is None:
+    numbered = NUMBER.fullmatch(name)
+    if numbered is None or numbered[1] not in NUMBERED:
+        others = [kind for kind in NUMBERED if kind not in SHARES]
         raise ValueError(
             f"unknown countermeasure {name!r}; known are {', '.join(COUNTERMEASURES)}, {' and '.join(SHARES)} by any other percentage "
-            "from 1 to 99, and several of them joined by +"
+            f"from 1 to 99, {', '.join(others)} by any other number in that range, and several of them joined by +"
         )
-    return SHARES[share[1]](int(share[2]))
+    return NUMBERED[numbered[1]](int(numbered[2]))
 
 
 def clean_share(name: str) -> str | None:
     """Return the kind of share, of `SHARES`, that a countermeasure takes; None if it takes all protected images as they are."""
     return next((share[1] for each in name.split("+") if (share := SHARE.fullmatch(each))), None)
+
+
+def crafted_for(name: str, views: Collection[str]) -> bool:
+    """Return whether a release that was crafted through these views was crafted for a countermeasure: for each of its parts, if several."""
+    return all(VIEW_OF.get(each, each) in views for each in name.split("+"))
 
 
 def control_of(name: str) -> str:

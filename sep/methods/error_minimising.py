@@ -1,11 +1,11 @@
 """Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable").
 
-Legend: B images, C channels, H W pixels, R rows of noise, one for each image or one for each class.
+Legend: B images, C channels, H W pixels, R rows of noise, one for each image or one or more for each class, c channels of the noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sep.choices import Kernels, Precision
+from sep.choices import Channels, Kernels, Precision
 from sep.ensemble import freeze
 from sep.execution import MicroBatch, arithmetic, to_device
 from sep.fitting import optimiser, train_epoch
 from sep.methods.registry import MOST_ROUNDS
 from sep.methods.request import Request, added
+from sep.methods.self_ensemble import normalise
 from sep.models import Network
 from sep.objective import target_cross_entropy
 from sep.train_config import TrainConfig
+from sep.views.mix import each_its_own, looks, one_a_batch
+from sep.views.registry import PLAIN, Look, View, kinds
 
+Looks = Sequence[tuple[View, Look]]
 TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
 ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
 STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
@@ -36,6 +40,10 @@ class NoiseConfig:
     training: TrainConfig  # batch size, constant rate, momentum, weight decay, augmentation and precision
     eps_levels: int  # L-infinity budget, in grey levels
     steps: int  # T of the paper: steps over the noise of an image in each round; 1 for noise of a class, which every batch moves
+    rounds: int | None = None  # exactly so many; None: until `ENOUGH`, and `MOST_ROUNDS` at most
+    momentum: float = 0.0  # share of the last step's direction that is added to the gradient, over batches and rounds
+    normalised: bool = False  # whether each row's gradient is divided by its mean magnitude
+    views: tuple[str, ...] = PLAIN  # the mix, in both loops
     precision: Precision = "auto"
     kernels: Kernels = "fused"
 
@@ -45,7 +53,7 @@ class Noise:
     """The noise, and how it was reached.
 
     Attributes:
-        levels: `(R, C, H, W)` int16, on the CPU.
+        levels: `(R, c, H, W)` int16, on the CPU.
         rounds: number of rounds taken.
         error: percentage of the perturbed training images that the network gets wrong at the end.
     """
@@ -58,7 +66,7 @@ class Noise:
 class Perturbed:
     """Training images and their noise."""
 
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor, count: int) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor, count: int, channels: Channels = "colour") -> None:
         """Begin with zero noise.
 
         Args:
@@ -66,11 +74,14 @@ class Perturbed:
             labels: `(B,)`.
             rows: row of noise of each image, `(B,)`; -1 for an image without noise.
             count: R.
+            channels: grey: one of the noise for all channels of the image.
         """
         self.images, self.labels, self.rows = images, labels, rows
         self.with_noise = (rows >= 0).nonzero().flatten()
         # The additional last row stays zero: it is row -1, that of images without noise.
-        self.noise = torch.zeros(count + 1, *images.shape[1:], dtype=torch.int16, device=images.device)
+        own = (1 if channels == "grey" else images.shape[1], *images.shape[2:])
+        self.noise = torch.zeros(count + 1, *own, dtype=torch.int16, device=images.device)
+        self.velocity: Tensor | None = None  # of the noise, where its steps have momentum
 
     def look(self, chosen: Tensor) -> Tensor:
         """Return some images as they would be released, `(b, C, H, W)` uint8."""
@@ -84,23 +95,29 @@ class Perturbed:
             for chosen in torch.split(order[: len(order) // size * size], size):
                 yield self.look(chosen), self.labels[chosen]
 
-    def descend(self, network: Network, chosen: Tensor, config: NoiseConfig) -> None:
+    def descend(self, network: Network, chosen: Tensor, config: NoiseConfig, dealt: Looks) -> None:
         """Move the noise of some images down the loss of their true labels by signed steps of whole levels, within the budget.
 
-        Images that share a row of noise move it together, by the sign of the sum of their gradients.
+        Images that share a row of noise move it together, by the sign of the sum of their gradients, or of its momentum. There is a step
+        for each look. A row that no image has keeps its momentum.
         """
         rows, labels = self.rows[chosen], self.labels[chosen]
         step = max(1, round(config.eps_levels / STEPS_OF_RADIUS))
         own, places = torch.unique(rows, return_inverse=True)
-        noise = self.noise[own]
-        for _ in range(config.steps):
-            seen = (self.images[chosen] + noise[places]).clamp_(0, 255).to(torch.uint8)
+        noise, velocity = self.noise[own], None if self.velocity is None else self.velocity[own]
+        for view, look in dealt:
+            shown = (self.images[chosen] + noise[places]).clamp_(0, 255).to(torch.uint8)
             with torch.enable_grad():
-                x = to_device(seen, network.mean, config.kernels).requires_grad_()
-                (grad,) = torch.autograd.grad(target_cross_entropy(network(x)[1], labels), x)
-            total = self._sums(grad, places, len(own))
+                x = to_device(shown, network.mean, config.kernels).requires_grad_()
+                (grad,) = torch.autograd.grad(target_cross_entropy(network(view.on_levels(x, look))[1], labels), x)
+            total = self._sums(grad if noise.shape[1] == grad.shape[1] else grad.sum(1, keepdim=True), places, len(own))
+            total = normalise(total) if config.normalised else total
+            if velocity is not None:
+                velocity = total = velocity.mul_(config.momentum).add_(total)
             noise = (noise - step * total.sign().to(torch.int16)).clamp_(-config.eps_levels, config.eps_levels)
         self.noise[own] = noise
+        if self.velocity is not None and velocity is not None:
+            self.velocity[own] = velocity
 
     @staticmethod
     def _sums(gradients: Tensor, places: Tensor, count: int) -> Tensor:
@@ -122,6 +139,9 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
     augmented, as an adversary augments them. The error is taken before the noise moves once more, because noise that has just descended
     is classified rightly after hardly any training.
 
+    With views, each training batch is seen in one view of the mix, and each step over the noise follows gradients through one. Momentum,
+    normalised gradients, one noise for all channels and several noises a class are not in the paper either.
+
     Three numbers differ from the commands of the paper's code. Noise of single images takes 20 steps a round there, and here as many as
     any crafting method (`CraftConfig.steps`: 30 by default, 15 or fewer in the presets of small networks). Noise of a class is finished
     there at an error of 10 percent, and here at the error of single images. Rounds go on there until the error is reached.
@@ -136,39 +156,48 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
     Raises:
         ValueError: training diverged.
     """
-    shared = len(data.noise) - 1 < len(data.with_noise)
+    shared = len(torch.unique(data.rows[data.with_noise])) < len(data.with_noise)
+    if config.momentum:
+        data.velocity = torch.zeros(data.noise[:-1].shape, device=data.noise.device)
+    most = config.rounds or MOST_ROUNDS
     # A constant rate: the schedule lowers it after the first of two epochs, and training ends with the first.
     steady = replace(config.training, schedule="step", warmup_epochs=0, epochs=2)
-    sgd, scheduler = optimiser(network, steady, MOST_ROUNDS * TRAIN_STEPS + 1)
-    batches = data.batches(config.training.batch_size, generator)
-    for number in range(1, MOST_ROUNDS + 1):
+    sgd, scheduler = optimiser(network, steady, most * TRAIN_STEPS + 1)
+    batches = one_a_batch(data.batches(config.training.batch_size, generator), config.views, generator)
+    for number in range(1, most + 1):
         some = islice(batches, TRAIN_STEPS)
         result = train_epoch(network, sgd, scheduler, some, config.training.augmentation, generator, config.training.precision)
         if not result.finite:
             raise ValueError(f"training against the noise diverged in round {number} (loss {result.loss}): lower --surrogate.lr")
         frozen = freeze(network, config.kernels)
         with arithmetic(data.images.device, config.precision):
-            error = _error(data, frozen, config)
+            error = _error(data, frozen, config, generator)
             # Not in the first round, without noise: a small training set is memorised at once.
-            if (error <= ENOUGH and number > 1) or number == MOST_ROUNDS:
+            if (error <= ENOUGH and number > 1 and config.rounds is None) or number == most:
                 break
             if shared:
                 order = data.with_noise[torch.randperm(len(data.with_noise), generator=generator).to(data.rows.device)]
                 for chosen in torch.split(order, config.training.batch_size):
-                    data.descend(frozen, chosen, config)
+                    data.descend(frozen, chosen, config, _looks(config, generator))
             else:
-                _descend_apart(data, frozen, config, threads)
+                _descend_apart(data, frozen, config, _looks(config, generator), threads)
     return Noise(data.noise[:-1].cpu(), number, error)
 
 
-def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, threads: int) -> None:
+def _looks(config: NoiseConfig, generator: torch.Generator) -> Looks:
+    """Deal the mix to the steps over the noise."""
+    seen = kinds(config.views)
+    return [(seen[place], look) for place, look in looks(config.views, config.steps, config.eps_levels, generator)]
+
+
+def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, dealt: Looks, threads: int) -> None:
     """Move the noise of single images, which do not depend on each other."""
     device, count = data.images.device, len(data.with_noise)
     batch = MicroBatch.fitting(data.images.shape[1:], device)
 
     def part(of: slice) -> None:
         with arithmetic(device, config.precision):  # again, because autocast holds for one thread
-            data.descend(network, data.with_noise[of], config)
+            data.descend(network, data.with_noise[of], config, dealt)
 
     if device.type == "cuda":
         list(batch.run(part, count))
@@ -178,22 +207,34 @@ def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, threa
 
 
 @torch.inference_mode()
-def _error(data: Perturbed, network: Network, config: NoiseConfig) -> float:
-    """Return the percentage of the images with noise that are classified wrongly."""
+def _error(data: Perturbed, network: Network, config: NoiseConfig, generator: torch.Generator) -> float:
+    """Return the percentage of the images with noise, each in a view of the mix, that are classified wrongly."""
     wrong = 0
     for chosen in torch.split(data.with_noise, 500):
-        predicted = network(to_device(data.look(chosen), network.mean, config.kernels))[1].argmax(1)
+        seen = each_its_own(data.look(chosen), config.views, generator)
+        predicted = network(to_device(seen, network.mean, config.kernels))[1].argmax(1)
         wrong += int((predicted != data.labels[chosen]).sum())
     return 100 * wrong / len(data.with_noise)
 
 
 def own_noise(request: Request) -> Tensor:
-    """Add to each image the noise that was made for it: `(B, C, H, W)` uint8, by `prepared` of the same shape in whole levels."""
+    """Add to each image the noise that was made for it: `(B, C, H, W)` uint8, by `prepared`, `(B, c, H, W)` whole levels."""
     assert request.prepared is not None
     return added(request.images, request.prepared)
 
 
 def class_noise(request: Request) -> Tensor:
-    """Add to each image the noise that was made for its class: `(B, C, H, W)` uint8, by `prepared`, `(K, C, H, W)` whole levels."""
+    """Add to each image a noise of its class: `(B, C, H, W)` uint8, by `prepared`, `(R, c, H, W)` whole levels, rows as `class_rows`."""
     assert request.prepared is not None
-    return added(request.images, request.prepared[request.classes])
+    return added(request.images, request.prepared[class_rows(request.classes, request.seeds, request.config.patterns or 1)])
+
+
+def class_rows(classes: Tensor, seeds: Sequence[int], patterns: int) -> Tensor:
+    """Return the row of noise of each image, `(B,)`: those of a class are next to each other, and the image's seed chooses among them.
+
+    Args:
+        classes: places of the images' classes among the protected ones, `(B,)`.
+        seeds: of the images, which derive from their keys and the run's seed.
+        patterns: rows of a class.
+    """
+    return classes if patterns == 1 else classes * patterns + torch.tensor([seed % patterns for seed in seeds])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from sep.budget import Budget, largest_change
+from sep.choices import Channels
 from sep.deferred import Deferred
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class MethodSpec:
         members_per_step: number of members drawn for each step, if not given; None: every step takes the whole ensemble.
         momentum: share of the last step's direction that is added to the gradient, if not given; None: it takes no momentum.
         normalised: whether each gradient is divided by its mean magnitude, if not given; None: it takes no such setting.
+        channels: of the noise it makes, if not given; None: it takes no such setting.
+        patterns: number of patterns a class, if not given; None: it has none of a class.
         targets: whether it draws an image towards a wrong class.
         preparation: what it must know of the whole training set before the first shard; None: nothing.
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
@@ -66,6 +69,8 @@ class MethodSpec:
     members_per_step: int | None = None
     momentum: float | None = None
     normalised: bool | None = None
+    channels: Channels | None = None
+    patterns: int | None = None
     targets: bool = False
     preparation: Preparation | None = None
     budget: Callable[[int, Sequence[int]], Budget] = largest_change
@@ -94,6 +99,16 @@ _SEP_DRAWN = replace(
     momentum=0.9,
     normalised=True,
 )
+_ERROR_MIN = MethodSpec(
+    description="noise of each image that minimises the loss of a network trained against it",
+    perturb=Deferred("sep.methods.error_minimising:own_noise"),
+    momentum=0.0,
+    normalised=False,
+    channels="colour",
+    preparation="own-noise",
+    noise_rounds=MOST_ROUNDS,
+    grows=False,
+)
 METHODS: dict[Method, MethodSpec] = {
     "sep": _SEP,
     "sep-fa": replace(_SEP, description="feature alignment", preparation="class-means"),
@@ -112,18 +127,14 @@ METHODS: dict[Method, MethodSpec] = {
         description="random signs, the control",
         perturb=Deferred("sep.methods.noise:random_signs"),
     ),
-    "error-min": MethodSpec(
-        description="noise of each image that minimises the loss of a network trained against it",
-        perturb=Deferred("sep.methods.error_minimising:own_noise"),
-        preparation="own-noise",
-        noise_rounds=MOST_ROUNDS,
-        grows=False,
-    ),
-    "error-min-class": MethodSpec(
+    "error-min": _ERROR_MIN,
+    "error-min-class": replace(
+        _ERROR_MIN,
         description="the same with one noise for each class",
         perturb=Deferred("sep.methods.error_minimising:class_noise"),
+        patterns=1,
         preparation="class-noise",
-        noise_rounds=MOST_ROUNDS,
+        grows=True,
     ),
     "linear-separable": MethodSpec(
         description="a random pattern of each class, which a linear model can tell apart",

@@ -16,6 +16,7 @@ from sep.budget import Budget, check_budget
 from sep.craft_config import CraftConfig
 from sep.ensemble import Member
 from sep.execution import MicroBatch
+from sep.views.registry import PLAIN
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Request:
         prepared: the result of the method's preparation over the whole training set, for these images or for all classes; None if the
             method needs none, or if its preparation is the class means of the members.
         config: the settings: method, steps, kind of target, precision, kernels.
-        members: the ensemble, on one device, with class means if the method aligns features; empty if it follows none. A member may be
-            loaded when it is drawn.
+        members: the ensemble, on one device, with class means if the method aligns features; empty if it follows none. It has a member
+            for each checkpoint and view, the views of a checkpoint side by side. A member may be loaded when it is drawn.
+        views: the mix of views that members look through.
         targets: class each image is drawn towards, or, untargeted, away from, `(B,)`; only with an ensemble.
         generator: on the CPU; source of draws that images of one shard have in common.
         batch: number of images whose gradients are taken at once; only with an ensemble.
@@ -48,9 +50,15 @@ class Request:
     prepared: Tensor | None = None
     config: CraftConfig = field(default_factory=CraftConfig)
     members: Sequence[Member] = ()
+    views: Sequence[str] = PLAIN
     targets: Tensor | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
     batch: MicroBatch = field(default_factory=lambda: MicroBatch(sys.maxsize))
+
+    @property
+    def checkpoints(self) -> int:
+        """Number of checkpoints in the ensemble."""
+        return len(self.members) // len(set(self.views))
 
     def own(self, *shape: int) -> Tensor:
         """Return normal draws for each image, `(B, *shape)` float64; they depend on the image's seed and on no other image."""

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from sep import craft
 from sep.methods.request import Request
+from sep.views.mix import Turn, shuffled, turns
 
 
 def mean_gradient(request: Request) -> Tensor:
     """Descend for T steps on the mean gradient of the ensemble, or of m members drawn for each step.
 
-    This is SEP, SEP-FA with class means, TAP with one member, and each of them with draws, momentum or normalised gradients.
+    This is SEP, SEP-FA with class means, TAP with one member, and each of them with draws, momentum or normalised gradients. With views,
+    each member looks through one of them in each step.
 
     Args:
         request: with an ensemble and targets.
@@ -33,14 +35,15 @@ def mean_gradient(request: Request) -> Tensor:
     """
     config, ascend = request.config.resolved(), request.config.targets == "untargeted"
 
-    def direction(drawn: Sequence[int], x: Tensor, _: Tensor, targets: Tensor) -> Tensor:
+    def direction(drawn: Sequence[Turn], x: Tensor, _: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros_like(x)
-        for k in drawn:
-            gradient = craft.gradient(request.members[k], x, targets, ascend=ascend)
+        for k, look in drawn:
+            gradient = craft.gradient(request.members[k], x, targets, look, ascend=ascend)
             total += normalise(gradient) if config.normalised else gradient
         return total
 
-    return craft.descend(request, deal(config.steps, config.members_per_step, len(request.members), request.generator), direction)
+    drawn = deal(config.steps, config.members_per_step, request.checkpoints, request.generator)
+    return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.generator), direction)
 
 
 def deal(steps: int, per_step: int | None, members: int, generator: torch.Generator) -> list[list[int]]:
@@ -50,8 +53,7 @@ def deal(steps: int, per_step: int | None, members: int, generator: torch.Genera
     """
     if per_step is None:
         return [list(range(members))] * steps
-    decks = [torch.randperm(members, generator=generator) for _ in range(-(-steps * per_step // members))]
-    dealt: list[list[int]] = torch.cat(decks)[: steps * per_step].view(steps, per_step).sort(1).values.tolist()
+    dealt: list[list[int]] = shuffled(members, steps * per_step, generator).view(steps, per_step).sort(1).values.tolist()
     return dealt
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sep import craft
 from sep.budget import project
 from sep.methods.request import Request
+from sep.views.mix import Turn, turns
 
 
 def variance_reduced(request: Request) -> Tensor:
@@ -32,18 +33,20 @@ def variance_reduced(request: Request) -> Tensor:
     Raises:
         ValueError: gradients of the ensemble are no numbers.
     """
-    config, members, limit = request.config, request.members, request.budget.limit
+    config, members, limit, count = request.config, request.members, request.budget.limit, request.checkpoints
     ascend = config.targets == "untargeted"
-    shape = (config.steps, config.inner_steps or len(members))
-    draws = torch.randint(len(members), shape, generator=request.generator).tolist()
+    shape = (config.steps, config.inner_steps or count)
+    inner = torch.randint(count, shape, generator=request.generator).tolist()
+    outer = turns([range(count)] * config.steps, request.views, limit, request.generator)
 
-    def direction(drawn: Sequence[int], x: Tensor, clean: Tensor, targets: Tensor) -> Tensor:
-        each = [craft.gradient(member, x, targets, ascend=ascend) for member in members]
-        mean = torch.stack(each).mean(0)
+    def direction(drawn: Sequence[Turn], x: Tensor, clean: Tensor, targets: Tensor) -> Tensor:
+        each = {k: craft.gradient(members[k], x, targets, look, ascend=ascend) for k, look in drawn[:count]}
+        mean = torch.stack(list(each.values())).mean(0)
         v, total = x, torch.zeros_like(x)
-        for k in drawn:
-            total += craft.gradient(members[k], v, targets, ascend=ascend) - (each[k] - mean)
+        for k, look in drawn[count:]:
+            total += craft.gradient(members[k], v, targets, look, ascend=ascend) - (each[k] - mean)
             v = project(v - total.sign(), clean, limit)
         return total  # has every NaN of the inner steps
 
-    return craft.descend(request, draws, direction)
+    # The inner steps of a step look as its outer gradients did: the correction is of the same function.
+    return craft.descend(request, [[*each, *(each[k] for k in drawn)] for each, drawn in zip(outer, inner, strict=True)], direction)

@@ -81,6 +81,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
     if device().type == "cpu" and torch.get_num_threads() > 1:
         with rates.threads(1):
             found["against_plain"] += rates.against_plain(trained, images, scale.batch_size, ["sep-fa"], max(1, repeat - 1))
+    found["by_views"] = rates.by_views(trained, images, max(1, repeat - 1))
     small = trained.name == next(iter(scale.loads))
     if small:
         sizes = sorted({*scale.batches, scale.batch_size})
@@ -229,6 +230,7 @@ def details(card: dict[str, Any]) -> str:
         lines += [
             f"{name}, plain loop by batch: {rate:,.0f} gradients/s at {size}" for size, rate in found.get("plain_by_batch", {}).items()
         ]
+        lines += [f"{name}, through {view}: {rate:,.0f} gradients/s" for view, rate in found.get("by_views", {}).items()]
         lines += [f"{name}, freed memory {how}: {rate:,.0f} gradients/s" for how, rate in found.get("by_memory", {}).items()]
         lines += [f"{name}, {variant}: {rate:,.0f} gradients/s" for variant, rate in found.get("by_variant", {}).items()]
         lines += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,15 @@ from sep.craft import Method
 from sep.craft_config import CraftConfig
 from sep.ensemble import freeze
 from sep.execution import MicroBatch, backends, resolve
+from sep.views.registry import kinds
 from tests.benchmarks import plain
 from tests.benchmarks.apart import apart
 from tests.benchmarks.trained import Trained, device
 
 METHODS: tuple[Method, ...] = ("sep", "sep-fa", "sep-fa-vr")
 CONVOLUTIONS = "convolutions_alone"
+MIX = ("none", "jpeg-10", "jpeg-50", "blur", "gray")
+VIEWS = ("none", "jpeg-10", "webp-75", "blur", "bits-2", "gray", "warp", "noise-4", "band-drop", "resize-crop")
 # Other modes of the library, beside its default.
 VARIANTS: dict[str, tuple[Kernels, Precision]] = {
     "plain kernels, float32": ("plain", "float32"),
@@ -148,6 +152,17 @@ def by_variant(trained: Trained, images: int, names: Sequence[str], repetitions:
     for name in names:
         kernels, precision = VARIANTS[name]
         contenders[name] = partial(trained.craft, trained.members("sep-fa", kernels), "sep-fa", images, 1, precision, kernels)
+    seconds = in_turns(contenders, repetitions)
+    return {name: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for name, value in seconds.items()}
+
+
+def by_views(trained: Trained, images: int, repetitions: int) -> dict[str, float]:
+    """Measure gradients per second of the library (feature alignment) through each view alone, and through the mix of `MIX`."""
+    plain_members = trained.members("sep-fa")
+    contenders: dict[str, Callable[[], object]] = {}
+    for name, views in {**{name: (name,) for name in VIEWS}, "mix": MIX}.items():
+        members = [replace(member, view=view) for member in plain_members for view in kinds(views)]
+        contenders[name] = partial(trained.craft, members, "sep-fa", images, 1, views=views)
     seconds = in_turns(contenders, repetitions)
     return {name: round(gradients("sep-fa", images, len(trained.networks)) / value, 1) for name, value in seconds.items()}
 

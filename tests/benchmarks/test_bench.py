@@ -14,7 +14,7 @@ from cluster.resources import Resources
 from sep.choices import Precision
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
-from tests.benchmarks.rates import METHODS, convolutions_alone, gradients, in_turns
+from tests.benchmarks.rates import METHODS, VIEWS, by_views, convolutions_alone, gradients, in_turns
 from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, train
 
@@ -85,6 +85,12 @@ def test_convolutions_alone_round_as_ours_do(trained: Trained) -> None:
         with Types():  # type: ignore[no-untyped-call]
             run()
         assert Types.seen == {dtype}
+
+
+def test_views_are_measured_one_by_one_and_mixed(trained: Trained) -> None:
+    found = by_views(trained, 8, 1)
+    assert found.keys() == {*VIEWS, "mix"}
+    assert min(found.values()) > 0
 
 
 def test_methods_are_told_apart(trained: Trained) -> None:

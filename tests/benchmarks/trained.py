@@ -6,6 +6,7 @@ Legend: B images, K classes, D feature width, N checkpoints.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,7 @@ from sep.fitting import optimiser, train_epoch
 from sep.models import Network, build
 from sep.objective import shifted
 from sep.train_config import TrainConfig
+from sep.views.registry import PLAIN
 from tests.benchmarks import plain
 
 EPS_LEVELS = 8
@@ -86,12 +88,13 @@ class Trained:
         precision: Precision = "auto",
         kernels: Kernels = "fused",
         batch_size: int | None = None,
+        views: Sequence[str] = PLAIN,
     ) -> Tensor:
-        """Return that many protected images, by the library; members use the same kernels."""
+        """Return that many protected images, by the library; members use the same kernels, and look through these views."""
         config = CraftConfig(
             method=method, eps_levels=EPS_LEVELS, steps=steps, checkpoints=len(members), precision=precision, kernels=kernels
         )
-        return craft(members, self.images[:images], self.targets[:images], config, torch.Generator().manual_seed(0), batch_size)
+        return craft(members, self.images[:images], self.targets[:images], config, torch.Generator().manual_seed(0), batch_size, views)
 
 
 def train(name: str, images: int, epochs: int) -> Trained:

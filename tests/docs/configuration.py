@@ -29,6 +29,8 @@ OWN_UNITS = {
     "protect.batch_size": "images",
     "protect.checkpoints": "checkpoints per network",
     "protect.members_per_step": "members",
+    "protect.noise_rounds": "rounds",
+    "protect.patterns": "patterns",
     "protect.tasks_per_gpu": "shards",
     "victim.batch_size": "images",
     "victim.trials_per_gpu": "victims",

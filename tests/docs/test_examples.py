@@ -76,7 +76,7 @@ def test_a_sweep_is_compared(tmp_path: Path) -> None:
 def test_the_code_of_extending_runs() -> None:
     """All blocks in order, as one program: later ones build on earlier ones."""
     blocks = BLOCK.findall((ROOT / "docs" / "extending.md").read_text())
-    assert len(blocks) == 8  # an example and a test for each of four things
+    assert len(blocks) == 10  # an example and a test for each of five things
     names: dict[str, object] = {"__name__": "extending"}
     with patch.dict(METHODS):  # one of them adds a method
         for block in blocks:

@@ -17,6 +17,7 @@ from sep.ensemble import Member, class_sums, freeze
 from sep.methods.registry import METHODS
 from sep.models import Network, build
 from sep.objective import shifted
+from sep.views.registry import Look
 from tests.fixtures import reference
 
 K, N, M, SIDE = 5, 3, 4, 8
@@ -173,10 +174,10 @@ class Mispaired:
     def __init__(self, members: Sequence[Member]) -> None:
         self.members, self.calls = members, 0
 
-    def __call__(self, member: Member, x: Tensor, targets: Tensor, *, ascend: bool) -> Tensor:
+    def __call__(self, member: Member, x: Tensor, targets: Tensor, look: Look, *, ascend: bool) -> Tensor:
         inner = self.calls % (N + 1) == N  # with one inner step, every (N + 1)th gradient
         self.calls += 1
-        return gradient(Member(member.network, self.members[-1].means) if inner else member, x, targets, ascend=ascend)
+        return gradient(Member(member.network, self.members[-1].means) if inner else member, x, targets, look, ascend=ascend)
 
 
 def test_first_inner_step_has_the_ensembles_gradient_whichever_checkpoint_is_drawn(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, compile_together, freeze
 from sep.execution import MicroBatch, arithmetic, resolve, to_device
 from sep.models import Network, build
+from sep.views.registry import Look
 
 CPU = torch.device("cpu")
 
@@ -167,11 +168,11 @@ class Scarce:
         self.most, self.plenty = most, plenty
         self.sizes: list[int] = []
 
-    def __call__(self, member: Member, x: Tensor, targets: Tensor, *, ascend: bool) -> Tensor:
+    def __call__(self, member: Member, x: Tensor, targets: Tensor, look: Look, *, ascend: bool) -> Tensor:
         self.sizes.append(len(x))
         if len(self.sizes) > self.plenty and len(x) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return gradient(member, x, targets, ascend=ascend)
+        return gradient(member, x, targets, look, ascend=ascend)
 
 
 @pytest.mark.parametrize("method", ["sep-fa", "sep-fa-vr", "sep-fa-drawn"])

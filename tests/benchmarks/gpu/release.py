@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.operations.image_folder import safe
 from pipeline.shards.pixels import encode_png, pixels_sha256
 from pipeline.shards.shard import read_shard
+from pipeline.storage.file_names import safe
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run, open_run
 from pipeline.storage.stage import Manifest, Shard

@@ -48,7 +48,7 @@ def test_a_sweep_over_methods_has_numbers_in_its_points(trained: tuple[RunConfig
     config, folder = trained
     config = replace(config, sweep=("protect.method=sep,sep-fa-vr",))
     nothing = RunResults(folder)
-    follows = {"protect.members_per_step", "protect.momentum", "protect.normalised"}
+    follows = {"protect.members_per_step", "protect.momentum", "protect.normalised", "protect.channels", "protect.patterns"}
     assert MlflowTracker(config, folder)._of_points(nothing) == {"protect.method", "protect.checkpoints", *follows}
     given = replace(config, protect=replace(config.protect, checkpoints=4))
     assert MlflowTracker(given, folder)._of_points(nothing) == {"protect.method", *follows}

@@ -19,7 +19,7 @@ from tests import ROOT
 CIFAR10 = {"train": 50_000, "test": 10_000, "classes": [*range(10)], "height": 32, "width": 32}
 
 
-def paper(**sections: dict[str, Any]) -> RunConfig:
+def paper(**sections: Any) -> RunConfig:
     return from_tree({"preset": "paper", "data": "cifar10", **sections})
 
 
@@ -48,6 +48,7 @@ def test_the_preset_is_the_papers_protocol() -> None:
         ({"protect": {"method": "sep-fa-drawn"}}, False),
         ({"protect": {"method": "sep-fa", "momentum": 0.9}}, False),
         ({"protect": {"method": "noise"}}, False),
+        ({"views": ["none", "jpeg-10"]}, False),
         ({"protect": {"inner_steps": 5}}, False),
         ({"protect": {"steps": 6}}, False),
         ({"protect": {"targets": "per-sample"}}, False),

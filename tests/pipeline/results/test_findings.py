@@ -144,6 +144,16 @@ def test_countermeasures_are_sorted_by_what_they_leave_of_the_protection() -> No
         assert sentence in text
 
 
+def test_countermeasures_that_the_release_was_crafted_for_are_marked() -> None:
+    found = found_of(10)
+    found["protect"].counts["views"] = ["none", "jpeg-10", "gray"]
+    names = ("jpeg-10", "grayscale", "jpeg-30", "grayscale+jpeg-10")
+    measured = [pair(66.0, 11.0, 12.0), *(pair(60.0, 55.0, 55.0, name) for name in names)]
+    (undone,) = found_in(found, measured, 10_000).countermeasures
+    marked = ["jpeg-10 (crafted for; 55.0 %", "grayscale (crafted for; 55.0 %", "jpeg-30 (55.0 %", "grayscale+jpeg-10 (crafted for; 55.0 %"]
+    assert all(text in undone for text in marked)
+
+
 def test_a_countermeasure_is_judged_by_the_network_it_helps_most_and_by_what_that_network_had_before() -> None:
     measured = [
         pair(67.0, 11.0, 12.0),

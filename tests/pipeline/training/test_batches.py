@@ -34,7 +34,7 @@ def numbered(tmp_path: Path) -> tuple[Folder, list[Shard]]:
     return folder, shards
 
 
-def unchanged(images: torch.Tensor) -> torch.Tensor:
+def unchanged(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     return images
 
 
@@ -42,7 +42,7 @@ def test_images_are_transformed_some_at_a_time(numbered: tuple[Folder, list[Shar
     monkeypatch.setattr(batches_module, "TRANSFORMED_TOGETHER", 10)
     given: list[int] = []
 
-    def brighter(images: torch.Tensor) -> torch.Tensor:
+    def brighter(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         given.append(len(images))
         return images + 100
 
@@ -93,7 +93,7 @@ def test_same_epoch_is_the_same_and_another_is_not(numbered: tuple[Folder, list[
 def test_streams_what_does_not_fit_and_transforms_either_way(numbered: tuple[Folder, list[Shard]]) -> None:
     folder, shards = numbered
 
-    def brighter(images: torch.Tensor) -> torch.Tensor:
+    def brighter(images: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         return images + 100
 
     kinds = []

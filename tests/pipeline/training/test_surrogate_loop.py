@@ -87,6 +87,16 @@ def test_every_epoch_is_saved_and_a_resumed_training_is_the_same(task: Surrogate
     assert run(task, Alone(tmp_path, resume=2)) == []
 
 
+def test_training_through_views_is_another_and_resumes_as_the_same(task: SurrogateTask, tmp_path: Path) -> None:
+    plain, task = run(changed(task, epochs=2), Alone(tmp_path)), replace(task, views=("none", "jpeg-10", "noise-4"))
+    whole = run(changed(task, epochs=2), Alone(tmp_path))
+    assert all(row["sha256"] != other["sha256"] for row, other in zip(whole, plain, strict=True))
+    first = Alone(tmp_path, stop=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(changed(task, epochs=2), first)
+    assert first.rows + run(changed(task, epochs=2), Alone(tmp_path, resume=0)) == whole
+
+
 class Wrapping(Alone):
     """The only rank, which wraps its network for data-parallel training."""
 

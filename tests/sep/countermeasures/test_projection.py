@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
-from sep.countermeasures.projection import directions, fit, orthogonal_projection, project_out
+from sep.countermeasures.projection import class_residual, directions, fit, orthogonal_projection, project_out
 from sep.countermeasures.registry import plan
 
 CLASSES = 4
@@ -43,7 +44,7 @@ def test_what_a_linear_model_sees_is_taken_out() -> None:
     """A linear model separates the classes on unseen images before, and only by chance afterwards."""
     images, labels, patterns = marked(1600, strength=8)
     assert linear_accuracy(images, labels) > 95
-    projected = orthogonal_projection(batches(images, labels), CLASSES)(images)  # type: ignore[arg-type]
+    projected = orthogonal_projection(batches(images, labels), CLASSES)(images, labels)  # type: ignore[arg-type]
     assert linear_accuracy(projected, labels) < 100 / CLASSES + 10
     # The images have lost hardly anything, the patterns nearly everything.
     assert float((projected - images).norm() / images.float().norm()) < 0.2
@@ -51,6 +52,22 @@ def test_what_a_linear_model_sees_is_taken_out() -> None:
     before = torch.stack([images[labels == k].float().mean(0) for k in range(CLASSES)])
     shift = (patterns - patterns.mean(0)).flatten()
     assert float((between - between.mean(0)).flatten() @ shift) < 0.3 * float((before - before.mean(0)).flatten() @ shift)
+
+
+def test_a_pattern_of_a_class_is_taken_out_of_its_images() -> None:
+    """Of what the images of a class share, the fine part goes, and the coarse part and whatever an image has alone stay."""
+    images, labels, patterns = marked(1600, strength=8)
+    bright = images.float().mul(0.8).add(30.0 * (labels == 2)[:, None, None, None]).round().to(torch.uint8)
+    cleaned = class_residual(batches(bright, labels), CLASSES)(bright, labels)  # type: ignore[arg-type]
+    fine = patterns - gaussian_blur(patterns, [9, 9], [2.0, 2.0])
+    for images_now, least, most in ((bright.float(), 0.7, 1.2), (cleaned, -0.15, 0.15)):
+        for k in range(CLASSES):
+            left = (images_now[labels == k].mean(0) * fine[k]).sum() / (6.4 * patterns[k] * fine[k]).sum()
+            assert least < float(left) < most
+    means = [cleaned[labels == k].mean() for k in range(CLASSES)]
+    assert abs(float(means[2] - means[0]) - 30) < 1
+    assert float((cleaned - bright).norm() / bright.float().norm()) < 0.2
+    assert cleaned.dtype == torch.float32
 
 
 def test_directions_are_orthonormal_and_one_fewer_than_classes() -> None:
@@ -76,6 +93,6 @@ def test_it_can_stand_before_a_codec_which_needs_whole_levels() -> None:
     images, labels, _ = marked(200, strength=8)
     first, second = plan("orthogonal-projection+jpeg-90").on_images
     assert first.fitted is not None
-    projected = first.fitted(batches(images, labels), CLASSES)(images)  # type: ignore[arg-type]
+    projected = first.fitted(batches(images, labels), CLASSES)(images, labels)  # type: ignore[arg-type]
     assert projected.dtype == torch.float32
     assert second.on_stored(projected).dtype == torch.uint8

@@ -12,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.config.schema import VictimConfig
+from sep.countermeasures import preprocessing
 from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
 from sep.fitting import optimiser, train_epoch
 from sep.models import build
 from sep.train_config import TrainConfig
+from sep.views.registry import VIEWS, view
 
 STORED = [name for name, countermeasure in COUNTERMEASURES.items() if countermeasure.stored]
 
@@ -87,6 +89,32 @@ def test_blur_is_a_gaussian_of_one_pixel() -> None:
     expected = torch.zeros(9, 9, dtype=torch.float64)
     expected[3:6, 3:6] = torch.outer(torch.tensor([side, centre, side]), torch.tensor([side, centre, side]))
     assert torch.allclose(spread, expected, atol=1 / 255)
+
+
+@pytest.mark.parametrize(("name", "function", "number"), [("jpeg", "jpeg", 33), ("webp", "webp", 75), ("resize", "resize", 60)])
+def test_a_view_and_a_countermeasure_are_one_code(images: Tensor, name: str, function: str, number: int) -> None:
+    after = getattr(preprocessing, function)(images, number)
+    assert torch.equal(apply(f"{name}-{number}", images), after)
+    if name in VIEWS:
+        assert torch.equal(view(f"{name}-{number}").on_stored(images), after)
+
+
+def test_webp_is_a_real_codec(images: Tensor) -> None:
+    for image, after in zip(images, apply("webp-75", images), strict=True):
+        stream = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "webp", quality=75)
+        theirs = np.asarray(Image.open(stream)).astype(int)
+        assert np.abs(after.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 1
+
+
+def test_a_resize_takes_fine_detail_and_keeps_the_size(images: Tensor) -> None:
+    left = [high_frequencies(apply(f"resize-{percent}", images)) / high_frequencies(images) for percent in (25, 50, 75)]
+    assert left[0] < left[1] < left[2] < 1
+    assert left[1] < 0.2
+    shown = high_frequencies(apply("screenshot", images)) / high_frequencies(images)
+    assert shown < left[2]
+    odd = images[..., :29, :21]
+    assert apply("resize-50+screenshot", odd).shape == odd.shape
 
 
 @pytest.mark.parametrize("name", STORED)

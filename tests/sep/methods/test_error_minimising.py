@@ -9,17 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.choices import Channels
+from sep.craft_config import CraftConfig
 from sep.ensemble import freeze
 from sep.fitting import optimiser, train_epoch
 from sep.methods import error_minimising
-from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, minimise
+from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.registry import MOST_ROUNDS
+from sep.methods.request import Request, protect
 from sep.models import Network, build
 from sep.train_config import TrainConfig
+from sep.views.registry import VIEWS, Look, view
 
 K, COUNT, SIDE, EPS = 4, 256, 8, 8
 TRAIN = TrainConfig(epochs=6, batch_size=32, lr=0.05, augmentation="none")
 CONFIG = NoiseConfig(training=TRAIN, eps_levels=EPS, steps=4)
+PLAINLY = 4 * [(VIEWS["none"], Look())]
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -34,8 +39,10 @@ def network(seed: int = 0) -> Network:
     return build("resnet8", K, SIDE, [127.0] * 3, [74.0] * 3)
 
 
-def made(rows: Tensor, count: int, config: NoiseConfig = CONFIG, threads: int = 1) -> tuple[Perturbed, Noise]:
-    data = Perturbed(*images(), rows, count)
+def made(
+    rows: Tensor, count: int, config: NoiseConfig = CONFIG, threads: int = 1, channels: Channels = "colour"
+) -> tuple[Perturbed, Noise]:
+    data = Perturbed(*images(), rows, count, channels)
     return data, minimise(network(), data, config, torch.Generator().manual_seed(1), threads)
 
 
@@ -100,7 +107,7 @@ def test_each_descent_lowers_the_loss_of_that_network() -> None:
     losses = []
     for _ in range(3):
         losses.append(float(functional.cross_entropy(frozen(data.look(torch.arange(COUNT)).float())[1], labels)))
-        data.descend(frozen, torch.arange(COUNT), CONFIG)
+        data.descend(frozen, torch.arange(COUNT), CONFIG, PLAINLY)
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -120,10 +127,79 @@ def test_the_step_is_a_tenth_of_the_budget_in_whole_levels() -> None:
     frozen = freeze(network())
     for eps, step in ((2, 1), (8, 1), (16, 2), (40, 4)):
         data = Perturbed(clean, labels, torch.arange(COUNT), COUNT)
-        data.descend(frozen, torch.arange(COUNT), replace(CONFIG, eps_levels=eps, steps=1))
+        data.descend(frozen, torch.arange(COUNT), replace(CONFIG, eps_levels=eps), PLAINLY[:1])
         assert set(torch.unique(data.noise[:-1].abs()).tolist()) <= {0, step}
 
 
 def test_a_diverging_training_says_what_to_lower() -> None:
     with pytest.raises(ValueError, match=r"diverged in round \d+ .*surrogate\.lr"):
         made(torch.arange(COUNT), COUNT, replace(CONFIG, training=replace(TRAIN, lr=1e30)))
+
+
+MIX = ("none", "jpeg-50", "gray", "noise-4")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
+def test_noise_through_views_lowers_the_loss_in_each_of_them(shared: bool) -> None:
+    clean, labels = images()
+    config = replace(CONFIG, steps=1 if shared else 2, views=("none", "gray"), momentum=0.9, normalised=True, rounds=6)
+    data, noise = made(labels if shared else torch.arange(COUNT), K if shared else COUNT, config)
+    assert (noise.rounds, int(noise.levels.abs().max())) == (6, EPS)
+    released = data.look(torch.arange(COUNT))
+    for name in ("none", "gray"):
+        on_noise, on_clean = (trained_loss(view(name).on_stored(levels))[0] for levels in (released, clean))
+        assert on_noise < 0.7 * on_clean, name
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
+def test_threads_change_no_noise_through_views_either(shared: bool) -> None:
+    rows, config = images()[1] if shared else torch.arange(COUNT), replace(CONFIG, steps=2, views=MIX, momentum=0.9, rounds=3)
+    first = made(rows, K if shared else COUNT, config)[1]
+    assert torch.equal(made(rows, K if shared else COUNT, config, threads=3)[1].levels, first.levels)
+
+
+def test_grey_noise_is_one_for_all_channels_and_follows_the_sum_of_their_gradients() -> None:
+    clean, labels = images()
+    data, noise = made(labels, K, replace(CONFIG, steps=1, rounds=3), channels="grey")
+    assert noise.levels.shape == (K, 1, SIDE, SIDE)
+    change = data.look(torch.arange(COUNT)).int() - clean.int()
+    assert torch.equal(change[:, 0], change[:, 1])
+    assert torch.equal(change[:, 0], change[:, 2])
+    frozen = freeze(network())
+    grey = Perturbed(clean, labels, torch.arange(COUNT), COUNT, "grey")
+    grey.descend(frozen, torch.arange(COUNT), CONFIG, PLAINLY[:1])
+    levels = clean.float().requires_grad_()
+    (slope,) = torch.autograd.grad(functional.cross_entropy(frozen(levels)[1], labels, reduction="sum"), levels)
+    wanted = -slope.sum(1, keepdim=True).sign().to(torch.int16)
+    assert float((grey.noise[:-1] == wanted).float().mean()) > 0.99
+
+
+def test_momentum_is_kept_over_batches_and_only_where_a_row_was_seen() -> None:
+    clean, labels = images()
+    frozen, config = freeze(network()), replace(CONFIG, momentum=0.5)
+    data = Perturbed(clean, labels, labels, K)
+    data.velocity = torch.zeros(data.noise[:-1].shape)
+    gradients = []
+    for chosen in ((labels == 0).nonzero().flatten(), (labels <= 1).nonzero().flatten()):
+        levels = data.look(chosen).float().requires_grad_()
+        (slope,) = torch.autograd.grad(functional.cross_entropy(frozen(levels)[1], labels[chosen], reduction="sum"), levels)
+        gradients.append(torch.stack([slope[labels[chosen] == k].sum(0) for k in range(K)]))
+        data.descend(frozen, chosen, config, PLAINLY[:1])
+    assert torch.allclose(data.velocity[0], 0.5 * gradients[0][0] + gradients[1][0], rtol=1e-3, atol=1e-5)
+    assert torch.allclose(data.velocity[1], gradients[1][1], rtol=1e-3, atol=1e-5)
+    assert not data.velocity[2:].any()
+    assert not data.noise[2:].any()
+
+
+def test_patterns_of_a_class_are_chosen_by_the_seeds_of_images() -> None:
+    clean, labels = images()
+    seeds = torch.randint(2**62, (COUNT,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = class_rows(labels, seeds, 4)
+    assert torch.equal(rows // 4, labels)
+    assert len(set(rows.tolist())) == 4 * K
+    assert torch.equal(class_rows(labels, (), 1), labels)
+    noise = made(rows, 4 * K, replace(CONFIG, steps=1, rounds=3))[1].levels
+    assert len({tuple(pattern.flatten().tolist()) for pattern in noise}) == 4 * K
+    config = CraftConfig(method="error-min-class", patterns=4)
+    request = Request(clean, labels, K, seeds, 0, config.budget(clean.shape[1:]), noise, config)
+    assert torch.equal(protect(request), (clean.int() + noise[rows]).clamp(0, 255).to(torch.uint8))

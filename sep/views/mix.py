@@ -1,0 +1,91 @@
+"""Mixes of views: dealt to the members of an ensemble step by step, and to training images.
+
+A mix is a list of names. A name that comes several times has as many shares.
+
+Legend: B images, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sep.countermeasures.preprocessing import as_stored
+from sep.views.registry import PLAIN, Look, View, kinds
+
+LARGEST_SEED = 2**62
+Turn = tuple[int, Look]  # the place of a member in the ensemble, and its look in that turn
+
+
+def shuffled(cards: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return so many draws, `(count,)`, from a deck of cards 0 to `cards - 1`, which is shuffled again whenever it is empty."""
+    decks = [torch.randperm(cards, generator=generator) for _ in range(-(-count // cards))]
+    return torch.cat(decks)[:count]
+
+
+def looks(views: Sequence[str], count: int, eps_levels: int, generator: torch.Generator) -> list[tuple[int, Look]]:
+    """Deal the mix: so many looks, each with the place of its view among `kinds(views)`. A mix of `none` alone draws nothing.
+
+    Args:
+        views: the mix.
+        count: number of looks.
+        eps_levels: levels that the images may move.
+        generator: on the CPU.
+    """
+    if set(views) == set(PLAIN):
+        return [(0, Look(eps_levels=eps_levels))] * count
+    order = list(dict.fromkeys(views))
+    dealt = shuffled(len(views), count, generator).tolist()
+    seeds = torch.randint(LARGEST_SEED, (count,), generator=generator).tolist()
+    return [(order.index(views[card]), Look(seed, eps_levels)) for card, seed in zip(dealt, seeds, strict=True)]
+
+
+def turns(drawn: Sequence[Sequence[int]], views: Sequence[str], eps_levels: int, generator: torch.Generator) -> list[list[Turn]]:
+    """Give each checkpoint that is drawn for a step one view of the mix, so that views cost no further gradients.
+
+    Args:
+        drawn: for each step the checkpoints, the same number of them.
+        views: the mix.
+        eps_levels: levels that the images may move.
+        generator: on the CPU.
+
+    Returns:
+        For each step the places in an ensemble that has a member for each checkpoint and view, the views of a checkpoint side by side.
+    """
+    dealt = iter(looks(views, sum(map(len, drawn)), eps_levels, generator))
+    number = len(set(views))
+    return [[(number * k + place, look) for k, (place, look) in zip(step, dealt, strict=False)] for step in drawn]
+
+
+def each_its_own(images: Tensor, views: Sequence[str], generator: torch.Generator) -> Tensor:
+    """Show each image in one view of the mix, drawn anew: `(B, 3, H, W)` uint8 to the same. A mix of `none` alone draws nothing."""
+    if set(views) == set(PLAIN):
+        return images
+    order, seen = list(dict.fromkeys(views)), images.clone()
+    places = torch.tensor([order.index(name) for name in views])
+    own = places[torch.randint(len(views), (len(images),), generator=generator)]
+    for place, each in enumerate(kinds(views)):
+        chosen = (own == place).nonzero().flatten().to(images.device)
+        if len(chosen):
+            seen[chosen] = _seen(images[chosen], each, _seed(generator))
+    return seen
+
+
+def one_a_batch(
+    batches: Iterable[tuple[Tensor, Tensor]], views: Sequence[str], generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Show each batch of images `(B, 3, H, W)` uint8 in one view of the mix, drawn for it."""
+    each = kinds(views)
+    for images, labels in batches:
+        ((place, look),) = looks(views, 1, 0, generator)
+        yield _seen(images, each[place], look.seed), labels
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(LARGEST_SEED, (), generator=generator))
+
+
+def _seen(images: Tensor, view: View, seed: int) -> Tensor:
+    return images if view.name == "none" else as_stored(view.on_levels(images.float(), Look(seed)))
