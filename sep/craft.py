@@ -65,26 +65,27 @@ def descend(request: Request, draws: Sequence[Sequence[Turn]], direction: Direct
     config, like, wanted = request.config, request.members[draws[0][0][0]].network.mean, request.targets
     assert wanted is not None
     clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
-    x, velocity = clean.clone(), torch.zeros_like(clean, dtype=like.dtype) if momentum else None
-
-    diverged = torch.zeros((), dtype=torch.bool, device=like.device)
 
     def levels(images: Tensor) -> Tensor:
         return to_device(images, like, config.kernels)
 
-    def gradients(drawn: Sequence[Turn], part: slice) -> tuple[slice, Tensor]:
+    x, velocity = clean.clone(), levels(clean).zero_() if momentum else None
+    diverged = torch.zeros((), device=like.device)
+
+    def gradients(drawn: Sequence[Turn], part: slice) -> tuple[slice, Tensor, Tensor, Tensor]:
+        at, centre = levels(x[part]), levels(clean[part])
         with arithmetic(like.device, config.precision):
-            return part, direction(drawn, levels(x[part]), levels(clean[part]), targets[part])
+            return part, at, centre, direction(drawn, at, centre, targets[part])
 
     for drawn in draws:
         assert all((request.members[k].means is not None) == config.aligns_features for k, _ in drawn)
-        for part, total in request.batch.run(partial(gradients, drawn), len(x)):
+        for part, at, centre, total in request.batch.run(partial(gradients, drawn), len(x)):
             if velocity is not None:
                 total = velocity[part].mul_(momentum).add_(total)
-            diverged |= total.isnan().any()  # the sign of NaN is 0 for torch, which would pass for a pixel that is to stay
+            diverged += total.sum()  # NaN if any value is: its sign is 0 for torch, which would pass for a pixel that is to stay
             # Whole levels in, whole levels out: the conversion is exact, and rounding guards against a future step that is not.
-            x[part] = project(levels(x[part]) - total.sign(), levels(clean[part]), request.budget.limit).round().to(torch.uint8)
-    if diverged:  # asked once, because a GPU is waited for
+            x[part] = project(at - total.sign(), centre, request.budget.limit).round().to(torch.uint8)
+    if diverged.isnan():  # asked once, because a GPU is waited for
         raise ValueError("the ensemble's gradients are not finite numbers: a checkpoint is of a training that diverged")
     return x.cpu().contiguous()
 
