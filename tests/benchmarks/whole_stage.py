@@ -32,7 +32,7 @@ from sep.choices import NetworkName
 from sep.execution import use_cpu
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
-from tests.fixtures.executors import RAY
+from tests.fixtures.on_ray import RAY
 
 _together: Barrier
 
