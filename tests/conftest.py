@@ -106,6 +106,12 @@ def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[fl
     return lambda seconds: record_property(SECONDS_LOST, round(seconds, 1))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Choose the device of `tests/gpu`."""
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of tests/gpu (default: cpu)")
+    parser.addoption("--no-values", action="store_true", help="tests/gpu: hold no value to anything, for a device that computes nothing")
+
+
 def pytest_sessionstart() -> None:
     """Let processes that tests start hear an interruption: what a shell runs in the background ignores it, and so do its children.
 
