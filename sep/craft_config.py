@@ -105,13 +105,13 @@ class CraftConfig:
     def gradients_per_image(self, members: int, noise_rounds: int | None = None) -> int:
         """Return the number of forward and backward passes per image.
 
-        An ensemble of N takes T*N, or T*m with m members drawn for each step, or T*(N+M) with inner steps. Training against the noise
-        takes `noise_steps` in each round.
+        An ensemble of N takes T*N, or T*m with m members drawn for each step, or T*(N+M-1) with inner steps, the first of which is
+        where the members' gradients are known. Training against the noise takes `noise_steps` in each round.
 
         Args:
             members: size of the whole ensemble.
             noise_rounds: rounds of training against the noise; the most that the method allows if not given.
         """
-        inner = (self.inner_steps or members) if self.kind.inner_steps else 0
+        inner = (self.inner_steps or members) - 1 if self.kind.inner_steps else 0
         rounds = self.kind.noise_rounds if noise_rounds is None else noise_rounds
         return self.steps * ((self.resolved().members_per_step or members) + inner) + self.noise_steps * rounds

@@ -41,8 +41,9 @@ def variance_reduced(request: Request) -> Tensor:
         each = [craft.gradient(member, x, targets, ascend=ascend) for member in members]
         mean = torch.stack(each).mean(0)
         v, total = x, torch.zeros_like(x)
-        for k in drawn:
-            total += craft.gradient(members[k], v, targets, ascend=ascend) - (each[k] - mean)
+        for number, k in enumerate(drawn):
+            own = craft.gradient(members[k], v, targets, ascend=ascend) if number else each[k]  # the first is at x itself
+            total += own - (each[k] - mean)
             v = project(v - total.sign(), clean, limit)
         return total  # has every NaN of the inner steps
 

@@ -51,8 +51,9 @@ def labels() -> Tensor:
     return torch.arange(64) % CLASSES
 
 
-# Errors of `sep` about what a device computed, and of Triton about a driver that is none.
-NEEDS_VALUES = re.compile("not finite|undefined symbol: cu")
+# Errors of `sep` about what a device computed, and of what a device that computes nothing lacks: parts of its driver, on which compiled
+# kernels and random numbers within a recording depend, and fused attention.
+NEEDS_VALUES = re.compile("not finite|undefined symbol: cu|Offset increment outside graph capture|No execution plans support")
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sep import fitting
 from sep.choices import Precision
-from sep.fitting import accuracy, confusion, fit, optimiser, train_epoch
+from sep.fitting import accuracy, confusion, fit, optimiser
 from sep.models import build
+from sep.step import WARM_UP, RecordedStep, Step, open_step
 from sep.train_config import TrainConfig
+from sep.trunks import TRUNKS
 
 STEPS = 8  # of an epoch, of eight images each
 
@@ -35,6 +40,11 @@ def in_batches(device: torch.device, size: int = 8) -> list[tuple[Tensor, Tensor
 
 def draws(epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 + epoch)
+
+
+def weights(network: nn.Module) -> Tensor:
+    """Return a copy of all of them in a row."""
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
 def test_a_step_is_one_kernel_and_the_rule_of_the_cpu(device: torch.device) -> None:
@@ -81,13 +91,60 @@ def waits(device: torch.device, action: Callable[[], object]) -> int:
 
 
 def test_nothing_waits_for_the_device_within_an_epoch(device: torch.device) -> None:
+    """Three values are read at its end: the loss, the accuracy, and whether all is finite. A test reads its table, and no batch."""
     counts = []
-    for size in (64, 64, 4):  # the first pass does what is set up once
+    for size in (64, 4):
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
-        optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
-        given = (network, optimizer, scheduler, in_batches(device, size), "crop-flip", torch.Generator(), "bf16")
-        counts.append(waits(device, lambda given=given: train_epoch(*given)))  # type: ignore[misc]
-    assert counts[1:] == [3, 3]  # at the end: the loss, the accuracy, and whether all is finite
+        batches, tests = in_batches(device, size), in_batches(torch.device("cpu"), size)
+        given = (network, TrainConfig(epochs=6, lr=1e-3), partial(_itself, batches), 64 // size, draws)
+        epochs = fit(*given, tests=partial(_itself, tests, 0), num_classes=2)
+        for _ in range(5):  # recorded in the fourth step, which is in the fourth epoch if each has one
+            next(epochs)
+        counts.append(waits(device, partial(next, epochs)))
+    assert counts == [3 + (device.type == "cuda")] * 2  # a table on a CPU need not be copied there
+
+
+def _itself(batches: list[tuple[Tensor, Tensor]], epoch: int) -> list[tuple[Tensor, Tensor]]:
+    return batches
+
+
+def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the last batch is smaller. Not even rounding should differ; a GPU's libraries promise no more than rounding."""
+    images, labels = (part.to(device) for part in squares(60, seed=1))
+    batches = list(zip(torch.split(images, 16), torch.split(labels, 16), strict=True))
+    opened: list[Step] = []
+
+    def noted(*given: Any, recorded: bool) -> Step:
+        opened.append(open_step(*given, recorded=recorded))
+        return opened[-1]
+
+    monkeypatch.setattr(fitting, "open_step", noted)
+    results, found = [], []
+    for recorded in (True, False):
+        torch.manual_seed(0)
+        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device).to(memory_format=torch.channels_last)
+        config = TrainConfig(epochs=4, lr=0.02, schedule="one-cycle", augmentation="crop", precision="float32", recorded=recorded)
+        results.append([epoch.result.loss for epoch in fit(network, config, partial(_itself, batches), 4, draws)])
+        found.append(weights(network))
+    assert [isinstance(step, RecordedStep) for step in opened] == [device.type == "cuda", False]
+    assert all(step.graph is not None for step in opened if isinstance(step, RecordedStep))
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-3
+    assert results[0][-1] < 0.8 * results[0][0]
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_step_of_every_network_can_be_recorded(device: torch.device, name: str) -> None:
+    """Nothing in it may wait for the device. On a CPU one step is plain."""
+    torch.manual_seed(0)
+    network = build(name, 2, 32, (60.0,) * 3, (60.0,) * 3).to(device).to(memory_format=torch.channels_last)
+    before = weights(network)
+    batch = torch.rand(4, 3, 32, 32, device=device) * 255, torch.arange(4, device=device) % 2
+    steps = 1 if device.type == "cpu" else WARM_UP + 2
+    config = TrainConfig(epochs=1, lr=1e-3, warmup_epochs=0)
+    (epoch,) = fit(network, config, partial(_itself, [batch] * steps), steps, draws)
+    assert epoch.result.finite
+    assert not torch.equal(weights(network), before)
 
 
 def test_a_separable_problem_is_learned_in_the_precision_of_the_device(device: torch.device) -> None:
