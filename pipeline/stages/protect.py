@@ -18,7 +18,7 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import ProtectConfig, RunConfig, deciding, to_tree
+from pipeline.config.schema import ProtectConfig, RunConfig, deciding
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
@@ -49,7 +49,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     classes = protected_classes(config, names)
     section = deciding(protect.resolved())
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
-        section["training"] = to_tree(config.surrogate)
+        section["training"] = deciding(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:
