@@ -46,7 +46,8 @@ class CraftConfig:
     """arithmetic of the gradients; auto: bf16 on a GPU that has it, float32 on a CPU"""
     kernels: Kernels = "fused"
     """plain: networks as trained; fused: batch-norm folded, channels last, and on a CPU wide convolutions with fewer multiplications;
-    compiled: batch-norm folded, channels last, through torch.compile"""
+    compiled: batch-norm folded, channels last, through torch.compile; auto: fused or compiled on a GPU, whichever a measurement at the
+    beginning of a release finds faster, fused on a CPU"""
 
     def __post_init__(self) -> None:
         """Refuse settings that no image can be protected with.

@@ -42,7 +42,7 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
         network: as trained.
         kernels: plain: the operations of the training; otherwise each batch-norm is folded into the convolution before it (a batch-norm
             without one, as DenseNet has, stays in eval mode), and weights are laid out channels last; fused also has faster
-            convolutions on a CPU, see `sep.winograd`.
+            convolutions on a CPU, see `sep.winograd`; auto is fused.
 
     Raises:
         ValueError: weights or running statistics are not finite, so that no gradient can be followed.
@@ -56,7 +56,7 @@ def freeze(network: Network, kernels: Kernels = "fused") -> Network:
         warnings.simplefilter("ignore")
         frozen.trunk = fuse(frozen.trunk, inplace=True)
     frozen = frozen.to(memory_format=torch.channels_last).requires_grad_(False).eval()
-    if kernels == "fused":
+    if kernels in ("fused", "auto"):
         replace_convolutions(frozen.trunk)
     return frozen
 

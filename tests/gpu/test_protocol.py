@@ -21,7 +21,7 @@ TRAINING = ("--networks", "resnet8", "--epochs", "2", "--batch-size", "20")
 COMMAND = [
     *("--data", "generated", "--pack.max-train-images", "40", "--pack.max-test-images", "20", "--pack.shard-images", "20", "--sweep"),
     *(f"--{stage}.{word[2:]}" if word.startswith("--") else word for stage in ("surrogate", "victim") for word in TRAINING),
-    *("--protect.checkpoints", "2", "--protect.steps", "2", "--protect.eps-levels", "8"),
+    *("--protect.checkpoints", "2", "--protect.steps", "2", "--protect.eps-levels", "8", "--protect.kernels", "auto"),
 ]
 
 
@@ -32,6 +32,7 @@ def only_the_device(request: pytest.FixtureRequest, device: torch.device, monkey
         monkeypatch.setattr(release, "check_budget", lambda *_: None)
     threads = torch.get_num_threads()
     monkeypatch.setattr(Resources, "cpus_for", lambda *_: 1)
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # processes that help would outlive the tests
     if device.type == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
