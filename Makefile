@@ -3,11 +3,12 @@ PYTHON ?= python3
 RUN ?= runs/quickstart
 DATA ?= $(or $(SEP_DATA),../shared/data)/cifar10
 BIN = .venv/bin
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test lint on-ray test-all faults bench gpu-kit gpu-proof docs ui format
+.PHONY: demo test lint on-ray test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -20,7 +21,7 @@ demo: .venv/installed  ## the main job on generated images
 
 test: .venv/installed  ## lint, types, import contracts, and the quick suite: first what runs on one Ray cluster, which mostly waits
 	$(MAKE) --jobs 2 lint on-ray
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -29,10 +30,13 @@ lint: .venv/installed
 	$(BIN)/lint-imports --no-logo
 
 on-ray: .venv/installed
-	$(BIN)/pytest -m "ray and not slow and not gpu"
+	$(BIN)/pytest -m "ray and not slow"
 
-test-all: test  ## and the slow proofs, faults among them: everything but what needs a GPU
-	$(BIN)/pytest -m "slow and not gpu"
+test-gpu:  ## what only a GPU can get wrong, by any Python with torch and pytest: two minutes at most
+	$(GPU_PYTHON) -m pytest tests/gpu --device cuda
+
+test-all: test  ## and the slow proofs, faults among them
+	$(BIN)/pytest -m "slow"
 
 faults: .venv/installed  ## everything that kills, cuts short or refuses something, and the other slow proofs: half an hour
 	$(BIN)/pytest -m "faults or slow"

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.execution import moved
 from sep.train_config import Augmentation
 
 
 def beside(images: Tensor, draws: Tensor) -> Tensor:
-    """Copy draws from the CPU to the images' device; from pinned memory, because the host would wait for any other copy to a GPU."""
-    return draws.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else draws.to(images.device)
+    """Copy draws from the CPU to the images' device."""
+    return moved(draws, images.device)
 
 
 @contextmanager

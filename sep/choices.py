@@ -7,5 +7,5 @@ from typing import Literal
 NetworkName = Literal["resnet8", "resnet18", "senet18", "vgg16-bn", "densenet121", "googlenet", "mobilenet-v2", "vit-small"]
 Targets = Literal["shift", "random-class", "per-sample", "untargeted"]
 Precision = Literal["auto", "float32", "tf32", "bf16"]
-Kernels = Literal["plain", "fused", "compiled"]
+Kernels = Literal["auto", "plain", "fused", "compiled"]
 Channels = Literal["colour", "grey"]

@@ -54,7 +54,8 @@ class CraftConfig:
     """arithmetic of the gradients; auto: bf16 on a GPU that has it, float32 on a CPU"""
     kernels: Kernels = "fused"
     """plain: networks as trained; fused: batch-norm folded, channels last, and on a CPU wide convolutions with fewer multiplications;
-    compiled: batch-norm folded, channels last, through torch.compile"""
+    compiled: batch-norm folded, channels last, through torch.compile; auto: fused or compiled on a GPU, whichever a measurement at the
+    beginning of a release finds faster, fused on a CPU"""
 
     def __post_init__(self) -> None:
         """Refuse settings that no image can be protected with.
@@ -113,14 +114,14 @@ class CraftConfig:
     def gradients_per_image(self, members: int, noise_rounds: int | None = None) -> int:
         """Return the number of forward and backward passes per image.
 
-        An ensemble of N takes T*N, or T*m with m members drawn for each step, or T*(N+M) with inner steps. Training against the noise
-        takes `noise_steps` in each round.
+        An ensemble of N takes T*N, or T*m with m members drawn for each step, or T*(N+M-1) with inner steps, the first of which is
+        where the members' gradients are known. Training against the noise takes `noise_steps` in each round.
 
         Args:
             members: size of the whole ensemble.
             noise_rounds: rounds of training against the noise; the most that the method allows if not given.
         """
-        inner = (self.inner_steps or members) if self.kind.inner_steps else 0
+        inner = (self.inner_steps or members) - 1 if self.kind.inner_steps else 0
         rounds = (self.noise_rounds or self.kind.noise_rounds) if noise_rounds is None else noise_rounds
         return self.steps * ((self.resolved().members_per_step or members) + inner) + self.noise_steps * rounds
 

@@ -140,9 +140,14 @@ def use_cpu(threads: int) -> None:
         mallopt(TRIM_THRESHOLD, KEPT)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU from pinned memory, because the host would wait for any other copy."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:
     """Return images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, in the memory layout of the kernels."""
-    if like.is_cuda and not images.is_cuda:
-        images = images.pin_memory()  # pageable memory would be copied twice, and the host would wait
     layout = torch.contiguous_format if kernels == "plain" else torch.channels_last
-    return images.to(like.device, non_blocking=True).to(like.dtype, memory_format=layout)
+    return moved(images, like.device).to(like.dtype, memory_format=layout)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from sep.augment import augment
 from sep.choices import Precision
-from sep.execution import autocast, backends, resolve
+from sep.execution import autocast, backends, moved, resolve
+from sep.step import Step, open_step
 from sep.train_config import Augmentation, TrainConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -106,7 +106,7 @@ def fit(
     own = network.module if isinstance(network, DistributedDataParallel) else network
     device = next(network.parameters()).device
     precision = resolve(config.precision, device)
-    first = 0
+    step, first = open_step(network, sgd, precision, recorded=config.recorded), 0
     if state is not None:
         own.load_state_dict(state["network"])
         sgd.load_state_dict(state["optimizer"])
@@ -115,7 +115,7 @@ def fit(
         scheduler.last_epoch = first * steps_per_epoch  # computed, because the number of steps depends on the number of ranks
     for index in range(first, config.epochs):
         begun = time.monotonic()
-        result = train_epoch(network, sgd, scheduler, batches(index), config.augmentation, draws(index), precision, change)
+        result = train_epoch(network, sgd, scheduler, batches(index), config.augmentation, draws(index), precision, change, step)
         result = average(result) if average else result
         if not result.finite:
             raise ValueError(f"training diverged in epoch {index + 1} (loss {result.loss}): {remedy}")
@@ -163,6 +163,7 @@ def train_epoch(
     generator: torch.Generator,
     precision: Precision = "auto",
     change: Change | None = None,
+    step: Step | None = None,
 ) -> EpochResult:
     """Make one pass of SGD on the cross-entropy of the true labels, or of the classes that `change` gives.
 
@@ -178,31 +179,25 @@ def train_epoch(
         generator: on the CPU; source of the augmentation's draws.
         precision: of products and convolutions.
         change: made to each augmented batch, drawing from the same generator.
+        step: of the earlier epochs, if it is recorded; plain steps if not given.
     """
     network.train()
     device = next(network.parameters()).device
     precision = resolve(precision, device)
-    loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    step, seen = step or Step(network, optimizer, precision), 0
+    step.restart()
     with backends(precision):
         for images, labels in batches:
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            images, targets = moved(images, device), moved(labels, device)
             levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
-            targets = labels
             if change is not None:
-                levels, targets = change(network, levels, labels, generator)
-                levels, labels = levels.contiguous(memory_format=torch.channels_last), targets.argmax(1)
-            with autocast(device, precision):
-                logits = network(levels)[1]
-                loss = functional.cross_entropy(logits, targets)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
+                levels, targets = change(network, levels, targets, generator)
+                levels = levels.contiguous(memory_format=torch.channels_last)
+            step(levels, targets)
             scheduler.step()
-            loss_sum += loss.detach() * len(labels)
-            correct += (logits.argmax(1) == labels).sum()
             seen += len(labels)
-    left = torch.stack([tensor.isfinite().all() for tensor in (loss_sum, *network.parameters(), *network.buffers())])
-    return EpochResult(float(loss_sum) / seen, 100 * float(correct) / seen, bool(left.all()))
+    left = torch.stack([tensor.isfinite().all() for tensor in (step.loss_sum, *network.parameters(), *network.buffers())])
+    return EpochResult(float(step.loss_sum) / seen, 100 * float(step.correct) / seen, bool(left.all()))
 
 
 @torch.inference_mode()
@@ -217,8 +212,9 @@ def confusion(network: nn.Module, batches: Batches, num_classes: int, precision:
     table = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
     with backends(precision), autocast(device, precision):
         for images, labels in batches:
-            predicted = network(images.to(device, torch.float32, memory_format=torch.channels_last))[1].argmax(1)
-            table += torch.bincount(labels.to(device) * num_classes + predicted, minlength=num_classes**2)
+            levels = moved(images, device).to(torch.float32, memory_format=torch.channels_last)
+            cells = moved(labels, device) * num_classes + network(levels)[1].argmax(1)
+            table.scatter_add_(0, cells, torch.ones_like(cells))  # `bincount` reads its largest value first
     return table.view(num_classes, num_classes).cpu()
 
 

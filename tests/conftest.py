@@ -1,4 +1,7 @@
-"""Fixtures, named after what they give."""
+"""Fixtures, named after what they give.
+
+A fixture imports what it needs itself, so that tests of `sep` start where nothing but torch and pytest is installed.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,18 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from pyarrow import fs
 
-from cluster import session
-from cluster.resources import Resources
-from pipeline.config.presets import preset
-from pipeline.config.schema import RunConfig
-from pipeline.stages import pack
-from pipeline.storage.folder import Folder
 from tests import ROOT
-from tests.fixtures import packed_run, s3_servers
-from tests.fixtures.executors import LOCAL
+
+if TYPE_CHECKING:
+    from cluster.resources import Resources
+    from pipeline.config.schema import RunConfig
+    from pipeline.storage.folder import Folder
+    from tests.fixtures import s3_servers
 
 _numbers = itertools.count()
 
@@ -31,6 +32,8 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def ray_2_cpus() -> Iterator[Resources]:
     """A Ray cluster embedded in the tests' process and shared by them all, its CPUs divided between two workers."""
+    from cluster import session
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)  # never the developer's own cluster
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # workers import what tests send them
@@ -41,6 +44,12 @@ def ray_2_cpus() -> Iterator[Resources]:
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]:
     """A packed run with three checkpoints of networks that really differ."""
+    from pipeline.config.presets import preset
+    from pipeline.stages import pack
+    from pipeline.storage.folder import Folder
+    from tests.fixtures import packed_run
+    from tests.fixtures.executors import LOCAL
+
     config = replace(preset("smoke"), run=str(tmp_path_factory.mktemp("packed")))
     config = replace(config, surrogate=replace(config.surrogate, epochs=3))
     folder = Folder.open(config.run)
@@ -52,6 +61,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder]
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[s3_servers.Server]:
     """An S3-speaking server, a process of its own on this machine."""
+    from tests.fixtures import s3_servers
+
     with s3_servers.moto() as server:
         yield server
 
@@ -59,6 +70,8 @@ def s3_server() -> Iterator[s3_servers.Server]:
 @pytest.fixture
 def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that has the key of that server, and nothing of the developer's own."""
+    from tests.fixtures import s3_servers
+
     for name in s3_servers.FOREIGN:
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_servers.ENVIRONMENT.items():
@@ -68,6 +81,8 @@ def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def s3_bucket(s3_server: s3_servers.Server, s3_credentials: None) -> str:
     """The name of an empty bucket on that server."""
+    from pyarrow import fs
+
     name = f"bucket-{next(_numbers)}"
     fs.S3FileSystem(region="us-east-1", endpoint_override=s3_server.url, request_timeout=60, allow_bucket_creation=True).create_dir(name)
     return name
@@ -89,6 +104,12 @@ SECONDS_LOST = "seconds lost"
 def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[float], None]:
     """Notes how much longer it took than without the fault, for the table at the end: a measurement, never a condition."""
     return lambda seconds: record_property(SECONDS_LOST, round(seconds, 1))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Choose the device of `tests/gpu`."""
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of tests/gpu (default: cpu)")
+    parser.addoption("--no-values", action="store_true", help="tests/gpu: hold no value to anything, for a device that computes nothing")
 
 
 def pytest_sessionstart() -> None:

@@ -95,6 +95,8 @@ class SurrogateConfig(TrainConfig):
 
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures, trained one after the other; the checkpoints of all of them together make the ensemble"""
+    recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
+    """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
 
     def __post_init__(self) -> None:
         """Refuse missing or repeated names.
@@ -157,6 +159,8 @@ class VictimConfig(TrainConfig):
     countermeasures: Annotated[tuple[str, ...], Doc(_known_countermeasures())] = ("none",)
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
+    recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
+    """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
     trials_per_gpu: Annotated[int, Mark.SPEED] = 1
     """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 

@@ -19,10 +19,11 @@ from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.released_splits import released_splits
-from pipeline.config.schema import ProtectConfig, RunConfig, deciding, to_tree
+from pipeline.config.schema import ProtectConfig, RunConfig, deciding
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
+from pipeline.protection.kernel_choice import decide
 from pipeline.protection.preparation import Site, kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
@@ -56,7 +57,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     if protect.kind.surrogate:
         _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
-        section["training"] = to_tree(config.surrogate)
+        section["training"] = deciding(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:
@@ -68,10 +69,12 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     ensemble = _ensemble(folder, protect, checkpoints, resources, config.views)
     precision = _precision(protect, ensemble, executor, capacity)
     protect = dataclasses.replace(protect, precision=precision)
+    kernels = decide(stage.folder, protect, ensemble, pack.shards["train"], executor, capacity, resources.tasks)
+    protect, ensemble = dataclasses.replace(protect, kernels=kernels), dataclasses.replace(ensemble, kernels=kernels)
     if index and not stage.folder.exists(SIMILARITY):
         write_similarity(stage.folder, ensemble, index, len(names), pack.shards["train"][0], executor, capacity)
     clean, decided = folder.child("pack"), dataclasses.replace(config, protect=protect)
-    decides = digest([stage.hash, precision])
+    decides = digest([stage.hash, precision, *([kernels] if kernels != config.protect.kernels else [])])
     shards = [shard for split in released_splits(protect.splits, pack.asked) for shard in pack.shards[split]]
     site = Site(decided, decides, stage.folder, clean, pack, tuple(shards), classes, ensemble, resources, capacity)
     prepared = prepare(site, executor)
@@ -116,7 +119,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     if stage.manifest:
         return stage.manifest
     resources = executor.connect(config.workers)
-    protect = dataclasses.replace(config.protect, precision=base.counts["precision"])
+    protect = dataclasses.replace(config.protect, precision=base.counts["precision"], kernels=base.counts["kernels"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN))
     prepared = kept(run.child("protect"), config)
@@ -220,6 +223,7 @@ def _finish(
         "eps_levels": config.eps_levels,
         "steps": config.steps,
         "precision": config.precision,
+        "kernels": config.kernels,
         "networks": list(dict.fromkeys(checkpoint.network for checkpoint in checkpoints)),
         "epochs": sorted({checkpoint.epoch for checkpoint in checkpoints}),
         "members": len(checkpoints),

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.executor import Executor
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.schema import RunConfig, deciding
 from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
@@ -30,7 +30,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
-    section = to_tree(config.surrogate) | config.recorded_views
+    section = deciding(config.surrogate) | config.recorded_views
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest

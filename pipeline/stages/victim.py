@@ -20,7 +20,8 @@ from cluster.deadline import TimeIsUp
 from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import WorkFailed
-from pipeline.config.schema import RunConfig, deciding
+from pipeline.config.marks import Mark, marked
+from pipeline.config.schema import RunConfig, VictimConfig, deciding
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
@@ -139,7 +140,8 @@ def _task(
     train = pack if trial.trained.data == "clean" else protect
     protected = tuple(protect.counts["classes"])
     plan = countermeasures.plan(trial.trained.countermeasure)
-    training = {field.name: getattr(victim, field.name) for field in fields(TrainConfig) if field.name != "precision"}
+    names = {field.name for field in fields(TrainConfig)} - {"precision", *marked(VictimConfig, Mark.SPEED)}
+    training = {name: getattr(victim, name) for name in sorted(names)}
     decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
     image_bytes = 3 * pack.counts["height"] * pack.counts["width"] * bytes_per_value(plan)

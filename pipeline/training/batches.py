@@ -62,9 +62,9 @@ class InMemory:
     def epoch(self, number: int) -> Iterator[Batch]:
         """See `Batches`."""
         order = torch.randperm(len(self.labels), generator=generator(self.split.seed, "order", number))
-        mine = order[self.split.rank :: self.split.size]
+        mine = order[self.split.rank :: self.split.size].to(self.images.device)  # at once: a GPU is waited for at every such copy
         for step in range(self.steps):
-            chosen = mine[step * self.split.batch_size : (step + 1) * self.split.batch_size].to(self.images.device)
+            chosen = mine[step * self.split.batch_size : (step + 1) * self.split.batch_size]
             yield self.images[chosen], self.labels[chosen]
 
 
@@ -129,10 +129,12 @@ def unchanged(images: Tensor, _: Tensor) -> Tensor:
     return images
 
 
-def open_tests(folder: Folder, shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> Callable[[], Iterator[Batch]]:
-    """Return a function that opens all images once, in order: from memory where they fit decoded, else shard by shard."""
+def open_tests(
+    folder: Folder, shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int, device: torch.device
+) -> Callable[[], Iterator[Batch]]:
+    """Return a function that opens all images once, in order: from memory of the device where they fit decoded, else shard by shard."""
     if fits(shards, image_bytes, memory_limit_mb):
-        images, labels = load(folder, shards)
+        images, labels = (part.to(device) for part in load(folder, shards))
         return lambda: in_order(images, labels)
     return lambda: (batch for shard in shards for batch in in_order(*load(folder, [shard])))
 

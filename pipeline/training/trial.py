@@ -175,7 +175,7 @@ def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Itera
         batches.steps,
         draws=partial(generator, seed, "augment"),
         state=state,
-        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb),
+        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb, device),
         num_classes=classes,
         change=task.plan.change(classes),
         remedy="lower --victim.lr",

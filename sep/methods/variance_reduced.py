@@ -43,8 +43,9 @@ def variance_reduced(request: Request) -> Tensor:
         each = {k: craft.gradient(members[k], x, targets, look, ascend=ascend) for k, look in drawn[:count]}
         mean = torch.stack(list(each.values())).mean(0)
         v, total = x, torch.zeros_like(x)
-        for k, look in drawn[count:]:
-            total += craft.gradient(members[k], v, targets, look, ascend=ascend) - (each[k] - mean)
+        for number, (k, look) in enumerate(drawn[count:]):
+            own = craft.gradient(members[k], v, targets, look, ascend=ascend) if number else each[k]  # the first is at x itself
+            total += own - (each[k] - mean)
             v = project(v - total.sign(), clean, limit)
         return total  # has every NaN of the inner steps
 

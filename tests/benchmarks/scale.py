@@ -29,7 +29,7 @@ from pipeline.storage.layout import SAMPLES, part_record
 from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident
 from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
-from tests.fixtures.executors import RAY
+from tests.fixtures.on_ray import RAY
 
 # All simulated machines share the cores of this one; bookkeeping for the dashboard would take a core from them.
 QUIET = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}

@@ -33,7 +33,7 @@ from sep.execution import use_cpu
 from sep.methods.registry import Method
 from tests.benchmarks import memory
 from tests.benchmarks.trained import EPS_LEVELS, Trained, device
-from tests.fixtures.executors import RAY
+from tests.fixtures.on_ray import RAY
 
 RECIPES: tuple[Method, ...] = ("sep-fa", "sep-fa-drawn")
 

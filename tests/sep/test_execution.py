@@ -207,24 +207,6 @@ def test_size_to_begin_with() -> None:
     assert MicroBatch.fitting((3, 32, 32), torch.device("cuda")).size > 10**6  # no shard holds more
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_gpu_agrees_with_the_cpu(networks: list[Network]) -> None:
-    """Compare plain float32 on both devices, and the fast path on the GPU."""
-    wanted = gradients(networks, "plain")
-    images = torch.randint(256, (16, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for kernels, precision, share in (("plain", "float32", 0.999), ("fused", "tf32", 0.97), ("fused", "bf16", 0.9)):
-        config = CraftConfig(kernels=kernels, precision=precision)  # type: ignore[arg-type]
-        frozen = [freeze(network, config.kernels).cuda() for network in networks]
-        levels = to_device(images, frozen[0].mean, config.kernels)
-        draw = torch.Generator().manual_seed(0)
-        torch.randint(256, (16, 3, 16, 16), generator=draw, dtype=torch.uint8)
-        targets = torch.randint(5, (16,), generator=draw).cuda()
-        with arithmetic(levels.device, config.precision):
-            found = torch.stack([gradient(Member(network), levels, targets).cpu() for network in frozen])
-        assert same_signs(wanted, found) > share
-
-
 FREED = """
 import resource, sys
 import torch

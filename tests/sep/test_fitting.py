@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sep.choices import Precision
 from sep.fitting import Epoch, EpochResult, State, accuracy, confusion, fit, optimiser, train_epoch
@@ -80,23 +78,6 @@ def test_on_a_cpu_the_steps_are_those_of_plain_sgd() -> None:
     assert (optimizer.param_groups[0]["foreach"], optimizer.param_groups[0]["fused"]) == (True, False)
 
 
-@pytest.mark.gpu
-def test_on_a_gpu_a_step_is_one_kernel_and_the_same_rule() -> None:
-    torch.manual_seed(0)
-    networks = [nn.Linear(8, 4).to(device) for device in ("cpu", "cuda")]
-    networks[1].load_state_dict(networks[0].state_dict())
-    optimizers = [optimiser(network, TrainConfig(epochs=1), STEPS)[0] for network in networks]
-    assert optimizers[1].param_groups[0]["fused"]
-    for _ in range(3):
-        draws = [torch.randn_like(parameter) for parameter in networks[0].parameters()]
-        for network, optimizer in zip(networks, optimizers, strict=True):
-            for parameter, draw in zip(network.parameters(), draws, strict=True):
-                parameter.grad = draw.to(parameter.device)
-            optimizer.step()
-    for one, other in zip(*(network.parameters() for network in networks), strict=True):
-        assert torch.allclose(one, other.cpu(), rtol=1e-5, atol=1e-7)
-
-
 def squares(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return images of noise with a bright square on the left or on the right, which is the class."""
     generator = torch.Generator().manual_seed(seed)
@@ -161,50 +142,6 @@ def test_a_test_can_round_too() -> None:
     tables = [confusion(network, batches, 2, precision) for precision in precisions]
     assert seen == [torch.float32] * 4 + [torch.bfloat16] * 4
     assert torch.equal(*tables)
-
-
-class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the reads of a tensor's value, each of which would make the host wait for a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
-        self.count += func in waits
-        return func(*args, **(kwargs or {}))
-
-
-def test_nothing_waits_for_the_device_within_an_epoch() -> None:
-    images, labels = squares(64, seed=1)
-    counts = []
-    for size in (64, 4):
-        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3)
-        optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
-        batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
-        with Waits() as waits:  # type: ignore[no-untyped-call]
-            train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
-        counts.append(waits.count)
-    assert counts == [3, 3]  # at the end: the loss, the accuracy, and whether all is finite
-
-
-@pytest.mark.gpu
-def test_nothing_waits_for_a_gpu_within_an_epoch() -> None:
-    """This is by torch's own check, which includes copies."""
-    images, labels = (part.cuda() for part in squares(64, seed=1))
-    counts = []
-    for size in (64, 64, 4):  # the first pass does what is set up once
-        network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).cuda()
-        optimizer, scheduler = optimiser(network, TrainConfig(), 64 // size)
-        batches = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")  # the three waits are on one line, which by default warns once
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                train_epoch(network, optimizer, scheduler, batches, "crop-flip", torch.Generator(), "bf16")
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        counts.append(sum("synchronizing CUDA operation" in str(warning.message) for warning in caught))
-    assert counts[1:] == [3, 3]  # as on a CPU
 
 
 class Pretend(nn.Module):

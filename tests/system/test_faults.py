@@ -24,7 +24,7 @@ from pipeline.shards.finished_shards import FinishedShard
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
-from tests.fixtures.executors import RAY
+from tests.fixtures.on_ray import RAY
 from tests.fixtures.packed_run import copy, digests
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.usefixtures("ray_2_cpus")]

@@ -106,7 +106,7 @@ def test_the_card_says_what_was_measured(whole: Path) -> None:
         assert victim["last_accuracy"] == {"mean": pytest.approx(measured["last_accuracy"], abs=0.01), "std": None}
         assert victim["precision"] == ["float32"]
     for label in ("2/255", "8/255"):
-        assert found["protection"][label]["gradients"] == 40 * 2 * (2 + 2)
+        assert found["protection"][label]["gradients"] == 40 * 2 * (2 + 2 - 1)
         assert found["protection"][label]["linf_levels"] == 2  # two steps of one level
         assert found["protection"][label]["gradients_per_second"] > 0
     assert found["surrogate"][0].keys() >= {"loss", "train_accuracy", "seconds", "precision"}

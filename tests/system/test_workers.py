@@ -12,7 +12,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.stages import pack, protect, surrogate
 from pipeline.storage.folder import Folder
 from sep.methods.registry import Method
-from tests.fixtures.executors import RAY
+from tests.fixtures.on_ray import RAY
 from tests.fixtures.packed_run import copy, digests
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_2_cpus")]

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import pytest
 
 from pipeline.config.marks import Mark, marked, without
-from pipeline.config.schema import ProtectConfig, RunConfig, VictimConfig, deciding, to_tree
+from pipeline.config.schema import ProtectConfig, RunConfig, SurrogateConfig, VictimConfig, deciding, to_tree
 from pipeline.pages.page import command
 from pipeline.storage.records import flatten
 
 OTHER: dict[str, Any] = {  # a value other than the default, for every field marked SPEED
     "workers": 3,
     "memory_limit_mb": 7,
+    "surrogate.recorded": False,
     "protect.batch_size": 5,
     "protect.tasks_per_gpu": 2,
+    "victim.recorded": False,
     "victim.trials_per_gpu": 4,
 }
 
@@ -50,8 +52,8 @@ def test_every_setting_that_only_decides_how_fast_is_looked_at_here() -> None:
     assert set(marked(RunConfig, Mark.START)) >= {"add", "sweep", "stages", "keep_going", "overwrite", "tracking_uri"}
 
 
-@pytest.mark.parametrize("section", [ProtectConfig(), VictimConfig()])
-def test_a_stage_records_none_of_them(section: ProtectConfig | VictimConfig) -> None:
+@pytest.mark.parametrize("section", [SurrogateConfig(), ProtectConfig(), VictimConfig()])
+def test_a_stage_records_none_of_them(section: SurrogateConfig | ProtectConfig | VictimConfig) -> None:
     whole, recorded = to_tree(section), deciding(section)
     assert whole.keys() - recorded.keys() == set(marked(type(section), Mark.SPEED))
     assert recorded.items() <= whole.items()

@@ -21,7 +21,7 @@ from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
 from sep.execution import SHARED, share_memory
 from tests.fixtures import finished_run
-from tests.fixtures.executors import RAY
+from tests.fixtures.on_ray import RAY
 
 TWO_GPUS = Resources(nodes=((16, 2),), workers=2, tasks=2)
 TWO_CPUS = Resources(nodes=((2, 0),), workers=2, tasks=2)

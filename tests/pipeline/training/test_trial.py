@@ -119,6 +119,10 @@ def test_on_a_gpu_what_was_asked_decides(folder: Folder) -> None:
     assert len({task(folder, resources, precision=precision).made_from for resources in (ONE_CPU, gpu) for precision in asked}) == 7
 
 
+def test_how_fast_it_trains_decides_nothing(folder: Folder) -> None:
+    assert task(folder, recorded=False).made_from == task(folder).made_from != task(folder, epochs=2).made_from
+
+
 def test_a_trial_that_diverges_says_what_to_do_and_leaves_nothing(folder: Folder) -> None:
     with pytest.raises(ValueError, match=r"training diverged in epoch \d .*lower --victim\.lr"):
         trained(task(folder, lr=1e12))

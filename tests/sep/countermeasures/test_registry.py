@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.config.schema import VictimConfig
 from sep.countermeasures import preprocessing
 from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
 from sep.fitting import optimiser, train_epoch
@@ -147,12 +147,19 @@ def test_none_is_an_ordinary_training() -> None:
     assert (nothing.cost, nothing.clean_percent) == (1, 0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig(TrainConfig):
+    """Settings with more than a training needs, as those of a pipeline have."""
+
+    seeds: int = 3
+
+
 def test_settings_of_the_training() -> None:
-    config = VictimConfig(epochs=30, warmup_epochs=1, augmentation="crop-flip")
+    config = OwnConfig(epochs=30, warmup_epochs=1, augmentation="crop-flip", seeds=5)
     plain = plan("no-augmentation").training(config)
     assert (plain.augmentation, plain.epochs) == ("none", 30)
     short = plan("early-stop").training(config)
-    assert (short.epochs, short.augmentation, type(short)) == (6, "crop-flip", VictimConfig)
+    assert (short.epochs, short.augmentation, short) == (6, "crop-flip", replace(config, epochs=6))
     both = plan("early-stop+no-augmentation").training(config)
     assert (both.epochs, both.augmentation) == (6, "none")
     assert plan("early-stop").training(TrainConfig(epochs=1)).epochs == 1

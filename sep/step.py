@@ -1,0 +1,116 @@
+"""One step of a training: forward, backward and SGD; on a GPU recorded once as a CUDA graph and replayed.
+
+Legend: B images, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from sep.choices import Precision
+from sep.execution import autocast
+
+WARM_UP = 3  # plain steps before the recording, in which libraries set themselves up
+
+
+class Step:
+    """A step of SGD on the cross-entropy of a batch. It adds up the loss and the right answers, and waits for nothing.
+
+    On a GPU the learning rate is a number in its memory, so that recorded and plain steps round it alike.
+
+    Attributes:
+        loss_sum: of the cross-entropy over the images since `restart`, each batch before its step.
+        correct: number of right answers among them; of a mixed image, its heaviest class.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer, precision: Precision) -> None:
+        """Prepare steps of one training, in a precision that is not auto."""
+        self.network, self.optimizer, self.precision = network, optimizer, precision
+        self.device = next(network.parameters()).device
+        self.loss_sum, self.correct, self.rate = torch.zeros(3, device=self.device).unbind()
+
+    def restart(self) -> None:
+        """Count from zero again."""
+        self.loss_sum.zero_()
+        self.correct.zero_()
+
+    def __call__(self, levels: Tensor, targets: Tensor) -> None:
+        """Train on images `(B, C, H, W)` in float levels and labels `(B,)` or class probabilities `(B, K)`, on the device."""
+        if self.device.type != "cuda":
+            self._compute(levels, targets)
+            return
+        (group,) = self.optimizer.param_groups
+        rate: float = group["lr"]
+        self.rate.fill_(rate)
+        group["lr"] = self.rate
+        self._run(levels, targets)
+        group["lr"] = rate  # the schedule and saved states have numbers
+
+    def _run(self, levels: Tensor, targets: Tensor) -> None:
+        self._compute(levels, targets)
+
+    def _compute(self, levels: Tensor, targets: Tensor) -> None:
+        labels = targets if targets.dim() == 1 else targets.argmax(1)
+        with autocast(self.device, self.precision):
+            logits = self.network(levels)[1]
+            loss = functional.cross_entropy(logits, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        self.loss_sum += loss.detach() * len(labels)
+        self.correct += (logits.argmax(1) == labels).sum()
+
+
+class RecordedStep(Step):
+    """The same step, which the host starts by one call instead of some 360: its kernels take less time than their launches.
+
+    The first batches are trained on plainly, and so is any batch of another shape than the first that is recorded.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer, precision: Precision) -> None:
+        """Record nothing yet."""
+        super().__init__(network, optimizer, precision)
+        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.given: tuple[Tensor, Tensor] | None = None  # what the graph reads
+        self.plain = 0
+
+    def _run(self, levels: Tensor, targets: Tensor) -> None:
+        if self.given is None and self.plain < WARM_UP:
+            self.plain += 1
+        elif self.given is None:
+            self.given = levels.clone(), targets.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):  # records, and computes nothing
+                self._compute(*self.given)
+        if self.graph is not None and self._fits(levels, targets):
+            assert self.given is not None
+            self.given[0].copy_(levels)
+            self.given[1].copy_(targets)
+            self.graph.replay()
+            return
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):  # as the recording does, so that libraries are set up for it
+            self._compute(levels, targets)
+        current.wait_stream(self.stream)
+
+    def _fits(self, *batch: Tensor) -> bool:
+        assert self.given is not None
+        return all(_kind(new) == _kind(old) for new, old in zip(batch, self.given, strict=True))
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.stride()
+
+
+def open_step(network: nn.Module, optimizer: Optimizer, precision: Precision, *, recorded: bool) -> Step:
+    """Return steps that are recorded where they can be: on a GPU, by one process that trains alone."""
+    alone = next(network.parameters()).is_cuda and not isinstance(network, DistributedDataParallel)
+    return (RecordedStep if recorded and alone else Step)(network, optimizer, precision)

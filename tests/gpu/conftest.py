@@ -1,0 +1,77 @@
+"""The device, and a small ensemble and images for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+
+import pytest
+import torch
+from torch import Tensor
+
+import sep.methods.request
+from sep import fitting
+from sep.fitting import EpochResult, confusion
+from sep.models import Network, build
+
+CLASSES = 5
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of `--device`."""
+    name = str(request.config.getoption("--device"))
+    assert name == "cpu" or torch.cuda.is_available(), "--device cuda: torch sees no GPU"
+    return torch.device(name)
+
+
+@pytest.fixture(scope="session")
+def networks() -> list[Network]:
+    """Three checkpoints on the CPU with batch-norm statistics of their own."""
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = build("resnet8", CLASSES, 16, [120.0, 125.0, 130.0], [60.0, 65.0, 70.0])
+        with torch.no_grad():
+            for _ in range(5):  # in training mode, which moves the running statistics
+                network(torch.rand(32, 3, 16, 16) * 255)
+        found.append(network)
+    return found
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Images of noise, `(64, 3, 16, 16)` uint8, on the CPU."""
+    return torch.randint(256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def labels() -> Tensor:
+    """A class for each of them, `(64,)`."""
+    return torch.arange(64) % CLASSES
+
+
+# Errors of `sep` about what a device computed, and of what a device that computes nothing lacks: parts of its driver, on which compiled
+# kernels and random numbers within a recording depend, and fused attention.
+NEEDS_VALUES = re.compile("not finite|undefined symbol: cu|Offset increment outside graph capture|No execution plans support")
+
+
+@pytest.fixture(autouse=True)
+def any_value_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--no-values`, let no training end because it diverged or its test counted nothing, and no protection exceed its budget."""
+    if request.config.getoption("--no-values"):
+        monkeypatch.setattr(fitting, "confusion", lambda *given: torch.ones_like(confusion(*given)))
+        monkeypatch.setattr(sep.methods.request, "check_budget", lambda *_: None)
+        monkeypatch.setattr(fitting, "EpochResult", lambda loss, accuracy, finite: EpochResult(0.0, 0.0, True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """With `--no-values`, let a test run to the first comparison that fails. Every other error still counts."""
+    try:
+        return (yield)
+    except Exception as error:
+        compared = isinstance(error, AssertionError) or NEEDS_VALUES.search(str(error))
+        if compared and pyfuncitem.config.getoption("--no-values"):
+            pytest.xfail(f"no values: {str(error).splitlines()[0]}")
+        raise
