@@ -58,7 +58,7 @@ def keep(number: int, begun: float, computed: tuple[float, float]) -> tuple[tupl
 def growing() -> list[str]:
     """Where 60 pieces ran, in the order in which they ended, if a second machine with two CPUs comes after the fourth."""
     cluster, places = start(num_cpus=1), list[str]()
-    for _, place in run_all(where, [Work(str(n), (0.3,)) for n in range(60)], what="grow"):
+    for _, place in run_all(where, [Work(str(n), (1.0,)) for n in range(60)], what="grow"):  # its processes may take a minute to start
         places.append(place)
         if len(places) == 4:
             cluster.add_node(num_cpus=2)
@@ -70,6 +70,8 @@ def shrinking() -> tuple[list[str], int]:
     cluster, names, places = start(num_cpus=1), [], set()
     lost = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
+    while len({place for _, place in run_all(where, [Work(str(n), (0.3,)) for n in range(6)], what="start")}) < 2:
+        pass  # until the processes of both have started
     for name, place in run_all(where, [Work(str(n), (0.3,)) for n in range(60)], what="shrink"):
         names.append(name)
         places.add(place)
