@@ -58,7 +58,9 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
 
 
 def _released(results: RunResults) -> str:
-    """Return which of the packed images are in the release."""
+    """Return which of the packed images are in the release, if there is one."""
+    if "protect" not in results.manifests:
+        return ""
     packed, protect = results.manifests["pack"], results.manifests["protect"]
     tests = sum(shard.count for shard in protect.shards.get("test", []))
     if tests:
