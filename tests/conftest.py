@@ -106,8 +106,10 @@ def seconds_lost(record_property: Callable[[str, object], None]) -> Callable[[fl
     return lambda seconds: record_property(SECONDS_LOST, round(seconds, 1))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Choose the device of `tests/gpu`."""
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Choose the device of `tests/gpu`, and accept the project's time limit where its plugin is not installed."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds a test may take; kept by pytest-timeout alone")
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="device of tests/gpu (default: cpu)")
     parser.addoption("--no-values", action="store_true", help="tests/gpu: hold no value to anything, for a device that computes nothing")
 

@@ -6,8 +6,6 @@ do not depend on the images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -60,32 +58,32 @@ def strong(levels: Tensor, generator: torch.Generator) -> Tensor:
     count, channels = levels.shape[:2]
 
     def chosen() -> Tensor:
-        return torch.rand(count, 1, 1, 1, generator=generator) < CHANCE
+        return beside(levels, torch.rand(count, 1, 1, 1, generator=generator) < CHANCE)
 
     low, high = INTENSITY
-    intensity = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
-    brightness = intensity * (2 * plasma(levels.shape, generator) - 1) * chosen()
-    contrast = torch.where(chosen(), 4 * plasma(levels.shape, generator), 1)
-    order = torch.rand(count, channels, generator=generator).argsort(1)
-    order = torch.where(chosen().flatten(1), order, torch.arange(channels))
-    lit = (levels + 255 * beside(levels, brightness)).clamp(0, 255)
-    contrasted = ((lit - 127.5) * beside(levels, contrast) + 127.5).clamp(0, 255)
-    mixed = contrasted.gather(1, beside(levels, order)[:, :, None, None].expand_as(contrasted))
+    intensity = beside(levels, low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator))
+    brightness = intensity * (2 * plasma(levels, generator) - 1) * chosen()
+    contrast = torch.where(chosen(), 4 * plasma(levels, generator), 1)
+    order = beside(levels, torch.rand(count, channels, generator=generator).argsort(1))
+    order = torch.where(chosen().flatten(1), order, torch.arange(channels, device=levels.device))
+    lit = (levels + 255 * brightness).clamp(0, 255)
+    contrasted = ((lit - 127.5) * contrast + 127.5).clamp(0, 255)
+    mixed = contrasted.gather(1, order[:, :, None, None].expand_as(contrasted))
     return one_operation_each(mixed, generator)
 
 
-def plasma(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return smooth random fields `(B, C, H, W)` between 0 and 1: noise at every scale, weaker at finer ones.
+def plasma(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return smooth random fields between 0 and 1 for images `(B, C, H, W)`: noise at every scale, weaker at finer ones.
 
     The authors use the diamond-square algorithm, whose fields have about the same distribution: half of their values are from 0.39 to
     0.54; here, from 0.42 to 0.58.
     """
-    count, channels, height, width = shape
+    count, channels, height, width = like.shape
     low, high = ROUGHNESS
-    roughness = low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
-    field, size, weight, weights = torch.zeros(*shape), 2, torch.ones(count, 1, 1, 1), torch.zeros(count, 1, 1, 1)
+    roughness = beside(like, low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator))
+    field, size, weight, weights = torch.zeros_like(like), 2, torch.ones_like(roughness), torch.zeros_like(roughness)
     while size <= max(height, width):
-        noise = torch.rand(count, channels, size, size, generator=generator)
+        noise = beside(like, torch.rand(count, channels, size, size, generator=generator))
         field = field + weight * functional.interpolate(noise, (height, width), mode="bilinear", align_corners=True)
         weights, size, weight = weights + weight, 2 * size, weight * roughness
     return field / weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -23,6 +23,15 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     name = str(request.config.getoption("--device"))
     assert name == "cpu" or torch.cuda.is_available(), "--device cuda: torch sees no GPU"
     return torch.device(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiling_alone() -> Iterator[None]:
+    """No processes that help to compile: they may outlive the tests by minutes."""
+    from torch._inductor import config
+
+    with config.patch(compile_threads=1):
+        yield
 
 
 @pytest.fixture(scope="session")

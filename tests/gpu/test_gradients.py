@@ -63,7 +63,6 @@ def test_compiled_kernels_serve_every_checkpoint_with_its_own_weights(
 
     On a CPU, where compiling takes minutes, the graph is only recorded and run; `test_execution` compiles it there.
     """
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # processes that help would outlive the tests
     if device.type == "cpu":
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     wanted = gradients(networks, images, labels, CPU, "plain", "float32")

@@ -32,7 +32,6 @@ def only_the_device(request: pytest.FixtureRequest, device: torch.device, monkey
         monkeypatch.setattr(release, "check_budget", lambda *_: None)
     threads = torch.get_num_threads()
     monkeypatch.setattr(Resources, "cpus_for", lambda *_: 1)
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # processes that help would outlive the tests
     if device.type == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield

@@ -46,7 +46,7 @@ def test_a_warped_pixel_comes_from_near_by() -> None:
 
 
 def test_plasma_is_smooth_and_lies_around_the_middle_of_its_range() -> None:
-    fields = plasma((50, 3, 32, 24), draws(0))
+    fields = plasma(torch.empty(50, 3, 32, 24), draws(0))
     assert fields.shape == (50, 3, 32, 24)
     assert float(fields.min()) >= 0
     assert float(fields.max()) <= 1

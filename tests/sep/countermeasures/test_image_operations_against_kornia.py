@@ -121,14 +121,14 @@ def test_a_flat_channel_is_not_stretched() -> None:
 
 def test_plasma_lights_and_contrasts_as_in_kornia_and_channels_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both get the same draws: two fields, an intensity, and the order of the channels, which shows on flat channels."""
-    levels, fields, intensity = images(), [plasma((COUNT, 3, HEIGHT, WIDTH), draws(seed)) for seed in (2, 3)], 0.8
+    levels, fields, intensity = images(), [plasma(torch.empty(COUNT, 3, HEIGHT, WIDTH), draws(seed)) for seed in (2, 3)], 0.8
     monkeypatch.setattr(distortion, "CHANCE", 1.0)
     monkeypatch.setattr(distortion, "INTENSITY", (intensity, intensity))
     monkeypatch.setattr(distortion, "one_operation_each", lambda levels, generator: levels)
 
     def distorted(before: Tensor, *given: Tensor) -> Tensor:
         left = list(given)
-        monkeypatch.setattr(distortion, "plasma", lambda shape, generator: left.pop(0))
+        monkeypatch.setattr(distortion, "plasma", lambda like, generator: left.pop(0))
         return strong(before, draws(0))
 
     neither = torch.full_like(levels, 0.5), torch.full_like(levels, 0.25)  # fields that add nothing and multiply by one
@@ -148,7 +148,7 @@ def test_plasma_is_spread_about_as_kornias() -> None:
     roughness = low + (high - low) * torch.rand(100, generator=draws(0))
     their = kornia.contrib.diamond_square((100, 3, 32, 32), roughness, random_fn=lambda *a, **k: torch.rand(*a, generator=draws(1), **k))
     shares = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    our = plasma((100, 3, 32, 32), draws(0))
+    our = plasma(torch.empty(100, 3, 32, 32), draws(0))
     assert torch.allclose(our.flatten().quantile(shares), their.flatten().quantile(shares), atol=0.04)
 
 
