@@ -32,12 +32,12 @@ def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
         return replace(protect.resolved(), inner_steps=protect.inner_steps or protect.kind.usual, **free)
 
     paper, size = preset("paper"), (images["train"], images["test"], len(images["classes"]), images["height"], images["width"])
-    victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", trials_per_gpu=1)
+    victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", recorded=True, trials_per_gpu=1)
     return (
         size == (50_000, 10_000, 10, 32, 32)
         and config.protect.kind.checkpoints is None
         and config.protect.kind.members_per_step is None
         and config.views == PLAIN
         and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
-        and (replace(config.surrogate, precision="auto"), victim) == (paper.surrogate, paper.victim)
+        and (replace(config.surrogate, precision="auto", recorded=True), victim) == (paper.surrogate, paper.victim)
     )

@@ -334,8 +334,9 @@ def test_what_only_decides_how_fast_keeps_the_runs_that_were_logged(template: Pa
         workers=3,
         memory_limit_mb=7,
         keep_going=True,
+        surrogate=replace(config.surrogate, recorded=False),
         protect=replace(config.protect, batch_size=5, tasks_per_gpu=2),
-        victim=replace(config.victim, trials_per_gpu=4),
+        victim=replace(config.victim, trials_per_gpu=4, recorded=False),
     )
     other = {name: value for name, value in flatten(to_tree(faster)).items() if value != flatten(to_tree(config))[name]}
     assert other.keys() >= {*marked(RunConfig, Mark.SPEED)} - {"executor"}
