@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sep.execution import arithmetic
 from sep.views.registry import VIEWS, Look, check_mix, view
 
 NUMBERS = {"jpeg": (10, 50, 75, 90, 100), "webp": (20, 75), "bits": (1, 2, 3), "noise": (4,)}
@@ -64,18 +63,6 @@ def test_draws_are_those_of_the_look(name: str) -> None:
     seen = [view(name).on_levels(images, Look(seed)) for seed in (1, 1, 2, 3, 4)]
     assert torch.equal(seen[0], seen[1])
     assert (name in DRAWN) == any(not torch.equal(seen[0], other) for other in seen[2:])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("name", NAMES)
-def test_a_gpu_sees_the_same_whatever_the_precision_around_it(name: str) -> None:
-    images, look, device = pictures(32, 32).float(), Look(seed=5), torch.device("cuda")
-    wanted = view(name).on_levels(images, look)
-    with arithmetic(device, "bf16"):
-        seen = view(name).on_levels(images.to(device, memory_format=torch.channels_last), look)
-    assert seen.dtype == torch.float32
-    assert float((seen.cpu() - wanted).abs().mean()) < 0.02
 
 
 def test_a_view_leaves_its_input_alone() -> None:
