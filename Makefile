@@ -33,7 +33,7 @@ on-ray: .venv/installed
 	$(BIN)/pytest -m "ray and not slow"
 
 test-gpu:  ## what only a GPU can get wrong, by any Python with torch and pytest: two minutes at most
-	$(GPU_PYTHON) -m pytest tests/gpu --device cuda
+	PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(GPU_PYTHON) -m pytest tests/gpu --device cuda
 
 test-all: test  ## and the slow proofs, faults among them
 	$(BIN)/pytest -m "slow"

@@ -32,8 +32,9 @@ from sep.fitting import Epoch, fit
 from sep.models import build
 from sep.train_config import TrainConfig
 from tests.benchmarks.gpu.kernels import profiled
-from tests.benchmarks.rates import VARIANTS, convolutions_alone, gradients, in_turns
+from tests.benchmarks.rates import VARIANTS, convolutions_alone, gradients
 from tests.benchmarks.trained import Trained, device, train
+from tests.benchmarks.turns import in_turns
 
 TIME_IS_UP = 3
 # Ways to make a training step, by the settings that ask for them; the second, where this version records steps.

@@ -10,7 +10,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from tests.benchmarks.rates import synchronise
+from tests.benchmarks.turns import synchronise
 
 MOST = 25  # kernels listed
 
