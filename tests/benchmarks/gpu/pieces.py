@@ -123,6 +123,7 @@ def pieces(options: Options) -> list[Piece]:
             _json,
             minutes=3,
         ),
+        _release(options, "craft-2", "the paper's protocol at 2/255, without victims", 2, stages=("pack", "surrogate", "protect")),
         _release(options, "paper-2", "the paper's protocol at 2/255", 2),
         _release(options, "paper-8", "the paper's protocol at 8/255", 8),
         *recipes,
@@ -136,11 +137,18 @@ def _small(options: Options, flags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _release(
-    options: Options, name: str, title: str, levels: int, others: tuple[str, ...] = (), victims: tuple[str, ...] = ("none",)
+    options: Options,
+    name: str,
+    title: str,
+    levels: int,
+    others: tuple[str, ...] = (),
+    victims: tuple[str, ...] = ("none",),
+    stages: tuple[str, ...] = (),
 ) -> Piece:
-    """Return the piece of one release and its victims: a sweep with one point, all in one run folder."""
+    """Return the piece of one release and its victims, or of these stages alone: a sweep with one point, all in one run folder."""
     run, sweep = options.work / PAPER, [f"protect.eps-levels={levels}", *others]
-    flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *_small(options, MINIATURE))
+    only = ("--stages", *stages) if stages else ()
+    flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *only, *_small(options, MINIATURE))
     return Piece(name, title, _job(options, run, *flags), run / "card.json", partial(_card, sweep=sweep))
 
 

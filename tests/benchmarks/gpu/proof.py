@@ -135,17 +135,20 @@ def work(proof: Proof, minutes: float, named: Collection[str] = (), again: bool 
     asked = [piece for piece in chosen if again or _left(proof, piece)]
     closing = [piece for piece in proof.pieces if piece.closes and piece not in asked]
     for piece in sorted(asked, key=lambda each: proof.card(each)["status"] == "failed"):
+        _close(proof, closing)
         left = end - time.monotonic()
-        if up := left <= 0:
+        if up := left <= 0 or proof.start(piece, left) == "time is up":
             break
-        up = proof.start(piece, left) == "time is up"
-        for other in closing:
-            if _left(proof, other) and not other.lacking():
-                proof.start(other, 60 * other.minutes)
-        if up:
-            break
+    _close(proof, closing)
     failed = any(proof.card(piece)["status"] == "failed" for piece in proof.pieces)
     return TIME_IS_UP if up else int(failed)
+
+
+def _close(proof: Proof, closing: Sequence[Piece]) -> None:
+    """Do what comes as soon as its input is there: at the beginning of a start, too, for the one before may have been killed."""
+    for piece in closing:
+        if _left(proof, piece) and not piece.lacking():
+            proof.start(piece, 60 * piece.minutes)
 
 
 def _left(proof: Proof, piece: Piece) -> bool:

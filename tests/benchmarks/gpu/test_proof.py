@@ -52,17 +52,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pieces_are_the_papers_protocol_in_order_of_value() -> None:
     names = [piece.name for piece in pieces.pieces(OPTIONS)]
-    assert names == ["tests", "bench", "paper-2", "paper-8", "sep-fa-drawn-8", "ray", "release"]
+    assert names == ["tests", "bench", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "ray", "release"]
     asked = {
         piece.name: piece for piece in pieces.pieces(replace(OPTIONS, seeds=2, victims=("gaussian-blur",), methods=("sep", "sep-fa-drawn")))
     }
-    assert [*asked][4:6] == ["sep-8", "sep-fa-drawn-8"]
+    assert [*asked][5:7] == ["sep-8", "sep-fa-drawn-8"]
     for name, levels, method, victims in (("paper-2", 2, "sep-fa-vr", ("none",)), ("sep-8", 8, "sep", ("gaussian-blur",))):
         config = parse_as(asked[name].command[2:], RunConfig, "reproduce.py", preset="paper")
         (point,) = grid(config)
         assert (point.config.protect.eps_levels, point.config.protect.method) == (levels, method)
         assert (config.surrogate.epochs, config.victim.networks, config.pack.max_train_images) == (120, ("resnet18",), None)
         assert (config.victim.countermeasures, config.victim.seeds, config.executor) == (victims, (0, 1), "local")
+    crafted, measured = (parse_as(asked[name].command[2:], RunConfig, "reproduce.py", preset="paper") for name in ("craft-2", "paper-2"))
+    assert replace(measured, stages=crafted.stages) == crafted  # so that the second goes on from the first
+    assert (crafted.stages, measured.stages[-1]) == (("pack", "surrogate", "protect"), "victim")
     ray = parse_as(asked["ray"].command[2:], RunConfig, "reproduce.py", preset="paper")
     assert (ray.preset, ray.executor, ray.sweep) == ("cifar10-small", "ray", ())
 
@@ -128,6 +131,13 @@ def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None
     assert work(proof, 9) == 3
     assert (tmp_path / "order").read_text().split() == ["one", "two", "closes", "two"]
     assert statuses(proof) == {"closes": "done", "one": "failed", "two": "time is up", "three": "not begun"}
+
+
+def test_what_a_killed_start_left_to_close_is_closed_first(tmp_path: Path) -> None:
+    says = "with (to.parent / 'order').open('a') as order: order.write(to.stem + ' ')\n"
+    closes = a_piece(tmp_path, "closes", says, takes_minutes=False, minutes=0.5, closes=True)
+    assert work(Proof(tmp_path, [a_piece(tmp_path, "one", says), closes]), 9) == 0
+    assert (tmp_path / "order").read_text().split() == ["closes", "one"]
 
 
 def test_a_start_ends_when_its_time_is_up(tmp_path: Path, impatient: None) -> None:
@@ -235,14 +245,14 @@ def test_wrong_usage_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_the_miniature_reaches_its_end_in_many_starts(tmp_path: Path) -> None:
     flags = ("--miniature", "--data", "generated", "--work", str(tmp_path), "--minutes", "0.4", "--out", str(tmp_path / "out"))
-    some = ("--pieces", "paper-2", "paper-8", "sep-fa-drawn-8", "--victims", "gaussian-blur")
+    some = ("--pieces", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "--victims", "gaussian-blur")
     codes: list[int] = []
     while not codes or codes[-1] == 3:
         assert len(codes) < 60
         codes.append(subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu.proof", *flags, *some], cwd=ROOT, check=False).returncode)
     assert codes[-1] == 0
     cards = read(tmp_path / PROOF)["pieces"]
-    assert [cards[name]["status"] for name in some[1:4]] == ["done"] * 3
+    assert [cards[name]["status"] for name in some[1:5]] == ["done"] * 4
     assert cards["release"]["found"]["images"] == 100
     victims = [(victim["data"], victim["countermeasure"]) for victim in cards["sep-fa-drawn-8"]["found"]["victims"]]
     assert victims == [("clean", "gaussian-blur"), ("protected", "gaussian-blur")]
