@@ -1,6 +1,6 @@
 """The proof on a GPU: `make gpu-proof`, again and again until it ends with 0 (docs/reproduce.md).
 
-Each start works for nine minutes. Exit codes: 0 done, 1 a piece failed, 2 wrong usage, 3 the time is up: run the same command again.
+Each start works for eight minutes. Exit codes: 0 done, 1 a piece failed, 2 wrong usage, 3 the time is up: run the same command again.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default=str(kit), help="CIFAR-10 as Parquet files")
     parser.add_argument("--work", help="folder for the runs and cards; runs/gpu-proof if not given")
     parser.add_argument("--out", type=Path, help="folder for what comes back: cards, log, and once the release at 2/255")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many minutes; ends at most 1 minute later")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many minutes; ends at most 2 minutes later")
     parser.add_argument("--pieces", nargs="+", default=[], help="only these")
     parser.add_argument("--again", action="store_true", help="do what is finished once more")
     parser.add_argument("--victims", nargs="+", default=[*default.victims], help="countermeasures of the recipes' victims")
