@@ -29,6 +29,7 @@ FINISHED = ("done", "cut short")
 LOG, PROOF = "log.txt", "proof.json"
 TRAVELS = 2**20  # bytes of the end of the log
 TIME_IS_UP = 3
+LAST_PIECE = 15.0  # seconds before the end from which on a program begins nothing: it counts its minutes from when it is loaded
 Card = dict[str, Any]
 
 
@@ -95,10 +96,14 @@ class Proof:
         card |= {"status": "running", "starts": card["starts"] + 1, "begun": datetime.now(UTC).isoformat(timespec="seconds")}
         self._write(piece, card)  # a start that is killed leaves this
         limit = min(seconds, 60 * piece.minutes)
-        minutes = ("--minutes", f"{limit / 60:.3f}") if piece.takes_minutes else ()
+        minutes = ("--minutes", f"{max(limit - LAST_PIECE, 1) / 60:.3f}") if piece.takes_minutes else ()
         begun, status = time.monotonic(), "stopped"
+
+        def so_far() -> None:
+            self._write(piece, {**card, "found": piece.found or card["found"]})
+
         try:
-            ended = run((*piece.command, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment})
+            ended = run((*piece.command, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment}, so_far)
             card["exit_code"], status = ended.code, _status(piece, ended, limit < seconds)
         finally:
             found = piece.found or card["found"]

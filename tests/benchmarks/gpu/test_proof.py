@@ -204,6 +204,19 @@ def test_what_comes_back_is_small_and_there_from_the_first_piece_on(tmp_path: Pa
     assert sorted(path.name for path in later.iterdir()) == [LOG, PROOF]  # the release came back with the start that packed it
 
 
+def test_what_comes_back_grows_while_a_piece_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof may be killed at any time. A program ends in time to write its results: it counts its minutes from when it is loaded."""
+    monkeypatch.setattr(processes, "DELIVER", 0.05)
+    run, out = tmp_path / "work", tmp_path / "out"
+    program = f"""
+print("at work", sys.argv[2], flush=True); to.write_text('{{"half": 1}}'); out = pathlib.Path({str(out)!r})
+while not (out / "log.txt").exists() or "at work" not in (out / "log.txt").read_text(): time.sleep(0.02)
+while '"half"' not in (out / "proof.json").read_text(): time.sleep(0.02)
+"""
+    assert work(Proof(run, [a_piece(run, "works", program)], out=out), 0.5) == 0
+    assert (out / LOG).read_text() == "at work 0.250\n"
+
+
 def test_targets_are_told_and_not_asserted() -> None:
     """Held to a real card, of a miniature of the same protocol."""
     card = read(ROOT / "tests" / "benchmarks" / "reproduce-cpu.json")
