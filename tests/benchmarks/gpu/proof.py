@@ -105,6 +105,9 @@ class Proof:
         try:
             ended = run((*piece.command, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment}, so_far)
             card["exit_code"], status = ended.code, _status(piece, ended, limit < seconds)
+        except OSError as error:  # there is no such program
+            card["why"], status = str(error), "failed"
+            print(f"{piece.name}: {error}", flush=True)
         finally:
             found = piece.found or card["found"]
             self._write(piece, {**card, "status": status, "seconds": round(card["seconds"] + time.monotonic() - begun, 1), "found": found})

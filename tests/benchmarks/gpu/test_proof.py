@@ -79,6 +79,11 @@ def test_a_miniature_has_the_same_pieces_and_small_sizes() -> None:
         assert (config.victim.epochs, config.surrogate.networks) == (2, ("resnet8",))
 
 
+def test_every_test_that_needs_a_gpu_is_run() -> None:
+    asked = {ROOT / word for word in pieces.pieces(OPTIONS)[0].command if word.startswith("tests/gpu/")}
+    assert asked == {*(ROOT / "tests" / "gpu").glob("test_*.py")}
+
+
 def test_the_tests_are_counted_from_their_report(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\ndef test_c(): pytest.skip('x')\n")
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path))
@@ -98,9 +103,10 @@ def test_a_report_cut_short_counts_as_none(tmp_path: Path) -> None:
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fails = a_piece(tmp_path, "fails", "print('what went wrong'); sys.exit(1)")
-    proof = Proof(tmp_path, [fails, a_piece(tmp_path, "works"), a_piece(tmp_path, "cannot", lacking=lambda: "it has no legs")])
+    nowhere = replace(a_piece(tmp_path, "nowhere"), command=("no-such-program",))
+    proof = Proof(tmp_path, [fails, nowhere, a_piece(tmp_path, "works"), a_piece(tmp_path, "cannot", lacking=lambda: "it has no legs")])
     assert work(proof, 9) == 1
-    assert statuses(proof) == {"fails": "failed", "works": "done", "cannot": "left out"}
+    assert statuses(proof) == {"fails": "failed", "nowhere": "failed", "works": "done", "cannot": "left out"}
     assert "what went wrong" in (tmp_path / LOG).read_text()
     assert work(proof, 9) == 1
     said = capfd.readouterr().out
@@ -108,6 +114,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
     cards = read(tmp_path / PROOF)["pieces"]
     assert {name: (card["starts"], card.get("exit_code"), card.get("why")) for name, card in cards.items()} == {
         "fails": (2, 1, None),
+        "nowhere": (2, None, "[Errno 2] No such file or directory: 'no-such-program'"),
         "works": (1, 0, None),
         "cannot": (0, None, "it has no legs"),
     }
@@ -116,7 +123,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
     assert read(tmp_path / PROOF)["pieces"]["works"]["starts"] == 1
     assert work(proof, 9, ["works"], again=True) == 1
     assert read(tmp_path / PROOF)["pieces"]["works"]["starts"] == 2
-    mended = Proof(tmp_path, [a_piece(tmp_path, "fails"), proof.pieces[1]])  # another command has another card
+    mended = Proof(tmp_path, [a_piece(tmp_path, "fails"), proof.pieces[2]])  # another command has another card
     assert work(mended, 9) == 0
     assert "fails            done" in summary(mended, 0)
 
