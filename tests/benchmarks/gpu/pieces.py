@@ -24,6 +24,7 @@ Found = dict[str, Any]
 MAIN_JOB = "pipeline/reproduce.py"
 PAPER, RELEASE = "paper", "release"  # folders
 TESTS = ("training", "crafting", "gradients", "countermeasures", "views", "turns", "protocol")  # what the releases need comes first
+PLAIN_STEPS = ("--surrogate.no-recorded", "--victim.no-recorded")
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
 MINIATURE = (
     *("--pack.max-train-images", "100", "--pack.max-test-images", "50", "--pack.shard-images", "25"),
@@ -69,6 +70,7 @@ class Piece:
         read: reads its results from that file; None where the file has none.
         minutes: the most that it may take.
         takes_minutes: whether the program takes `--minutes`, ends with 3 when they are used up, and goes on when it is started again.
+        plain_steps: flags that train without recorded steps; none where nothing is recorded.
         environment: variables for the program.
         lacking: says why it cannot run; empty if it can.
         closes: whether it comes as soon as its input is there, even where the time is up, instead of in order.
@@ -81,6 +83,7 @@ class Piece:
     read: Callable[[Path], Found | None]
     minutes: float = inf
     takes_minutes: bool = True
+    plain_steps: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     lacking: Callable[[], str] = str
     closes: bool = False
@@ -96,7 +99,7 @@ class Piece:
     def check(self) -> None:
         """End this program with status 2 and a message where the main job would refuse its flags."""
         if MAIN_JOB in self.command:
-            parse_as(self.command[2:], RunConfig, self.name, preset="paper")
+            parse_as([*self.command[2:], *self.plain_steps], RunConfig, self.name, preset="paper")
 
 
 def pieces(options: Options) -> list[Piece]:
@@ -150,7 +153,7 @@ def _release(
     run, sweep = options.work / PAPER, [f"protect.eps-levels={levels}", *others]
     only = ("--stages", *stages) if stages else ()
     flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *only, *_small(options, MINIATURE))
-    return Piece(name, title, _job(options, run, *flags), run / "card.json", partial(_card, sweep=sweep))
+    return Piece(name, title, _job(options, run, *flags), run / "card.json", partial(_card, sweep=sweep), plain_steps=PLAIN_STEPS)
 
 
 def _on_ray(options: Options) -> Piece:
@@ -158,7 +161,8 @@ def _on_ray(options: Options) -> Piece:
     run, preset = options.work / "ray", "smoke" if options.miniature else "cifar10-small"
     flags = ("--preset", preset, "--stages", "pack", "surrogate", "protect", "victim", "--executor", "ray", "--tracking-uri", "none")
     command = _job(options, run, *flags)
-    return Piece("ray", f"the main job on Ray, {preset}", command, run / "card.json", partial(_card, sweep=[]), lacking=_no_ray)
+    read = partial(_card, sweep=[])
+    return Piece("ray", f"the main job on Ray, {preset}", command, run / "card.json", read, plain_steps=PLAIN_STEPS, lacking=_no_ray)
 
 
 def _no_ray() -> str:

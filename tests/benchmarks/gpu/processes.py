@@ -24,11 +24,12 @@ PR_SET_PDEATHSIG = 1
 
 
 class Ended(NamedTuple):
-    """The end of a program: its exit code, how long it ran, and whether it had to be interrupted."""
+    """The end of a program: its exit code, how long it ran, whether it had to be interrupted, and what it said."""
 
     code: int
     seconds: float
     interrupted: bool
+    said: bytes
 
 
 def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[str, str], deliver: Callable[[], None]) -> Ended:
@@ -46,7 +47,7 @@ def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as written, log.open("rb") as read:
-        read.seek(0, os.SEEK_END)
+        before = read.seek(0, os.SEEK_END)
         begun = time.monotonic()
         # A file, not a pipe: what the program itself starts may hold a pipe open after its end.
         process = Popen(command, cwd=ROOT, env=environment, stdout=written, stderr=STDOUT, process_group=0, preexec_fn=_end_with_parent)
@@ -56,7 +57,8 @@ def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[
             _wait(process, time.monotonic(), read, deliver)
             raise
         _show(read)
-    return Ended(process.returncode, time.monotonic() - begun, interrupted)
+        read.seek(before)
+        return Ended(process.returncode, time.monotonic() - begun, interrupted, read.read())
 
 
 def _wait(process: Popen[bytes], until: float, read: BufferedReader, deliver: Callable[[], None]) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ FINISHED = ("done", "cut short")
 LOG, PROOF = "log.txt", "proof.json"
 TRAVELS = 2**20  # bytes of the end of the log
 TIME_IS_UP = 3
+NOT_RECORDED = re.compile(rb"failed: .*captur", re.IGNORECASE)  # the main job's last words where CUDA refused to capture
 LAST_PIECE = 15.0  # seconds before the end from which on a program begins nothing: it counts its minutes from when it is loaded
 Card = dict[str, Any]
 
@@ -41,6 +43,7 @@ class Proof:
         work: the folder.
         pieces: in order.
         miniature: whether sizes are small, for the card.
+        plain_steps: whether trainings are not recorded. Where recording failed once, they are not either.
         out: folder for what comes back from the machine, filled as the proof goes on: it may end at any time.
         begun: time of this start.
     """
@@ -48,6 +51,7 @@ class Proof:
     work: Path
     pieces: Sequence[Piece]
     miniature: bool = False
+    plain_steps: bool = False
     out: Path | None = None
     begun: float = field(default_factory=time.time)
 
@@ -55,9 +59,8 @@ class Proof:
         """Return the card that earlier starts of the same command left, or that of a piece that is not begun."""
         path, command = self.work / "cards" / f"{piece.name}.json", shlex.join(piece.command)
         earlier: Card = json.loads(path.read_text()) if path.exists() else {}
-        if earlier.get("command") == command:
-            return earlier
-        return {"title": piece.title, "command": command, "status": "not begun", "starts": 0, "seconds": 0.0, "found": None}
+        card = {"title": piece.title, "status": "not begun", "starts": 0, "seconds": 0.0, "plain_steps": False, "found": None}
+        return {**card, "command": command, **(earlier if earlier.get("command") == command else {})}
 
     def _write(self, piece: Piece, card: Card) -> None:
         """Write a card, and the card of the whole proof."""
@@ -93,7 +96,9 @@ class Proof:
         if not piece.takes_minutes:
             piece.results.unlink(missing_ok=True)
         card.pop("why", None)
-        card |= {"status": "running", "starts": card["starts"] + 1, "begun": datetime.now(UTC).isoformat(timespec="seconds")}
+        plain = piece.plain_steps if self.plain_steps or any(self.card(each)["plain_steps"] for each in self.pieces) else ()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        card |= {"status": "running", "starts": card["starts"] + 1, "begun": now, "plain_steps": bool(plain)}
         self._write(piece, card)  # a start that is killed leaves this
         limit = min(seconds, 60 * piece.minutes)
         minutes = ("--minutes", f"{max(limit - LAST_PIECE, 1) / 60:.3f}") if piece.takes_minutes else ()
@@ -103,14 +108,18 @@ class Proof:
             self._write(piece, {**card, "found": piece.found or card["found"]})
 
         try:
-            ended = run((*piece.command, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment}, so_far)
+            ended = run((*piece.command, *plain, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment}, so_far)
             card["exit_code"], status = ended.code, _status(piece, ended, limit < seconds)
         except OSError as error:  # there is no such program
             card["why"], status = str(error), "failed"
             print(f"{piece.name}: {error}", flush=True)
+            return status
         finally:
             found = piece.found or card["found"]
             self._write(piece, {**card, "status": status, "seconds": round(card["seconds"] + time.monotonic() - begun, 1), "found": found})
+        if status == "failed" and piece.plain_steps and not plain and NOT_RECORDED.search(ended.said):
+            print(f"{piece.name}: steps cannot be recorded: once more, and from now on, with plain ones", flush=True)
+            return replace(self, plain_steps=True).start(piece, max(seconds - ended.seconds, 0))
         return status
 
 
@@ -176,12 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--victims", nargs="+", default=[*default.victims], help="countermeasures of the recipes' victims")
     parser.add_argument("--methods", nargs="+", default=[*default.methods], help="recipes to measure at 8/255")
     parser.add_argument("--seeds", type=int, default=default.seeds, help="trainings of each victim")
+    parser.add_argument("--plain-steps", action="store_true", help="train without recorded steps, from now on")
     parser.add_argument("--miniature", action="store_true", help="small sizes: it tries the proof and measures nothing")
     given = parser.parse_args(arguments)
     folder = Path(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}").resolve()
     data = given.data if given.data == "generated" else str(Path(given.data).resolve())
     chosen = Options(folder, data, tuple(given.victims), tuple(given.methods), given.seeds, given.miniature)
-    proof = Proof(folder, pieces(chosen), given.miniature, given.out)
+    proof = Proof(folder, pieces(chosen), given.miniature, given.plain_steps, given.out)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")
     if data != "generated" and not Path(data).is_dir():

@@ -128,6 +128,20 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
     assert "fails            done" in summary(mended, 0)
 
 
+def test_where_steps_cannot_be_recorded_they_are_plain_from_then_on(tmp_path: Path) -> None:
+    says = "if sys.argv[1] != '--plain': sys.exit('failed: resnet18: CUDA error: operation not permitted when stream is capturing')\n"
+    one, two, other = (a_piece(tmp_path, name, says + WRITES, plain_steps=("--plain",)) for name in ("one", "two", "other"))
+    assert work(Proof(tmp_path, [one, two]), 9) == 0
+    cards = read(tmp_path / PROOF)["pieces"]
+    assert {name: (card["starts"], card["plain_steps"]) for name, card in cards.items()} == {"one": (2, True), "two": (1, True)}
+    assert cards["one"]["found"]["lines"][0][:2] == ["--plain", "--minutes"]
+    assert work(Proof(tmp_path / "asked", [other], plain_steps=True), 9) == 0
+    assert read(tmp_path / "asked" / PROOF)["pieces"]["other"]["starts"] == 1
+    warned = a_piece(tmp_path, "warned", "print('a warning: captured nothing'); sys.exit('failed: it diverged')", plain_steps=("--plain",))
+    assert work(Proof(tmp_path / "warned", [warned]), 9) == 1
+    assert read(tmp_path / "warned" / PROOF)["pieces"]["warned"]["starts"] == 1
+
+
 def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None:
     says = "with (to.parent / 'order').open('a') as order: order.write(to.stem + ' ')\n"
     one, two = a_piece(tmp_path, "one", says + "sys.exit(1)"), a_piece(tmp_path, "two", says + "to.touch(); sys.exit(3)")
