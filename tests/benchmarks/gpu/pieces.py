@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from math import inf
@@ -150,29 +150,34 @@ def _release(
     stages: tuple[str, ...] = (),
 ) -> Piece:
     """Return the piece of one release and its victims, or of these stages alone: a sweep with one point, all in one run folder."""
-    run, sweep = options.work / PAPER, [f"protect.eps-levels={levels}", *others]
-    only = ("--stages", *stages) if stages else ()
+    sweep, only = [f"protect.eps-levels={levels}", *others], ("--stages", *stages) if stages else ()
     flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *only, *_small(options, MINIATURE))
-    return Piece(name, title, _job(options, run, *flags), run / "card.json", partial(_card, sweep=sweep), plain_steps=PLAIN_STEPS)
+    return _job(options, name, title, options.work / PAPER, flags, sweep)
 
 
 def _on_ray(options: Options) -> Piece:
     """Return the piece that shares one GPU among Ray's tasks."""
-    run, preset = options.work / "ray", "smoke" if options.miniature else "cifar10-small"
+    preset = "smoke" if options.miniature else "cifar10-small"
     flags = ("--preset", preset, "--stages", "pack", "surrogate", "protect", "victim", "--executor", "ray", "--tracking-uri", "none")
-    command = _job(options, run, *flags)
-    read = partial(_card, sweep=[])
-    return Piece("ray", f"the main job on Ray, {preset}", command, run / "card.json", read, plain_steps=PLAIN_STEPS, lacking=_no_ray)
+    return replace(_job(options, "ray", f"the main job on Ray, {preset}", options.work / "ray", flags, []), lacking=_no_ray)
 
 
 def _no_ray() -> str:
     return "" if find_spec("ray") else "Ray is not installed"
 
 
-def _job(options: Options, run: Path, *flags: str) -> tuple[str, ...]:
-    """Return the main job's command. It may overwrite, so that more victims can be asked for later: the others stay."""
+def _job(options: Options, name: str, title: str, run: Path, flags: tuple[str, ...], sweep: list[str]) -> Piece:
+    """Return a piece that is the main job. It may overwrite, so that more victims can be asked for later: the others stay."""
     given = ("--data", options.data, "--run", str(run), "--overwrite", "--victim.seeds", *map(str, range(options.seeds)))
-    return (sys.executable, MAIN_JOB, *given, *flags)
+    return Piece(
+        name,
+        title,
+        (sys.executable, MAIN_JOB, *given, *flags),
+        run / "card.json",
+        partial(_card, sweep=sweep),
+        plain_steps=PLAIN_STEPS,
+        environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"},  # torch may wait for its compiling processes at the end, for minutes
+    )
 
 
 def _travelling(options: Options) -> Piece:
