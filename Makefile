@@ -33,7 +33,7 @@ on-ray: .venv/installed
 	$(BIN)/pytest -m "ray and not slow"
 
 test-gpu:  ## what only a GPU can get wrong, by any Python with torch and pytest: two minutes at most
-	$(GPU_PYTHON) -m pytest tests/gpu --device cuda
+	PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(GPU_PYTHON) -m pytest tests/gpu --device cuda
 
 test-all: test  ## and the slow proofs, faults among them
 	$(BIN)/pytest -m "slow"
@@ -47,7 +47,7 @@ bench: .venv/installed  ## gradients and images per second, memory: minutes, on 
 gpu-kit: .venv/installed  ## what a GPU machine without a network needs beside the tree: make gpu-kit DATA=folder
 	$(BIN)/python -m tests.benchmarks.gpu.kit $(DATA)
 
-gpu-proof:  ## nine minutes of the proof on a GPU, from the bare tree: again until it ends with 0; PROOF="--out FOLDER ..."
+gpu-proof:  ## eight minutes of the proof on a GPU, from the bare tree: again until it ends with 0; PROOF="--out FOLDER ..."
 	PYTHONUNBUFFERED=1 PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(GPU_PYTHON) -m tests.benchmarks.gpu.proof $(PROOF)
 
 docs: .venv/installed  ## write the generated pages and tables: configuration, results, performance, the README's three results

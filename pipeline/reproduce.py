@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ def main(arguments: Sequence[str] | None = None, program: str = "reproduce.py") 
     from pipeline.stages.job import work  # loads torch, which takes seconds that `--help` need not wait
 
     code = work(config)
+    write = partial(write_card, config, shlex.join(["python", "pipeline/reproduce.py", *given]))
     try:
-        write_card(config, shlex.join(["python", "pipeline/reproduce.py", *given]), time.monotonic() - begun)
+        try:
+            write(time.monotonic() - begun)
+        except KeyboardInterrupt:  # told to end while it does: the card is what is still due
+            write(time.monotonic() - begun)
     except (ValueError, OSError) as error:
         log.error("failed: no card: %s", error)
         return code or 1

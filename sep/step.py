@@ -5,6 +5,7 @@ Legend: B images, C channels, H W pixels, K classes.
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Step:
 class RecordedStep(Step):
     """The same step, which the host starts by one call instead of some 360: its kernels take less time than their launches.
 
-    The first batches are trained on plainly, and so is any batch of another shape than the first that is recorded.
+    A step is recorded after `WARM_UP` batches of one shape in a row, and computed plainly for every batch of another shape.
     """
 
     def __init__(self, network: nn.Module, optimizer: Optimizer, precision: Precision) -> None:
@@ -79,18 +80,17 @@ class RecordedStep(Step):
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
         self.given: tuple[Tensor, Tensor] | None = None  # what the graph reads
-        self.plain = 0
+        self.kind: tuple[Any, ...] = ()  # of the last batch, or of those that are recorded
+        self.alike = 0  # batches of that kind in a row
 
     def _run(self, levels: Tensor, targets: Tensor) -> None:
-        if self.given is None and self.plain < WARM_UP:
-            self.plain += 1
-        elif self.given is None:
-            self.given = levels.clone(), targets.clone()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):  # records, and computes nothing
-                self._compute(*self.given)
-        if self.graph is not None and self._fits(levels, targets):
-            assert self.given is not None
+        kind = *_kind(levels), *_kind(targets)
+        if self.graph is None:
+            self.kind, self.alike = kind, self.alike * (kind == self.kind) + 1
+            if self.alike > WARM_UP:
+                self.given = levels.clone(), targets.clone()
+                self.graph = self._recorded(*self.given)
+        if self.graph is not None and self.given is not None and kind == self.kind:
             self.given[0].copy_(levels)
             self.given[1].copy_(targets)
             self.graph.replay()
@@ -101,9 +101,17 @@ class RecordedStep(Step):
             self._compute(levels, targets)
         current.wait_stream(self.stream)
 
-    def _fits(self, *batch: Tensor) -> bool:
-        assert self.given is not None
-        return all(_kind(new) == _kind(old) for new, old in zip(batch, self.given, strict=True))
+    def _recorded(self, levels: Tensor, targets: Tensor) -> torch.cuda.CUDAGraph:
+        """Record a step without computing it. Garbage of earlier trainings waits: a graph that is freed meanwhile ends a recording."""
+        graph = torch.cuda.CUDAGraph()
+        gc.collect()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self._compute(levels, targets)
+        finally:
+            gc.enable()
+        return graph
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -14,9 +14,10 @@ from cluster.resources import Resources
 from sep.choices import Precision
 from tests.benchmarks import plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
-from tests.benchmarks.rates import METHODS, VIEWS, by_views, convolutions_alone, gradients, in_turns
+from tests.benchmarks.rates import METHODS, VIEWS, by_views, convolutions_alone, gradients
 from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, train
+from tests.benchmarks.turns import in_turns
 
 STEPS = 4
 

@@ -110,7 +110,7 @@ def _itself(batches: list[tuple[Tensor, Tensor]], epoch: int) -> list[tuple[Tens
 
 def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the last batch is smaller. Not even rounding should differ; a GPU's libraries promise no more than rounding."""
-    images, labels = (part.to(device) for part in squares(60, seed=1))
+    images, labels = (part.to(device) for part in squares(76, seed=1))
     batches = list(zip(torch.split(images, 16), torch.split(labels, 16), strict=True))
     opened: list[Step] = []
 
@@ -124,13 +124,25 @@ def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytes
         torch.manual_seed(0)
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device).to(memory_format=torch.channels_last)
         config = TrainConfig(epochs=4, lr=0.02, schedule="one-cycle", augmentation="crop", precision="float32", recorded=recorded)
-        results.append([epoch.result.loss for epoch in fit(network, config, partial(_itself, batches), 4, draws)])
+        results.append([epoch.result.loss for epoch in fit(network, config, partial(_itself, batches), 5, draws)])
         found.append(weights(network))
     assert [isinstance(step, RecordedStep) for step in opened] == [device.type == "cuda", False]
-    assert all(step.graph is not None for step in opened if isinstance(step, RecordedStep))
+    assert all(step.given is not None and len(step.given[0]) == 16 for step in opened if isinstance(step, RecordedStep))
     assert results[0] == pytest.approx(results[1], rel=1e-3)
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-3
     assert results[0][-1] < 0.8 * results[0][0]
+
+
+def test_only_a_step_that_was_warmed_up_is_recorded(device: torch.device) -> None:
+    """By batches of its own shape. On a CPU none is."""
+    network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
+    step = open_step(network, optimiser(network, TrainConfig(epochs=1), STEPS)[0], "float32", recorded=True)
+    recorded = []
+    for size in (8, 8, 4, 8, 8, 8, 8, 4):
+        step(torch.full((size, 3, 16, 16), 60.0, device=device), torch.zeros(size, dtype=torch.long, device=device))
+        given = getattr(step, "given", None)
+        recorded.append(given and len(given[0]))
+    assert recorded == [None] * 6 + [8 if device.type == "cuda" else None] * 2
 
 
 @pytest.mark.parametrize("name", TRUNKS)

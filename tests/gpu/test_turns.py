@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.benchmarks.rates import in_turns
+from tests.benchmarks.turns import in_turns
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CPU leaves no work in a queue")

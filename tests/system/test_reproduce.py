@@ -206,6 +206,23 @@ def test_what_is_finished_is_not_done_again(whole: Path, tmp_path: Path, capsys:
     assert "epoch 1" not in capsys.readouterr().err
 
 
+def test_an_interruption_leaves_the_card_of_this_start(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, writes, left = tmp_path / "run", Folder.write, [True]
+    shutil.copytree(whole, run)
+    starts = card(run)["machines"][0]["starts"]
+
+    def interrupted(folder: Folder, name: str, content: bytes) -> None:
+        if name == "card.json" and left:
+            left.pop()
+            raise KeyboardInterrupt
+        writes(folder, name, content)
+
+    monkeypatch.setattr(Folder, "write", interrupted)
+    assert start(run) == 0
+    assert not left
+    assert card(run)["machines"][0]["starts"] == starts + 1
+
+
 def test_budgets_and_seeds_can_be_added(whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     assert start(run, "--sweep", "protect.eps-levels=1,2,8", "--victim.seeds", "0", "1", "--overwrite") == 0

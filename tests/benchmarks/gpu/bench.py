@@ -32,8 +32,9 @@ from sep.fitting import Epoch, fit
 from sep.models import build
 from sep.train_config import TrainConfig
 from tests.benchmarks.gpu.kernels import profiled
-from tests.benchmarks.rates import VARIANTS, convolutions_alone, gradients, in_turns
+from tests.benchmarks.rates import VARIANTS, convolutions_alone, gradients
 from tests.benchmarks.trained import Trained, device, train
+from tests.benchmarks.turns import in_turns, synchronise
 
 TIME_IS_UP = 3
 # Ways to make a training step, by the settings that ask for them; the second, where this version records steps.
@@ -56,11 +57,13 @@ class Size:
     batches: tuple[int, ...]  # of gradients; first the number of images in a shard, which is what the pipeline takes
     training_batch: int
     side: int  # of the matrices
+    products: int  # of them in a turn
+    warm_up: float  # seconds of products before the first turn: an idle GPU takes a while to reach its clock
     repetitions: int
 
 
-FULL = Size("resnet18", 6000, 10, (500, 250, 1000, 2000), 128, 8192, 3)
-MINIATURE = Size("resnet8", 80, 1, (20, 40), 20, 256, 1)
+FULL = Size("resnet18", 6000, 10, (500, 250, 1000, 2000), 128, 8192, 50, 0.5, 3)
+MINIATURE = Size("resnet8", 80, 1, (20, 40), 20, 256, 2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,12 @@ class Bench:
         for precision in PRODUCTS if device().type == "cuda" else (resolve("auto", device()),):
             a, b = (torch.randn(self.size.side, self.size.side, device=device(), dtype=PRODUCTS[precision]) for _ in range(2))
             with backends(precision):
-                seconds = in_turns({"": partial(torch.matmul, a, b)}, self.size.repetitions)[""]
-            found[precision] = _rounded(2 * self.size.side**3 / seconds / 1e12)
+                turn, begun = partial(_products, a, b, self.size.products), time.perf_counter()
+                while time.perf_counter() < begun + self.size.warm_up:
+                    turn()
+                    synchronise()
+                seconds = in_turns({"": turn}, self.size.repetitions)[""]
+            found[precision] = _rounded(2 * self.size.products * self.size.side**3 / seconds / 1e12)
         return {"tflops": found, "side": self.size.side}
 
     def operations(self) -> Figures:
@@ -186,6 +193,11 @@ class Bench:
             return {}
         tflops, most = rate * operations / 1e12, products.get(resolve(precision, device()))
         return {"tflops": _rounded(tflops), "share_of_matrix_products": _rounded(tflops / most) if most else None}
+
+
+def _products(a: torch.Tensor, b: torch.Tensor, count: int) -> None:
+    for _ in range(count):
+        torch.matmul(a, b)
 
 
 def _rounded(value: float) -> float:

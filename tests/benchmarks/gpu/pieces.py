@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from math import inf
@@ -23,6 +23,8 @@ from pipeline.config.schema import RunConfig
 Found = dict[str, Any]
 MAIN_JOB = "pipeline/reproduce.py"
 PAPER, RELEASE = "paper", "release"  # folders
+TESTS = ("training", "crafting", "gradients", "countermeasures", "views", "turns", "protocol")  # what the releases need comes first
+PLAIN_STEPS = ("--surrogate.no-recorded", "--victim.no-recorded")
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
 MINIATURE = (
     *("--pack.max-train-images", "100", "--pack.max-test-images", "50", "--pack.shard-images", "25"),
@@ -68,6 +70,7 @@ class Piece:
         read: reads its results from that file; None where the file has none.
         minutes: the most that it may take.
         takes_minutes: whether the program takes `--minutes`, ends with 3 when they are used up, and goes on when it is started again.
+        plain_steps: flags that train without recorded steps; none where nothing is recorded.
         environment: variables for the program.
         lacking: says why it cannot run; empty if it can.
         closes: whether it comes as soon as its input is there, even where the time is up, instead of in order.
@@ -80,6 +83,7 @@ class Piece:
     read: Callable[[Path], Found | None]
     minutes: float = inf
     takes_minutes: bool = True
+    plain_steps: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     lacking: Callable[[], str] = str
     closes: bool = False
@@ -95,7 +99,7 @@ class Piece:
     def check(self) -> None:
         """End this program with status 2 and a message where the main job would refuse its flags."""
         if MAIN_JOB in self.command:
-            parse_as(self.command[2:], RunConfig, self.name, preset="paper")
+            parse_as([*self.command[2:], *self.plain_steps], RunConfig, self.name, preset="paper")
 
 
 def pieces(options: Options) -> list[Piece]:
@@ -108,10 +112,10 @@ def pieces(options: Options) -> list[Piece]:
         Piece(
             "tests",
             "the tests that need a GPU",
-            ("make", "test-gpu", f"GPU_PYTHON={python}"),
+            (python, "-m", "pytest", *(f"tests/gpu/test_{name}.py" for name in TESTS), "--device", "cuda"),
             work / "tests.xml",
             _tests,
-            minutes=2,
+            minutes=3,
             takes_minutes=False,
             environment={"PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junit-xml={work / 'tests.xml'}"},
         ),
@@ -123,6 +127,7 @@ def pieces(options: Options) -> list[Piece]:
             _json,
             minutes=3,
         ),
+        _release(options, "craft-2", "the paper's protocol at 2/255, without victims", 2, stages=("pack", "surrogate", "protect")),
         _release(options, "paper-2", "the paper's protocol at 2/255", 2),
         _release(options, "paper-8", "the paper's protocol at 8/255", 8),
         *recipes,
@@ -136,30 +141,43 @@ def _small(options: Options, flags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _release(
-    options: Options, name: str, title: str, levels: int, others: tuple[str, ...] = (), victims: tuple[str, ...] = ("none",)
+    options: Options,
+    name: str,
+    title: str,
+    levels: int,
+    others: tuple[str, ...] = (),
+    victims: tuple[str, ...] = ("none",),
+    stages: tuple[str, ...] = (),
 ) -> Piece:
-    """Return the piece of one release and its victims: a sweep with one point, all in one run folder."""
-    run, sweep = options.work / PAPER, [f"protect.eps-levels={levels}", *others]
-    flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *_small(options, MINIATURE))
-    return Piece(name, title, _job(options, run, *flags), run / "card.json", partial(_card, sweep=sweep))
+    """Return the piece of one release and its victims, or of these stages alone: a sweep with one point, all in one run folder."""
+    sweep, only = [f"protect.eps-levels={levels}", *others], ("--stages", *stages) if stages else ()
+    flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *only, *_small(options, MINIATURE))
+    return _job(options, name, title, options.work / PAPER, flags, sweep)
 
 
 def _on_ray(options: Options) -> Piece:
     """Return the piece that shares one GPU among Ray's tasks."""
-    run, preset = options.work / "ray", "smoke" if options.miniature else "cifar10-small"
+    preset = "smoke" if options.miniature else "cifar10-small"
     flags = ("--preset", preset, "--stages", "pack", "surrogate", "protect", "victim", "--executor", "ray", "--tracking-uri", "none")
-    command = _job(options, run, *flags)
-    return Piece("ray", f"the main job on Ray, {preset}", command, run / "card.json", partial(_card, sweep=[]), lacking=_no_ray)
+    return replace(_job(options, "ray", f"the main job on Ray, {preset}", options.work / "ray", flags, []), lacking=_no_ray)
 
 
 def _no_ray() -> str:
     return "" if find_spec("ray") else "Ray is not installed"
 
 
-def _job(options: Options, run: Path, *flags: str) -> tuple[str, ...]:
-    """Return the main job's command. It may overwrite, so that more victims can be asked for later: the others stay."""
+def _job(options: Options, name: str, title: str, run: Path, flags: tuple[str, ...], sweep: list[str]) -> Piece:
+    """Return a piece that is the main job. It may overwrite, so that more victims can be asked for later: the others stay."""
     given = ("--data", options.data, "--run", str(run), "--overwrite", "--victim.seeds", *map(str, range(options.seeds)))
-    return (sys.executable, MAIN_JOB, *given, *flags)
+    return Piece(
+        name,
+        title,
+        (sys.executable, MAIN_JOB, *given, *flags),
+        run / "card.json",
+        partial(_card, sweep=sweep),
+        plain_steps=PLAIN_STEPS,
+        environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"},  # torch may wait for its compiling processes at the end, for minutes
+    )
 
 
 def _travelling(options: Options) -> Piece:

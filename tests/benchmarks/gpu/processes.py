@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -19,18 +19,20 @@ from tests import ROOT
 GRACE = 20.0  # seconds: what begun before the time was up may still end by itself, such as an epoch
 LAST_WORDS = 10.0  # seconds between an interruption and the end
 LOOK = 0.2  # seconds between two looks at the program
+DELIVER = 10.0  # seconds between two deliveries of what there is so far
 PR_SET_PDEATHSIG = 1
 
 
 class Ended(NamedTuple):
-    """The end of a program: its exit code, how long it ran, and whether it had to be interrupted."""
+    """The end of a program: its exit code, how long it ran, whether it had to be interrupted, and what it said."""
 
     code: int
     seconds: float
     interrupted: bool
+    said: bytes
 
 
-def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[str, str]) -> Ended:
+def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[str, str], deliver: Callable[[], None]) -> Ended:
     """Run a program in the project's folder; when its time and `GRACE` have passed, interrupt it, and then kill it.
 
     Args:
@@ -38,29 +40,31 @@ def run(command: Sequence[str], seconds: float, log: Path, environment: Mapping[
         seconds: that it may take.
         log: file to which everything it says is added. It is shown as well.
         environment: its variables.
+        deliver: called every `DELIVER` seconds, for this process may be killed at any time.
 
     Raises:
         KeyboardInterrupt: this process was interrupted. The program is, too.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as written, log.open("rb") as read:
-        read.seek(0, os.SEEK_END)
+        before = read.seek(0, os.SEEK_END)
         begun = time.monotonic()
         # A file, not a pipe: what the program itself starts may hold a pipe open after its end.
         process = Popen(command, cwd=ROOT, env=environment, stdout=written, stderr=STDOUT, process_group=0, preexec_fn=_end_with_parent)
         try:
-            interrupted = _wait(process, begun + seconds + GRACE, read)
+            interrupted = _wait(process, begun + seconds + GRACE, read, deliver)
         except KeyboardInterrupt:
-            _wait(process, time.monotonic(), read)
+            _wait(process, time.monotonic(), read, deliver)
             raise
         _show(read)
-    return Ended(process.returncode, time.monotonic() - begun, interrupted)
+        read.seek(before)
+        return Ended(process.returncode, time.monotonic() - begun, interrupted, read.read())
 
 
-def _wait(process: Popen[bytes], until: float, read: BufferedReader) -> bool:
+def _wait(process: Popen[bytes], until: float, read: BufferedReader, deliver: Callable[[], None]) -> bool:
     """Wait for the end of a process, and bring it about after a moment. Return whether that was needed."""
     signals = [(until, signal.SIGINT), (until + LAST_WORDS, signal.SIGKILL)]
-    sent = 0
+    sent, delivered = 0, time.monotonic()
     while process.poll() is None:
         with suppress(TimeoutExpired):
             process.wait(LOOK)
@@ -69,6 +73,9 @@ def _wait(process: Popen[bytes], until: float, read: BufferedReader) -> bool:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signals[sent][1])
             sent += 1
+        if time.monotonic() >= delivered + DELIVER:
+            deliver()
+            delivered = time.monotonic()
     return sent > 0
 
 

@@ -1,6 +1,6 @@
 """The proof on a GPU: `make gpu-proof`, again and again until it ends with 0 (docs/reproduce.md).
 
-Each start works for nine minutes. Exit codes: 0 done, 1 a piece failed, 2 wrong usage, 3 the time is up: run the same command again.
+Each start works for eight minutes. Exit codes: 0 done, 1 a piece failed, 2 wrong usage, 3 the time is up: run the same command again.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ FINISHED = ("done", "cut short")
 LOG, PROOF = "log.txt", "proof.json"
 TRAVELS = 2**20  # bytes of the end of the log
 TIME_IS_UP = 3
+NOT_RECORDED = re.compile(rb"failed: .*captur", re.IGNORECASE)  # the main job's last words where CUDA refused to capture
+LAST_PIECE = 15.0  # seconds before the end from which on a program begins nothing: it counts its minutes from when it is loaded
 Card = dict[str, Any]
 
 
@@ -40,6 +43,7 @@ class Proof:
         work: the folder.
         pieces: in order.
         miniature: whether sizes are small, for the card.
+        plain_steps: whether trainings are not recorded. Where recording failed once, they are not either.
         out: folder for what comes back from the machine, filled as the proof goes on: it may end at any time.
         begun: time of this start.
     """
@@ -47,6 +51,7 @@ class Proof:
     work: Path
     pieces: Sequence[Piece]
     miniature: bool = False
+    plain_steps: bool = False
     out: Path | None = None
     begun: float = field(default_factory=time.time)
 
@@ -54,9 +59,8 @@ class Proof:
         """Return the card that earlier starts of the same command left, or that of a piece that is not begun."""
         path, command = self.work / "cards" / f"{piece.name}.json", shlex.join(piece.command)
         earlier: Card = json.loads(path.read_text()) if path.exists() else {}
-        if earlier.get("command") == command:
-            return earlier
-        return {"title": piece.title, "command": command, "status": "not begun", "starts": 0, "seconds": 0.0, "found": None}
+        card = {"title": piece.title, "status": "not begun", "starts": 0, "seconds": 0.0, "plain_steps": False, "found": None}
+        return {**card, "command": command, **(earlier if earlier.get("command") == command else {})}
 
     def _write(self, piece: Piece, card: Card) -> None:
         """Write a card, and the card of the whole proof."""
@@ -92,17 +96,30 @@ class Proof:
         if not piece.takes_minutes:
             piece.results.unlink(missing_ok=True)
         card.pop("why", None)
-        card |= {"status": "running", "starts": card["starts"] + 1, "begun": datetime.now(UTC).isoformat(timespec="seconds")}
+        plain = piece.plain_steps if self.plain_steps or any(self.card(each)["plain_steps"] for each in self.pieces) else ()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        card |= {"status": "running", "starts": card["starts"] + 1, "begun": now, "plain_steps": bool(plain)}
         self._write(piece, card)  # a start that is killed leaves this
         limit = min(seconds, 60 * piece.minutes)
-        minutes = ("--minutes", f"{limit / 60:.3f}") if piece.takes_minutes else ()
+        minutes = ("--minutes", f"{max(limit - LAST_PIECE, 1) / 60:.3f}") if piece.takes_minutes else ()
         begun, status = time.monotonic(), "stopped"
+
+        def so_far() -> None:
+            self._write(piece, {**card, "found": piece.found or card["found"]})
+
         try:
-            ended = run((*piece.command, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment})
+            ended = run((*piece.command, *plain, *minutes), limit, self.work / LOG, {**os.environ, **piece.environment}, so_far)
             card["exit_code"], status = ended.code, _status(piece, ended, limit < seconds)
+        except OSError as error:  # there is no such program
+            card["why"], status = str(error), "failed"
+            print(f"{piece.name}: {error}", flush=True)
+            return status
         finally:
             found = piece.found or card["found"]
             self._write(piece, {**card, "status": status, "seconds": round(card["seconds"] + time.monotonic() - begun, 1), "found": found})
+        if status == "failed" and piece.plain_steps and not plain and NOT_RECORDED.search(ended.said):
+            print(f"{piece.name}: steps cannot be recorded: once more, and from now on, with plain ones", flush=True)
+            return replace(self, plain_steps=True).start(piece, max(seconds - ended.seconds, 0))
         return status
 
 
@@ -135,17 +152,20 @@ def work(proof: Proof, minutes: float, named: Collection[str] = (), again: bool 
     asked = [piece for piece in chosen if again or _left(proof, piece)]
     closing = [piece for piece in proof.pieces if piece.closes and piece not in asked]
     for piece in sorted(asked, key=lambda each: proof.card(each)["status"] == "failed"):
+        _close(proof, closing)
         left = end - time.monotonic()
-        if up := left <= 0:
+        if up := left <= 0 or proof.start(piece, left) == "time is up":
             break
-        up = proof.start(piece, left) == "time is up"
-        for other in closing:
-            if _left(proof, other) and not other.lacking():
-                proof.start(other, 60 * other.minutes)
-        if up:
-            break
+    _close(proof, closing)
     failed = any(proof.card(piece)["status"] == "failed" for piece in proof.pieces)
     return TIME_IS_UP if up else int(failed)
+
+
+def _close(proof: Proof, closing: Sequence[Piece]) -> None:
+    """Do what comes as soon as its input is there: at the beginning of a start, too, for the one before may have been killed."""
+    for piece in closing:
+        if _left(proof, piece) and not piece.lacking():
+            proof.start(piece, 60 * piece.minutes)
 
 
 def _left(proof: Proof, piece: Piece) -> bool:
@@ -159,18 +179,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default=str(kit), help="CIFAR-10 as Parquet files")
     parser.add_argument("--work", help="folder for the runs and cards; runs/gpu-proof if not given")
     parser.add_argument("--out", type=Path, help="folder for what comes back: cards, log, and once the release at 2/255")
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing after so many minutes; ends at most 1 minute later")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many minutes; ends at most 2 minutes later")
     parser.add_argument("--pieces", nargs="+", default=[], help="only these")
     parser.add_argument("--again", action="store_true", help="do what is finished once more")
     parser.add_argument("--victims", nargs="+", default=[*default.victims], help="countermeasures of the recipes' victims")
     parser.add_argument("--methods", nargs="+", default=[*default.methods], help="recipes to measure at 8/255")
     parser.add_argument("--seeds", type=int, default=default.seeds, help="trainings of each victim")
+    parser.add_argument("--plain-steps", action="store_true", help="train without recorded steps, from now on")
     parser.add_argument("--miniature", action="store_true", help="small sizes: it tries the proof and measures nothing")
     given = parser.parse_args(arguments)
     folder = Path(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}").resolve()
     data = given.data if given.data == "generated" else str(Path(given.data).resolve())
     chosen = Options(folder, data, tuple(given.victims), tuple(given.methods), given.seeds, given.miniature)
-    proof = Proof(folder, pieces(chosen), given.miniature, given.out)
+    proof = Proof(folder, pieces(chosen), given.miniature, given.plain_steps, given.out)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")
     if data != "generated" and not Path(data).is_dir():

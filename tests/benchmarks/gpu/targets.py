@@ -23,15 +23,15 @@ def _victim(release: str | None) -> tuple[Any, ...]:
 
 
 TARGETS = (
-    Target("seconds of the surrogate", "paper-2", 180, True, ("surrogate", 0, "seconds")),
+    Target("seconds of the surrogate", "craft-2", 180, True, ("surrogate", 0, "seconds")),
     *(
         target
         for levels, accuracy in ((2, 14.7), (8, 3.9))
-        for piece, label in [(f"paper-{levels}", f"{levels}/255")]
+        for piece, label, victims in [("craft-2" if levels == 2 else "paper-8", f"{levels}/255", f"paper-{levels}")]
         for target in (
             Target(f"seconds of the protection at {label}, class means included", piece, 480, True, ("seconds", f"protect {label}")),
             Target(f"gradients/s at {label}", piece, 75_000, False, ("protection", label, "gradients_per_second")),
-            Target(f"accuracy of the victim at {label}, %", piece, accuracy, True, _victim(label)),
+            Target(f"accuracy of the victim at {label}, %", victims, accuracy, True, _victim(label)),
         )
     ),
     Target("accuracy of the clean victim, %", "paper-2", 94, False, _victim(None)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import record_function
 
 from cluster.deadline import NEVER, Deadline
 from tests.benchmarks.gpu.bench import MINIATURE, TRAININGS, Bench, measure
@@ -80,9 +81,11 @@ def test_a_profile_is_of_one_of_several() -> None:
     a = torch.ones(8, 8)
 
     def call() -> None:
-        for _ in range(5):
-            torch.mm(a, a)
+        with record_function("a name for all of them"):  # which is no kernel
+            for _ in range(5):
+                torch.mm(a, a)
 
     found = profiled(call, times=5)
     assert [(each["name"], each["launches"]) for each in found["kernels"] if each["name"] == "aten::mm"] == [("aten::mm", 1.0)]
+    assert "a name for all of them" not in {each["name"] for each in found["kernels"]}
     assert found["milliseconds"] > 0

@@ -52,17 +52,20 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pieces_are_the_papers_protocol_in_order_of_value() -> None:
     names = [piece.name for piece in pieces.pieces(OPTIONS)]
-    assert names == ["tests", "bench", "paper-2", "paper-8", "sep-fa-drawn-8", "ray", "release"]
+    assert names == ["tests", "bench", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "ray", "release"]
     asked = {
         piece.name: piece for piece in pieces.pieces(replace(OPTIONS, seeds=2, victims=("gaussian-blur",), methods=("sep", "sep-fa-drawn")))
     }
-    assert [*asked][4:6] == ["sep-8", "sep-fa-drawn-8"]
+    assert [*asked][5:7] == ["sep-8", "sep-fa-drawn-8"]
     for name, levels, method, victims in (("paper-2", 2, "sep-fa-vr", ("none",)), ("sep-8", 8, "sep", ("gaussian-blur",))):
         config = parse_as(asked[name].command[2:], RunConfig, "reproduce.py", preset="paper")
         (point,) = grid(config)
         assert (point.config.protect.eps_levels, point.config.protect.method) == (levels, method)
         assert (config.surrogate.epochs, config.victim.networks, config.pack.max_train_images) == (120, ("resnet18",), None)
         assert (config.victim.countermeasures, config.victim.seeds, config.executor) == (victims, (0, 1), "local")
+    crafted, measured = (parse_as(asked[name].command[2:], RunConfig, "reproduce.py", preset="paper") for name in ("craft-2", "paper-2"))
+    assert replace(measured, stages=crafted.stages) == crafted  # so that the second goes on from the first
+    assert (crafted.stages, measured.stages[-1]) == (("pack", "surrogate", "protect"), "victim")
     ray = parse_as(asked["ray"].command[2:], RunConfig, "reproduce.py", preset="paper")
     assert (ray.preset, ray.executor, ray.sweep) == ("cifar10-small", "ray", ())
 
@@ -74,6 +77,11 @@ def test_a_miniature_has_the_same_pieces_and_small_sizes() -> None:
         command = next(piece.command for piece in small if piece.name == name)
         config = parse_as(command[2:], RunConfig, "reproduce.py", preset="paper")
         assert (config.victim.epochs, config.surrogate.networks) == (2, ("resnet8",))
+
+
+def test_every_test_that_needs_a_gpu_is_run() -> None:
+    asked = {ROOT / word for word in pieces.pieces(OPTIONS)[0].command if word.startswith("tests/gpu/")}
+    assert asked == {*(ROOT / "tests" / "gpu").glob("test_*.py")}
 
 
 def test_the_tests_are_counted_from_their_report(tmp_path: Path) -> None:
@@ -95,9 +103,10 @@ def test_a_report_cut_short_counts_as_none(tmp_path: Path) -> None:
 
 def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     fails = a_piece(tmp_path, "fails", "print('what went wrong'); sys.exit(1)")
-    proof = Proof(tmp_path, [fails, a_piece(tmp_path, "works"), a_piece(tmp_path, "cannot", lacking=lambda: "it has no legs")])
+    nowhere = replace(a_piece(tmp_path, "nowhere"), command=("no-such-program",))
+    proof = Proof(tmp_path, [fails, nowhere, a_piece(tmp_path, "works"), a_piece(tmp_path, "cannot", lacking=lambda: "it has no legs")])
     assert work(proof, 9) == 1
-    assert statuses(proof) == {"fails": "failed", "works": "done", "cannot": "left out"}
+    assert statuses(proof) == {"fails": "failed", "nowhere": "failed", "works": "done", "cannot": "left out"}
     assert "what went wrong" in (tmp_path / LOG).read_text()
     assert work(proof, 9) == 1
     said = capfd.readouterr().out
@@ -105,6 +114,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
     cards = read(tmp_path / PROOF)["pieces"]
     assert {name: (card["starts"], card.get("exit_code"), card.get("why")) for name, card in cards.items()} == {
         "fails": (2, 1, None),
+        "nowhere": (2, None, "[Errno 2] No such file or directory: 'no-such-program'"),
         "works": (1, 0, None),
         "cannot": (0, None, "it has no legs"),
     }
@@ -113,9 +123,23 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_last(tmp_path: 
     assert read(tmp_path / PROOF)["pieces"]["works"]["starts"] == 1
     assert work(proof, 9, ["works"], again=True) == 1
     assert read(tmp_path / PROOF)["pieces"]["works"]["starts"] == 2
-    mended = Proof(tmp_path, [a_piece(tmp_path, "fails"), proof.pieces[1]])  # another command has another card
+    mended = Proof(tmp_path, [a_piece(tmp_path, "fails"), proof.pieces[2]])  # another command has another card
     assert work(mended, 9) == 0
     assert "fails            done" in summary(mended, 0)
+
+
+def test_where_steps_cannot_be_recorded_they_are_plain_from_then_on(tmp_path: Path) -> None:
+    says = "if sys.argv[1] != '--plain': sys.exit('failed: resnet18: CUDA error: operation not permitted when stream is capturing')\n"
+    one, two, other = (a_piece(tmp_path, name, says + WRITES, plain_steps=("--plain",)) for name in ("one", "two", "other"))
+    assert work(Proof(tmp_path, [one, two]), 9) == 0
+    cards = read(tmp_path / PROOF)["pieces"]
+    assert {name: (card["starts"], card["plain_steps"]) for name, card in cards.items()} == {"one": (2, True), "two": (1, True)}
+    assert cards["one"]["found"]["lines"][0][:2] == ["--plain", "--minutes"]
+    assert work(Proof(tmp_path / "asked", [other], plain_steps=True), 9) == 0
+    assert read(tmp_path / "asked" / PROOF)["pieces"]["other"]["starts"] == 1
+    warned = a_piece(tmp_path, "warned", "print('a warning: captured nothing'); sys.exit('failed: it diverged')", plain_steps=("--plain",))
+    assert work(Proof(tmp_path / "warned", [warned]), 9) == 1
+    assert read(tmp_path / "warned" / PROOF)["pieces"]["warned"]["starts"] == 1
 
 
 def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None:
@@ -128,6 +152,13 @@ def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None
     assert work(proof, 9) == 3
     assert (tmp_path / "order").read_text().split() == ["one", "two", "closes", "two"]
     assert statuses(proof) == {"closes": "done", "one": "failed", "two": "time is up", "three": "not begun"}
+
+
+def test_what_a_killed_start_left_to_close_is_closed_first(tmp_path: Path) -> None:
+    says = "with (to.parent / 'order').open('a') as order: order.write(to.stem + ' ')\n"
+    closes = a_piece(tmp_path, "closes", says, takes_minutes=False, minutes=0.5, closes=True)
+    assert work(Proof(tmp_path, [a_piece(tmp_path, "one", says), closes]), 9) == 0
+    assert (tmp_path / "order").read_text().split() == ["closes", "one"]
 
 
 def test_a_start_ends_when_its_time_is_up(tmp_path: Path, impatient: None) -> None:
@@ -194,6 +225,19 @@ def test_what_comes_back_is_small_and_there_from_the_first_piece_on(tmp_path: Pa
     assert sorted(path.name for path in later.iterdir()) == [LOG, PROOF]  # the release came back with the start that packed it
 
 
+def test_what_comes_back_grows_while_a_piece_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof may be killed at any time. A program ends in time to write its results: it counts its minutes from when it is loaded."""
+    monkeypatch.setattr(processes, "DELIVER", 0.05)
+    run, out = tmp_path / "work", tmp_path / "out"
+    program = f"""
+print("at work", sys.argv[2], flush=True); to.write_text('{{"half": 1}}'); out = pathlib.Path({str(out)!r})
+while not (out / "log.txt").exists() or "at work" not in (out / "log.txt").read_text(): time.sleep(0.02)
+while '"half"' not in (out / "proof.json").read_text(): time.sleep(0.02)
+"""
+    assert work(Proof(run, [a_piece(run, "works", program)], out=out), 0.5) == 0
+    assert (out / LOG).read_text() == "at work 0.250\n"
+
+
 def test_targets_are_told_and_not_asserted() -> None:
     """Held to a real card, of a miniature of the same protocol."""
     card = read(ROOT / "tests" / "benchmarks" / "reproduce-cpu.json")
@@ -235,14 +279,14 @@ def test_wrong_usage_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_the_miniature_reaches_its_end_in_many_starts(tmp_path: Path) -> None:
     flags = ("--miniature", "--data", "generated", "--work", str(tmp_path), "--minutes", "0.4", "--out", str(tmp_path / "out"))
-    some = ("--pieces", "paper-2", "paper-8", "sep-fa-drawn-8", "--victims", "gaussian-blur")
+    some = ("--pieces", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "--victims", "gaussian-blur")
     codes: list[int] = []
     while not codes or codes[-1] == 3:
         assert len(codes) < 60
         codes.append(subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu.proof", *flags, *some], cwd=ROOT, check=False).returncode)
     assert codes[-1] == 0
     cards = read(tmp_path / PROOF)["pieces"]
-    assert [cards[name]["status"] for name in some[1:4]] == ["done"] * 3
+    assert [cards[name]["status"] for name in some[1:5]] == ["done"] * 4
     assert cards["release"]["found"]["images"] == 100
     victims = [(victim["data"], victim["countermeasure"]) for victim in cards["sep-fa-drawn-8"]["found"]["victims"]]
     assert victims == [("clean", "gaussian-blur"), ("protected", "gaussian-blur")]
