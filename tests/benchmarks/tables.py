@@ -213,9 +213,9 @@ def known(method: str, countermeasure: str) -> str:
 
 def gradients_per_image(card: Card) -> int:
     """Return the gradients that crafting an image took."""
-    config = CraftConfig(
-        **{name: card["settings"]["protect"][name] for name in (*OPTIONS, "method", "steps", "checkpoints", "inner_steps")}
-    )
+    asked = card["settings"]["protect"]
+    used = (*OPTIONS, "method", "steps", "checkpoints", "inner_steps")
+    config = CraftConfig(**{name: asked[name] for name in used if name in asked})  # cards of earlier versions have fewer settings
     return config.gradients_per_image(config.per_network)
 
 
@@ -224,35 +224,20 @@ def gradients() -> str:
     found = sorted(cards("gradients"), key=lambda card: (gradients_per_image(card), card["name"]))
     by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
     others = [name for name in dict.fromkeys(name for own in by_name for name in own) if name != "none"]
-    header = " | ".join(
-        [
-            "method",
-            "checkpoints",
-            "a step",
-            "steps",
-            "momentum",
-            "gradients an image",
-            "n",
-            "none",
-            "relabelled",
-            *others,
-            "distance",
-            "crafting",
-        ]
-    )
+    columns = ["method", "checkpoints", "a step", "steps", "momentum", "gradients an image", "n", "none", "relabelled", *others, "distance"]
     clean_of = {name: own[name][0] for own in reversed(by_name) for name in own}
     clean = ["" if name == "relabelled" else shown(clean_of[name]["last_accuracy"]) for name in ("none", "relabelled", *others) if found]
-    lines = [f"clean images | | | | | 0 | {clean_of['none']['trainings']} | {' | '.join(clean)} | 100 | "] if found else []
+    lines = [f"clean images | | | | | 0 | {clean_of['none']['trainings']} | {' | '.join(clean)} | 100"] if found else []
     for card, own in zip(found, by_name, strict=True):
         asked, (_, ours) = card["settings"]["protect"], own["none"]
         drawn = asked["members_per_step"] or "all"
         momentum = f"{asked['momentum'] or 0:g}" + (", normalised" if asked["normalised"] else "")
         figures = [f"**{shown(ours['last_accuracy'])}**", shown(ours["relabelled_accuracy"])]
         figures += [shown(own[name][1]["last_accuracy"]) if name in own else "" for name in others]
-        figures += [shown(card["held_out_distance"]) if "held_out_distance" in card else "", f"{card['seconds']['protect']['mean']:,.0f} s"]
+        figures.append(shown(card["held_out_distance"]) if "held_out_distance" in card else "")
         settings = (card["method"], asked["checkpoints"], drawn, asked["steps"], momentum, f"{gradients_per_image(card):,}")
         lines.append(" | ".join(map(str, (*settings, ours["trainings"], *figures))))
-    return rows(header, lines)
+    return rows(" | ".join(columns), lines)
 
 
 def trainings(card: Card) -> str:
