@@ -52,6 +52,14 @@ def folders(*prefixes: str) -> Writer:
     return write_it
 
 
+def with_file(file: str, *prefixes: str) -> Writer:
+    def write_it(root: Path) -> None:
+        folders(*prefixes)(root)
+        write(root / file, b"")
+
+    return write_it
+
+
 def tar_with_names(names: bytes, place: str = "classes.txt") -> Writer:
     def write_it(root: Path) -> None:
         write_tar(root / "data" / "train-0.tar", range(6))
@@ -145,6 +153,13 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     "an empty text": (files(train={"label": ["ant", "", "ant", ""]}), "2 rows have no label"),
     "two names alike": (files(train={"names": ["ant", "ant"], "label": [0, 1, 0, 1]}), "ant"),
     "splits of other names": (folders("fold1", "fold2"), "fold1, fold2 .* ant, bee"),
+    "a layer above the classes of a split": (folders("train/images", "train/masks"), "train/images, train/masks .* ant, bee"),
+    "a layer with notes in it": (with_file("train/2023/notes.txt", "train/2023", "train/2024"), "train/202[34], train/202[34] .* ant, bee"),
+    "splits inside a split": (folders("train/train", "train/test"), "train/t.*, train/t.* .* ant, bee"),
+    "a test set beside the classes of a split": (folders("train", "train/test"), "train/test/ .* ant, bee"),
+    "the same with an image of its own": (with_file("train/test/1.png", "train", "train/test"), "train/test/ .* ant, bee"),
+    "more images beside the classes": (folders("", "more"), "more/ .* ant, bee"),
+    "a whole data set in a split": (folders("train/flowers/train", "train/flowers/test"), "train/flowers/ has a train folder"),
     "a whole data set inside": (folders("flowers/train", "flowers/test"), "flowers/ has a train folder"),
     "a whole data set beside its archive's rest": (folders("set/Training", "__MACOSX/set"), "set/ has a train folder"),
     "test sets alone": (folders("test", "val"), "no train/"),
