@@ -80,7 +80,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _check_sets(listing: Listing, files: Sequence[str]) -> None:
-    """Refuse sets such as `train-00000-of-00002.parquet` that are not whole, and name the gaps in other numbers."""
+    """Refuse sets such as `train-00000-of-00002.parquet` that are not whole, or not alone. Name the gaps in other numbers."""
     sets: dict[tuple[str, int], dict[int, re.Match[str]]] = {}
     counted: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
     for file in files:
@@ -97,8 +97,10 @@ def _check_sets(listing: Listing, files: Sequence[str]) -> None:
                 f"{listing.folder.uri}: {len(missing)} of the {total} files of a set are missing: {shown(missing)}: "
                 "fetch them, or rename the others to use them alone"
             )
-    if len(sets) > len({start for start, _ in sets}):
-        raise SourceError(f"{listing.folder.uri} has files of two sets, {shown(sorted(m[0] for s in sets.values() for m in s.values()))}")
+    members = [file for file in files if OF_A_SET.match(file)]
+    repeated = len(members) > sum(map(len, sets.values())) or len(sets) > len({start for start, _ in sets})
+    if repeated or 0 < len(members) < len(files):
+        raise SourceError(f"{listing.folder.uri} has files of two sets for one split, {shown(sorted(files))}: leave those that are meant")
     for there in counted.values():
         gaps = [f"{m[1]}{n:0{len(m[2])}}{m[3]}" for n, m in _between(there)]
         if 0 < len(gaps) <= len(there):

@@ -140,6 +140,7 @@ WHOLE: dict[str, tuple[Writer, dict[str, int]]] = {
         shards("default/train/0000.parquet", "default/test/0000.parquet"),
         {"train": 3, "test": 3},
     ),
+    "a set whose files have a hash each": (shards("train-00000-of-00002-aa.parquet", "train-00001-of-00002-bb.parquet"), {"train": 6}),
     "valid/": (both(lambda r: two(r, "train/"), lambda r: two(r, "valid/")), {"train": 4, "test": 4}),
     "Test/": (both(lambda r: two(r, "train/"), lambda r: two(r, "Test/")), {"train": 4, "test": 4}),
     "Training/ and Validation/": (both(lambda r: two(r, "Training/"), lambda r: two(r, "Validation/")), {"train": 4, "test": 4}),
@@ -183,6 +184,13 @@ STOPPED: dict[str, tuple[Writer, str]] = {
         shards("train-00000-of-00001.parquet", "train-00000-of-00002.parquet"),
         "missing: train-00001-of-00002.parquet",
     ),
+    "a file of another revision": (
+        shards("train-00000-of-00002-aa.parquet", "train-00001-of-00002-bb.parquet", "train-00000-of-00002-cc.parquet"),
+        "two sets .*-aa.parquet, train-00000-of-00002-cc.parquet",
+    ),
+    "a number in two spellings": (both(beside_parquet(), shards("train-0-of-1.parquet")), "two sets"),
+    "a whole file beside a set": (both(beside_parquet(), shards("train.parquet")), "two sets .*of-00001.parquet, train.parquet"),
+    "a tar beside a set": (beside_tars("train-00000-of-00001.tar"), "two sets .* train-0.tar, train-00000-of-00001.tar"),
     "half a download": (beside_parquet("train-00001-of-00002.parquet.incomplete"), "parquet.incomplete"),
     "a parquet file that is a link to nothing": (
         both(beside_parquet(), lambda root: (root / "train-1.parquet").symlink_to("/nowhere/at/all")),
