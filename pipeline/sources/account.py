@@ -29,16 +29,12 @@ def account(listing: Listing, dataset: Dataset) -> None:
     numbered = {DIGITS.sub("#", name) for name in rest if DIGITS.search(name)}
     alike = numbered and numbered & {DIGITS.sub("#", name) for name in used}
     parts = [name for name in rest if _is_shard(name, dataset) or (alike and DIGITS.sub("#", name) in alike)]
-
-    def described(name: str) -> str:
-        return f"{name} ({listing.unusable[name]})" if name in listing.unusable else name
-
     if parts:
         raise SourceError(
-            f"{listing.folder.uri}: {shown([described(name) for name in parts])}: looks like a part of the data set, but cannot be used "
+            f"{listing.folder.uri}: {shown(list(map(listing.described, parts)))}: looks like a part of the data set, but cannot be used "
             f"beside {sorted(used)[0]}: name it like that one, finish the download, or move it away"
         )
-    groups = {"no part of the data set": [described(name) for name in rest], "hidden": listing.hidden, **dataset.left_out}
+    groups = {"no part of the data set": list(map(listing.described, rest)), "hidden": listing.hidden, **dataset.left_out}
     for reason, names in groups.items():
         if names:
             log.warning("pack: %s: %d left out (%s): %s", listing.folder.uri, len(names), reason, shown(names))

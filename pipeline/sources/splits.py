@@ -37,8 +37,11 @@ def shards_by_split(listing: Listing, suffix: str) -> tuple[dict[str, list[str]]
         The files of `train` and `test`, and those that are left out, by the reason.
 
     Raises:
-        SourceError: several folders hold such files, none is for training, or a set of numbered files is not whole.
+        SourceError: several folders hold such files, none is for training, one cannot be used, or a set of numbered files is not whole.
     """
+    for name, reason in listing.unusable.items():
+        if name.casefold().endswith(suffix) and _place(name):
+            raise SourceError(f"{listing.folder.uri}/{name} looks like a part of the data set, but cannot be used: {reason}")
     found: dict[str, dict[str, list[str]]] = {}
     for name in listing.files:
         if name.casefold().endswith(suffix) and (place := _place(name)):

@@ -53,12 +53,14 @@ def tars(listing: Listing) -> Dataset | None:
 
 def _class_names(listing: Listing) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the class names of `classes.txt`, and the name of that file; neither if there is no such file."""
-    files = [name for name in listing.files if name.rpartition("/")[2].casefold() == CLASS_NAMES]
+    files = [name for name in (*listing.files, *listing.unusable) if name.rpartition("/")[2].casefold() == CLASS_NAMES]
     if not files:
         return (), ()
     if len(files) > 1:
         raise SourceError(f"{listing.folder.uri} has several files with class names, {shown(files)}: leave the one that is meant")
     where = f"{listing.folder.uri}/{files[0]}"
+    if files[0] in listing.unusable:
+        raise SourceError(f"{where}: {listing.unusable[files[0]]}")
     try:
         names = class_lines(listing.folder.read(files[0]), where)
     except ValueError as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import pytest
 
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
+from tests import ROOT
 from tests.fixtures.pictures import class_folders, encoded, write
 from tests.fixtures.source_kinds import IMAGES, add, config, contents, write_cifar_binaries, write_parquet, write_tar
 
@@ -283,3 +287,41 @@ def test_what_lies_in_a_class_and_cannot_be_read_is_refused_with_the_reason(name
     faults = {entry.source: entry.fault for entry in scan(config(tmp_path)).entries}
     assert reason in faults.pop(source)
     assert list(faults.values()) == [""] * 4
+
+
+WITHOUT_ROOTS_RIGHTS = (
+    [] if os.geteuid() else ["setpriv", *(f"--{of}=-dac_override,-dac_read_search" for of in ("bounding-set", "inh-caps"))]
+)
+SCAN = """
+import sys
+from pathlib import Path
+from pipeline.sources.scan import scan
+from tests.fixtures.source_kinds import config
+for root in sys.argv[1:]:
+    try:
+        print({entry.source: entry.fault for entry in scan(config(Path(root))).entries if entry.fault})
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+UNREADABLE: dict[str, tuple[Writer, str, str]] = {
+    "an image": (two, "a/1.png", "{'a/1.png': 'not readable: change its permissions'}"),
+    "a class": (two, "b", "SourceError .*/b: not readable"),
+    "a shard": (beside_tars("train-1.tar"), "train-1.tar", "SourceError .*/train-1.tar looks like .* not readable"),
+    "a file of a set": (beside_parquet(), "train-00000-of-00001.parquet", r"SourceError .*00001.parquet \(not readable"),
+    "class names": (both(beside_tars(), lambda root: write(root / "classes.txt", b"a")), "classes.txt", "classes.txt: not readable"),
+    "a CIFAR batch": (lambda root: write_cifar_binaries(root, False), "data_batch_3.bin", r"lacks data_batch_3.bin \(not readable"),
+}
+
+
+@pytest.mark.skipif(bool(WITHOUT_ROOTS_RIGHTS) and not shutil.which("setpriv"), reason="root reads everything, and there is no setpriv")
+def test_what_may_not_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for name, (write_source, closed, _) in UNREADABLE.items():
+        write_source(tmp_path / name)
+        (tmp_path / name / closed).chmod(0)
+    command = [*WITHOUT_ROOTS_RIGHTS, sys.executable, "-c", SCAN, *(str(tmp_path / name) for name in UNREADABLE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    (tmp_path / "a class" / "b").chmod(0o700)  # so that pytest may remove it
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(UNREADABLE), done.stderr
+    for line, (_, _, says) in zip(lines, UNREADABLE.values(), strict=True):
+        assert re.search(says, line), line
