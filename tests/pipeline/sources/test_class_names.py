@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -119,6 +120,20 @@ def test_images_are_in_their_classes(name: str, tmp_path: Path) -> None:
     assert len(dataset.entries) == 4 * (len(list(tmp_path.glob("*.parquet"))) or len(list(tmp_path.iterdir())))
 
 
+@pytest.mark.parametrize(("column", "says"), [("label", []), ("species", ["pack: labels from the column `species`"])])
+def test_the_log_says_which_column_has_the_labels(column: str, says: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files(train={column: TEXT})(tmp_path)
+    scan(config(tmp_path))
+    assert [line for line in caplog.messages if "labels" in line] == says
+
+
+def test_the_values_of_all_files_decide_whether_a_column_holds_labels(tmp_path: Path) -> None:
+    table(tmp_path, "train.parquet", [0, 1] * 10, species=[0, 1] * 10)
+    table(tmp_path, "test.parquet", [0, 1], species=[0, 1])
+    assert scan(config(tmp_path)).classes == ("0", "1")
+
+
 NAMES = {
     "a byte-order mark": tar_with_names(BOM + b"ant\nbee\ncat\n"),
     "lines of Windows": tar_with_names(b"ant\r\nbee\r\ncat\r\n\r\n"),
@@ -133,7 +148,11 @@ def test_class_names_of_tars_are_those_of_the_file(name: str, tmp_path: Path) ->
 
 
 REFUSED: dict[str, tuple[Writer, str]] = {
-    "numbers of rows alone": (files(train={"id": [0, 1, 2, 3]}), r"train\.parquet: column `id` has another value in nearly each row"),
+    "numbers of rows alone": (
+        files(train={"id": [0, 1, 2, 3]}),
+        r"train\.parquet: column `id` has 4 values in 4 rows, and may be no label",
+    ),
+    "numbers that are repeated a few times": (files(train={"id": [0, 1, 0, 1]}), "column `id` has 2 values in 4 rows"),
     "captions alone": (files(train={"caption": ["one", "two", "three", "four"]}), "`caption`"),
     "numbers and text of other names": (files(train={"id": [0, 1, 0, 1], "kind": TEXT}), "candidates are id, kind"),
     "labels that are lists beside numbers": (
