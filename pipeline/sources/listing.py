@@ -15,7 +15,7 @@ from pipeline.sources.dataset import Entry, SourceError
 from pipeline.sources.splits import SPLIT_OF
 from pipeline.storage.folder import Folder
 
-HIDDEN = re.compile(r"(^|/)\.")
+HIDDEN = re.compile(r"(^|/)\.(?!\./)")  # `..` is not
 UNREADABLE = "not readable: change its permissions"
 
 

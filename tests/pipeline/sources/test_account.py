@@ -131,6 +131,12 @@ WHOLE: dict[str, tuple[Writer, dict[str, int]]] = {
         ),
         {"train": 4},
     ),
+    "names in a tar that lead to and fro": (
+        lambda root: tar_of(
+            root, {**SAMPLE, "./c.cls": b"0", "c.png": PNG, "a/../d.cls": b"1", "d.png": PNG, "../e.cls": b"1", "../e.png": PNG}
+        ),
+        {"train": 5},
+    ),
     "a name in a tar that is no UTF-8": (
         lambda root: tar_of(root, {**SAMPLE, "\udcff.cls": b"0", "\udcff.png": PNG}),
         {"train": 3},

@@ -147,6 +147,11 @@ def test_class_names_of_tars_are_those_of_the_file(name: str, tmp_path: Path) ->
     assert scan(config(tmp_path)).classes == ("ant", "bee", "cat")
 
 
+def test_only_the_end_of_a_line_ends_a_class_name(tmp_path: Path) -> None:
+    tar_with_names("ant\u2028x\rbee\u0085y\r\ncat".encode())(tmp_path)
+    assert scan(config(tmp_path)).classes == ("ant\u2028x", "bee\u0085y", "cat")
+
+
 REFUSED: dict[str, tuple[Writer, str]] = {
     "numbers of rows alone": (
         files(train={"id": [0, 1, 2, 3]}),
@@ -187,6 +192,10 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     "a line of names left empty": (tar_with_names(b"ant\n\nbee\ncat"), "line 2"),
     "names in UTF-16": (tar_with_names("ant\nbee\ncat".encode("utf-16")), r"classes\.txt: expected a text file in UTF-8"),
     "two files with names": (names_twice, r"several files with class names, classes\.txt, data/classes\.txt"),
+    "a label of many bytes": (
+        lambda root: tar_with_label(root, b" " * 40 + b"1"),
+        r"a\.cls: expected the number of a class, found 41 bytes",
+    ),
     "text as the label of a tar": (lambda root: tar_with_label(root, b"ant"), r"a\.cls: expected the number of a class, found b'ant'"),
 }
 
