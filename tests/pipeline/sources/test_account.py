@@ -209,6 +209,7 @@ STOPPED: dict[str, tuple[Writer, str]] = {
     "parquet inside class folders": (both(two, shards("train.parquet")), "two kinds"),
     "parquet inside a class": (both(two, shards("a/train.parquet")), "two kinds"),
     "tars beside class folders": (beside_folders("train-0.tar", content=b""), "two kinds|train-0.tar"),
+    "the archive of a split that is not unpacked": (beside_folders("test.tar.gz", content=b""), "test.tar.gz"),
     "a split of another name": (both(lambda r: two(r, "train/"), lambda r: two(r, "holdout/")), "holdout/ .* train"),
     "a second train folder": (both(lambda r: two(r, "train/"), lambda r: two(r, "train2/")), "train2/ .* train"),
     "two spellings of a split": (both(lambda r: two(r, "train/"), lambda r: two(r, "Train/")), "Train.*train"),
@@ -249,6 +250,7 @@ NAMED: dict[str, tuple[Writer, str]] = {
     "a checksum beside a tar": (both(beside_tars(), lambda root: write(root / "train-0.tar.md5", b"x")), "train-0.tar.md5"),
     "a number left out": (beside_tars("train-2.tar"), "train-1.tar"),
     "the archive of a CIFAR folder": (cifar_with("cifar-10-binary.tar.gz", "cifar-10-batches-bin"), "cifar-10-binary.tar.gz"),
+    "the archive of a split": (beside_folders("train.tar.gz", content=b"\x1f\x8b"), "train.tar.gz"),
     "class names beside folders": (beside_folders("classes.txt", content=b"x"), "classes.txt"),
 }
 
