@@ -53,7 +53,7 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
         Refused: the file is empty, of an unknown format, truncated, damaged or too large, or its levels have an unknown range.
     """
     if not data:
-        raise Refused("zero bytes")
+        raise Refused("zero bytes: fetch it again, or embed it if its table has a path alone")
     try:
         with _pixel_limit(max_pixels):
             return _decoded_anyway(data)

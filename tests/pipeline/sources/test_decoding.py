@@ -216,7 +216,9 @@ def test_a_text_that_is_too_large_to_say_which_side_is_up_is_no_reason_to_refuse
 
 JPEG = encoded(picture(0, 64, 64), "jpeg")
 REFUSED = {
-    "zero bytes": (b"", "zero bytes"),
+    "zero bytes": (b"", "zero bytes: .* embed it"),
+    "a drawing": (b"<svg width='9'/>", "but an SVG drawing: save it as PNG"),
+    "a drawing with a declaration": (b"<?xml version='1.0'?><svg/>", "but XML, such as an SVG drawing"),
     "text": (b"not an image at all", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
     "cut jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
