@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def class_lines(data: bytes, where: str) -> tuple[str, ...]:
         ValueError: the text is not UTF-8, or empty; the message begins with `where`.
     """
     try:
-        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in io.StringIO(data.decode("utf-8-sig"), newline=None)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: expected a text file in UTF-8, found another encoding: save it as UTF-8") from error
     while lines and not lines[-1]:

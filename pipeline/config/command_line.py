@@ -24,6 +24,8 @@ from pipeline.config.sweep_grid import grid
 from pipeline.storage.filesystems import check_tracking_uri, refuse_password
 from pipeline.storage.folder import absolute
 
+MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which brings the settings of another section
+
 Config = TypeVar("Config", bound=RunConfig)
 
 
@@ -38,8 +40,11 @@ def _read_yaml(path: str) -> dict[str, Any]:
         tree = _Loader(Path(path).read_bytes()).get_single_data()  # bytes, so that YAML finds out the encoding
     except (yaml.reader.ReaderError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML text in UTF-8 or UTF-16") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{path}: {line}{error.problem}") from error
+    except ValueError as error:  # of a value such as a date, in the words of Python
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(tree, dict | None):
         raise ValueError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
     sections = {field.name for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.default)}
@@ -50,7 +55,8 @@ class _Loader(yaml.SafeLoader):
     """A loader that writes the names of settings as Python does, and refuses one that is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [str(self.construct_object(key)).replace("-", "_") for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != MERGE]
+        names = [str(self.construct_object(key)).replace("-", "_") for key in own]
         if twice := [name for name in names if names.count(name) > 1]:
             raise yaml.constructor.ConstructorError(problem=f"{twice[0]}: given twice", problem_mark=node.start_mark)
         return {str(name).replace("-", "_"): value for name, value in super().construct_mapping(node, deep=True).items()}

@@ -127,7 +127,7 @@ def preset(name: str) -> RunConfig:
     Raises:
         ValueError: the name is unknown.
     """
-    if name not in PRESETS:
+    if name not in list(PRESETS):  # which a file may give as a list or a mapping
         raise ValueError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
     return PRESETS[name]()
 

@@ -28,23 +28,20 @@ def account(listing: Listing, dataset: Dataset) -> None:
     rest = sorted((listing.files.keys() | listing.unusable.keys()) - used - known)
     numbered = {DIGITS.sub("#", name) for name in rest if DIGITS.search(name)}
     alike = numbered and numbered & {DIGITS.sub("#", name) for name in used}
-    parts = [name for name in rest if _is_shard(name, dataset) or (alike and DIGITS.sub("#", name) in alike)]
-
-    def described(name: str) -> str:
-        return f"{name} ({listing.unusable[name]})" if name in listing.unusable else name
-
+    parts = [name for name in rest if _is_shard(name, listing, dataset) or (alike and DIGITS.sub("#", name) in alike)]
     if parts:
         raise SourceError(
-            f"{listing.folder.uri}: {shown([described(name) for name in parts])}: looks like a part of the data set, but cannot be used "
+            f"{listing.folder.uri}: {shown(list(map(listing.described, parts)))}: looks like a part of the data set, but cannot be used "
             f"beside {sorted(used)[0]}: name it like that one, finish the download, or move it away"
         )
-    groups = {"no part of the data set": [described(name) for name in rest], "hidden": listing.hidden, **dataset.left_out}
+    groups = {"no part of the data set": list(map(listing.described, rest)), "hidden": listing.hidden, **dataset.left_out}
     for reason, names in groups.items():
         if names:
             log.warning("pack: %s: %d left out (%s): %s", listing.folder.uri, len(names), reason, shown(names))
 
 
-def _is_shard(name: str, dataset: Dataset) -> bool:
+def _is_shard(name: str, listing: Listing, dataset: Dataset) -> bool:
     """Return whether a name is that of a shard that belongs to the data set. The archive from which a folder was unpacked does not."""
     word = FIRST_WORD.match(name.rpartition("/")[2].casefold())
-    return bool(SHARD.search(name)) and (dataset.in_shards or (word is not None and word[0] in SPLIT_OF))
+    of_split = word is not None and word[0] in SPLIT_OF and SHARD.sub("", name) not in listing.directories
+    return bool(SHARD.search(name)) and (dataset.in_shards or of_split)

@@ -85,7 +85,7 @@ def find(listing: Listing) -> Dataset | None:
 
 def _dataset(listing: Listing, form: Form, prefix: str) -> Dataset:
     files = [("train", prefix + name) for name in form.train] + [("test", prefix + form.test)]
-    if missing := [file for _, file in files if file not in listing.files]:
+    if missing := [listing.described(file) for _, file in files if file not in listing.files]:
         raise SourceError(f"{listing.folder.uri} looks like {form.folder}, but lacks {', '.join(missing)}")
     names = listing.folder.read(prefix + form.names)
     raw = _unpickle(names, form.names).get(form.names_field) if form.names_field else names.split(b"\n")

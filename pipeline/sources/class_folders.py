@@ -51,7 +51,7 @@ def class_folders(listing: Listing) -> Dataset | None:
 
 def holds_images(listing: Listing) -> list[str]:
     """Return the names of several folders that hold files named like images; nothing if at most one folder does."""
-    images = {name: size for name, size in listing.files.items() if name.rpartition(".")[2].casefold() in IMAGE_SUFFIXES}
+    images = {name: size for name, size in listing.files.items() if _is_image(name)}
     tree = _tree(Listing(listing.folder, images, []))
     inner = {name for top, folders in tree.items() if top.casefold() in SPLIT_OF for name in _inner(folders)}
     return sorted(tree if len(tree) > 1 else inner if len(inner) > 1 else [])
@@ -77,29 +77,32 @@ def by_class(listing: Listing) -> Classes | None:
             splits[split] = name
     _check_links(listing, splits.values())
     if not splits:
-        _check_top(listing, tree)
+        _check_level(listing, tree)
         top = {name: [file for files in folders.values() for file in files] for name, folders in tree.items()}
         return Classes(tuple(sorted(top)), {"train": top, "test": {}})
     if "train" not in splits:
         raise SourceError(f"{listing.folder.uri} has {shown(list(splits.values()))}/ with a folder per class, but no train/")
     _check_beside(listing, tree, splits)
+    for name in splits.values():
+        _check_level(listing, _tree(listing, f"{name}/"), f"{name}/")
     chosen, left_out = test_split({split: [f for files in tree[name].values() for f in files] for split, name in splits.items()})
     train = _classes(tree[splits["train"]])
     test = _classes(tree[splits[chosen]]) if chosen else {}
     return Classes(tuple(sorted(train.keys() | test.keys())), {"train": train, "test": test}, splits.get(chosen or ""), left_out)
 
 
-def _tree(listing: Listing) -> dict[str, Folders]:
-    """Return the files by the first two folders of their names."""
+def _tree(listing: Listing, inside: str = "") -> dict[str, Folders]:
+    """Return the files by the first two folders of their names, without `inside`, with which all of these begin."""
     tree: dict[str, Folders] = {}
     for name in listing.directories:
-        top, _, rest = name.partition("/")
-        inside = tree.setdefault(top, {})
-        if rest and "/" not in rest:
-            inside.setdefault(rest, [])
+        top, _, rest = name.removeprefix(inside).partition("/")
+        if name.startswith(inside):
+            folders = tree.setdefault(top, {})
+            if rest and "/" not in rest:
+                folders.setdefault(rest, [])
     for name in (*listing.files, *listing.unusable):
-        top, _, rest = name.partition("/")
-        if rest:
+        top, _, rest = name.removeprefix(inside).partition("/")
+        if rest and name.startswith(inside):
             second, slash, _ = rest.partition("/")
             tree.setdefault(top, {}).setdefault(second if slash else "", []).append(name)
     return tree
@@ -107,6 +110,10 @@ def _tree(listing: Listing) -> dict[str, Folders]:
 
 def _inner(folders: Folders) -> set[str]:
     return folders.keys() - {""}
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].casefold() in IMAGE_SUFFIXES
 
 
 def _classes(folders: Folders) -> Folders:
@@ -121,17 +128,24 @@ def _check_links(listing: Listing, splits: Collection[str]) -> None:
             raise SourceError(f"{listing.folder.uri}/{name}: expected the folder of a class or a split, found {reason}: mend or remove it")
 
 
-def _check_top(listing: Listing, tree: Mapping[str, Folders]) -> None:
-    """Refuse folders at the top that look like splits, or like whole data sets, and not like classes."""
-    for name, folders in tree.items():
-        if "" not in folders and any(SPLIT_OF.get(inner.casefold()) == "train" for inner in folders):
-            raise SourceError(f"{listing.folder.uri}: {name}/ has a train folder in it, and is no class: give {listing.folder.uri}/{name}")
-    times = Counter(inner for folders in tree.values() if "" not in folders for inner in folders)
-    alike = [name for name, folders in tree.items() if "" not in folders and sum(times[inner] > 1 for inner in folders) > 1]
+def _check_level(listing: Listing, tree: Mapping[str, Folders], inside: str = "") -> None:
+    """Refuse folders at the top, or inside a split, that look like splits, or like whole data sets, and not like classes."""
+    uri = listing.folder.uri
+    inner = {name: _inner(folders) for name, folders in tree.items()}
+    bare = [name for name, folders in tree.items() if not any(map(_is_image, folders.get("", ())))]  # without images of their own
+    for name in bare:
+        if any(SPLIT_OF.get(folder.casefold()) == "train" for folder in inner[name]):
+            raise SourceError(f"{uri}: {inside}{name}/ has a train folder in it, and is no class: give {uri}/{inside}{name}")
+    for name in tree:
+        common = sorted(inner[name] & (tree.keys() - {name}))
+        if len(common) > (name not in bare):
+            raise SourceError(f"{uri}: {inside}{name}/ has folders named like those beside it, {shown(common)}: join them, or move it away")
+    times = Counter(folder for name in bare for folder in inner[name])
+    alike = [inside + name for name in bare if sum(times[folder] > 1 for folder in inner[name]) > 1]
     if len(alike) > 1:
-        inner = sorted(name for name, count in times.items() if count > 1)
+        repeated = sorted(folder for folder, count in times.items() if count > 1)
         raise SourceError(
-            f"{listing.folder.uri}: the folders {shown(alike)} have the same folders in them, {shown(inner)}, so that either may be the "
+            f"{uri}: the folders {shown(alike)} have the same folders in them, {shown(repeated)}, so that either may be the "
             "classes: name splits train/ and test/, or give the folder of one, or put the images of a class into one folder"
         )
 

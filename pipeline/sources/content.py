@@ -13,6 +13,8 @@ MAGIC = (
     (b"PAR1", "Parquet"),
     (b"\x89PNG", "a PNG"),
     (b"\xff\xd8\xff", "a JPEG"),
+    (b"<svg", "an SVG drawing: save it as PNG"),
+    (b"<?xml", "XML, such as an SVG drawing or the error of a download: save it as PNG, or fetch it again"),
     (b"<", "a web page, perhaps the error of a download: fetch it again"),
 )
 LONGEST = max(len(start) for start, _ in MAGIC)

@@ -53,17 +53,10 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
         Refused: the file is empty, of an unknown format, truncated, damaged or too large, or its levels have an unknown range.
     """
     if not data:
-        raise Refused("zero bytes")
+        raise Refused("zero bytes: fetch it again, or embed it if its table has a path alone")
     try:
         with _pixel_limit(max_pixels):
-            try:
-                return _decoded(data)
-            except (Refused, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-                raise
-            except Exception:  # perhaps only of what is beside the pixels
-                if (bare := without_metadata(data)) is None:
-                    raise
-                return _decoded(bare)
+            return _decoded_anyway(data)
     except (Refused, MemoryError):  # too little memory is the machine's fault, not the image's
         raise
     except UnidentifiedImageError as error:
@@ -94,6 +87,18 @@ def fit(pixels: Pixels, size: int) -> Pixels:
     if short == size:
         return np.ascontiguousarray(square)
     return np.array(Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _decoded_anyway(data: bytes) -> Pixels:
+    """Decode an image, if need be without what is beside its pixels."""
+    try:
+        return _decoded(data)
+    except (Refused, MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise
+    except Exception:  # perhaps only of what is beside the pixels
+        if (less := without_metadata(data)) is None:
+            raise
+        return _decoded_anyway(less)
 
 
 def _decoded(data: bytes) -> Pixels:

@@ -15,7 +15,8 @@ from pipeline.sources.dataset import Entry, SourceError
 from pipeline.sources.splits import SPLIT_OF
 from pipeline.storage.folder import Folder
 
-HIDDEN = re.compile(r"(^|/)\.")
+HIDDEN = re.compile(r"(^|/)\.(?!\./)")  # `..` is not
+UNREADABLE = "not readable: change its permissions"
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ class Listing:
         hidden = [name for name, _ in named if HIDDEN.search(name)]
         visible = [(name, info) for name, info in named if not HIDDEN.search(name)]
         files = {name: info.size for name, info in visible if info.type == fs.FileType.File}
-        if not (files if classes is None else visible):
-            raise SourceError(f"{folder.uri} is empty: no file in it")
         unusable = {path[prefix:]: reason for path, reason in sorted(lister.unusable.items())}
+        if not (files if classes is None else visible):
+            beside = "".join(f", but {name} ({reason})" for name, reason in list(unusable.items())[:1])
+            raise SourceError(f"{folder.uri} is empty: no file in it{beside}")
         return cls(folder, files, [name for name, info in visible if info.type == fs.FileType.Directory], unusable, hidden)
+
+    def described(self, name: str) -> str:
+        """Return a name, with the reason if it cannot be used."""
+        return f"{name} ({self.unusable[name]})" if name in self.unusable else name
 
 
 class _Lister:
@@ -101,11 +107,14 @@ class _Lister:
             return None
         try:
             status = os.stat(path)
-        except OSError:
-            self.unusable[path] = "a link to nothing"
+        except OSError as error:
+            self.unusable[path] = UNREADABLE if isinstance(error, PermissionError) else "a link to nothing"
             return None
         if stat.S_ISDIR(status.st_mode):
             return fs.FileInfo(path, fs.FileType.Directory)
+        if not os.access(path, os.R_OK):
+            self.unusable[path] = UNREADABLE
+            return None
         if stat.S_ISREG(status.st_mode):
             return fs.FileInfo(path, fs.FileType.File, size=status.st_size)
         self.unusable[path] = "not a file, but a pipe, socket or device"
@@ -113,6 +122,8 @@ class _Lister:
 
 
 def _raise(error: OSError) -> None:
+    if isinstance(error, PermissionError):
+        raise SourceError(f"{error.filename}: {UNREADABLE}")
     raise error
 
 

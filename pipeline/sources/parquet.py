@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from pipeline.sources.splits import shards_by_split
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import shown
 
+log = logging.getLogger(__name__)
+
 IMAGE_NAMES = ("image", "img")
 LABEL_NAMES = ("label", "fine_label")
+TEXTS, NUMBERS = 2, 10  # rows per value, on average, that a column of another name has at least if it holds labels
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def find(listing: Listing) -> Dataset | None:
     splits, left_out = found
     rows = {file: _rows(listing.folder, file) for files in splits.values() for file in files}
     _check_alike(rows)
+    _check_label(rows)
     entries: list[Entry] = []
     paths: dict[int, str | None] = {}  # the original name of each entry, by its position
     named = _all_names(rows.values())
@@ -96,6 +101,21 @@ def _check_alike(rows: Mapping[str, _Rows]) -> None:
         if bool(other.names) != bool(model.names) and other.labels and model.labels:
             without, having = (file, first) if model.names else (first, file)
             raise SourceError(f"{without} has no class names, {having} has: give all files the same metadata, or labels that are text")
+
+
+def _check_label(rows: Mapping[str, _Rows]) -> None:
+    """Refuse a column of a name of its own, without class names, that has too many values for one of labels. Log any other."""
+    file, model = next(iter(rows.items()))
+    if model.column in LABEL_NAMES:
+        return
+    values = [each.names[label] if each.is_text else label for each in rows.values() for label in each.labels]
+    named = any(each.names and not each.is_text for each in rows.values())
+    if not named and len(values) > 1 and len(set(values)) * (TEXTS if model.is_text else NUMBERS) > len(values):
+        raise SourceError(
+            f"{file}: column `{model.column}` has {len(set(values))} values in {len(values)} rows, and may be no label: call the column "
+            "that is one `label`"
+        )
+    log.info("pack: labels from the column `%s`", model.column)
 
 
 def _all_names(rows: Iterable[_Rows]) -> tuple[str, ...]:
@@ -180,11 +200,6 @@ def _rows(folder: Folder, file: str) -> _Rows:
         raise SourceError(f"{where}: {values.null_count} rows have no label")
     if len(set(names)) < len(names):
         raise SourceError(f"{where}: expected a name of its own for each class, found {shown(names)}")
-    known = bool(names) or label in LABEL_NAMES
-    if not known and len(values) > 1 and 2 * pc.count_distinct(values).as_py() > len(values):
-        raise SourceError(
-            f"{where}: column `{label}` has another value in nearly each row, and may be no label: call the column that is one `label`"
-        )
     if is_text:
         encoded = values.combine_chunks().dictionary_encode()
         names, values = tuple(encoded.dictionary.to_pylist()), encoded.indices

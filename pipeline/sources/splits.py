@@ -37,8 +37,11 @@ def shards_by_split(listing: Listing, suffix: str) -> tuple[dict[str, list[str]]
         The files of `train` and `test`, and those that are left out, by the reason.
 
     Raises:
-        SourceError: several folders hold such files, none is for training, or a set of numbered files is not whole.
+        SourceError: several folders hold such files, none is for training, one cannot be used, or a set of numbered files is not whole.
     """
+    for name, reason in listing.unusable.items():
+        if name.casefold().endswith(suffix) and _place(name):
+            raise SourceError(f"{listing.folder.uri}/{name} looks like a part of the data set, but cannot be used: {reason}")
     found: dict[str, dict[str, list[str]]] = {}
     for name in listing.files:
         if name.casefold().endswith(suffix) and (place := _place(name)):
@@ -80,7 +83,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _check_sets(listing: Listing, files: Sequence[str]) -> None:
-    """Refuse sets such as `train-00000-of-00002.parquet` that are not whole, and name the gaps in other numbers."""
+    """Refuse sets such as `train-00000-of-00002.parquet` that are not whole, or not alone. Name the gaps in other numbers."""
     sets: dict[tuple[str, int], dict[int, re.Match[str]]] = {}
     counted: dict[tuple[str, str], dict[int, re.Match[str]]] = {}
     for file in files:
@@ -97,8 +100,10 @@ def _check_sets(listing: Listing, files: Sequence[str]) -> None:
                 f"{listing.folder.uri}: {len(missing)} of the {total} files of a set are missing: {shown(missing)}: "
                 "fetch them, or rename the others to use them alone"
             )
-    if len(sets) > len({start for start, _ in sets}):
-        raise SourceError(f"{listing.folder.uri} has files of two sets, {shown(sorted(m[0] for s in sets.values() for m in s.values()))}")
+    members = [file for file in files if OF_A_SET.match(file)]
+    repeated = len(members) > sum(map(len, sets.values())) or len(sets) > len({start for start, _ in sets})
+    if repeated or 0 < len(members) < len(files):
+        raise SourceError(f"{listing.folder.uri} has files of two sets for one split, {shown(sorted(files))}: leave those that are meant")
     for there in counted.values():
         gaps = [f"{m[1]}{n:0{len(m[2])}}{m[3]}" for n, m in _between(there)]
         if 0 < len(gaps) <= len(there):

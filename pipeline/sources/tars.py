@@ -53,12 +53,14 @@ def tars(listing: Listing) -> Dataset | None:
 
 def _class_names(listing: Listing) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the class names of `classes.txt`, and the name of that file; neither if there is no such file."""
-    files = [name for name in listing.files if name.rpartition("/")[2].casefold() == CLASS_NAMES]
+    files = [name for name in (*listing.files, *listing.unusable) if name.rpartition("/")[2].casefold() == CLASS_NAMES]
     if not files:
         return (), ()
     if len(files) > 1:
         raise SourceError(f"{listing.folder.uri} has several files with class names, {shown(files)}: leave the one that is meant")
     where = f"{listing.folder.uri}/{files[0]}"
+    if files[0] in listing.unusable:
+        raise SourceError(f"{where}: {listing.unusable[files[0]]}")
     try:
         names = class_lines(listing.folder.read(files[0]), where)
     except ValueError as error:
@@ -79,7 +81,7 @@ def _index(folder: Folder, split: str, file: str) -> tuple[list[Entry], Counter[
             with open_tar(stream) as tar:
                 for name, member in _members(tar, where):
                     stem, extension = _split_name(name)
-                    if HIDDEN.search(name.removeprefix("./")):
+                    if HIDDEN.search(name):
                         others["hidden"] += 1
                     elif extension in IMAGE_SUFFIXES:
                         if stem in images:
@@ -88,7 +90,7 @@ def _index(folder: Folder, split: str, file: str) -> tuple[list[Entry], Counter[
                     elif extension == "cls":
                         if stem in labels:
                             raise SourceError(f"{where}: sample {stem!r} has two labels, expected one")
-                        labels[stem] = _label(content(tar, member, LABEL_BYTES), f"{where}: {name}")
+                        labels[stem] = _label(tar, member, f"{where}: {name}")
                     else:
                         others[_extensions(name)] += 1
                 _check_end(stream, tar.offset)
@@ -110,7 +112,7 @@ def _index(folder: Folder, split: str, file: str) -> tuple[list[Entry], Counter[
 
 
 def _members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Yield the names of files and links of a tar, in order, links last, each with the file that holds its bytes.
+    """Yield the names of files and links of a tar, without `.` and `..`, links last, each with the file that holds its bytes.
 
     Raises:
         SourceError: a link leads to no file of the tar.
@@ -118,8 +120,8 @@ def _members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, tarfile.Ta
     """
     there: dict[str, tarfile.TarInfo] = {}
     for member in files(tar):
-        there[posixpath.normpath(member.name)] = member
-        yield _readable(member.name), member
+        there[name := posixpath.normpath(member.name)] = member
+        yield _readable(name), member
     links = {posixpath.normpath(m.name): m for m in tar.getmembers() if m.islnk() or m.issym()}
     for name, link in links.items():
         target, seen = name, set()
@@ -129,7 +131,7 @@ def _members(tar: tarfile.TarFile, where: str) -> Iterator[tuple[str, tarfile.Ta
             target = posixpath.normpath(step.linkname if step.islnk() else posixpath.join(posixpath.dirname(target), step.linkname))
         if target not in there:
             raise SourceError(f"{where}: {_readable(link.name)} is a link to no file of this tar: pack the files themselves")
-        yield _readable(link.name), there[target]
+        yield _readable(name), there[target]
 
 
 def _readable(name: str) -> str:
@@ -137,7 +139,10 @@ def _readable(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _label(text: bytes, where: str) -> int:
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> int:
+    if member.size > LABEL_BYTES:
+        raise SourceError(f"{where}: expected the number of a class, found {member.size} bytes")
+    text = content(tar, member)
     try:
         return int(text)
     except ValueError as error:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +18,7 @@ import pytest
 
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
+from tests import ROOT
 from tests.fixtures.pictures import class_folders, encoded, write
 from tests.fixtures.source_kinds import IMAGES, add, config, contents, write_cifar_binaries, write_parquet, write_tar
 
@@ -127,6 +131,12 @@ WHOLE: dict[str, tuple[Writer, dict[str, int]]] = {
         ),
         {"train": 4},
     ),
+    "names in a tar that lead to and fro": (
+        lambda root: tar_of(
+            root, {**SAMPLE, "./c.cls": b"0", "c.png": PNG, "a/../d.cls": b"1", "d.png": PNG, "../e.cls": b"1", "../e.png": PNG}
+        ),
+        {"train": 5},
+    ),
     "a name in a tar that is no UTF-8": (
         lambda root: tar_of(root, {**SAMPLE, "\udcff.cls": b"0", "\udcff.png": PNG}),
         {"train": 3},
@@ -140,6 +150,7 @@ WHOLE: dict[str, tuple[Writer, dict[str, int]]] = {
         shards("default/train/0000.parquet", "default/test/0000.parquet"),
         {"train": 3, "test": 3},
     ),
+    "a set whose files have a hash each": (shards("train-00000-of-00002-aa.parquet", "train-00001-of-00002-bb.parquet"), {"train": 6}),
     "valid/": (both(lambda r: two(r, "train/"), lambda r: two(r, "valid/")), {"train": 4, "test": 4}),
     "Test/": (both(lambda r: two(r, "train/"), lambda r: two(r, "Test/")), {"train": 4, "test": 4}),
     "Training/ and Validation/": (both(lambda r: two(r, "Training/"), lambda r: two(r, "Validation/")), {"train": 4, "test": 4}),
@@ -183,6 +194,13 @@ STOPPED: dict[str, tuple[Writer, str]] = {
         shards("train-00000-of-00001.parquet", "train-00000-of-00002.parquet"),
         "missing: train-00001-of-00002.parquet",
     ),
+    "a file of another revision": (
+        shards("train-00000-of-00002-aa.parquet", "train-00001-of-00002-bb.parquet", "train-00000-of-00002-cc.parquet"),
+        "two sets .*-aa.parquet, train-00000-of-00002-cc.parquet",
+    ),
+    "a number in two spellings": (both(beside_parquet(), shards("train-0-of-1.parquet")), "two sets"),
+    "a whole file beside a set": (both(beside_parquet(), shards("train.parquet")), "two sets .*of-00001.parquet, train.parquet"),
+    "a tar beside a set": (beside_tars("train-00000-of-00001.tar"), "two sets .* train-0.tar, train-00000-of-00001.tar"),
     "half a download": (beside_parquet("train-00001-of-00002.parquet.incomplete"), "parquet.incomplete"),
     "a parquet file that is a link to nothing": (
         both(beside_parquet(), lambda root: (root / "train-1.parquet").symlink_to("/nowhere/at/all")),
@@ -191,6 +209,7 @@ STOPPED: dict[str, tuple[Writer, str]] = {
     "parquet inside class folders": (both(two, shards("train.parquet")), "two kinds"),
     "parquet inside a class": (both(two, shards("a/train.parquet")), "two kinds"),
     "tars beside class folders": (beside_folders("train-0.tar", content=b""), "two kinds|train-0.tar"),
+    "the archive of a split that is not unpacked": (beside_folders("test.tar.gz", content=b""), "test.tar.gz"),
     "a split of another name": (both(lambda r: two(r, "train/"), lambda r: two(r, "holdout/")), "holdout/ .* train"),
     "a second train folder": (both(lambda r: two(r, "train/"), lambda r: two(r, "train2/")), "train2/ .* train"),
     "two spellings of a split": (both(lambda r: two(r, "train/"), lambda r: two(r, "Train/")), "Train.*train"),
@@ -231,6 +250,7 @@ NAMED: dict[str, tuple[Writer, str]] = {
     "a checksum beside a tar": (both(beside_tars(), lambda root: write(root / "train-0.tar.md5", b"x")), "train-0.tar.md5"),
     "a number left out": (beside_tars("train-2.tar"), "train-1.tar"),
     "the archive of a CIFAR folder": (cifar_with("cifar-10-binary.tar.gz", "cifar-10-batches-bin"), "cifar-10-binary.tar.gz"),
+    "the archive of a split": (beside_folders("train.tar.gz", content=b"\x1f\x8b"), "train.tar.gz"),
     "class names beside folders": (beside_folders("classes.txt", content=b"x"), "classes.txt"),
 }
 
@@ -275,3 +295,41 @@ def test_what_lies_in_a_class_and_cannot_be_read_is_refused_with_the_reason(name
     faults = {entry.source: entry.fault for entry in scan(config(tmp_path)).entries}
     assert reason in faults.pop(source)
     assert list(faults.values()) == [""] * 4
+
+
+WITHOUT_ROOTS_RIGHTS = (
+    [] if os.geteuid() else ["setpriv", *(f"--{of}=-dac_override,-dac_read_search" for of in ("bounding-set", "inh-caps"))]
+)
+SCAN = """
+import sys
+from pathlib import Path
+from pipeline.sources.scan import scan
+from tests.fixtures.source_kinds import config
+for root in sys.argv[1:]:
+    try:
+        print({entry.source: entry.fault for entry in scan(config(Path(root))).entries if entry.fault})
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+UNREADABLE: dict[str, tuple[Writer, str, str]] = {
+    "an image": (two, "a/1.png", "{'a/1.png': 'not readable: change its permissions'}"),
+    "a class": (two, "b", "SourceError .*/b: not readable"),
+    "a shard": (beside_tars("train-1.tar"), "train-1.tar", "SourceError .*/train-1.tar looks like .* not readable"),
+    "a file of a set": (beside_parquet(), "train-00000-of-00001.parquet", r"SourceError .*00001.parquet \(not readable"),
+    "class names": (both(beside_tars(), lambda root: write(root / "classes.txt", b"a")), "classes.txt", "classes.txt: not readable"),
+    "a CIFAR batch": (lambda root: write_cifar_binaries(root, False), "data_batch_3.bin", r"lacks data_batch_3.bin \(not readable"),
+}
+
+
+@pytest.mark.skipif(bool(WITHOUT_ROOTS_RIGHTS) and not shutil.which("setpriv"), reason="root reads everything, and there is no setpriv")
+def test_what_may_not_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for name, (write_source, closed, _) in UNREADABLE.items():
+        write_source(tmp_path / name)
+        (tmp_path / name / closed).chmod(0)
+    command = [*WITHOUT_ROOTS_RIGHTS, sys.executable, "-c", SCAN, *(str(tmp_path / name) for name in UNREADABLE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    (tmp_path / "a class" / "b").chmod(0o700)  # so that pytest may remove it
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(UNREADABLE), done.stderr
+    for line, (_, _, says) in zip(lines, UNREADABLE.values(), strict=True):
+        assert re.search(says, line), line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,14 @@ def folders(*prefixes: str) -> Writer:
             for name, pictures in (("ant", ANT), ("bee", BEE)):
                 for i in pictures:
                     write(root / prefix / name / f"{i}.png", encoded(IMAGES[i]))
+
+    return write_it
+
+
+def with_file(file: str, *prefixes: str) -> Writer:
+    def write_it(root: Path) -> None:
+        folders(*prefixes)(root)
+        write(root / file, b"")
 
     return write_it
 
@@ -111,6 +120,20 @@ def test_images_are_in_their_classes(name: str, tmp_path: Path) -> None:
     assert len(dataset.entries) == 4 * (len(list(tmp_path.glob("*.parquet"))) or len(list(tmp_path.iterdir())))
 
 
+@pytest.mark.parametrize(("column", "says"), [("label", []), ("species", ["pack: labels from the column `species`"])])
+def test_the_log_says_which_column_has_the_labels(column: str, says: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files(train={column: TEXT})(tmp_path)
+    scan(config(tmp_path))
+    assert [line for line in caplog.messages if "labels" in line] == says
+
+
+def test_the_values_of_all_files_decide_whether_a_column_holds_labels(tmp_path: Path) -> None:
+    table(tmp_path, "train.parquet", [0, 1] * 10, species=[0, 1] * 10)
+    table(tmp_path, "test.parquet", [0, 1], species=[0, 1])
+    assert scan(config(tmp_path)).classes == ("0", "1")
+
+
 NAMES = {
     "a byte-order mark": tar_with_names(BOM + b"ant\nbee\ncat\n"),
     "lines of Windows": tar_with_names(b"ant\r\nbee\r\ncat\r\n\r\n"),
@@ -124,8 +147,17 @@ def test_class_names_of_tars_are_those_of_the_file(name: str, tmp_path: Path) ->
     assert scan(config(tmp_path)).classes == ("ant", "bee", "cat")
 
 
+def test_only_the_end_of_a_line_ends_a_class_name(tmp_path: Path) -> None:
+    tar_with_names("ant\u2028x\rbee\u0085y\r\ncat".encode())(tmp_path)
+    assert scan(config(tmp_path)).classes == ("ant\u2028x", "bee\u0085y", "cat")
+
+
 REFUSED: dict[str, tuple[Writer, str]] = {
-    "numbers of rows alone": (files(train={"id": [0, 1, 2, 3]}), r"train\.parquet: column `id` has another value in nearly each row"),
+    "numbers of rows alone": (
+        files(train={"id": [0, 1, 2, 3]}),
+        r"train\.parquet: column `id` has 4 values in 4 rows, and may be no label",
+    ),
+    "numbers that are repeated a few times": (files(train={"id": [0, 1, 0, 1]}), "column `id` has 2 values in 4 rows"),
     "captions alone": (files(train={"caption": ["one", "two", "three", "four"]}), "`caption`"),
     "numbers and text of other names": (files(train={"id": [0, 1, 0, 1], "kind": TEXT}), "candidates are id, kind"),
     "labels that are lists beside numbers": (
@@ -145,6 +177,13 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     "an empty text": (files(train={"label": ["ant", "", "ant", ""]}), "2 rows have no label"),
     "two names alike": (files(train={"names": ["ant", "ant"], "label": [0, 1, 0, 1]}), "ant"),
     "splits of other names": (folders("fold1", "fold2"), "fold1, fold2 .* ant, bee"),
+    "a layer above the classes of a split": (folders("train/images", "train/masks"), "train/images, train/masks .* ant, bee"),
+    "a layer with notes in it": (with_file("train/2023/notes.txt", "train/2023", "train/2024"), "train/202[34], train/202[34] .* ant, bee"),
+    "splits inside a split": (folders("train/train", "train/test"), "train/t.*, train/t.* .* ant, bee"),
+    "a test set beside the classes of a split": (folders("train", "train/test"), "train/test/ .* ant, bee"),
+    "the same with an image of its own": (with_file("train/test/1.png", "train", "train/test"), "train/test/ .* ant, bee"),
+    "more images beside the classes": (folders("", "more"), "more/ .* ant, bee"),
+    "a whole data set in a split": (folders("train/flowers/train", "train/flowers/test"), "train/flowers/ has a train folder"),
     "a whole data set inside": (folders("flowers/train", "flowers/test"), "flowers/ has a train folder"),
     "a whole data set beside its archive's rest": (folders("set/Training", "__MACOSX/set"), "set/ has a train folder"),
     "test sets alone": (folders("test", "val"), "no train/"),
@@ -153,6 +192,10 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     "a line of names left empty": (tar_with_names(b"ant\n\nbee\ncat"), "line 2"),
     "names in UTF-16": (tar_with_names("ant\nbee\ncat".encode("utf-16")), r"classes\.txt: expected a text file in UTF-8"),
     "two files with names": (names_twice, r"several files with class names, classes\.txt, data/classes\.txt"),
+    "a label of many bytes": (
+        lambda root: tar_with_label(root, b" " * 40 + b"1"),
+        r"a\.cls: expected the number of a class, found 41 bytes",
+    ),
     "text as the label of a tar": (lambda root: tar_with_label(root, b"ant"), r"a\.cls: expected the number of a class, found b'ant'"),
 }
 

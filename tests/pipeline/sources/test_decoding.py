@@ -191,9 +191,34 @@ def test_a_large_comment_beside_them_leaves_orientation_transparency_and_colours
     assert decode(jpeg[:2] + SEGMENTS["a short JFIF"] + jpeg[2:], LIMIT).tolist() == decode(jpeg, LIMIT).tolist()
 
 
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+ORIENTATIONS = {
+    "XMP": chunk(b"iTXt", XMP),
+    "compressed XMP": chunk(b"iTXt", XMP[:18] + b"\1\0\0\0" + zlib.compress(XMP[22:])),
+    "EXIF as text": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n%d\n%s\n" % (len(TURNED.tobytes()), TURNED.tobytes().hex().encode())),
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("other", sorted(CHUNKS.keys() - {"no EXIF"}))  # EXIF comes before XMP
+def test_what_turns_a_png_turns_it_whatever_else_is_damaged(name: str, other: str) -> None:
+    png, upright = encoded(RGB), np.rot90(RGB, -1).tolist()
+    assert decode(png[:33] + ORIENTATIONS[name] + png[33:], LIMIT).tolist() == upright
+    assert decode(png[:33] + ORIENTATIONS[name] + CHUNKS[other] + png[33:], LIMIT).tolist() == upright
+
+
+def test_a_text_that_is_too_large_to_say_which_side_is_up_is_no_reason_to_refuse_a_png() -> None:
+    png = encoded(RGB)
+    assert decode(png[:33] + chunk(b"zTXt", b"Raw profile type exif\0\0" + LARGE) + png[33:], LIMIT).tolist() == RGB.tolist()
+
+
 JPEG = encoded(picture(0, 64, 64), "jpeg")
 REFUSED = {
-    "zero bytes": (b"", "zero bytes"),
+    "zero bytes": (b"", "zero bytes: .* embed it"),
+    "a drawing": (b"<svg width='9'/>", "but an SVG drawing: save it as PNG"),
+    "a drawing with a declaration": (b"<?xml version='1.0'?><svg/>", "but XML, such as an SVG drawing"),
     "text": (b"not an image at all", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
     "cut jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
