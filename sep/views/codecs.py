@@ -51,8 +51,10 @@ def jpeg(levels: Tensor, look: Look, quality: int) -> Tensor:
     cb = rounded(-0.168735892 * red - 0.331264108 * green + 0.5 * blue + 128, 0.5 - 1e-5)
     cr = rounded(0.5 * red - 0.418687589 * green - 0.081312411 * blue + 128, 0.5 - 1e-5)
     luma = _coded(luma[:, None], _steps(LUMA, quality, luma), look.eps_levels)[:, 0, :height, :width]
-    chroma = _coded(_halved(torch.stack([cb, cr], 1)), _steps(CHROMA, quality, luma), look.eps_levels)
-    chroma = chroma[..., : (height + 1) // 2, : (width + 1) // 2] - 128
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    # libjpeg widens a picture before it halves chroma, but its height only to an even number; halved rows are repeated.
+    halved = _extended(_halved(torch.stack([cb, cr], 1))[:, :, :rows], BLOCK)
+    chroma = _coded(halved, _steps(CHROMA, quality, luma), look.eps_levels)[..., :rows, :columns] - 128
     cb, cr = _doubled(chroma)[..., :height, :width].unbind(1)
     planes = luma + rounded(1.402 * cr), luma + rounded(-0.344136286 * cb - 0.714136286 * cr), luma + rounded(1.772 * cb)
     return torch.stack(planes, 1).clamp(0, 255)
