@@ -134,8 +134,11 @@ def _halved(planes: Tensor) -> Tensor:
 def _doubled(planes: Tensor) -> Tensor:
     """Return planes of twice the size, each pixel 9/16, 3/16, 3/16 and 1/16 of the four nearest, rounded as libjpeg does.
 
-    In slices, because the gradient of torch's own interpolation is added up in no fixed order on a GPU.
+    Planes of one or two columns are repeated instead, as libjpeg repeats them. In slices, because the gradient of torch's own
+    interpolation is added up in no fixed order on a GPU.
     """
+    if planes.shape[3] <= 2:
+        return planes.repeat_interleave(2, 2).repeat_interleave(2, 3)
     for side in (2, 3):
         before = torch.cat([planes.narrow(side, 0, 1), planes.narrow(side, 0, planes.shape[side] - 1)], side)
         after = torch.cat([planes.narrow(side, 1, planes.shape[side] - 1), planes.narrow(side, -1, 1)], side)
