@@ -52,7 +52,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
     section = deciding(protect.resolved())
-    if protect.kind.surrogate or protect.kind.noise_rounds:
+    if protect.kind.views:
         section |= config.recorded_views
     if protect.kind.surrogate:
         _check_views(config, folder)
@@ -219,7 +219,7 @@ def _finish(
         "classes": list(task.classes),
         "method": config.method,
         "targets": config.targets,
-        "views": list(task.ensemble.views if config.kind.surrogate or config.kind.noise_rounds else PLAIN),
+        "views": list(task.ensemble.views if config.kind.views else PLAIN),
         "eps_levels": config.eps_levels,
         "steps": config.steps,
         "precision": config.precision,

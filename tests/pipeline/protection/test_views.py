@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.config.presets import from_tree
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ProtectConfig, RunConfig
 from pipeline.config.seeds import derive
 from pipeline.operations.audit import verify
 from pipeline.protection import class_means
@@ -126,6 +126,9 @@ def test_what_a_run_says_names_its_views(packed: tuple[RunConfig, Folder], tmp_p
     tree = json.loads(json.dumps(results.configuration(replace(config, views=("none",)))))
     assert tree["views"] == list(MIX)
     assert from_tree(tree).views == MIX
+    noise = replace(config, views=("none",), protect=ProtectConfig(method="noise"), overwrite=True)
+    protect.execute(noise, folder, LOCAL)
+    assert RunResults.read(folder).configuration(noise)["views"] == ["none"]  # whatever the surrogate was trained through
 
 
 @pytest.mark.parametrize(
