@@ -130,6 +130,7 @@ def craft(
         targets=targets,
         views=views,
         generator=generator,
+        view_draws=generator,
         batch=MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], device),
     )
     return protect(request)

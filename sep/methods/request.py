@@ -38,6 +38,7 @@ class Request:
         views: the mix of views that members look through.
         targets: class each image is drawn towards, or, untargeted, away from, `(B,)`; only with an ensemble.
         generator: on the CPU; source of draws that images of one shard have in common.
+        view_draws: on the CPU; source of the draws of views, which all images of the release have in common.
         batch: number of images whose gradients are taken at once; only with an ensemble.
     """
 
@@ -53,6 +54,7 @@ class Request:
     views: Sequence[str] = PLAIN
     targets: Tensor | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
+    view_draws: torch.Generator = field(default_factory=torch.Generator)
     batch: MicroBatch = field(default_factory=lambda: MicroBatch(sys.maxsize))
 
     @property

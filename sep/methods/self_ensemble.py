@@ -43,7 +43,7 @@ def mean_gradient(request: Request) -> Tensor:
         return total
 
     drawn = deal(config.steps, config.members_per_step, request.checkpoints, request.generator)
-    return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.generator), direction)
+    return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.view_draws), direction)
 
 
 def deal(steps: int, per_step: int | None, members: int, generator: torch.Generator) -> list[list[int]]:

@@ -16,6 +16,7 @@ from pipeline.operations.audit import verify
 from pipeline.protection import class_means
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.protection.class_means import sum_shard
+from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.shard import read_shard
@@ -74,6 +75,30 @@ def test_a_release_through_views_is_recorded_and_the_same_after_a_restart(
     assert digests(protect.execute(config, folder, LOCAL)) == digests(whole)
     plain, other = packed_run.copy(packed, tmp_path / "plain", method=method)
     assert digests(protect.execute(plain, other, LOCAL)) != digests(whole)
+
+
+@pytest.mark.parametrize("method", ["sep", "tap"])
+def test_the_cut_into_shards_decides_nothing_of_what_views_draw(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
+    config, folder = seen(packed, tmp_path, method, steps=3)
+    chosen = choose(read_index(folder), config.protect.per_network)
+    task = CraftingTask(
+        ensemble=Ensemble(folder, chosen, views=MIX),
+        config=config.protect,
+        seed=5,
+        made_from="this",
+        classes=tuple(range(10)),
+        clean=folder.child("pack"),
+        out=folder.child("protect"),
+        prepared=folder.child("protect"),
+        prepared_sha256="",
+        budget=config.protect.budget((3, 32, 32)),
+    )
+    shard = Manifest.load(folder, "pack").shards["train"][0]
+    samples = read_shard(task.clean, shard)
+    images, labels = to_tensors(samples)
+    keys = [sample.key for sample in samples]
+    whole = protect_images(task, shard.name, images, labels, keys)
+    assert torch.equal(protect_images(task, "another", images[2:7], labels[2:7], keys[2:7]), whole[2:7])
 
 
 def test_other_views_are_another_configuration(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
