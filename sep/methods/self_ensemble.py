@@ -40,7 +40,8 @@ def mean_gradient(request: Request) -> Tensor:
         for k, look in drawn:
             gradient = craft.gradient(request.members[k], x, targets, look, ascend=ascend)
             total += normalise(gradient) if config.normalised else gradient
-        return total
+        # Momentum weighs steps alike, however far the members of each agree. One member's gradient is normalised already.
+        return normalise(total) if config.normalised and config.momentum and len(drawn) > 1 else total
 
     drawn = deal(config.steps, config.members_per_step, request.checkpoints, request.generator)
     return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.view_draws), direction)
