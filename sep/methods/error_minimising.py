@@ -226,7 +226,8 @@ def own_noise(request: Request) -> Tensor:
 def class_noise(request: Request) -> Tensor:
     """Add to each image a noise of its class: `(B, C, H, W)` uint8, by `prepared`, `(R, c, H, W)` whole levels, rows as `class_rows`."""
     assert request.prepared is not None
-    return added(request.images, request.prepared[class_rows(request.classes, request.seeds, request.config.patterns or 1)])
+    patterns = len(request.prepared) // request.num_classes
+    return added(request.images, request.prepared[class_rows(request.classes, request.seeds, patterns)])
 
 
 def class_rows(classes: Tensor, seeds: Sequence[int], patterns: int) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class Request:
 
 
 def protect(request: Request) -> Tensor:
-    """Protect images by the method of the request's settings.
+    """Protect images by the method of the request's settings, its usual ones where nobody gave one.
 
     Returns:
         Protected images, `(B, C, H, W)` uint8 on the CPU, within the budget.
@@ -81,7 +81,7 @@ def protect(request: Request) -> Tensor:
     Raises:
         ValueError: gradients of the ensemble are no numbers, or the method exceeded its budget.
     """
-    kind = request.config.kind
+    kind, request = request.config.kind, replace(request, config=request.config.resolved())
     assert request.images.dtype == torch.uint8
     assert kind.surrogate == bool(request.members), f"{request.config.method} and an ensemble of {len(request.members)}"
     protected = kind.perturb(request)

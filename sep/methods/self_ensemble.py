@@ -33,7 +33,7 @@ def mean_gradient(request: Request) -> Tensor:
     Raises:
         ValueError: gradients of the ensemble are no numbers.
     """
-    config, ascend = request.config.resolved(), request.config.targets == "untargeted"
+    config, ascend = request.config, request.config.targets == "untargeted"
 
     def direction(drawn: Sequence[Turn], x: Tensor, _: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros_like(x)
