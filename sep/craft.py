@@ -64,7 +64,7 @@ def descend(request: Request, draws: Sequence[Sequence[Turn]], direction: Direct
     """
     config, like, wanted = request.config, request.members[draws[0][0][0]].network.mean, request.targets
     assert wanted is not None
-    clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.resolved().momentum or 0.0
+    clean, targets, momentum = request.images.to(like.device), wanted.to(like.device), config.momentum or 0.0
 
     def levels(images: Tensor) -> Tensor:
         return to_device(images, like, config.kernels)
@@ -130,6 +130,7 @@ def craft(
         targets=targets,
         views=views,
         generator=generator,
+        view_draws=generator,
         batch=MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], device),
     )
     return protect(request)

@@ -37,8 +37,8 @@ class CraftConfig:
     """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap, the drawn methods and error-minimising noise;
     if not given, 0.9 in the drawn methods and 0 in the papers'"""
     normalised: bool | None = None
-    """whether each gradient is divided by its mean magnitude in the image, in the same methods; if not given, True in the drawn methods and
-    False in the papers'"""
+    """whether each gradient, and with momentum the sum of several members', is divided by its mean magnitude in the image, in the same
+    methods; if not given, True in the drawn methods and False in the papers'"""
     channels: Channels | None = None
     """of error-minimising noise; colour: each channel has its own, if not given; grey: one for red, green and blue, because JPEG and
     grayscale remove colour"""

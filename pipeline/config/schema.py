@@ -255,6 +255,9 @@ class RunConfig:
             views.check_mix(self.views)
         except ValueError as error:
             raise ValueError(f"views: {error}") from error
+        if self.recorded_views and "protect" in self.stages and not self.protect.kind.views:
+            mix, others = " ".join(self.views), ", ".join(name for name, kind in METHODS.items() if kind.views)
+            raise ValueError(f"views = {mix}, but {self.protect.method} looks through none: leave them out, or take one of {others}")
         if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
             several = ", ".join(self.surrogate.networks)
             raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")

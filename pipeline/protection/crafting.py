@@ -72,6 +72,7 @@ def _request(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, key
         prepared=load_prepared(task.prepared, task.prepared_sha256, shard) if of_images else None,
         config=config,
         generator=generator(seed, "craft", keys[0]),
+        view_draws=generator(seed, "views"),
     )
     if not config.kind.surrogate:
         return request

@@ -44,7 +44,7 @@ class Site:
     """The arguments of every preparation.
 
     Attributes:
-        config: of the run, with the precision that was decided.
+        config: of the run, with the method's usual settings where nobody gave one, and the precision that was decided.
         made_from: digest of everything that decides the preparation.
         out: the stage's folder, where the preparation is written.
         clean: where the clean shards are.
@@ -176,24 +176,21 @@ def make_noise(site: Site, threads: int) -> None:
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
     images, labels = load(site.clean, site.shards)
     protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
-    numbers = protected.cumsum(0) - 1 if own_rows else _class_rows(site, torch.searchsorted(among, labels))
-    count = int(protected.sum()) if own_rows else len(among) * (config.patterns or 1)
+    ranks = torch.searchsorted(among, labels)
+    numbers, count = (protected.cumsum(0) - 1, int(protected.sum())) if own_rows else _class_rows(site, ranks)
     rows = torch.where(protected, numbers, -1)
     name = site.config.surrogate.networks[0]
     torch.manual_seed(derive(site.config.seed, "noise"))
     network = build_network(name, site.pack).to(device).to(memory_format=torch.channels_last)
     settings = NoiseConfig(
         training=site.config.surrogate,
-        eps_levels=config.eps_levels,
         steps=config.noise_steps,
         rounds=config.noise_rounds,
-        momentum=config.momentum or 0.0,
-        normalised=bool(config.normalised),
         views=site.config.views,
-        precision=config.precision,
-        kernels=config.kernels,
+        **{name: getattr(config, name) for name in ("eps_levels", "momentum", "normalised", "precision", "kernels")},
     )
-    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels or "colour")
+    assert config.channels is not None
+    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels)
     noise = minimise(network, data, settings, generator(site.config.seed, "noise"), threads)
     if own_rows:
         held = torch.split(protected, [shard.count for shard in site.shards])
@@ -207,13 +204,13 @@ def make_noise(site: Site, threads: int) -> None:
     write_prepared(site.out, site.made_from, files, found, time.monotonic() - begun)
 
 
-def _class_rows(site: Site, classes: Tensor) -> Tensor:
-    """Return the row of noise of each training image, as `class_noise` chooses it when a shard is protected."""
+def _class_rows(site: Site, classes: Tensor) -> tuple[Tensor, int]:
+    """Return the row of noise of each training image, as `class_noise` chooses it when a shard is protected, and the number of rows."""
     config = site.config.protect
-    if (patterns := config.patterns or 1) == 1:
-        return classes
-    keys = [sample.key for shard in site.shards for sample in read_shard(site.clean, shard)]
-    return class_rows(classes, [derive(site.config.seed, config.method, key) for key in keys], patterns)
+    assert config.patterns is not None
+    keys = [sample.key for shard in site.shards for sample in read_shard(site.clean, shard)] if config.patterns > 1 else []
+    seeds = [derive(site.config.seed, config.method, key) for key in keys]
+    return class_rows(classes, seeds, config.patterns), len(site.classes) * config.patterns
 
 
 PREPARATIONS: dict[Preparation, Callable[[Site, Executor], None]] = {

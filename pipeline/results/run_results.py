@@ -203,7 +203,7 @@ class RunResults:
         asked: dict[str, Mapping[str, Any]] = {stage: manifest.asked for stage, manifest in self.manifests.items()}
         if "pack" in asked:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}
-        for stage in ("protect", "surrogate"):
+        for stage in ("surrogate", "protect"):
             if stage in asked:
                 tree["views"] = asked[stage].get(stage, {}).get("views", list(PLAIN))
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():

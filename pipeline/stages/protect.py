@@ -48,11 +48,11 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
             other views, or a class is unknown.
         WorkFailed: shards failed, after all others were finished.
     """
-    pack, protect = Manifest.load(folder, "pack"), config.protect
+    pack, protect = Manifest.load(folder, "pack"), config.protect.resolved()
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
-    section = deciding(protect.resolved())
-    if protect.kind.surrogate or protect.kind.noise_rounds:
+    section = deciding(protect)
+    if protect.kind.views:
         section |= config.recorded_views
     if protect.kind.surrogate:
         _check_views(config, folder)
@@ -119,7 +119,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     if stage.manifest:
         return stage.manifest
     resources = executor.connect(config.workers)
-    protect = dataclasses.replace(config.protect, precision=base.counts["precision"], kernels=base.counts["kernels"])
+    protect = dataclasses.replace(config.protect.resolved(), precision=base.counts["precision"], kernels=base.counts["kernels"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN))
     prepared = kept(run.child("protect"), config)
@@ -154,8 +154,7 @@ def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
 
 
 def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources, views: Sequence[str]) -> Ensemble:
-    drawn = config.resolved().members_per_step
-    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, drawn, tuple(views))
+    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, config.members_per_step, tuple(views))
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:
@@ -219,7 +218,7 @@ def _finish(
         "classes": list(task.classes),
         "method": config.method,
         "targets": config.targets,
-        "views": list(task.ensemble.views if config.kind.surrogate or config.kind.noise_rounds else PLAIN),
+        "views": list(task.ensemble.views if config.kind.views else PLAIN),
         "eps_levels": config.eps_levels,
         "steps": config.steps,
         "precision": config.precision,

@@ -69,9 +69,11 @@ def bit_depth(images: Tensor, bits: int) -> Tensor:
 def gaussian_blur(images: Tensor) -> Tensor:
     """Blur by a 3x3 Gaussian with a standard deviation of one pixel (a countermeasure of Liu et al. 2023, "Image Shortcut Squeezing").
 
-    It removes most of the finest detail. Some benchmarks take a deviation of 0.1 pixels, which changes no level.
+    It removes most of the finest detail. Some benchmarks take a deviation of 0.1 pixels, which changes no level. A side of one pixel, at
+    which there is nothing to mirror, is not blurred.
     """
-    blurred: Tensor = v2.functional.gaussian_blur(images, kernel_size=[3, 3], sigma=[1.0, 1.0])
+    height, width = images.shape[-2:]
+    blurred: Tensor = v2.functional.gaussian_blur(images, kernel_size=[min(3, 2 * side - 1) for side in (width, height)], sigma=[1.0, 1.0])
     return blurred
 
 

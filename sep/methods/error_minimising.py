@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -24,10 +25,9 @@ from sep.methods.self_ensemble import normalise
 from sep.models import Network
 from sep.objective import target_cross_entropy
 from sep.train_config import TrainConfig
-from sep.views.mix import each_its_own, looks, one_a_batch
-from sep.views.registry import PLAIN, Look, View, kinds
+from sep.views.mix import Looks, each_its_own, looks, one_a_batch
+from sep.views.registry import PLAIN
 
-Looks = Sequence[tuple[View, Look]]
 TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
 ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
 STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
@@ -83,7 +83,7 @@ class Perturbed:
         self.noise = torch.zeros(count + 1, *own, dtype=torch.int16, device=images.device)
         self.velocity: Tensor | None = None  # of the noise, where its steps have momentum
 
-    def look(self, chosen: Tensor) -> Tensor:
+    def released(self, chosen: Tensor) -> Tensor:
         """Return some images as they would be released, `(b, C, H, W)` uint8."""
         return (self.images[chosen] + self.noise[self.rows[chosen]]).clamp_(0, 255).to(torch.uint8)
 
@@ -93,7 +93,7 @@ class Perturbed:
         while True:
             order = torch.randperm(len(self.labels), generator=generator).to(self.images.device)
             for chosen in torch.split(order[: len(order) // size * size], size):
-                yield self.look(chosen), self.labels[chosen]
+                yield self.released(chosen), self.labels[chosen]
 
     def descend(self, network: Network, chosen: Tensor, config: NoiseConfig, dealt: Looks) -> None:
         """Move the noise of some images down the loss of their true labels by signed steps of whole levels, within the budget.
@@ -164,6 +164,7 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
     steady = replace(config.training, schedule="step", warmup_epochs=0, epochs=2)
     sgd, scheduler = optimiser(network, steady, most * TRAIN_STEPS + 1)
     batches = one_a_batch(data.batches(config.training.batch_size, generator), config.views, generator)
+    deal = partial(looks, config.views, config.steps, config.eps_levels, generator)  # to the steps over the noise
     for number in range(1, most + 1):
         some = islice(batches, TRAIN_STEPS)
         result = train_epoch(network, sgd, scheduler, some, config.training.augmentation, generator, config.training.precision)
@@ -178,16 +179,10 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
             if shared:
                 order = data.with_noise[torch.randperm(len(data.with_noise), generator=generator).to(data.rows.device)]
                 for chosen in torch.split(order, config.training.batch_size):
-                    data.descend(frozen, chosen, config, _looks(config, generator))
+                    data.descend(frozen, chosen, config, deal())
             else:
-                _descend_apart(data, frozen, config, _looks(config, generator), threads)
+                _descend_apart(data, frozen, config, deal(), threads)
     return Noise(data.noise[:-1].cpu(), number, error)
-
-
-def _looks(config: NoiseConfig, generator: torch.Generator) -> Looks:
-    """Deal the mix to the steps over the noise."""
-    seen = kinds(config.views)
-    return [(seen[place], look) for place, look in looks(config.views, config.steps, config.eps_levels, generator)]
 
 
 def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, dealt: Looks, threads: int) -> None:
@@ -211,7 +206,7 @@ def _error(data: Perturbed, network: Network, config: NoiseConfig, generator: to
     """Return the percentage of the images with noise, each in a view of the mix, that are classified wrongly."""
     wrong = 0
     for chosen in torch.split(data.with_noise, 500):
-        seen = each_its_own(data.look(chosen), config.views, generator)
+        seen = each_its_own(data.released(chosen), config.views, generator)
         predicted = network(to_device(seen, network.mean, config.kernels))[1].argmax(1)
         wrong += int((predicted != data.labels[chosen]).sum())
     return 100 * wrong / len(data.with_noise)
@@ -226,7 +221,8 @@ def own_noise(request: Request) -> Tensor:
 def class_noise(request: Request) -> Tensor:
     """Add to each image a noise of its class: `(B, C, H, W)` uint8, by `prepared`, `(R, c, H, W)` whole levels, rows as `class_rows`."""
     assert request.prepared is not None
-    return added(request.images, request.prepared[class_rows(request.classes, request.seeds, request.config.patterns or 1)])
+    patterns = len(request.prepared) // request.num_classes
+    return added(request.images, request.prepared[class_rows(request.classes, request.seeds, patterns)])
 
 
 def class_rows(classes: Tensor, seeds: Sequence[int], patterns: int) -> Tensor:

@@ -82,6 +82,11 @@ class MethodSpec:
         """Whether it follows the gradients of a surrogate's checkpoints."""
         return self.checkpoints != 0
 
+    @property
+    def views(self) -> bool:
+        """Whether networks that it follows look through the views of a run."""
+        return self.surrogate or self.noise_rounds > 0
+
 
 _SEP = MethodSpec(
     description="target cross-entropy",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Request:
         views: the mix of views that members look through.
         targets: class each image is drawn towards, or, untargeted, away from, `(B,)`; only with an ensemble.
         generator: on the CPU; source of draws that images of one shard have in common.
+        view_draws: on the CPU; source of the draws of views, which all images of the release have in common.
         batch: number of images whose gradients are taken at once; only with an ensemble.
     """
 
@@ -53,6 +54,7 @@ class Request:
     views: Sequence[str] = PLAIN
     targets: Tensor | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
+    view_draws: torch.Generator = field(default_factory=torch.Generator)
     batch: MicroBatch = field(default_factory=lambda: MicroBatch(sys.maxsize))
 
     @property
@@ -71,7 +73,7 @@ class Request:
 
 
 def protect(request: Request) -> Tensor:
-    """Protect images by the method of the request's settings.
+    """Protect images by the method of the request's settings, its usual ones where nobody gave one.
 
     Returns:
         Protected images, `(B, C, H, W)` uint8 on the CPU, within the budget.
@@ -79,7 +81,7 @@ def protect(request: Request) -> Tensor:
     Raises:
         ValueError: gradients of the ensemble are no numbers, or the method exceeded its budget.
     """
-    kind = request.config.kind
+    kind, request = request.config.kind, replace(request, config=request.config.resolved())
     assert request.images.dtype == torch.uint8
     assert kind.surrogate == bool(request.members), f"{request.config.method} and an ensemble of {len(request.members)}"
     protected = kind.perturb(request)

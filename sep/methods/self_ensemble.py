@@ -33,17 +33,18 @@ def mean_gradient(request: Request) -> Tensor:
     Raises:
         ValueError: gradients of the ensemble are no numbers.
     """
-    config, ascend = request.config.resolved(), request.config.targets == "untargeted"
+    config, ascend = request.config, request.config.targets == "untargeted"
 
     def direction(drawn: Sequence[Turn], x: Tensor, _: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros_like(x)
         for k, look in drawn:
             gradient = craft.gradient(request.members[k], x, targets, look, ascend=ascend)
             total += normalise(gradient) if config.normalised else gradient
-        return total
+        # Momentum weighs steps alike, however far the members of each agree. One member's gradient is normalised already.
+        return normalise(total) if config.normalised and config.momentum and len(drawn) > 1 else total
 
     drawn = deal(config.steps, config.members_per_step, request.checkpoints, request.generator)
-    return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.generator), direction)
+    return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.view_draws), direction)
 
 
 def deal(steps: int, per_step: int | None, members: int, generator: torch.Generator) -> list[list[int]]:

@@ -37,7 +37,7 @@ def variance_reduced(request: Request) -> Tensor:
     ascend = config.targets == "untargeted"
     shape = (config.steps, config.inner_steps or count)
     inner = torch.randint(count, shape, generator=request.generator).tolist()
-    outer = turns([range(count)] * config.steps, request.views, limit, request.generator)
+    outer = turns([range(count)] * config.steps, request.views, limit, request.view_draws)
 
     def direction(drawn: Sequence[Turn], x: Tensor, clean: Tensor, targets: Tensor) -> Tensor:
         each = {k: craft.gradient(members[k], x, targets, look, ascend=ascend) for k, look in drawn[:count]}

@@ -51,8 +51,10 @@ def jpeg(levels: Tensor, look: Look, quality: int) -> Tensor:
     cb = rounded(-0.168735892 * red - 0.331264108 * green + 0.5 * blue + 128, 0.5 - 1e-5)
     cr = rounded(0.5 * red - 0.418687589 * green - 0.081312411 * blue + 128, 0.5 - 1e-5)
     luma = _coded(luma[:, None], _steps(LUMA, quality, luma), look.eps_levels)[:, 0, :height, :width]
-    chroma = _coded(_halved(torch.stack([cb, cr], 1)), _steps(CHROMA, quality, luma), look.eps_levels)
-    chroma = chroma[..., : (height + 1) // 2, : (width + 1) // 2] - 128
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    # libjpeg widens a picture before it halves chroma, but its height only to an even number; halved rows are repeated.
+    halved = _extended(_halved(torch.stack([cb, cr], 1))[:, :, :rows], BLOCK)
+    chroma = _coded(halved, _steps(CHROMA, quality, luma), look.eps_levels)[..., :rows, :columns] - 128
     cb, cr = _doubled(chroma)[..., :height, :width].unbind(1)
     planes = luma + rounded(1.402 * cr), luma + rounded(-0.344136286 * cb - 0.714136286 * cr), luma + rounded(1.772 * cb)
     return torch.stack(planes, 1).clamp(0, 255)
@@ -132,8 +134,11 @@ def _halved(planes: Tensor) -> Tensor:
 def _doubled(planes: Tensor) -> Tensor:
     """Return planes of twice the size, each pixel 9/16, 3/16, 3/16 and 1/16 of the four nearest, rounded as libjpeg does.
 
-    In slices, because the gradient of torch's own interpolation is added up in no fixed order on a GPU.
+    Planes of one or two columns are repeated instead, as libjpeg repeats them. In slices, because the gradient of torch's own
+    interpolation is added up in no fixed order on a GPU.
     """
+    if planes.shape[3] <= 2:
+        return planes.repeat_interleave(2, 2).repeat_interleave(2, 3)
     for side in (2, 3):
         before = torch.cat([planes.narrow(side, 0, 1), planes.narrow(side, 0, planes.shape[side] - 1)], side)
         after = torch.cat([planes.narrow(side, 1, planes.shape[side] - 1), planes.narrow(side, -1, 1)], side)

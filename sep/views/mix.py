@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sep.countermeasures.preprocessing import as_stored
-from sep.views.registry import PLAIN, Look, View, kinds
+from sep.views.registry import Look, View, is_plain, kinds
 
 LARGEST_SEED = 2**62
+Looks = Sequence[tuple[View, Look]]  # each through a view of the mix
 Turn = tuple[int, Look]  # the place of a member in the ensemble, and its look in that turn
 
 
@@ -25,8 +26,8 @@ def shuffled(cards: int, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat(decks)[:count]
 
 
-def looks(views: Sequence[str], count: int, eps_levels: int, generator: torch.Generator) -> list[tuple[int, Look]]:
-    """Deal the mix: so many looks, each with the place of its view among `kinds(views)`. A mix of `none` alone draws nothing.
+def looks(views: Sequence[str], count: int, eps_levels: int, generator: torch.Generator) -> Looks:
+    """Deal the mix: so many looks, each through one view. A mix of `none` alone draws nothing.
 
     Args:
         views: the mix.
@@ -34,12 +35,12 @@ def looks(views: Sequence[str], count: int, eps_levels: int, generator: torch.Ge
         eps_levels: levels that the images may move.
         generator: on the CPU.
     """
-    if set(views) == set(PLAIN):
-        return [(0, Look(eps_levels=eps_levels))] * count
-    order = list(dict.fromkeys(views))
+    if is_plain(views):
+        return [(kinds(views)[0], Look(eps_levels=eps_levels))] * count
+    named = {each.name: each for each in kinds(views)}
     dealt = shuffled(len(views), count, generator).tolist()
     seeds = torch.randint(LARGEST_SEED, (count,), generator=generator).tolist()
-    return [(order.index(views[card]), Look(seed, eps_levels)) for card, seed in zip(dealt, seeds, strict=True)]
+    return [(named[views[card]], Look(seed, eps_levels)) for card, seed in zip(dealt, seeds, strict=True)]
 
 
 def turns(drawn: Sequence[Sequence[int]], views: Sequence[str], eps_levels: int, generator: torch.Generator) -> list[list[Turn]]:
@@ -55,13 +56,13 @@ def turns(drawn: Sequence[Sequence[int]], views: Sequence[str], eps_levels: int,
         For each step the places in an ensemble that has a member for each checkpoint and view, the views of a checkpoint side by side.
     """
     dealt = iter(looks(views, sum(map(len, drawn)), eps_levels, generator))
-    number = len(set(views))
-    return [[(number * k + place, look) for k, (place, look) in zip(step, dealt, strict=False)] for step in drawn]
+    order = list(dict.fromkeys(views))
+    return [[(len(order) * k + order.index(each.name), look) for k, (each, look) in zip(step, dealt, strict=False)] for step in drawn]
 
 
 def each_its_own(images: Tensor, views: Sequence[str], generator: torch.Generator) -> Tensor:
     """Show each image in one view of the mix, drawn anew: `(B, 3, H, W)` uint8 to the same. A mix of `none` alone draws nothing."""
-    if set(views) == set(PLAIN):
+    if is_plain(views):
         return images
     order, seen = list(dict.fromkeys(views)), images.clone()
     places = torch.tensor([order.index(name) for name in views])
@@ -77,10 +78,9 @@ def one_a_batch(
     batches: Iterable[tuple[Tensor, Tensor]], views: Sequence[str], generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Show each batch of images `(B, 3, H, W)` uint8 in one view of the mix, drawn for it."""
-    each = kinds(views)
     for images, labels in batches:
-        ((place, look),) = looks(views, 1, 0, generator)
-        yield _seen(images, each[place], look.seed), labels
+        ((each, look),) = looks(views, 1, 0, generator)
+        yield _seen(images, each, look.seed), labels
 
 
 def _seed(generator: torch.Generator) -> int:

@@ -25,9 +25,11 @@ LARGEST = 1.75  # times the size, of a random resize
 
 
 def blur(levels: Tensor, _: Look) -> Tensor:
-    """Blur by a 3x3 Gaussian with a standard deviation of one pixel, mirrored at the edges."""
+    """Blur by a 3x3 Gaussian with a standard deviation of one pixel, mirrored at the edges; not along a side of one pixel."""
     for side in (2, 3):  # in slices, because the gradient of torch's mirrored padding is added up in no fixed order on a GPU
         count = levels.shape[side]
+        if count == 1:
+            continue
         around = torch.cat([levels.narrow(side, 1, 1), levels, levels.narrow(side, count - 2, 1)], side)
         levels = (around.narrow(side, 0, count) + around.narrow(side, 2, count)) * EDGE + around.narrow(side, 1, count)
         levels = levels / (1 + 2 * EDGE)

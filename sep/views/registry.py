@@ -133,6 +133,11 @@ def kinds(views: Sequence[str]) -> tuple[View, ...]:
     return tuple(view(name) for name in dict.fromkeys(views))
 
 
+def is_plain(views: Sequence[str]) -> bool:
+    """Return whether a mix is `none` alone, however many shares it has."""
+    return set(views) == set(PLAIN)
+
+
 def check_mix(views: Sequence[str]) -> None:
     """Check a mix, in which a name may come several times: it then has as many shares.
 

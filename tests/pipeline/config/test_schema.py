@@ -209,6 +209,11 @@ def test_help_names_every_countermeasure(capsys: pytest.CaptureFixture[str]) -> 
         (["--protect.batch-size", "0"], "protect.batch-size must be at least 1, or auto; got 0"),
         (["--surrogate.networks", "resnet8", "resnet8"], "surrogate.networks needs one value or more, none of them twice"),
         (["--protect.targets", "anywhere"], "random-class"),
+        (
+            ["--views", "jpeg-10", "blur", "--protect.method", "linear-separable"],
+            "views = jpeg-10 blur, but linear-separable looks through none: leave them out, or take one of sep, sep-fa, ",
+        ),
+        (["--views", "blur", "--sweep", "protect.method=sep,noise"], "method-noise: views = blur, but noise looks through none"),
         (["--workers", "0"], "workers must be at least 1, got 0"),
         (["--minutes", "0"], "minutes must be above 0, got 0"),
         (["--minutes", "nan"], "minutes must be above 0, got nan"),

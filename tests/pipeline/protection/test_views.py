@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from pipeline.config.presets import from_tree
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ProtectConfig, RunConfig
 from pipeline.config.seeds import derive
 from pipeline.operations.audit import verify
 from pipeline.protection import class_means
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.protection.class_means import sum_shard
+from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.shards.shard import read_shard
@@ -76,6 +77,30 @@ def test_a_release_through_views_is_recorded_and_the_same_after_a_restart(
     assert digests(protect.execute(plain, other, LOCAL)) != digests(whole)
 
 
+@pytest.mark.parametrize("method", ["sep", "tap"])
+def test_the_cut_into_shards_decides_nothing_of_what_views_draw(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
+    config, folder = seen(packed, tmp_path, method, steps=3)
+    chosen = choose(read_index(folder), config.protect.per_network)
+    task = CraftingTask(
+        ensemble=Ensemble(folder, chosen, views=MIX),
+        config=config.protect,
+        seed=5,
+        made_from="this",
+        classes=tuple(range(10)),
+        clean=folder.child("pack"),
+        out=folder.child("protect"),
+        prepared=folder.child("protect"),
+        prepared_sha256="",
+        budget=config.protect.budget((3, 32, 32)),
+    )
+    shard = Manifest.load(folder, "pack").shards["train"][0]
+    samples = read_shard(task.clean, shard)
+    images, labels = to_tensors(samples)
+    keys = [sample.key for sample in samples]
+    whole = protect_images(task, shard.name, images, labels, keys)
+    assert torch.equal(protect_images(task, "another", images[2:7], labels[2:7], keys[2:7]), whole[2:7])
+
+
 def test_other_views_are_another_configuration(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = seen(packed, tmp_path, "error-min-class", noise_rounds=2)
     plain = replace(config, views=("none",), surrogate=replace(config.surrogate, lr=0.05))
@@ -126,6 +151,9 @@ def test_what_a_run_says_names_its_views(packed: tuple[RunConfig, Folder], tmp_p
     tree = json.loads(json.dumps(results.configuration(replace(config, views=("none",)))))
     assert tree["views"] == list(MIX)
     assert from_tree(tree).views == MIX
+    noise = replace(config, views=("none",), protect=ProtectConfig(method="noise"), overwrite=True)
+    protect.execute(noise, folder, LOCAL)
+    assert RunResults.read(folder).configuration(noise)["views"] == ["none"]  # whatever the surrogate was trained through
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def by_plain_loop(case: Case, config: CraftConfig, index: int, draws: list[list[
         for k in drawn:
             gradient = reference.gradient_of(points[k], x, target, fa)
             total = total + (gradient / gradient.abs().mean() if config.normalised else gradient)
-        velocity = momentum * velocity + total
+        velocity = momentum * velocity + (total / total.abs().mean() if config.normalised else total)
         x = reference.step_into_ball(x, velocity, clean, config.eps_levels)
     return x.to(torch.uint8)
 

@@ -73,7 +73,7 @@ def test_a_network_trained_on_the_noise_has_less_loss_than_on_clean_images(share
     data, noise = made(rows, K if shared else COUNT, replace(CONFIG, steps=1 if shared else 4))
     assert noise.levels.shape == ((K if shared else COUNT), 3, SIDE, SIDE)
     assert 1 <= int(noise.levels.abs().max()) <= EPS
-    seen = data.look(torch.arange(COUNT))
+    seen = data.released(torch.arange(COUNT))
     assert torch.equal(seen, (clean.int() + noise.levels[rows]).clamp(0, 255).to(torch.uint8))
     on_noise, on_clean = trained_loss(seen)[0], trained_loss(clean)[0]
     assert on_noise < 0.7 * on_clean
@@ -106,7 +106,7 @@ def test_each_descent_lowers_the_loss_of_that_network() -> None:
     data = Perturbed(clean, labels, torch.arange(COUNT), COUNT)
     losses = []
     for _ in range(3):
-        losses.append(float(functional.cross_entropy(frozen(data.look(torch.arange(COUNT)).float())[1], labels)))
+        losses.append(float(functional.cross_entropy(frozen(data.released(torch.arange(COUNT)).float())[1], labels)))
         data.descend(frozen, torch.arange(COUNT), CONFIG, PLAINLY)
     assert losses[0] > losses[1] > losses[2]
 
@@ -116,7 +116,7 @@ def test_images_without_noise_are_trained_on_as_they_are() -> None:
     rows = torch.where(labels == 1, -1, (labels != 1).cumsum(0) - 1)
     data, noise = made(rows, int((labels != 1).sum()))
     assert len(noise.levels) == int((labels != 1).sum())
-    seen = data.look(torch.arange(COUNT))
+    seen = data.released(torch.arange(COUNT))
     assert torch.equal(seen[labels == 1], clean[labels == 1])
     assert bool((seen[labels != 1] != clean[labels != 1]).flatten(1).any(1).all())
     assert not data.noise[-1].any()
@@ -145,7 +145,7 @@ def test_noise_through_views_lowers_the_loss_in_each_of_them(shared: bool) -> No
     config = replace(CONFIG, steps=1 if shared else 2, views=("none", "gray"), momentum=0.9, normalised=True, rounds=6)
     data, noise = made(labels if shared else torch.arange(COUNT), K if shared else COUNT, config)
     assert (noise.rounds, int(noise.levels.abs().max())) == (6, EPS)
-    released = data.look(torch.arange(COUNT))
+    released = data.released(torch.arange(COUNT))
     for name in ("none", "gray"):
         on_noise, on_clean = (trained_loss(view(name).on_stored(levels))[0] for levels in (released, clean))
         assert on_noise < 0.7 * on_clean, name
@@ -162,7 +162,7 @@ def test_grey_noise_is_one_for_all_channels_and_follows_the_sum_of_their_gradien
     clean, labels = images()
     data, noise = made(labels, K, replace(CONFIG, steps=1, rounds=3), channels="grey")
     assert noise.levels.shape == (K, 1, SIDE, SIDE)
-    change = data.look(torch.arange(COUNT)).int() - clean.int()
+    change = data.released(torch.arange(COUNT)).int() - clean.int()
     assert torch.equal(change[:, 0], change[:, 1])
     assert torch.equal(change[:, 0], change[:, 2])
     frozen = freeze(network())
@@ -181,7 +181,7 @@ def test_momentum_is_kept_over_batches_and_only_where_a_row_was_seen() -> None:
     data.velocity = torch.zeros(data.noise[:-1].shape)
     gradients = []
     for chosen in ((labels == 0).nonzero().flatten(), (labels <= 1).nonzero().flatten()):
-        levels = data.look(chosen).float().requires_grad_()
+        levels = data.released(chosen).float().requires_grad_()
         (slope,) = torch.autograd.grad(functional.cross_entropy(frozen(levels)[1], labels[chosen], reduction="sum"), levels)
         gradients.append(torch.stack([slope[labels[chosen] == k].sum(0) for k in range(K)]))
         data.descend(frozen, chosen, config, PLAINLY[:1])

@@ -54,14 +54,15 @@ def test_takes_exactly_the_steps_of_a_plain_loop(case: Case, method: Method) -> 
     clean, target = case.images[index].double(), torch.tensor([(int(case.labels[index]) + K // 2) % K])
     x, velocity = clean, torch.zeros_like(clean)
     for step in dealt:
-        velocity = 0.9 * velocity
+        total = torch.zeros_like(clean)
         for k, look in step:
             levels = x.clone()[None].requires_grad_()
             features, logits = ensemble[k].network(ensemble[k].view.crafted(levels, look))
             means = ensemble[k].means
             loss = torch.nn.functional.cross_entropy(logits, target) if means is None else (features - means[target]).square().mean()
             (slope,) = torch.autograd.grad(loss, levels)
-            velocity = velocity + slope[0] / slope.abs().mean()
+            total = total + slope[0] / slope.abs().mean()
+        velocity = 0.9 * velocity + total / total.abs().mean()
         x = reference.step_into_ball(x, velocity, clean, config.eps_levels)
     generator = torch.Generator().manual_seed(3)
     crafted = craft(ensemble, case.images, case.targets, config, generator, views=MIX)

@@ -19,11 +19,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_each_view_has_its_shares_of_the_looks() -> None:
     dealt = looks(MIX, 40, 8, generator())
-    assert Counter(place for place, _ in dealt) == {0: 10, 1: 20, 2: 10}
+    assert Counter(each.name for each, _ in dealt) == {"none": 10, "jpeg-10": 20, "blur": 10}
     assert [each.name for each in kinds(MIX)] == ["none", "jpeg-10", "blur"]
     assert len({look.seed for _, look in dealt}) == 40
     assert {look.eps_levels for _, look in dealt} == {8}
-    assert looks(MIX, 40, 8, generator()) == dealt != looks(MIX, 40, 8, generator(1))
+    again, others = ([(each.name, look) for each, look in looks(MIX, 40, 8, generator(seed))] for seed in (0, 1))
+    assert again == [(each.name, look) for each, look in dealt] != others
 
 
 def test_a_step_is_dealt_to_the_members_that_are_drawn_for_it() -> None:
