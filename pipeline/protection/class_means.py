@@ -24,7 +24,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
 from sep.ensemble import class_sums
-from sep.execution import MicroBatch, use_cpu
+from sep.execution import MicroBatch, to_device, use_cpu
 from sep.models import Network
 from sep.views.registry import Look, View, kinds
 
@@ -47,7 +47,7 @@ def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shar
 
 
 def _sum(network: Network, view: View, look: Look, images: Tensor, labels: Tensor, num_classes: int, part: slice) -> tuple[Tensor, Tensor]:
-    seen = view.on_levels(images[part].to(network.mean), look)
+    seen = view.on_levels(to_device(images[part], network.mean, "fused"), look)
     return class_sums(network, [(seen, labels[part])], num_classes)
 
 
