@@ -78,22 +78,21 @@ class RecordedStep(Step):
         """Record nothing yet."""
         super().__init__(network, optimizer, precision)
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.given: tuple[Tensor, Tensor] | None = None  # what the graph reads
+        self.recorded: tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None = None  # the graph, and what it reads
         self.kind: tuple[Any, ...] = ()  # of the last batch, or of those that are recorded
         self.alike = 0  # batches of that kind in a row
 
     def _run(self, levels: Tensor, targets: Tensor) -> None:
         kind = *_kind(levels), *_kind(targets)
-        if self.graph is None:
+        if self.recorded is None:
             self.kind, self.alike = kind, self.alike * (kind == self.kind) + 1
             if self.alike > WARM_UP:
-                self.given = levels.clone(), targets.clone()
-                self.graph = self._recorded(*self.given)
-        if self.graph is not None and self.given is not None and kind == self.kind:
-            self.given[0].copy_(levels)
-            self.given[1].copy_(targets)
-            self.graph.replay()
+                self.recorded = self._record(levels.clone(), targets.clone())
+        if self.recorded is not None and kind == self.kind:
+            graph, own_levels, own_targets = self.recorded
+            own_levels.copy_(levels)
+            own_targets.copy_(targets)
+            graph.replay()
             return
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
@@ -101,7 +100,7 @@ class RecordedStep(Step):
             self._compute(levels, targets)
         current.wait_stream(self.stream)
 
-    def _recorded(self, levels: Tensor, targets: Tensor) -> torch.cuda.CUDAGraph:
+    def _record(self, levels: Tensor, targets: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         """Record a step without computing it. Garbage of earlier trainings waits: a graph that is freed meanwhile ends a recording."""
         graph = torch.cuda.CUDAGraph()
         gc.collect()
@@ -111,7 +110,7 @@ class RecordedStep(Step):
                 self._compute(levels, targets)
         finally:
             gc.enable()
-        return graph
+        return graph, levels, targets
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from sep.models import build
 from sep.step import WARM_UP, RecordedStep, Step, open_step
 from sep.train_config import TrainConfig
 from sep.trunks import TRUNKS
+from tests.fixtures.dropping import Dropping
 
 STEPS = 8  # of an epoch, of eight images each
 
@@ -127,7 +128,7 @@ def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytes
         results.append([epoch.result.loss for epoch in fit(network, config, partial(_itself, batches), 5, draws)])
         found.append(weights(network))
     assert [isinstance(step, RecordedStep) for step in opened] == [device.type == "cuda", False]
-    assert all(step.given is not None and len(step.given[0]) == 16 for step in opened if isinstance(step, RecordedStep))
+    assert all(step.recorded is not None and len(step.recorded[1]) == 16 for step in opened if isinstance(step, RecordedStep))
     assert results[0] == pytest.approx(results[1], rel=1e-3)
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-3
     assert results[0][-1] < 0.8 * results[0][0]
@@ -194,20 +195,6 @@ def test_confusion_has_the_truth_in_rows(device: torch.device) -> None:
         for where in ("cpu", device):
             batches = [(images[:4].to(where), truth[:4].to(where)), (images[4:].to(where), truth[4:].to(where))]
             assert confusion(Pretend().to(device), batches, 3, precision).tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 2]]
-
-
-class Dropping(nn.Module):
-    """A small network with everything that a state has to hold: weights, statistics, and dropout with torch's own random state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5))
-        self.head = nn.Linear(196, 2)
-
-    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(levels / 255)
-        return features, self.head(features)
 
 
 def test_a_training_in_pieces_is_the_training_in_one_to_the_bit(device: torch.device) -> None:

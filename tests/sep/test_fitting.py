@@ -14,6 +14,7 @@ from sep.choices import Precision
 from sep.fitting import Epoch, EpochResult, State, accuracy, confusion, fit, optimiser, train_epoch
 from sep.models import build
 from sep.train_config import TrainConfig
+from tests.fixtures.dropping import Dropping
 
 STEPS = 8  # per epoch
 
@@ -242,22 +243,6 @@ def test_a_schedule_is_resumed_by_its_count_of_steps(schedule: Any) -> None:
 
 IMAGES, LABELS = squares(32, seed=1)
 SHORT = TrainConfig(epochs=4, lr=0.05, augmentation="crop-flip")
-
-
-class Dropping(nn.Module):
-    """A small network with everything that a state has to hold: weights, statistics, and dropout with torch's own random state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5))
-        self.head = nn.Linear(196, 2)
-        self.dtypes: list[torch.dtype] = []
-
-    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(levels / 255)
-        self.dtypes.append(features.dtype)
-        return features, self.head(features)
 
 
 def shuffled(epoch: int) -> list[tuple[Tensor, Tensor]]:
