@@ -24,24 +24,31 @@ from sep.objective import choose_targets, feature_alignment
 from tests.benchmarks.publish import spread
 from tests.benchmarks.tables import CARDS
 
-JUDGES = 10  # checkpoints, equally spaced
+JUDGES = 10  # checkpoints at most, equally spaced
 TOGETHER = 250  # images
 
 
-@torch.inference_mode()
 def distance(run: Run, judge: Run) -> float:
-    """Return the mean squared distance of features to the class mean of the target, in percent of that of the clean images.
-
-    Args:
-        run: with a release that is drawn towards the same wrong class for all images of a class.
-        judge: with a surrogate, whose checkpoints see the images. Of the same data.
+    """Return the distance of a run's release for the checkpoints of another run's surrogate, see `seen_by`.
 
     Raises:
         ValueError: both have one surrogate, whose checkpoints have helped to craft.
     """
-    pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
     if Manifest.load(judge, "surrogate").digest == Manifest.load(run, "surrogate").digest:
         raise ValueError(f"{judge.uri} has the surrogate of {run.uri}: take a run with a surrogate of its own")
+    index = read_index(judge)
+    return seen_by(run, Ensemble(judge, choose(index, min(JUDGES, *map(len, index.values())))))
+
+
+@torch.inference_mode()
+def seen_by(run: Run, judges: Ensemble) -> float:
+    """Return the mean squared distance of features to the class mean of the target, in percent of that of the clean images.
+
+    Args:
+        run: with a release that is drawn towards the same wrong class for all images of a class.
+        judges: the checkpoints that see the images. Of the same data.
+    """
+    pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
     clean, labels = load(run.child("pack"), pack.shards["train"])
     protected, same = load(run.child("protect"), protect.shards["train"])
     assert torch.equal(labels, same)
@@ -50,7 +57,7 @@ def distance(run: Run, judge: Run) -> float:
     chosen = torch.isin(labels, torch.tensor(classes))
     wanted = choose_targets(targets, labels[chosen], classes, generator(protect.asked["seed"], "targets"), labels[chosen])
     totals = [0.0, 0.0]
-    for network in load_networks(Ensemble(judge, choose(read_index(judge), JUDGES))):
+    for network in load_networks(judges):
         sums, counts = class_sums(network, in_order(clean, labels, TOGETHER), len(pack.counts["classes"]))
         means = (sums / counts[:, None]).float()
         for i, images in enumerate((clean, protected)):

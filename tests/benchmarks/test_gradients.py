@@ -1,0 +1,42 @@
+"""Gradients against protection: the distance for networks that took no part, and the curve, say what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from pipeline.protection.checkpoints import Ensemble, choose, read_index
+from pipeline.storage.folder import Folder
+from tests.benchmarks.curve import draw
+from tests.benchmarks.held_out import distance, seen_by
+from tests.benchmarks.tables import cards, gradients_per_image
+from tests.fixtures import finished_run
+
+
+def protected(run: Path, seed: int) -> Folder:
+    """Return a run with a surrogate and a release of its own."""
+    config = replace(finished_run.configuration(run), seed=seed)
+    return finished_run.write(run, ("pack", "surrogate", "protect"), config)[1]
+
+
+def test_a_release_is_near_its_targets_for_its_members_and_less_so_for_a_network_that_took_no_part(tmp_path: Path) -> None:
+    """Networks as small and as little trained as these have hardly anything in common."""
+    first, second = protected(tmp_path / "first", 0), protected(tmp_path / "second", 1)
+    own = seen_by(first, Ensemble(first, choose(read_index(first), 1)))
+    assert 0 < own < 90 < distance(first, second) < 110
+    with pytest.raises(ValueError, match="has the surrogate of"):
+        distance(first, first)
+
+
+def test_the_curve_has_a_point_and_its_relabelled_twin_for_each_card() -> None:
+    found = cards("gradients")
+    (axis,) = draw(found).axes
+    points = [each[0].get_xydata()[0].tolist() for each in axis.containers if isinstance(each, ErrorbarContainer)]
+    protected = [next(v for v in card["victims"] if (v["data"], v["countermeasure"]) == ("protected", "none")) for card in found]
+    kinds = ("last_accuracy", "relabelled_accuracy")
+    assert points == [
+        [gradients_per_image(card), ours[kind]["mean"]] for card, ours in zip(found, protected, strict=True) for kind in kinds
+    ]
