@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import tyro
 
+from pipeline.config.flags import call
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import additions, existing_run
 from pipeline.storage.stage import Manifest
@@ -48,7 +48,7 @@ def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:
     """Audit, and return the exit code: 0 with a summary, 1 with every fault by name, 2 for wrong usage."""
     try:
-        return tyro.cli(_check_run, prog=program, args=arguments)
+        return call(_check_run, program, arguments)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
