@@ -49,7 +49,9 @@ def _target(to: str) -> Folder:
     return folder
 
 
-def _compare_runs(run: Annotated[Positional[str], arg(metavar="RUN")], others: Positional[tuple[str, ...]] = (), *, to: str = "runs/comparison") -> int:
+def _compare_runs(
+    run: Annotated[Positional[str], arg(metavar="RUN")], others: Positional[tuple[str, ...]] = (), *, to: str = "runs/comparison"
+) -> int:
     """Print what runs were made with, what it cost and how their victims did; write the same as tables, pictures and a page.
 
     Args:

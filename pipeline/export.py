@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-
 from pipeline.config.flags import call
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import QUARANTINE

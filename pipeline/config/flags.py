@@ -40,7 +40,9 @@ def read(kind: Callable[..., Parsed], program: str, arguments: Sequence[str] | N
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, prog=program, args=given, **({} if default is None else {"default": default}))
+            if default is None:
+                return tyro.cli(kind, prog=program, args=given)
+            return tyro.cli(kind, prog=program, args=given, default=default)
     except SystemExit as stopped:
         if not stopped.code:  # help
             raise

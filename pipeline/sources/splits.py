@@ -94,8 +94,8 @@ def check_copies(listing: Listing, names: Collection[str]) -> None:
     copies = sorted(name for name in names if (plain := COPY.sub("", name)) != name and plain in names)
     if copies:
         raise SourceError(
-            f"{listing.folder.uri}: {shown(copies)}: looks like a second copy of {COPY.sub('', copies[0])}, whose images would count twice: "
-            "move it away, or give it a name of its own"
+            f"{listing.folder.uri}: {shown(copies)}: looks like a second copy of {COPY.sub('', copies[0])}, whose images would count "
+            "twice: move it away, or give it a name of its own"
         )
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
-from pipeline.training.clean_shares import check_clean_shares
+from pipeline.training.clean_shares import check_clean_shares, protected_labels
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.trial_outcomes import outcome
@@ -145,4 +146,6 @@ def test_a_share_without_images_of_a_class_is_refused_before_anything_is_trained
     with pytest.raises(ValueError, match=r"victim.countermeasures: clean-only-1: of the \d+ images of class \d+ none"):
         run_stages(asked, folder, open_tracker(asked, folder), LOCAL, asked.needed_stages)
     assert not folder.exists("surrogate/started.json")
-    check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), folder, Manifest.load(folder, "pack"))
+    pack = Manifest.load(folder, "pack")
+    labels = partial(protected_labels, folder.child("pack"), pack.shards["train"])
+    check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), pack.counts["classes"], labels)
