@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -183,6 +184,11 @@ class Folder:
     def _info(self, name: str = "") -> fs.FileInfo:
         with self.errors(name), self._patience(name):
             return self.filesystem.get_file_info(self.file(name) if name else self.path)
+
+    def modified(self, name: str) -> datetime | None:
+        """Return when a file was written last; None where storage does not say, or there is no such file."""
+        found: datetime | None = self._info(name).mtime
+        return found
 
     def names(self, recursive: bool = False) -> list[str]:
         """Return the sorted names of the files in this folder, relative to it; none if it does not exist.

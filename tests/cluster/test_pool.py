@@ -197,6 +197,7 @@ def test_a_cause_is_one_line_without_wrapping() -> None:
     assert len(describe(OSError("far too long " * 100))) < 330
 
 
+@pytest.mark.ray
 def test_work_that_no_machine_can_do_is_waited_for_with_a_word_and_an_end(
     ray_2_cpus: Resources, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

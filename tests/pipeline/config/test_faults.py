@@ -85,7 +85,7 @@ COMMANDS = {
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_wrong_flag_of_any_command_is_one_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = console.main(line.split())
+        code: object = console.main(line.split())
     except SystemExit as stopped:
         code = stopped.code
     printed = capsys.readouterr()

@@ -119,9 +119,9 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
     assert not {"clean_accuracy", "protected_accuracy"} & headline(RunResults.read(folder)).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
     assert "No victim is finished yet that was trained on nothing but the release" in page
-    assert "Protected victim" not in page
+    assert "Trained on the protected release" not in page
     assert not {"accuracy", "classes"} & set(manifest.counts["pictures"])
-    assert "protected victim" not in summary.summary(asked, RunResults.read(folder))
+    assert "trained on the protected release" not in summary.summary(asked, RunResults.read(folder))
 
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
