@@ -162,8 +162,7 @@ def _run(
     running: dict[Any, _Piece] = {}
     causes: dict[str, str] = {}
     progress = Progress(what, unit, sum(piece.units for piece in pieces))
-    most, looked, late = 0, -math.inf, False
-    lost: float | None = None
+    most, looked, late, lost = 0, -math.inf, False, math.inf
     try:
         while waiting or begun or running:
             if waiting and deadline.passed():
@@ -214,23 +213,23 @@ def _run(
         raise WorkFailed(what, causes)
 
 
-def _without_machines(what: str, capacity: Capacity, since: float | None) -> float | None:
-    """Return since when no machine has had room, as far as that was noticed; None if one has room now.
+def _without_machines(what: str, capacity: Capacity, since: float) -> float:
+    """Return since when no machine has had room, as far as that was noticed; infinity if one has room now.
 
     Raises:
         ConnectionError: that is too long.
     """
     if _slots(capacity):
-        return None
+        return math.inf
     now = time.monotonic()
     kind = "a GPU" if capacity.gpus else "a CPU"
-    if since is not None and now - since > MACHINES_SECONDS:
+    if now - since > MACHINES_SECONDS:
         raise ConnectionError(
             f"{what}: no machine with {kind} for {MACHINES_SECONDS / 60:.0f} minutes; everything finished is kept: bring machines, and run "
             "the same command again"
         )
     log.warning("%s: waiting up to %.0f minutes for a machine with %s", what, MACHINES_SECONDS / 60, kind)
-    return now if since is None else since
+    return min(now, since)
 
 
 def _ended(references: set[Any]) -> list[Any]:

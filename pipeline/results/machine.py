@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 PACKAGES = ("torchvision", "pyarrow")
-GIT_SECONDS = 5.0
 Machine = dict[str, Any]
 
 
@@ -40,13 +39,14 @@ def code_version() -> str:
         own = version("sep-pipeline")
     except PackageNotFoundError:  # a bare tree
         own = "not installed"
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)  # noqa: S603  # words of our own
-        commit = done.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return f"{own}, commit {commit}" if commit else own
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    with suppress(ImportError):
+        import git
+
+        with suppress(git.GitError, ValueError, OSError):
+            repository = git.Repo(Path(__file__).parent, search_parent_directories=True)
+            return f"{own}, commit {repository.head.commit.hexsha[:10]}{', with changes' if repository.is_dirty() else ''}"
+    return own
 
 
 def counted(before: Sequence[Machine], seconds: float) -> list[Machine]:
