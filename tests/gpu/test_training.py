@@ -141,8 +141,7 @@ def test_only_a_step_that_was_warmed_up_is_recorded(device: torch.device) -> Non
     recorded = []
     for size in (8, 8, 4, 8, 8, 8, 8, 4):
         step(torch.full((size, 3, 16, 16), 60.0, device=device), torch.zeros(size, dtype=torch.long, device=device))
-        given = getattr(step, "given", None)
-        recorded.append(given and len(given[0]))
+        recorded.append(len(step.recorded[1]) if isinstance(step, RecordedStep) and step.recorded else None)
     assert recorded == [None] * 6 + [8 if device.type == "cuda" else None] * 2
 
 
