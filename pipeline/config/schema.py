@@ -251,6 +251,11 @@ class RunConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        if self.add and not self.protect.kind.grows:
+            raise ValueError(
+                f"--add: {self.protect.method} makes the noise of all images together, and has none for images that come later: protect "
+                "them all in a new run, or use another method"
+            )
         try:
             views.check_mix(self.views)
         except ValueError as error:

@@ -145,21 +145,31 @@ def add_moments(*shares: Moments) -> Moments:
     return counts, sums, products
 
 
+def check_noise_memory(config: RunConfig, images: int, height: int, width: int) -> None:
+    """Check that a method that makes the noise of all images together has room for them.
+
+    Raises:
+        ValueError: the training set is larger than the memory limit.
+    """
+    if not ("protect" in config.stages and config.protect.kind.noise_rounds):
+        return
+    each = BYTES_WITH_NOISE + (4 if config.protect.momentum and config.protect.kind.preparation == "own-noise" else 0)
+    needed, limit = each * images * 3 * height * width / 1e6, config.memory_limit_mb
+    if needed > limit:
+        raise ValueError(
+            f"{config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
+            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
+        )
+
+
 def _noise(site: Site, executor: Executor) -> None:
     """Make error-minimising noise in one task that holds the training set in memory.
 
     Raises:
         ValueError: the training set is larger than the memory limit.
     """
-    counts, limit = site.pack.counts, site.config.memory_limit_mb
     images = sum(shard.count for shard in site.shards)
-    each = BYTES_WITH_NOISE + (4 if site.config.protect.momentum and site.config.protect.kind.preparation == "own-noise" else 0)
-    needed = each * images * 3 * counts["height"] * counts["width"] / 1e6
-    if needed > limit:
-        raise ValueError(
-            f"{site.config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
-            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
-        )
+    check_noise_memory(site.config, images, site.pack.counts["height"], site.pack.counts["width"])
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])

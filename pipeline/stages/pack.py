@@ -20,6 +20,7 @@ from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.sources import decoding
 from pipeline.sources.dataset import Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.sources.scan import scan
+from pipeline.stages.suitability import check_scanned
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES, shard_name
 from pipeline.storage.records import digest, shown
@@ -55,7 +56,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
 
     Raises:
         SourceError: the source cannot be packed as it is; nothing is left, so that a corrected command starts afresh.
-        ValueError: the folder was made with another configuration.
+        ValueError: the folder was made with another configuration, or a later stage could not use the images.
         WorkFailed: a task failed for good; what is finished is kept.
     """
     section = {"data": config.data, **to_tree(config.pack)}
@@ -64,11 +65,13 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         return stage.manifest
     try:
         dataset = scan(config)
+        check_scanned(config, dataset)
         parts = _pack(stage, dataset, config, executor)
         _check(dataset, parts)
         return _finish(stage, dataset, parts)
-    except SourceError as error:
-        stage.clear(str(error))
+    except ValueError as error:
+        if isinstance(error, SourceError) or not stage.folder.child(PARTS).names():
+            stage.clear(str(error))
         raise
 
 

@@ -109,11 +109,6 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     """
     base, pack = Manifest.load(run, "protect"), Manifest.load(folder, "pack")
     kind = config.protect.kind
-    if not kind.grows:
-        raise ValueError(
-            f"--add: {config.protect.method} makes the noise of all images together, and has none for images that come later: protect them "
-            "all in a new run, or use another method"
-        )
     section = {**base.asked["protect"], "added_to": base.digest}
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from cluster.executor import Executor
 from cluster.work import WorkFailed
-from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
 from pipeline.stages import pack, protect, surrogate, victim
+from pipeline.stages.suitability import check_suitable
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.clean_shares import check_clean_shares
-from pipeline.training.networks import check_networks
+from pipeline.training.clean_shares import protected_labels
 
 
 def _report(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
@@ -43,9 +43,9 @@ def check(config: RunConfig, folder: Run) -> None:
         ValueError: they do not, or are not packed.
     """
     packed = Manifest.load(folder, "pack")
-    check_batch_sizes(config, packed.counts["train"])
-    check_networks(config, packed)
-    check_clean_shares(config, folder, packed)
+    counts = packed.counts
+    labels = partial(protected_labels, folder.child("pack"), packed.shards["train"])
+    check_suitable(config, counts["classes"], counts["train"], labels, (counts["height"], counts["width"]))
 
 
 def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:

@@ -14,8 +14,8 @@ def build_network(name: str, pack: Manifest) -> models.Network:
     return models.build(name, len(counts["classes"]), side, counts["mean"], counts["std"])
 
 
-def check_networks(config: RunConfig, pack: Manifest) -> None:
-    """Check, before hours of other work, that every network in the configuration can take the packed images.
+def check_networks(config: RunConfig, num_classes: int, height: int, width: int) -> None:
+    """Check, before hours of other work, that every network in the configuration can take images of this size.
 
     Raises:
         ValueError: a network cannot take images of their size.
@@ -24,11 +24,10 @@ def check_networks(config: RunConfig, pack: Manifest) -> None:
         "surrogate.networks": config.surrogate.networks if config.trains_surrogate else (),
         "victim.networks": config.victim.networks if "victim" in config.stages else (),
     }
-    counts = pack.counts
     for setting, names in trained.items():
         for name in names:
             try:
-                models.check_input_size(name, len(counts["classes"]), counts["height"], counts["width"])
+                models.check_input_size(name, num_classes, height, width)
             except ValueError as error:
                 raise ValueError(
                     f"{setting}: {error}. Choose another network, or pack images of another size (--pack.size cuts squares out)"
