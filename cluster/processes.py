@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, Generic
 
 from cluster.work import Result
@@ -50,9 +51,10 @@ class Processes:
 
     def __init__(self, count: int, program: str) -> None:
         """Prepare `count` processes with the modules of a package, such as `pipeline`, that this process has loaded."""
-        context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-        context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == program])
-        self._pool = ProcessPoolExecutor(count, context, _begin)
+        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        if method == "forkserver":
+            _load_once(program)
+        self._pool = ProcessPoolExecutor(count, multiprocessing.get_context(method), _begin)
 
     def __enter__(self) -> Processes:
         """Start none yet."""
@@ -70,6 +72,18 @@ class Processes:
             broken: Future[bytes] = Future()
             broken.set_exception(error)
             return Begun(call, broken)
+
+
+def _load_once(program: str) -> None:
+    """Start the process that all others are copies of, with the modules of a package: unless told, it does not look where this one did."""
+    multiprocessing.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == program])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ.update({} if before is None else {"PYTHONPATH": before})
 
 
 def _begin() -> None:

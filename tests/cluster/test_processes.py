@@ -45,6 +45,7 @@ class Place(NamedTuple):
     name: str
     process: int
     threads: int
+    code: str
 
 
 def elsewhere() -> bool:
@@ -61,7 +62,7 @@ def trouble(name: str, folder: Path) -> Place:
         raise ValueError("label 7 is out of range")
     if name == "dies" and elsewhere():
         os.kill(os.getpid(), signal.SIGKILL)
-    return Place(name, os.getpid(), torch.get_num_threads())
+    return Place(name, os.getpid(), torch.get_num_threads(), local.__file__)
 
 
 def pieces(folder: Path, *names: str) -> list[Work]:
@@ -80,7 +81,7 @@ def test_pieces_are_shared_and_troubles_are_those_of_one_process(tmp_path: Path)
     assert raised.value.causes == {"broken": "ValueError: label 7 is out of range"}
     assert found.keys() == {"one", "storage", "two"}
     assert os.getpid() not in {place.process for place in found.values()}
-    assert {place.threads for place in found.values()} == {1}
+    assert {(place.threads, place.code) for place in found.values()} == {(1, local.__file__)}
     assert starts(tmp_path) == ["broken", "one", *["storage"] * 3, "two"]
 
 
