@@ -221,6 +221,9 @@ class RunConfig:
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
     memory_limit_mb: Annotated[int, Mark.SPEED] = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
+    cache_gb: Annotated[float, Mark.SPEED] = 20.0
+    """streamed data sets: keep up to so many gigabytes of decoded images on each machine's own disk, in the folder for temporary
+    files (TMPDIR), and never more than half of what is free there; 0: decode them again in every epoch"""
     pack: PackConfig = PackConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
     protect: ProtectConfig = ProtectConfig()
@@ -252,6 +255,8 @@ class RunConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        if not self.cache_gb >= 0:
+            raise ValueError(f"cache-gb must be at least 0, got {self.cache_gb}")
         try:
             views.check_mix(self.views)
         except ValueError as error:
