@@ -215,11 +215,15 @@ class RunConfig:
     tracking_uri: Annotated[str | None, Mark.START] = None
     """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
     executor: Annotated[Literal["ray", "local"], Mark.SPEED] = "ray"
-    """what runs the work; ray: many processes and machines; local: this process, one piece after the other, without Ray"""
+    """what runs the work; ray: many processes and machines; local: this process, with one more per core for what needs no GPU,
+    without Ray"""
     minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
     memory_limit_mb: Annotated[int, Mark.SPEED] = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
+    cache_gb: Annotated[float, Mark.SPEED] = 20.0
+    """streamed data sets: keep up to so many gigabytes of decoded images on each machine's own disk, in the folder for temporary
+    files (TMPDIR), and never more than half of what is free there; 0: decode them again in every epoch"""
     pack: PackConfig = PackConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
     protect: ProtectConfig = ProtectConfig()
@@ -256,6 +260,8 @@ class RunConfig:
                 f"--add: {self.protect.method} makes the noise of all images together, and has none for images that come later: protect "
                 "them all in a new run, or use another method"
             )
+        if not self.cache_gb >= 0:
+            raise ValueError(f"cache-gb must be at least 0, got {self.cache_gb}")
         try:
             views.check_mix(self.views)
         except ValueError as error:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]
+LEVELS = np.arange(256)
 LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -58,8 +59,9 @@ class Statistics:
 
     def add(self, pixels: Pixels) -> None:
         """Add one image `(H, W, 3)`."""
-        flat = pixels.reshape(-1, 3).astype("int64")
-        self.merge([len(flat), *flat.sum(0).tolist(), *(flat**2).sum(0).tolist()])
+        channels = pixels.reshape(-1, 3).T
+        counts = np.stack([np.bincount(channel, minlength=len(LEVELS)) for channel in channels])
+        self.merge([channels.shape[1], *(counts @ LEVELS).tolist(), *(counts @ LEVELS**2).tolist()])
 
     def merge(self, other: list[int]) -> None:
         """Add the statistics that `as_list` gave elsewhere."""

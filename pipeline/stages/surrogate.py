@@ -70,6 +70,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             pack=pack,
             memory_limit_mb=config.memory_limit_mb,
             threads=cpus,
+            cache_gb=config.cache_gb,
             views=config.views,
         ),
         what=name,

@@ -161,6 +161,7 @@ def _task(
         made_from=digest(decides),
         memory_limit_mb=config.memory_limit_mb,
         threads=resources.cpus_for(at_once, victim.trials_per_gpu),
+        cache_gb=config.cache_gb,
         gpu=gpu,
     )
 

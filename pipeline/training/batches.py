@@ -5,9 +5,10 @@ Legend: B images, C channels, H W pixels. Batches are uint8 images `(B, C, H, W)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config.seeds import generator
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import Batch, Read, in_order, load
+from pipeline.shards.tensors import PLAIN_LOADING, Batch, Loading, Read, in_order, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 
@@ -23,6 +24,8 @@ Transform = Callable[[Tensor, Tensor], Tensor]  # images and labels to other ima
 
 
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
+GROUPS_AHEAD = 2  # of so many shards, that are decoded while the ones before are trained on
+BATCHES_AHEAD = 4  # ready to be copied to a GPU
 TRANSFORMED_TOGETHER = 1000  # stored images that a countermeasure changes at a time
 
 
@@ -71,8 +74,17 @@ class InMemory:
 class Streaming:
     """Batches of shards that are read on demand. Each epoch deals them to the ranks anew, mixes several and reads the next ones ahead."""
 
-    def __init__(self, folder: Folder, shards: Sequence[Shard], split: Split, transform: Transform, read: Read = read_shard) -> None:
-        """Plan the epochs, and read nothing yet.
+    def __init__(
+        self,
+        folder: Folder,
+        shards: Sequence[Shard],
+        split: Split,
+        transform: Transform,
+        read: Read = read_shard,
+        loading: Loading = PLAIN_LOADING,
+        pinned: bool = False,
+    ) -> None:
+        """Plan the epochs, and read nothing yet; with `pinned`, batches lie in memory that a GPU copies from by itself.
 
         Raises:
             ValueError: the shards are fewer than the ranks, or do not fill one batch on every rank.
@@ -80,24 +92,30 @@ class Streaming:
         if len(shards) < split.size:
             raise ValueError(f"{len(shards)} shards cannot be dealt to {split.size} ranks: pack with a smaller --pack.shard-images")
         self.folder, self.shards, self.split, self.transform, self.read = folder, list(shards), split, transform, read
+        self.loading, self.pinned = loading, pinned
         # Shards differ in size and every epoch deals them anew: take the steps that any dealing allows.
         smallest = sum(sorted(shard.count for shard in shards)[: len(shards) // split.size])
         self.steps = _steps(smallest, split.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """See `Batches`."""
+        return _ahead(self._epoch(number), self.pinned)
+
+    def _load(self, shards: Sequence[Shard]) -> Batch:
+        return load(self.folder, shards, self.read, self.loading)
+
+    def _epoch(self, number: int) -> Iterator[Batch]:
         draw = generator(self.split.seed, "order", number)
         mine = torch.randperm(len(self.shards), generator=draw).tolist()[self.split.rank :: self.split.size]
         groups = [[self.shards[i] for i in mine[at : at + MIXED_SHARDS]] for at in range(0, len(mine), MIXED_SHARDS)]
         shuffle = generator(self.split.seed, "mix", number, self.split.rank)
         rest: Batch | None = None
         left = self.steps
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(load, self.folder, groups[0], self.read)
-            for position in range(len(groups)):
-                images, labels = ahead.result()
-                if position + 1 < len(groups):
-                    ahead = reader.submit(load, self.folder, groups[position + 1], self.read)
+        with ThreadPoolExecutor(GROUPS_AHEAD) as reader:
+            reading = deque(reader.submit(self._load, group) for group in groups[:GROUPS_AHEAD])
+            for following in range(GROUPS_AHEAD, len(groups) + GROUPS_AHEAD):
+                images, labels = reading.popleft().result()
+                reading.extend(reader.submit(self._load, group) for group in groups[following : following + 1])
                 images = self.transform(images, labels)
                 if rest is not None:
                     images, labels = torch.cat([rest[0], images]), torch.cat([rest[1], labels])
@@ -110,6 +128,20 @@ class Streaming:
                     return
                 kept = order[full * self.split.batch_size :]
                 rest = images[kept], labels[kept]
+
+
+def _ahead(batches: Iterator[Batch], pinned: bool) -> Iterator[Batch]:
+    """Yield batches that another thread makes while the ones before are used, in pinned memory if asked for."""
+
+    def following() -> Batch | None:
+        batch = next(batches, None)
+        return (batch[0].pin_memory(), batch[1].pin_memory()) if batch and pinned else batch
+
+    with ThreadPoolExecutor(1) as maker:
+        making = deque(maker.submit(following) for _ in range(BATCHES_AHEAD))
+        while (batch := making.popleft().result()) is not None:
+            making.append(maker.submit(following))
+            yield batch
 
 
 def _steps(images: int, batch_size: int) -> int:
@@ -130,13 +162,20 @@ def unchanged(images: Tensor, _: Tensor) -> Tensor:
 
 
 def open_tests(
-    folder: Folder, shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int, device: torch.device
+    folder: Folder,
+    shards: Sequence[Shard],
+    image_bytes: int,
+    memory_limit_mb: int,
+    device: torch.device,
+    loading: Loading = PLAIN_LOADING,
 ) -> Callable[[], Iterator[Batch]]:
     """Return a function that opens all images once, in order: from memory of the device where they fit decoded, else shard by shard."""
     if fits(shards, image_bytes, memory_limit_mb):
-        images, labels = (part.to(device) for part in load(folder, shards))
+        images, labels = (part.to(device) for part in load(folder, shards, loading=replace(loading, cache=None)))
         return lambda: in_order(images, labels)
-    return lambda: (batch for shard in shards for batch in in_order(*load(folder, [shard])))
+    return lambda: _ahead(
+        (batch for shard in shards for batch in in_order(*load(folder, [shard], loading=loading))), pinned=device.type == "cuda"
+    )
 
 
 def fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
@@ -153,6 +192,7 @@ def open_batches(
     device: torch.device,
     transform: Transform = unchanged,
     read: Read = read_shard,
+    loading: Loading = PLAIN_LOADING,
 ) -> Batches:
     """Open batches from memory where the decoded images fit, else streamed.
 
@@ -165,13 +205,14 @@ def open_batches(
         device: for the images held in memory.
         transform: applied once to uint8 images `(B, C, H, W)` and their labels, each image by itself, before training on them.
         read: returns the samples of a shard.
+        loading: on how many threads images are decoded, and the cache of streamed ones.
 
     Raises:
         ValueError: the images do not fill one batch on every rank.
     """
     if not fits(shards, image_bytes, memory_limit_mb):
-        return Streaming(folder, shards, split, transform, read)
-    images, labels = load(folder, shards, read)
+        return Streaming(folder, shards, split, transform, read, loading, pinned=device.type == "cuda")
+    images, labels = load(folder, shards, read, replace(loading, cache=None))
     if transform is not unchanged:  # some at a time: to blur all at once would take many times their memory
         parts = zip(torch.split(images, TRANSFORMED_TOGETHER), torch.split(labels, TRANSFORMED_TOGETHER), strict=True)
         images = torch.cat([transform(*part) for part in parts])

@@ -14,7 +14,8 @@ from torch import nn
 from cluster.epochs import Worker
 from pipeline.config.schema import SurrogateConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.shards.tensors import Batch
+from pipeline.shards.decoded_cache import DecodedCache
+from pipeline.shards.tensors import Batch, Loading
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESUME, WEIGHTS
 from pipeline.storage.records import sha256
@@ -41,6 +42,7 @@ class SurrogateTask:
     pack: Manifest
     memory_limit_mb: int
     threads: int
+    cache_gb: float
     views: tuple[str, ...] = PLAIN
 
 
@@ -59,7 +61,9 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
     distributed = worker.distribute(network)
     split = Split(max(1, config.batch_size // worker.size), seed, worker.rank, worker.size)
     image_bytes = 3 * counts["height"] * counts["width"]
-    batches = open_batches(task.clean, task.pack.shards["train"], image_bytes, task.memory_limit_mb, split, worker.device)
+    loading = Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb))
+    shards = task.pack.shards["train"]
+    batches = open_batches(task.clean, shards, image_bytes, task.memory_limit_mb, split, worker.device, loading=loading)
 
     def opened(epoch: int) -> Iterator[Batch]:
         torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # for networks that have it

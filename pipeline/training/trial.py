@@ -20,8 +20,9 @@ from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.work import Report
 from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
+from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import Read
+from pipeline.shards.tensors import Loading, Read
 from pipeline.storage.layout import trial_name
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
@@ -73,6 +74,7 @@ class VictimTask:
     made_from: str
     memory_limit_mb: int
     threads: int
+    cache_gb: float
     gpu: bool
     deadline: Deadline = NEVER
 
@@ -103,12 +105,16 @@ def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batch
         read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
     image_bytes = 3 * counts["height"] * counts["width"] * bytes_per_value(plan)
-    opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read)
+    opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
     transform: Transform = unchanged
     for part in plan.on_images:
         step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else partial(_whatever_class, part.on_stored)
         transform = partial(_one_after_the_other, transform, step)
     return opened(transform)
+
+
+def _loading(task: VictimTask) -> Loading:
+    return Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb))
 
 
 def bytes_per_value(plan: Plan) -> int:
@@ -175,7 +181,7 @@ def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Itera
         batches.steps,
         draws=partial(generator, seed, "augment"),
         state=state,
-        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb, device),
+        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb, device, _loading(task)),
         num_classes=classes,
         change=task.plan.change(classes),
         remedy="lower --victim.lr",

@@ -87,7 +87,7 @@ def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list
 @pytest.mark.parametrize("classes", [(), ("horizontal", "2")])
 def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_limit_mb: int, classes: tuple[str, ...]) -> None:
     config, folder = protected_run(tmp_path / "run", classes)
-    config = replace(config, memory_limit_mb=memory_limit_mb)
+    config = replace(config, memory_limit_mb=memory_limit_mb, cache_gb=0)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     stored = [
         {sample.pixels.tobytes(): sample for shard in manifest.shards["train"] for sample in read_shard(folder.child(stage), shard)}
