@@ -235,7 +235,7 @@ class LocalExecutor:
                 log.error("%s: %s failed: %s", what, name, causes[name])
                 continue
             done += 1
-            log.info("%s: %s done, %d of %d", what, name, done, len(cells))
+            log.debug("%s: %s done, %d of %d", what, name, done, len(cells))
         if causes:
             raise WorkFailed(what, causes)
 

@@ -1,25 +1,27 @@
-"""A line of progress now and then."""
+"""The progress of some work: the amount done, the rate, and the time left, counted from the first result."""
 
 from __future__ import annotations
 
 import logging
 import time
 
+from cluster.display import duration, follow
 from cluster.work import describe
 
 log = logging.getLogger(__name__)
 
-REPORT_SECONDS = 10.0  # at most one line in this time
 PATIENCE_SECONDS = 60.0  # without anything finished
 
 
 class Progress:
-    """Progress of some work: the amount done, the rate, and the time left, in one line now and then."""
+    """Progress of pieces of work."""
 
     def __init__(self, what: str, unit: str, total: int) -> None:
         """Begin now, with `total` units to do."""
         self.what, self.unit, self.total, self.done = what, unit, total, 0
-        self.begun = self.told = self.moved = time.monotonic()
+        self.begun = self.moved = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first result came, and how much was done then
+        follow(self)
 
     def stalled(self, moves: bool) -> bool:
         """Return whether nothing has finished for a long time; `moves` says that something has now."""
@@ -38,11 +40,81 @@ class Progress:
         return cause
 
     def finished(self, units: int) -> None:
-        """Count finished units, and log a line if one is due or all are done."""
+        """Count finished units, and log a line when all are done."""
         self.done += units
+        self.first = self.first or (time.monotonic(), self.done)
+        if self.done == self.total:
+            log.info("%s: %s", self.what, self._state())
+
+    def rate(self) -> float:
+        """Return the units per second since the first result, as the time before it is that of a start."""
+        since, before = self.first if self.first and self.done > self.first[1] else (self.begun, 0)
+        return (self.done - before) / max(time.monotonic() - since, 1e-9)
+
+    def share(self) -> float:
+        """Return how much is done, from 0 to 1."""
+        return self.done / max(1, self.total)
+
+    def line(self) -> str:
+        """Return the state in one line; nothing once all is done."""
+        return "" if self.done >= self.total else f"{self.what}: {self._state()}"
+
+    def _state(self) -> str:
+        counted = f"{self.done:,} of {self.total:,} {self.unit}"
+        if not self.done:
+            return f"{counted}, {duration(time.monotonic() - self.begun)} so far"
+        rate = self.rate()
+        left = f", {duration((self.total - self.done) / rate)} left" if self.done < self.total else ""
+        return f"{counted}, {rate:,.3g} {self.unit}/s{left}"
+
+
+class Epochs:
+    """Progress of one or more trainings, of which each counts its epochs: one line for all of them."""
+
+    def __init__(self, what: str, epochs: dict[str, int], at_once: int = 1) -> None:
+        """Begin now.
+
+        Args:
+            what: for the line.
+            epochs: of each training, by name.
+            at_once: trainings that run at a time.
+        """
+        self.what, self.epochs, self.at_once, self.note = what, epochs, at_once, ""
+        self.seen: dict[str, int] = {}  # epochs that each has done
+        self.begun = time.monotonic()
+        self.first: tuple[float, int] | None = None
+        follow(self)
+
+    def reached(self, name: str, done: int, note: str = "") -> None:
+        """Note that a training has done so many epochs; the note says how it fares."""
+        self.seen[name], self.note = done, note
+        self.first = self.first or (time.monotonic(), sum(self.seen.values()))
+
+    def __enter__(self) -> Epochs:
+        """Show the state in the block."""
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Show nothing more, however the block ended."""
+        self.seen = dict(self.epochs)
+
+    def share(self) -> float:
+        """Return how much is done, from 0 to 1."""
+        return sum(self.seen.values()) / max(1, sum(self.epochs.values()))
+
+    def line(self) -> str:
+        """Return the state in one line; nothing once all is done."""
+        total, done = sum(self.epochs.values()), sum(self.seen.values())
+        if done >= total:
+            return ""
+        ended = sum(self.seen.get(name, 0) >= epochs for name, epochs in self.epochs.items())
+        parts = [f"epoch {done} of {total}"]
+        if len(self.epochs) > 1:
+            parts = [f"{ended} of {len(self.epochs)} done", f"{min(self.at_once, len(self.epochs) - ended)} running"]
+        parts += [self.note] if self.note else []
         now = time.monotonic()
-        if now - self.told > REPORT_SECONDS or self.done == self.total:
-            rate = self.done / (now - self.begun)
-            left = (self.total - self.done) / rate
-            log.info("%s: %d of %d %s, %.3g %s/s, %.0f s left", self.what, self.done, self.total, self.unit, rate, self.unit, left)
-            self.told = now
+        if self.first and done > self.first[1]:
+            parts.append(f"{duration((total - done) * (now - self.first[0]) / (done - self.first[1]))} left")
+        else:
+            parts.append(f"{duration(now - self.begun)} so far")
+        return f"{self.what}: {', '.join(parts)}"

@@ -47,7 +47,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # ray ships no types
         if name in self.running:
             self.running.discard(name)
             self.done += 1
-            log.info("%s: %s done, %d of %d", self.what, name, self.done, self.total)
+            log.debug("%s: %s done, %d of %d", self.what, name, self.done, self.total)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         log.warning("%s: %s starts again after a dead process or a storage error", self.what, trial.config["name"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from cluster.deadline import NEVER
+from cluster.display import duration
 from cluster.executor import Executor, open_executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work
@@ -120,13 +121,6 @@ def storage_bytes(config: RunConfig, work: Workload, images: Images) -> dict[str
     }
 
 
-def human_time(seconds: float) -> str:
-    """Return a duration such as `45 s`, `12 min`, `3.4 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def human_bytes(size: float) -> str:
     """Return a size such as `12 MB`, `3.4 GB`."""
     power = min(4, int(math.log(max(size, 1), 1000)))
@@ -156,7 +150,7 @@ def text(
         for stage, each in rows.items():
             hours = each / 3600 * workers.count
             price = f"{hours * price_per_worker_hour:>12,.2f}" if price_per_worker_hour else ""
-            lines.append(f"  {stage:<12}{human_time(each):>10}{hours:>16.3g}{price}")
+            lines.append(f"  {stage:<12}{duration(each):>10}{hours:>16.3g}{price}")
     return "\n".join(lines)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from typing import Any
 
 from cluster.deadline import Deadline, TimeIsUp
+from cluster.display import show
 from cluster.executor import open_executor
 from cluster.work import TrainingFailed, WorkFailed
 from pipeline.config.schema import RunConfig
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 def work(config: RunConfig) -> int:
     """Run, print the summary, and turn what went wrong into one line and an exit code: 0 done, 1 failed, 3 the time is up."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    show()
     signal.signal(signal.SIGTERM, _stop)
     try:
         summary, faults = run(config)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+from cluster.display import stage
 from cluster.executor import Executor
 from cluster.work import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
@@ -58,8 +59,9 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
     """
     missing: list[str] = []
     first_training = next((name for name in TRAINING if name in stages), None)
-    for name in STAGES:
-        if name in stages:
+    ordered = [name for name in STAGES if name in stages]
+    for number, name in enumerate(ordered, 1):
+        with stage(name, number, len(ordered)):
             if name == first_training:
                 check(config, folder)
             try:

@@ -6,9 +6,11 @@ Every epoch's weights are kept, chosen without looking at any test image.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from cluster.executor import Executor
+from cluster.progress import Epochs
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, deciding
@@ -60,34 +62,28 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
     alone = len(config.surrogate.networks) == 1
     own = folder.child("surrogate")
     cpus = resources.cpus_for(resources.workers)
-    rows = executor.train(
-        loop,
-        SurrogateTask(
-            name=name,
-            config=config.surrogate,
-            seed=config.seed,
-            clean=folder.child("pack"),
-            pack=pack,
-            memory_limit_mb=config.memory_limit_mb,
-            threads=cpus,
-            cache_gb=config.cache_gb,
-            views=config.views,
-        ),
-        what=name,
-        folder=own if alone else own.child(name),
-        workers=resources.workers,
-        cpus=cpus,
-        gpu=resources.gpu,
-        on_epoch=lambda row: log.info(
-            "surrogate: %s, epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s",
-            name,
-            row["epoch"] + 1,
-            config.surrogate.epochs,
-            row["loss"],
-            row["accuracy"],
-            row["seconds"],
-        ),
-    )
+    with Epochs(f"surrogate: {name}", {name: config.surrogate.epochs}) as progress:
+        rows = executor.train(
+            loop,
+            SurrogateTask(
+                name=name,
+                config=config.surrogate,
+                seed=config.seed,
+                clean=folder.child("pack"),
+                pack=pack,
+                memory_limit_mb=config.memory_limit_mb,
+                threads=cpus,
+                cache_gb=config.cache_gb,
+                views=config.views,
+            ),
+            what=name,
+            folder=own if alone else own.child(name),
+            workers=resources.workers,
+            cpus=cpus,
+            gpu=resources.gpu,
+            on_epoch=partial(_reached, progress, name),
+        )
+    log.info("surrogate: %s, loss %.3f, training accuracy %.1f %%", name, rows[-1]["loss"], rows[-1]["accuracy"])
     assert [row["epoch"] for row in rows] == list(range(config.surrogate.epochs))
     return [
         {
@@ -100,3 +96,8 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
         }
         for row in rows
     ]
+
+
+def _reached(progress: Epochs, name: str, row: dict[str, Any]) -> None:
+    note = f"loss {row['loss']:.3f}, training accuracy {row['accuracy']:.1f} %, {row['seconds']:.1f} s an epoch"
+    progress.reached(name, row["epoch"] + 1, note)

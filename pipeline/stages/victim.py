@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from dataclasses import fields, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from cluster.deadline import TimeIsUp
 from cluster.executor import Executor
+from cluster.progress import Epochs
 from cluster.resources import Resources
 from cluster.work import WorkFailed
 from pipeline.config.marks import Mark, marked
@@ -113,10 +115,12 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     failed: WorkFailed | TimeIsUp | None = None
     if trained:
         cpus = resources.cpus_for(at_once, each)
-        try:
-            executor.sweep(train_victim, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=_log)
-        except (WorkFailed, TimeIsUp) as error:
-            failed = error
+        with Epochs(stage.name, {name: task.plan.training(victim).epochs for name, task in trained.items()}, at_once) as progress:
+            try:
+                told = partial(_reached, progress)
+                executor.sweep(train_victim, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=told)
+            except (WorkFailed, TimeIsUp) as error:
+                failed = error
     for name, task in missing.items():
         if name not in trained and (outcome := _outcome(stage.folder, twins[task.trial.trained])) is not None:
             same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from, "seconds": 0.0}
@@ -166,5 +170,5 @@ def _task(
     )
 
 
-def _log(name: str, result: dict[str, Any]) -> None:
-    log.info("victim: %s, epoch %d: test accuracy %.1f %%", name, result["epoch"] + 1, result["test_accuracy"])
+def _reached(progress: Epochs, name: str, result: dict[str, Any]) -> None:
+    progress.reached(name, result["epoch"] + 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.display import duration
 from pipeline import plan
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
@@ -18,7 +19,6 @@ from pipeline.operations.estimate import (
     Workers,
     Workload,
     human_bytes,
-    human_time,
     stage_seconds,
     storage_bytes,
 )
@@ -121,7 +121,7 @@ def test_images_are_looked_at_as_they_would_be_packed(tmp_path: Path) -> None:
 
 
 def test_times_and_sizes_are_readable() -> None:
-    assert [human_time(s) for s in (3.2, 89, 100, 5300, 36_000)] == ["3 s", "89 s", "2 min", "88 min", "10.0 h"]
+    assert [duration(s) for s in (3.2, 89, 100, 5300, 36_000)] == ["3 s", "89 s", "2 min", "88 min", "10.0 h"]
     assert [human_bytes(size) for size in (0, 999, 2_340_000, 1.5e12)] == ["0 B", "999 B", "2.34 MB", "1.5 TB"]
 
 
