@@ -86,7 +86,7 @@ def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources, caplog: py
     begun = time.monotonic()
     RayExecutor().sweep(trial, {"first": 0.0}, **settings)
     start, done[:] = time.monotonic() - begun, []
-    with caplog.at_level("INFO", logger="cluster"), pytest.raises(TimeIsUp):
+    with caplog.at_level("DEBUG", logger="cluster"), pytest.raises(TimeIsUp):
         RayExecutor(Deadline(time.time() + start + 6)).sweep(trial, cells, **settings)
     assert 1 <= len(done) <= 2
     assert f"{done[0]} done, 1 of 6" in caplog.text
