@@ -18,6 +18,7 @@ from pipeline.config.plan_config import PlanConfig
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import SPLITS, RunConfig, to_tree
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
+from pipeline.operations.reference_gpu import NAME, NETWORK, SIDE, reference_images, reference_speed
 from pipeline.sources.dataset import Dataset
 from pipeline.sources.scan import scan
 from sep.countermeasures import registry as countermeasures
@@ -142,16 +143,22 @@ def text(
         f" ({', '.join(f'{stage} {human_bytes(size)}' for stage, size in stored.items() if stage in config.needed_stages)})",
     ]
     for workers in clusters:
-        seconds = stage_seconds(config, work, images, speed, workers)
-        rows: dict[str, float] = {stage: seconds[stage] for stage in config.needed_stages}
-        rows["all"] = sum(rows.values())
         head = f"{workers.count} {unit}{'s' if workers.count > 1 else ''}"
-        lines += ["", f"{head:<14}{'time':>10}{f'{unit}-hours':>16}" + (f"{'price':>12}" if price_per_worker_hour else "")]
-        for stage, each in rows.items():
-            hours = each / 3600 * workers.count
-            price = f"{hours * price_per_worker_hour:>12,.2f}" if price_per_worker_hour else ""
-            lines.append(f"  {stage:<12}{duration(each):>10}{hours:>16.3g}{price}")
+        lines += table(head, config, stage_seconds(config, work, images, speed, workers), workers, price_per_worker_hour)
     return "\n".join(lines)
+
+
+def table(head: str, config: RunConfig, seconds: dict[str, float], workers: Workers, price_per_worker_hour: float | None) -> list[str]:
+    """Return the lines for one cluster: the time, machine hours and price of each stage."""
+    rows: dict[str, float] = {stage: seconds[stage] for stage in config.needed_stages}
+    rows["all"] = sum(rows.values())
+    unit = "GPU" if workers.gpu else "CPU core"
+    lines = ["", f"{head:<14}{'time':>10}{f'{unit}-hours':>16}" + (f"{'price':>12}" if price_per_worker_hour else "")]
+    for stage, each in rows.items():
+        hours = each / 3600 * workers.count
+        price = f"{hours * price_per_worker_hour:>12,.2f}" if price_per_worker_hour else ""
+        lines.append(f"  {stage:<12}{duration(each):>10}{hours:>16.3g}{price}")
+    return lines
 
 
 def plan(config: PlanConfig) -> str:
@@ -173,9 +180,20 @@ def plan(config: PlanConfig) -> str:
     finally:
         executor.close()
     cpus_each = resources.cpus / resources.tasks if resources.gpu else GPU_CPUS if gpu else 1
-    present = [] if gpu and not resources.gpu else [Workers(resources.tasks, gpu, cpus_each)]
-    clusters = [*present, *(Workers(count, gpu, cpus_each) for count in SIZES)]
-    return text(config, _count(config, dataset, images), images, speed, clusters, config.price_per_gpu_hour)
+    present = Workers(1 if gpu and not resources.gpu else resources.tasks, gpu, cpus_each)
+    clusters = [present, *(Workers(count, gpu, cpus_each) for count in SIZES)]
+    work = _count(config, dataset, images)
+    return text(config, work, images, speed, clusters, config.price_per_gpu_hour) + ("" if gpu else _one_gpu(config, work, images))
+
+
+def _one_gpu(config: PlanConfig, work: Workload, images: Images) -> str:
+    """Return what the plan says, where this cluster has no GPU, of one that was measured."""
+    one = Workers(1, True, GPU_CPUS)
+    there = reference_images(images)
+    seconds = stage_seconds(config, work, there, reference_speed(config, there, work.classes), one)
+    lines = table("1 GPU", config, seconds, one, config.price_per_gpu_hour)
+    note = f"an {NAME}, measured with {NETWORK} at {SIDE} pixels and scaled by the operations of these networks; small ones do not fill it"
+    return "\n".join(["", *lines, f"  ({note})"])
 
 
 def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:

@@ -95,6 +95,13 @@ def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
     return Images(stack(decoded), len(decoded) / seconds, clean / len(decoded), sum(changed) / len(changed))
 
 
+def coding_rate(side: int) -> float:
+    """Return the small images, so many pixels a side, that one CPU of this machine decodes and encodes per second."""
+    noise: Pixels = torch.randint(256, (side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    encoded = encode_png(noise)
+    return LOOKED_AT / best(lambda: [encode_png(decoding.decode(encoded, side * side)) for _ in range(LOOKED_AT)], 0.0)
+
+
 def _changed(pixels: Pixels, eps_levels: int) -> Pixels:
     clean = torch.from_numpy(pixels).float()
     signs = torch.randint(2, clean.shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1

@@ -22,7 +22,8 @@ def log_line(shown: Display, text: str) -> None:
     shown.handle(logging.LogRecord("test", logging.INFO, "", 0, text, (), None))
 
 
-def test_a_terminal_has_one_line_below_the_log() -> None:
+def test_a_terminal_has_one_line_below_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 7.0)
     stream = io.StringIO()
     shown = Display(stream, live=True)
     work = Progress("protect", "images", 200)

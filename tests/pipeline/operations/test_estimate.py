@@ -13,6 +13,7 @@ from cluster.display import duration
 from pipeline import plan
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
+from pipeline.operations import estimate
 from pipeline.operations.estimate import (
     EPOCH_SECONDS,
     STAGE_SECONDS,
@@ -23,6 +24,7 @@ from pipeline.operations.estimate import (
     storage_bytes,
 )
 from pipeline.operations.probe import Images, Speed, Step, flops, fresh, look, ramp, scaled
+from pipeline.operations.reference_gpu import reference_images, reference_speed
 from pipeline.sources.scan import scan
 from sep.countermeasures.registry import plan as plan_of
 from tests.fixtures.pictures import class_folders
@@ -130,17 +132,37 @@ def test_a_described_gpu_is_planned_for_without_measuring(capsys: pytest.Capture
     assert plan.main(command) == 0
     out = capsys.readouterr().out
     assert "100,000 gradients; one GPU: 90,000 gradients/s with resnet8" in out
-    for count in (8, 64):
-        block = out.split(f"\n{count} GPUs ")[1].split("\n\n")[0]
+    for count in (1, 8, 64):
+        block = out.split(f"\n{count} GPU{'s' if count > 1 else ''} ")[1].split("\n\n")[0]
         assert "time" in block
         rows = {
             name: (float(hours), float(price))
             for name, hours, price in re.findall(r"  (\w+) +.* ([\d.e-]+) +([\d.]+)$", block, re.MULTILINE)
         }
         assert list(rows) == ["pack", "surrogate", "protect", "victim", "report", "all"]
-        assert rows["all"][1] == pytest.approx(2 * rows["all"][0], rel=0.02)
+        assert rows["all"][1] == pytest.approx(2 * rows["all"][0], rel=0.02, abs=0.006)
         assert rows["all"][0] == pytest.approx(sum(hours for name, (hours, _) in rows.items() if name != "all"), rel=0.02)
     assert re.search(r"storage: [\d.]+ MB \(pack [\d.]+ MB, surrogate [\d.]+ MB, protect [\d.]+ MB\)", out)
+
+
+def test_a_cluster_without_a_gpu_is_told_what_one_would_take(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "PROBE_SECONDS", 0.1)
+    assert plan.main(["--preset", "smoke", "--executor", "local"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("GPU-hours") == 1
+    block = out.split("\n1 GPU ")[1]
+    assert re.findall(r"^  (\w+) ", block, re.MULTILINE) == ["pack", "surrogate", "protect", "victim", "report", "all"]
+    assert "an NVIDIA H100, measured with resnet18 at 32 pixels and scaled by the operations of these networks" in block
+
+
+def test_a_measured_gpu_is_scaled_by_the_operations_of_each_network() -> None:
+    config = replace(CONFIG, victim=replace(CONFIG.victim, networks=("resnet18",)))
+    small = reference_speed(config, IMAGES, 10)
+    assert small.training["resnet18"].seconds(128) == pytest.approx(128 / 38_800)
+    assert small.gradients["resnet8"] == pytest.approx(85_500 * small.training["resnet18"].each / small.training["resnet8"].each)
+    large = reference_speed(config, replace(IMAGES, pixels=torch.zeros(1, 3, 48, 48)), 10)
+    assert large.training["resnet18"].each == pytest.approx(2.25 * small.training["resnet18"].each, rel=0.01)
+    assert reference_images(replace(IMAGES, per_second=20)).per_second < reference_images(IMAGES).per_second
 
 
 def test_what_is_no_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
