@@ -79,13 +79,14 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
         cpus=cpus,
         gpu=resources.gpu,
         on_epoch=lambda row: log.info(
-            "surrogate: %s, epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s",
+            "surrogate: %s, epoch %d of %d, loss %.3f, training accuracy %.1f %%, %.1f s, %.0f %% of it waiting for images",
             name,
             row["epoch"] + 1,
             config.surrogate.epochs,
             row["loss"],
             row["accuracy"],
             row["seconds"],
+            100 * row["waiting_seconds"] / row["seconds"],
         ),
     )
     assert [row["epoch"] for row in rows] == list(range(config.surrogate.epochs))
@@ -96,7 +97,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             "file": f"{'' if alone else f'{name}/'}epoch_{row['epoch']:04d}/{WEIGHTS}",
             "sha256": row["sha256"],
             "precision": row["precision"],
-            "metrics": {metric: row[metric] for metric in ("loss", "accuracy", "lr", "seconds")},
+            "metrics": {metric: row[metric] for metric in ("loss", "accuracy", "lr", "seconds", "waiting_seconds")},
         }
         for row in rows
     ]
