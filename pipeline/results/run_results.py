@@ -181,7 +181,7 @@ class RunResults:
 
     @cached_property
     def checkpoints(self) -> dict[str, list[dict[str, Any]]]:
-        """By network, the surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, seconds)."""
+        """By network, the surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, two times)."""
         networks: dict[str, list[dict[str, Any]]] = {}
         for entry in json.loads(self.folder.child("surrogate").read(CHECKPOINTS))["checkpoints"]:
             networks.setdefault(entry["network"], []).append(entry)

@@ -23,6 +23,7 @@ from pipeline.training.networks import build_network
 from pipeline.training.surrogate_loop import SurrogateTask, loop
 
 log = logging.getLogger(__name__)
+METRICS = ("loss", "accuracy", "lr", "seconds", "waiting_seconds")  # of an epoch; those that earlier versions trained lack the last one
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
@@ -83,7 +84,9 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             gpu=resources.gpu,
             on_epoch=partial(_reached, progress, name),
         )
-    log.info("surrogate: %s, loss %.3f, training accuracy %.1f %%", name, rows[-1]["loss"], rows[-1]["accuracy"])
+    waiting = 100 * sum(row.get("waiting_seconds", 0.0) for row in rows) / sum(row["seconds"] for row in rows)
+    last = rows[-1]["loss"], rows[-1]["accuracy"], waiting
+    log.info("surrogate: %s, loss %.3f, training accuracy %.1f %%, %.0f %% of the time waiting for images", name, *last)
     assert [row["epoch"] for row in rows] == list(range(config.surrogate.epochs))
     return [
         {
@@ -92,7 +95,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             "file": f"{'' if alone else f'{name}/'}epoch_{row['epoch']:04d}/{WEIGHTS}",
             "sha256": row["sha256"],
             "precision": row["precision"],
-            "metrics": {metric: row[metric] for metric in ("loss", "accuracy", "lr", "seconds")},
+            "metrics": {metric: row[metric] for metric in METRICS if metric in row},
         }
         for row in rows
     ]

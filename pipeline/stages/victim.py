@@ -123,8 +123,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
                 failed = error
     for name, task in missing.items():
         if name not in trained and (outcome := _outcome(stage.folder, twins[task.trial.trained])) is not None:
-            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from, "seconds": 0.0}
-            trial_records.write(stage.folder, name, {**outcome, **same})
+            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from}
+            trial_records.write(stage.folder, name, {**outcome, **same, "seconds": 0.0, "waiting_seconds": 0.0})
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show the finished trials
         lost = [name for name, task in tasks.items() if _outcome(stage.folder, task) is None]

@@ -43,7 +43,9 @@ def log_surrogate(parent: ParentRun, results: RunResults) -> None:
         of, settings = {"network": network}, results.manifests["surrogate"].asked["surrogate"]
         run = parent.child("surrogate", name, of | {"data": "clean"}, settings | of, sum(epoch["seconds"] for epoch in epochs))
         parent.log_input(run, results, "pack", "training")
-        parent.store.log_metrics(run, *[{new: epoch[old] for old, new in OF_AN_EPOCH.items()} for epoch in epochs])
+        rows = [{new: epoch[old] for old, new in OF_AN_EPOCH.items()} for epoch in epochs]
+        shares = [{"loader_percent": 100 * epoch.get("waiting_seconds", 0) / epoch["seconds"]} for epoch in epochs]
+        parent.store.log_metrics(run, *[row | share for row, share in zip(rows, shares, strict=True)])
         parent.store.log_files(run, {CHECKPOINTS: to_json({"checkpoints": entries})})
         parent.store.client.set_terminated(run)
 

@@ -79,7 +79,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
     for epoch in fit(distributed, config, opened, batches.steps, draws, state=state, average=average, remedy=REMEDY):
         result = epoch.result
         metrics: dict[str, Any] = {"loss": result.loss, "accuracy": result.accuracy, "lr": epoch.lr, "seconds": epoch.seconds}
-        metrics["precision"] = epoch.precision
+        metrics |= {"waiting_seconds": epoch.waiting_seconds, "precision": epoch.precision}
         files = {}
         if worker.rank == 0:
             state = epoch.state()

@@ -143,20 +143,23 @@ def train_victim(task: VictimTask, report: Report) -> None:
     folder, config, protected = task.run.child("victim"), task.plan.training(task.config), list(task.protected)
     file = StateFile(folder, task.trial.name, task.made_from)
     state = file.read()
-    accuracies, losses, seconds = (state["accuracies"], state["losses"], state["seconds"]) if state else ([], [], 0.0)
+    accuracies, losses = (state["accuracies"], state["losses"]) if state else ([], [])
+    seconds, waiting = (state["seconds"], state.get("waiting_seconds", 0.0)) if state else (0.0, 0.0)
     for epoch in _epochs(task, config, state):
         assert epoch.table is not None
         accuracies.append(accuracy(epoch.table, protected))
         losses.append(epoch.result.loss)
-        seconds += epoch.seconds
-        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
+        seconds, waiting = seconds + epoch.seconds, waiting + epoch.waiting_seconds
+        share = 100 * epoch.waiting_seconds / epoch.seconds
+        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], "loader_percent": share})
         if epoch.index + 1 < config.epochs:
             late = task.deadline.passed()
             if late or file.due:
-                file.write({**epoch.state(), "accuracies": accuracies, "losses": losses, "seconds": seconds})
+                times = {"seconds": seconds, "waiting_seconds": waiting}
+                file.write({**epoch.state(), "accuracies": accuracies, "losses": losses, **times})
             if late:
                 raise TimeIsUp
-    curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "seconds": seconds}
+    curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "seconds": seconds, "waiting_seconds": waiting}
     trial_records.write(folder, task.trial.name, {**_outcome(task, epoch), **curves, "peak_accuracy": max(accuracies)})
     file.remove()
 

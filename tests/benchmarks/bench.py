@@ -27,13 +27,17 @@ from cluster import session
 from pipeline.results.machine import hardware
 from pipeline.storage.records import to_json
 from sep.execution import use_cpu
-from tests.benchmarks import agreement, memory, rates, whole_stage
+from tests.benchmarks import agreement, loader, memory, rates, whole_stage
 from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, device, train
 
 CARD = Path(__file__).parent / "speed.json"
 BEGIN, END = "<!-- speed: made by tests/benchmarks/bench.py -->", "<!-- end of speed -->"
 STAGE_SECONDS = 40  # of crafting, so that a stage's start and end do not decide its rate
+STREAMING = (
+    "Seconds are those of the processor. A data set beyond `--memory-limit-mb` streams: shards are decoded on all cores of a rank, two "
+    "groups ahead of the network. Later epochs read decoded images from the machine's disk, up to `--cache-gb`."
+)
 BUSY = 1.0  # load average before the start; above it, other work distorts the figures
 
 log = logging.getLogger(__name__)
@@ -59,11 +63,15 @@ class Scale:
     batch_size: int  # of the plain loop, as in the paper's training
     batches: tuple[int, ...]  # other sizes for the plain loop, for comparison
     shards: tuple[int, ...]  # read a worker's memory after this many shards
+    streamed: tuple[tuple[int, int, int, int], ...]  # arguments of `loader.measure`
 
 
-QUICK = Scale({"resnet8": Load(80, 2, 16, 1, 16, 3)}, 16, (8, 16), (1, 2))
-CPU = Scale({"resnet8": Load(2000, 5, 128, 5, 64, 10), "resnet18": Load(500, 2, 128, 5, 32, 4)}, 128, (32, 64, 256), (4, 8, 16))
-GPU = Scale({"resnet8": Load(10000, 5, 2048, 5, 64, 10), "resnet18": Load(2000, 5, 2048, 3, 256, 10)}, 128, (256, 2048), (4, 8, 16))
+STREAMED = (8, 250, 32, 3), (4, 100, 224, 3)
+QUICK = Scale({"resnet8": Load(80, 2, 16, 1, 16, 3)}, 16, (8, 16), (1, 2), ((2, 20, 16, 1),))
+CPU = Scale({"resnet8": Load(2000, 5, 128, 5, 64, 10), "resnet18": Load(500, 2, 128, 5, 32, 4)}, 128, (32, 64, 256), (4, 8, 16), STREAMED)
+GPU = Scale(
+    {"resnet8": Load(10000, 5, 2048, 5, 64, 10), "resnet18": Load(2000, 5, 2048, 3, 256, 10)}, 128, (256, 2048), (4, 8, 16), STREAMED
+)
 
 
 def variants(compiled: bool) -> list[str]:
@@ -118,6 +126,8 @@ def measure(quick: bool, compiled: bool) -> dict[str, Any]:
         "load_average_before": round(loaded, 1),
         "networks": {},
     }
+    log.info("streaming")
+    card["loader"] = {"hardware": hardware(), "rows": [loader.measure(*arguments) for arguments in scale.streamed]}
     for name, load in scale.loads.items():
         log.info("%s: training %d checkpoints on %d images", name, load.checkpoints, load.training_images)
         trained = train(name, load.training_images, load.checkpoints)
@@ -175,6 +185,11 @@ def table(card: dict[str, Any]) -> str:
         + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in sorted(held.items(), key=lambda item: int(item[0])))
         + ".",
         "",
+        *(
+            ["### Streaming", "", *loader.table(card["loader"]["rows"]), "", f"{STREAMING} Measured on {card['loader']['hardware']}.", ""]
+            if "loader" in card
+            else []
+        ),
         "### Agreement with the plain loop",
         "",
         "Both loops follow the same trained checkpoints. Steps go by the sign of the gradient, so the last bit of a gradient near 0 can "

@@ -178,6 +178,7 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
     epochs = RunResults.read(folder).checkpoints["resnet8"]
     assert curve("surrogate", "train_loss") == [entry["metrics"]["loss"] for entry in epochs]
     assert curve("surrogate", "lr") == [entry["metrics"]["lr"] for entry in epochs]
+    assert curve("surrogate", "loader_percent") == [100 * 0.025 / 0.1] * len(epochs)
 
 
 def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: Path) -> None:
@@ -333,6 +334,7 @@ def test_what_only_decides_how_fast_keeps_the_runs_that_were_logged(template: Pa
         config,
         workers=3,
         memory_limit_mb=7,
+        cache_gb=7,
         keep_going=True,
         surrogate=replace(config.surrogate, recorded=False),
         protect=replace(config.protect, batch_size=5, tasks_per_gpu=2),
