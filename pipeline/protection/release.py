@@ -87,7 +87,7 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     """
     released = list(clean.samples)
     for i, image in zip(clean.chosen.tolist(), crafted.images, strict=True):
-        released[i] = dataclasses.replace(released[i], png=encode_png(_pixels(image)))
+        released[i] = dataclasses.replace(released[i], image=encode_png(_pixels(image)))
     written, stored = write_shard(task.out, shard.name, released)
     rows = _rows(task.out, shard.name, stored, clean, task.budget)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]

@@ -136,7 +136,7 @@ def test_an_image_that_breaks_its_budget_is_named_however_well_it_is_recorded(
     out, shard = folder.child("protect"), manifest.shards["train"][1]
     before, samples = read_shard(folder.child("pack"), shard_of(folder, shard.name)), read_shard(out, shard)
     pixels = tamper(before[3].pixels, samples[3].pixels)
-    samples[3] = replace(samples[3], png=encode_png(pixels))
+    samples[3] = replace(samples[3], image=encode_png(pixels))
     written, _ = write_shard(out, shard.name, samples)
     said = json.loads(out.read("manifest.json"))
     said["shards"]["train"][1]["sha256"] = written.sha256
