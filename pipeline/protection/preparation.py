@@ -23,7 +23,8 @@ from pipeline.protection.checkpoints import Ensemble
 from pipeline.protection.class_means import write_means
 from pipeline.protection.preparation_files import Prepared, read_prepared, write_file, write_prepared
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import load, to_tensors
+from pipeline.shards.sizes import image_bytes
+from pipeline.shards.tensors import load_seen, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
@@ -154,7 +155,8 @@ def _noise(site: Site, executor: Executor) -> None:
     counts, limit = site.pack.counts, site.config.memory_limit_mb
     images = sum(shard.count for shard in site.shards)
     each = BYTES_WITH_NOISE + (4 if site.config.protect.momentum and site.config.protect.kind.preparation == "own-noise" else 0)
-    needed = each * images * 3 * counts["height"] * counts["width"] / 1e6
+    side = site.config.input_size
+    needed = each * images * (3 * side**2 if side else image_bytes(counts)) / 1e6
     if needed > limit:
         raise ValueError(
             f"{site.config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
@@ -174,14 +176,14 @@ def make_noise(site: Site, threads: int) -> None:
     torch.backends.cudnn.deterministic = True
     config, among = site.config.protect, torch.tensor(site.classes)
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
-    images, labels = load(site.clean, site.shards)
+    images, labels = load_seen(site.clean, site.shards, site.config.input_size)
     protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
     ranks = torch.searchsorted(among, labels)
     numbers, count = (protected.cumsum(0) - 1, int(protected.sum())) if own_rows else _class_rows(site, ranks)
     rows = torch.where(protected, numbers, -1)
     name = site.config.surrogate.networks[0]
     torch.manual_seed(derive(site.config.seed, "noise"))
-    network = build_network(name, site.pack).to(device).to(memory_format=torch.channels_last)
+    network = build_network(name, site.pack, site.config.input_size).to(device).to(memory_format=torch.channels_last)
     settings = NoiseConfig(
         training=site.config.surrogate,
         steps=config.noise_steps,

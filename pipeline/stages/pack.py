@@ -29,6 +29,7 @@ from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest, Shard, Stage
 
 log = logging.getLogger(__name__)
+LONGEST = 50  # times as long as wide, of pictures of their own size: networks see a square of them
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -181,6 +182,9 @@ def pack_shard(
             continue
         pixels = decoding.fit(pixels, config.size) if config.size else pixels
         height, width = pixels.shape[:2]
+        if own_size and max(height, width) > LONGEST * min(height, width):
+            refused.append((entry.source, f"{height} x {width} pixels: more than {LONGEST} times as long as wide"))
+            continue
         sizes[f"{height}x{width}"] += 1
         if len(sizes) > 1 and not own_size:  # the stage will stop: go on only to report all sizes
             continue

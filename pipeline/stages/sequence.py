@@ -10,7 +10,6 @@ from cluster.work import WorkFailed
 from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
-from pipeline.shards.sizes import is_own_size
 from pipeline.stages import pack, protect, surrogate, victim
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
@@ -44,8 +43,6 @@ def check(config: RunConfig, folder: Run) -> None:
         ValueError: they do not, or are not packed.
     """
     packed = Manifest.load(folder, "pack")
-    if is_own_size(packed.counts):
-        raise ValueError("--input-size: images can be packed at their own size, but not be protected so yet: give --pack.size N instead")
     check_batch_sizes(config, packed.counts["train"])
     check_networks(config, packed)
     check_clean_shares(config, folder, packed)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pipeline.config.schema import RunConfig
+from pipeline.shards.sizes import is_own_size
 from pipeline.storage.stage import Manifest
 from sep import models
 
 
-def build_network(name: str, pack: Manifest) -> models.Network:
+def build_network(name: str, pack: Manifest, input_size: int | None = None) -> models.Network:
     """Return a freshly initialised network of the right size, which normalises with the statistics of the clean training images."""
     counts = pack.counts
-    side = min(counts["height"], counts["width"])
+    side = input_size or min(counts["height"], counts["width"])
     return models.build(name, len(counts["classes"]), side, counts["mean"], counts["std"])
 
 
@@ -24,12 +25,15 @@ def check_networks(config: RunConfig, pack: Manifest) -> None:
         "surrogate.networks": config.surrogate.networks if config.trains_surrogate else (),
         "victim.networks": config.victim.networks if "victim" in config.stages else (),
     }
-    counts = pack.counts
+    counts, side = pack.counts, config.input_size
+    if is_own_size(counts) and side is None:
+        raise ValueError(
+            "the images are packed at their own size: give --input-size N, the side in pixels that networks are to see of them"
+        )
     for setting, names in trained.items():
         for name in names:
             try:
-                models.check_input_size(name, len(counts["classes"]), counts["height"], counts["width"])
+                models.check_input_size(name, len(counts["classes"]), side or counts["height"], side or counts["width"])
             except ValueError as error:
-                raise ValueError(
-                    f"{setting}: {error}. Choose another network, or pack images of another size (--pack.size cuts squares out)"
-                ) from error
+                remedy = "give another --input-size" if side else "pack images of another size (--pack.size cuts squares out)"
+                raise ValueError(f"{setting}: {error}. Choose another network, or {remedy}") from error

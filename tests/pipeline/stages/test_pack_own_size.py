@@ -120,6 +120,15 @@ def test_a_picture_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> Non
     assert [first] in shards.values()
 
 
+def test_a_picture_that_is_next_to_a_line_is_refused(tmp_path: Path) -> None:
+    photos(tmp_path / "data")
+    write(tmp_path / "data" / "a" / "line.png", encoded(picture(1, 2, 101)))
+    manifest, samples = pack(tmp_path / "data", tmp_path / "run")
+    assert (manifest.counts["quarantined"], len(samples)) == (1, 6)
+    (row,) = read_table(Folder.open(str(tmp_path / "run")).child("pack"), "quarantine.parquet").to_pylist()
+    assert row["reason"].startswith("2 x 101 pixels: more than 50 times as long as wide")
+
+
 def test_a_restart_packs_the_same_shards(tmp_path: Path) -> None:
     photos(tmp_path / "data", 6)
     digests = []
