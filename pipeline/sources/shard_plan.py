@@ -12,7 +12,7 @@ from pipeline.storage.layout import shard_name
 
 BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
 METADATA_BYTES = 2**26  # beside the pixels: comments, profiles, previews
-SHARD_PIXELS = 2**26  # of a shard of pictures at their own size, if it has more than one: all of them are decoded at once
+SHARD_PIXELS = 2**25  # of a shard of pictures at their own size, if it has more than one: all of them are decoded at once
 
 
 def plan(dataset: Dataset, shard_images: int, pixels: Mapping[str, int] | None = None) -> dict[str, list[Entry]]:
