@@ -1,4 +1,4 @@
-"""The five calls that run all work, on Ray or in this process."""
+"""The five calls that run all work, on Ray or on this machine alone."""
 
 from __future__ import annotations
 
@@ -151,8 +151,9 @@ def open_executor(name: Name, deadline: Deadline) -> Executor:
     """
     if name == "local":
         from cluster.local import LocalExecutor
+        from cluster.processes import cpus
 
-        return LocalExecutor(deadline)
+        return LocalExecutor(deadline, cpus())
     try:
         from cluster.ray_executor import RayExecutor
     except ModuleNotFoundError as error:

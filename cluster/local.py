@@ -1,16 +1,19 @@
-"""Work in this process, one piece after the other, on its GPU if it has one: the calls of `Executor` without Ray."""
+"""Work in this process, on its GPU if it has one, with others for what needs no GPU: the calls of `Executor` without Ray."""
 
 from __future__ import annotations
 
 import logging
-import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.epochs import Metrics, Storage, Worker, kept
+from cluster.processes import Processes, cpus
 from cluster.progress import Progress
 from cluster.resources import Resources, divide
 from cluster.work import (
@@ -19,6 +22,7 @@ from cluster.work import (
     TRAINING_RETRIES,
     TRIAL_RETRIES,
     Capacity,
+    Chain,
     Report,
     Result,
     TrainingFailed,
@@ -30,6 +34,8 @@ from cluster.work import (
 log = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
+
+ALONE_SECONDS = 3.0  # of work in this process before others are started, which takes as long
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,15 @@ class LocalWorker(Worker):
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """The five calls of `Executor` in this process; see there for the arguments. Pieces run one at a time, whatever the capacity says."""
+    """The five calls of `Executor` in this process; see there for the arguments.
+
+    Attributes:
+        deadline: see `Executor`.
+        processes: how many run pieces that need no GPU, and read and store those that do. One: this process does it all, a piece at a time.
+    """
 
     deadline: Deadline = NEVER
+    processes: int = 1
 
     def connect(self, workers: int | None = None) -> Resources:
         """Return the CPUs and the GPU of this process, for one worker.
@@ -66,28 +78,89 @@ class LocalExecutor:
 
         if workers is not None and workers > 1:
             raise ValueError(f"{workers} workers are asked for, but --executor local is one: leave out --workers, or use --executor ray")
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return divide([(cpus or 1, int(torch.cuda.is_available()))], 1)
+        return divide([(cpus(), int(torch.cuda.is_available()))], 1)
 
     def run_all(
         self, function: Callable[..., Result], pieces: Sequence[Work], *, what: str, unit: str = "images", capacity: Capacity = EVERYTHING
     ) -> Iterator[tuple[str, Result]]:
-        """Run pieces in their order."""
+        """Run pieces in their order; with several processes yield them as they finish."""
         progress = Progress(what, unit, sum(piece.units for piece in pieces))
         causes: dict[str, str] = {}
-        for piece in pieces:
-            self.deadline.check()
+        for piece, result in self._results(function, deque(pieces), what, capacity):
             try:
-                result = _persistently(partial(function, *piece.arguments), PIECE_RETRIES, f"{what}: {piece.name} is done again")
+                found = result()
             except TimeIsUp:
                 raise
             except Exception as error:
                 causes[piece.name] = progress.failed(piece.name, piece.units, error)
                 continue
             progress.finished(piece.units)
-            yield piece.name, result
+            yield piece.name, found
         if causes:
             raise WorkFailed(what, causes)
+
+    def _results(
+        self, function: Callable[..., Result], waiting: deque[Work], what: str, capacity: Capacity
+    ) -> Iterator[tuple[Work, Callable[[], Result]]]:
+        """Yield each piece with a function that gives its result: in this process, and if they take long, in others as well."""
+        chain = function if isinstance(function, Chain) and capacity.gpus else None
+        processes = self.processes if chain else 1 if capacity.gpus else min(self.processes, capacity.at_once or self.processes)
+        begun = time.monotonic()
+        while waiting and (processes == 1 or len(waiting) == 1 or time.monotonic() - begun < ALONE_SECONDS):
+            self.deadline.check()
+            piece = waiting.popleft()
+            yield piece, _attempts(function, piece.arguments, piece, what)
+        if not waiting:
+            return
+        module = (chain.before if chain else function).__module__
+        with Processes(min(processes, len(waiting)), module.partition(".")[0]) as others:
+            if chain:
+                yield from self._computed_here(chain, waiting, what, processes, others)
+            else:
+                yield from self._elsewhere(function, waiting, what, processes, others)
+
+    def _elsewhere(
+        self, function: Callable[..., Result], waiting: deque[Work], what: str, most: int, others: Processes
+    ) -> Iterator[tuple[Work, Callable[[], Result]]]:
+        """Run pieces in other processes, `most` at a time."""
+        running: dict[Future[bytes], tuple[Work, Callable[[], Result]]] = {}
+        late = False
+        while running or (waiting and not late):
+            while waiting and len(running) < most and not (late := self.deadline.passed()):
+                piece = waiting.popleft()
+                begun = others.begin(_attempts(function, piece.arguments, piece, what))
+                running[begun.future] = piece, begun.result
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future)
+        if late:
+            raise TimeIsUp
+
+    def _computed_here(
+        self, chain: Chain[Result], waiting: deque[Work], what: str, most: int, others: Processes
+    ) -> Iterator[tuple[Work, Callable[[], Result]]]:
+        """Compute pieces in this process, on its GPU, while others read the next ones and store the last ones, `most` at a time."""
+        reading: deque[tuple[Work, Callable[[], Any]]] = deque()
+        storing: dict[Future[bytes], tuple[Work, Callable[[], Result]]] = {}
+        late = False
+        while storing or ((waiting or reading) and not late):
+            while waiting and len(reading) + len(storing) < most and not late:
+                piece = waiting.popleft()
+                reading.append((piece, others.begin(_attempts(chain.before, piece.arguments, piece, what)).result))
+            if reading and not (late := late or self.deadline.passed()):
+                piece, read = reading.popleft()
+                try:
+                    arguments = *piece.arguments, read()
+                    computed = _attempts(chain.function, arguments, piece, what)()
+                except Exception as error:
+                    yield piece, partial(_raise, error)
+                else:
+                    begun = others.begin(_attempts(chain.after, (*arguments, computed), piece, what))
+                    storing[begun.future] = piece, begun.result
+            idle = late or not reading
+            for future in wait(storing, None if idle else 0, FIRST_COMPLETED).done:
+                yield storing.pop(future)
+        if late:
+            raise TimeIsUp
 
     def combine_all(
         self,
@@ -168,6 +241,15 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def _attempts(function: Callable[..., Result], arguments: tuple[Any, ...], piece: Work, what: str) -> Callable[[], Result]:
+    """Return a call that survives storage errors, and that can be sent to another process."""
+    return partial(_persistently, partial(function, *arguments), PIECE_RETRIES, f"{what}: {piece.name} is done again")
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _persistently(call: Callable[[], Result], retries: int, again: str) -> Result:

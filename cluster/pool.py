@@ -19,6 +19,7 @@ import ray
 
 from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.progress import Progress
+from cluster.session import MACHINES_SECONDS
 from cluster.work import EVERYTHING, PIECE_RETRIES, Capacity, Chain, Result, Work, WorkFailed, describe, use_gpu
 
 log = logging.getLogger(__name__)
@@ -162,6 +163,7 @@ def _run(
     causes: dict[str, str] = {}
     progress = Progress(what, unit, sum(piece.units for piece in pieces))
     most, looked, late = 0, -math.inf, False
+    lost: float | None = None
     try:
         while waiting or begun or running:
             if waiting and deadline.passed():
@@ -177,8 +179,8 @@ def _run(
                 computing.add(computes)
                 running[piece.tasks[-1]] = piece
             ended = _ended({*running, *computing})
-            if progress.stalled(bool(ended)) and not _slots(capacity):
-                log.warning("%s: waiting for a machine with %s", what, "a GPU" if capacity.gpus else "a CPU")
+            if progress.stalled(bool(ended)):
+                lost = _without_machines(what, capacity, lost)
             for reference in ended:
                 computing.discard(reference)
                 if reference not in running:
@@ -210,6 +212,25 @@ def _run(
         raise TimeIsUp
     if causes:
         raise WorkFailed(what, causes)
+
+
+def _without_machines(what: str, capacity: Capacity, since: float | None) -> float | None:
+    """Return since when no machine has had room, as far as that was noticed; None if one has room now.
+
+    Raises:
+        ConnectionError: that is too long.
+    """
+    if _slots(capacity):
+        return None
+    now = time.monotonic()
+    kind = "a GPU" if capacity.gpus else "a CPU"
+    if since is not None and now - since > MACHINES_SECONDS:
+        raise ConnectionError(
+            f"{what}: no machine with {kind} for {MACHINES_SECONDS / 60:.0f} minutes; everything finished is kept: bring machines, and run "
+            "the same command again"
+        )
+    log.warning("%s: waiting up to %.0f minutes for a machine with %s", what, MACHINES_SECONDS / 60, kind)
+    return now if since is None else since
 
 
 def _ended(references: set[Any]) -> list[Any]:

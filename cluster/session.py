@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
+import time
 from contextlib import ExitStack
+from urllib.parse import urlsplit
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -16,6 +19,8 @@ from cluster.resources import Resources, divide
 
 log = logging.getLogger(__name__)
 
+JOIN_SECONDS = 30.0  # for a cluster that is told of to answer at all
+RETRY_SECONDS = 1.0
 MACHINES_SECONDS = 900.0  # for an autoscaler to bring machines: a boot, an image of many gigabytes, an installation
 
 # What every process of a job is given, wherever it runs; whoever sets one of these has the last word. Nothing of it is repeated in
@@ -44,13 +49,15 @@ def connect(workers: int | None = None) -> Resources:
         ValueError: more workers are asked for than the cluster has GPUs, or CPUs if it has no GPU.
         ConnectionError: the cluster cannot be joined, or none be started here.
     """
-    joining = bool(os.environ.get("RAY_ADDRESS"))
+    joining = os.environ.get("RAY_ADDRESS")
     if not ray.is_initialized():
         missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
         os.environ.update(missing)
         handler = signal.getsignal(signal.SIGTERM)
         try:
             if joining:
+                log.info("joining the Ray cluster at %s, for up to %.0f s", joining, JOIN_SECONDS)
+                _await_answer(joining)
                 # Workers do not inherit it from this process; and Ray refuses to be told twice what `ray job submit` was told already.
                 ray.init(runtime_env={"env_vars": missing}, log_to_driver=False, logging_level=logging.WARNING)
             else:
@@ -63,6 +70,29 @@ def connect(workers: int | None = None) -> Resources:
         _wait_for_machines(workers)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return divide([(int(have.get("CPU", 0)), int(have.get("GPU", 0))) for have in alive], workers)
+
+
+def _await_answer(address: str) -> None:
+    """Wait for a cluster's port to be open. Ray itself would wait for minutes, and print what it tries.
+
+    Raises:
+        ConnectionError: nothing answers there in time.
+    """
+    try:
+        place = urlsplit(f"//{address.removeprefix('ray://')}")
+        if place.hostname is None or place.port is None:
+            return
+    except ValueError:  # Ray says what is wrong with it
+        return
+    end = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            with socket.create_connection((place.hostname, place.port), timeout=max(1.0, end - time.monotonic())):
+                return
+        except OSError as error:
+            if time.monotonic() + RETRY_SECONDS > end:
+                raise ConnectionError(f"nothing answers within {JOIN_SECONDS:.0f} s: {error}") from error
+            time.sleep(RETRY_SECONDS)
 
 
 def _advice(error: Exception) -> str:

@@ -51,7 +51,7 @@ class Work:
 class Chain(Generic[Result]):
     """A piece of work in three functions. Only the middle one needs a GPU, which then waits for no disk and no image codec.
 
-    Without GPUs, and in one process, they are one task, and nothing is copied between processes.
+    Without GPUs they are one task, and nothing is copied between processes.
 
     Attributes:
         before: `before(*arguments)` reads what is needed.
@@ -71,7 +71,7 @@ class Chain(Generic[Result]):
 
 @dataclass(frozen=True)
 class Capacity:
-    """The number of pieces to work on at a time. An executor of one process works on one, whatever this says.
+    """The number of pieces to work on at a time. Without Ray, one is computed on the GPU, whatever this says.
 
     Attributes:
         at_once: pieces that are computed at a time; None: whatever the cluster has room for, also when it grows or shrinks meanwhile.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
+from pipeline.config.flags import call
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import COMPARISON_PARQUET, PAGE
 from pipeline.storage.run import open_run
@@ -49,7 +49,9 @@ def _target(to: str) -> Folder:
     return folder
 
 
-def _compare_runs(run: Positional[str], others: Positional[tuple[str, ...]] = (), *, to: str = "runs/comparison") -> int:
+def _compare_runs(
+    run: Annotated[Positional[str], arg(metavar="RUN")], others: Positional[tuple[str, ...]] = (), *, to: str = "runs/comparison"
+) -> int:
     """Print what runs were made with, what it cost and how their victims did; write the same as tables, pictures and a page.
 
     Args:
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "compare.py") ->
     """Compare, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     try:
-        return tyro.cli(_compare_runs, prog=program, args=arguments)
+        return call(_compare_runs, program, arguments)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import tyro
-
+from pipeline.config.flags import call
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import QUARANTINE
 from pipeline.storage.run import existing_run
@@ -41,7 +40,7 @@ def _export_run(run: str, to: str) -> int:
 def main(arguments: Sequence[str] | None = None, program: str = "export.py") -> int:
     """Export, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
     try:
-        return tyro.cli(_export_run, prog=program, args=arguments)
+        return call(_export_run, program, arguments)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1

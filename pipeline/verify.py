@@ -5,13 +5,18 @@ Shards are read one pair at a time; see `inspection` for what is looked at in ea
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-import tyro
-
+from pipeline.config.flags import call
+from pipeline.config.presets import from_tree
+from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.folder import Folder
-from pipeline.storage.run import additions, existing_run
+from pipeline.storage.layout import AUDIT, CONFIG, MANIFEST
+from pipeline.storage.records import to_json
+from pipeline.storage.run import Point, Run, additions, existing_run
 from pipeline.storage.stage import Manifest
 
 
@@ -26,12 +31,29 @@ def _check_run(run: str) -> int:
     folder = existing_run(run)
     audit = verify(folder)
     lines, sound = [str(audit)], not audit.faults
+    _record(folder, len(audit.faults), lines[0].splitlines()[-1])
     for name, addition in additions(folder).items():
         found, whole = _check_addition(addition, Manifest.load(folder, "protect"))
         lines += [f"{name}: {line}" for line in found.splitlines()]
         sound = sound and whole
     print("\n".join(lines))
     return 0 if sound else 1
+
+
+def _record(folder: Run, faults: int, said: str) -> None:
+    """Keep the outcome with the run, and draw its report again, if there is one, so that the page shows it."""
+    from pipeline.stages import report
+
+    try:
+        release = Manifest.load(folder, "protect").digest
+        folder.write(AUDIT, to_json({"release": release, "faults": faults, "said": said}))
+        if folder.child("report").exists(MANIFEST):
+            own = folder.parent if isinstance(folder, Point) else folder
+            config = from_tree(json.loads(folder.read(CONFIG)))
+            with driver_lock(own):
+                report.execute(replace(config, run=own.uri), folder)
+    except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
+        print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
 
 
 def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
@@ -48,7 +70,7 @@ def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:
     """Audit, and return the exit code: 0 with a summary, 1 with every fault by name, 2 for wrong usage."""
     try:
-        return tyro.cli(_check_run, prog=program, args=arguments)
+        return call(_check_run, program, arguments)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1

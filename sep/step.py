@@ -106,7 +106,8 @@ class RecordedStep(Step):
         gc.collect()
         gc.disable()
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            # Another thread may ask for pinned memory meanwhile, for the batches to come: that is none of this recording.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._compute(levels, targets)
         finally:
             gc.enable()

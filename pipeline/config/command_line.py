@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import os
 import sys
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 import yaml
-from pydantic import ValidationError
 
+from pipeline.config import flags
 from pipeline.config.class_selection import from_files
 from pipeline.config.faults import one_line
 from pipeline.config.presets import from_tree
@@ -79,8 +76,8 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
     A wrong command line ends the program with status 2 and a message.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # only to find the defaults of the real parser
-    first.add_argument("--preset")
-    first.add_argument("--config")
+    for flag in ("--preset", "--config"):
+        first.add_argument(flag, nargs="?")  # one without a value is refused below
     known, _ = first.parse_known_args(arguments)
     try:
         tree = _read_yaml(known.config) if known.config else {}
@@ -88,7 +85,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
             base = from_tree({"preset": preset, **tree, **({"preset": known.preset} if known.preset else {})})
         except ValueError as error:
             raise ValueError(f"{known.config}: {error}" if known.config else str(error)) from error
-        config = _from_flags(kind, program, kind(**vars(base)), arguments)
+        config = flags.read(kind, program, arguments, kind(**vars(base)))
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
         if config.tracking_uri:
@@ -109,27 +106,6 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
     except (ValueError, OSError) as error:
         print(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _from_flags(kind: type[Config], program: str, default: Config, arguments: Sequence[str] | None) -> Config:
-    """Return the configuration with the flags.
-
-    Raises:
-        ValidationError: a value is refused, which tyro would print with everything that pydantic says.
-        SystemExit: the flags cannot be read, or ask for help, and tyro has printed what there is to say.
-    """
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return tyro.cli(kind, prog=program, default=default, args=arguments)
-    except SystemExit as stopped:
-        cause: BaseException | None = stopped
-        while cause is not None:
-            if isinstance(cause, ValidationError):
-                raise cause from None
-            cause = cause.__context__
-        print(printed.getvalue(), end="", file=sys.stderr)
-        raise
 
 
 def _check_places(config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
 from pipeline.config.marks import Mark, marked, without
-from pipeline.config.own_size import check_own_size
+from pipeline.config.sight import check_sight
 from sep.choices import NetworkName
 from sep.countermeasures import registry as countermeasures
 from sep.craft_config import CraftConfig
@@ -219,11 +219,15 @@ class RunConfig:
     tracking_uri: Annotated[str | None, Mark.START] = None
     """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
     executor: Annotated[Literal["ray", "local"], Mark.SPEED] = "ray"
-    """what runs the work; ray: many processes and machines; local: this process, one piece after the other, without Ray"""
+    """what runs the work; ray: many processes and machines; local: this process, with one more per core for what needs no GPU,
+    without Ray"""
     minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
     memory_limit_mb: Annotated[int, Mark.SPEED] = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
+    cache_gb: Annotated[float, Mark.SPEED] = 20.0
+    """streamed data sets: keep up to so many gigabytes of decoded images on each machine's own disk, in the folder for temporary
+    files (TMPDIR), and never more than half of what is free there; 0: decode them again in every epoch"""
     pack: PackConfig = PackConfig()
     surrogate: SurrogateConfig = SurrogateConfig()
     protect: ProtectConfig = ProtectConfig()
@@ -253,16 +257,16 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
-        check_own_size(self)
+        check_sight(self)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        try:
-            views.check_mix(self.views)
-        except ValueError as error:
-            raise ValueError(f"views: {error}") from error
-        if self.recorded_views and "protect" in self.stages and not self.protect.kind.views:
-            mix, others = " ".join(self.views), ", ".join(name for name, kind in METHODS.items() if kind.views)
-            raise ValueError(f"views = {mix}, but {self.protect.method} looks through none: leave them out, or take one of {others}")
+        if self.add and not self.protect.kind.grows:
+            raise ValueError(
+                f"--add: {self.protect.method} makes the noise of all images together, and has none for images that come later: protect "
+                "them all in a new run, or use another method"
+            )
+        if not self.cache_gb >= 0:
+            raise ValueError(f"cache-gb must be at least 0, got {self.cache_gb}")
         if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
             several = ", ".join(self.surrogate.networks)
             raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.work import own_gpu
-from pipeline.config.own_size import packed_at_own_size
 from pipeline.config.schema import RunConfig
+from pipeline.config.sight import packed_at_own_size
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.tensors import stack
 from pipeline.sources import decoding

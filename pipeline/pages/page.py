@@ -4,53 +4,30 @@ from __future__ import annotations
 
 import base64
 import platform
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC
+from functools import partial
 from typing import Any
 
 import yaml
 
-from pipeline.config.marks import marked
-from pipeline.config.presets import from_tree, preset
-from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.schema import RunConfig
 from pipeline.pages import html
 from pipeline.pages.gallery import COUNTERED
+from pipeline.results.commands import command
 from pipeline.results.findings import findings, made_with, on_missing, scope, surrogates
+from pipeline.results.machine import code_version, hardware
+from pipeline.results.next_steps import next_steps
+from pipeline.results.published import published_against
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
-from pipeline.storage.records import flatten
+from pipeline.results.thresholds import interval
+from pipeline.results.verdict import verdict
+from pipeline.storage.layout import MANIFEST
 from pipeline.storage.run import sweep_of
 
 SHOWN_REASONS = 10
-# Marked settings decide nothing about what is made, but these two: which stages there are, and which point of a sweep it is.
-UNTOLD = {"preset", *marked(RunConfig)} - {"stages", "sweep"}
-
-
-def command(tree: dict[str, Any]) -> str:
-    """Return the command that asks for these settings: the preset, and a flag for each value that differs from it.
-
-    Settings that decide only how fast, or what one start does, are left out: the command makes the same on another machine.
-    """
-    asked, skipped = preset(tree["preset"]), UNTOLD | _told_by_sweep(tree)
-    usual = replace(asked.protect, method=tree["protect"]["method"]).resolved()
-    base = flatten({**to_tree(asked), "protect": {**to_tree(usual), "method": asked.protect.method}})
-    words = ["python", "pipeline/run.py", "--preset", tree["preset"]]
-    for name, value in flatten(tree).items():
-        if name not in skipped and value != base[name]:
-            words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return shlex.join(words)
-
-
-def _told_by_sweep(tree: dict[str, Any]) -> set[str]:
-    """Return the swept settings that need no flag besides; none where the preset's values of them do not go with the other settings."""
-    swept = {text.partition("=")[0].replace("-", "_") for text in tree["sweep"]}
-    others = {name: value for name, value in tree["protect"].items() if f"protect.{name}" not in swept}
-    try:
-        from_tree({**tree, "protect": others})
-    except ValueError:
-        return set()
-    return swept
 
 
 def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
@@ -69,6 +46,11 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         findings=said.overall + on_missing(results),
         countered=said.countermeasures,
         scope=scope(results.pairs) if results.pairs else "",
+        verdict=verdict(results),
+        steps=next_steps(replace(config, tracking_uri=None), results),
+        interval=partial(interval, tests=results.measured_images) if results.of_release else None,
+        facts=_facts(results),
+        published=published_against(results.count("protect", "method") or ""),
         surrogates=surrogates(results) if "protect" in found else "",
         made_with=made_with(results) if "protect" in found else "",
         released=_released(results),
@@ -81,6 +63,17 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
         versions={"python": platform.python_version(), **list(found.values())[-1].versions},
     )
+
+
+def _facts(results: RunResults) -> dict[str, str]:
+    """Return where the release comes from: when it was made, by what code, on what, and whether it was checked."""
+    facts = {}
+    if "protect" in results.manifests:
+        made = results.folder.child("protect").modified(MANIFEST)
+        facts = {"Protected": f"{made.astimezone(UTC):%Y-%m-%d %H:%M} UTC"} if made else {}
+        audit = results.audit["said"] if results.audit else "not yet: run the command below"
+        facts |= {"Release digest": results.manifests["protect"].digest, "Verified": audit}
+    return facts | {"Code": code_version(), "Hardware": f"{hardware()} (where this page was made)"}
 
 
 def _released(results: RunResults) -> dict[str, list[str]]:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from cluster.executor import Executor
-from cluster.work import Capacity, Work
+from cluster.work import Capacity, Chain, Work
 from pipeline.config.seeds import derive
 from pipeline.protection.checkpoints import Ensemble, load_networks
 from pipeline.protection.preparation_files import write_file, write_prepared
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import to_images
+from pipeline.shards.tensors import Labelled, to_images
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
@@ -32,11 +32,15 @@ from sep.views.registry import Look, OwnSize, View, kinds
 Sums = tuple[list[Tensor], Tensor]  # for each checkpoint and view `(K, D)` float64 sums of features; `(K,)` counts
 
 
-def sum_shard(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int = 0) -> Sums:
-    """Return one clean shard's share. This is the body of a task. The images of a shard share the draws of a view."""
+def _read(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int) -> Labelled:
+    return to_images(read_shard(ensemble.run.child("pack"), shard), ensemble.input_size)
+
+
+def _sums(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Labelled) -> Sums:
+    """Return one clean shard's share. The images of a shard share the draws of a view."""
     use_cpu(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
-    images, labels = to_images(read_shard(ensemble.run.child("pack"), shard), ensemble.input_size)
+    images, labels = read
     batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(seen_shape(images, ensemble.input_size), ensemble.device)
     sums = []
     looks = [(view, Look(derive(seed, "class means", view.name, shard.name))) for view in kinds(ensemble.views)]
@@ -56,6 +60,13 @@ def _sum(
         look = replace(look, own_size=OwnSize(some.sizes, input_size))
     seen = view.on_levels(to_device(flat(some)[0], network.mean, "fused"), look)
     return class_sums(network, [(seen, labels[part])], num_classes)
+
+
+def _unchanged(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Labelled, sums: Sums) -> Sums:
+    return sums
+
+
+SUM_SHARD = Chain(_read, _sums, _unchanged)
 
 
 def add(*shares: Sums) -> Sums:
@@ -86,7 +97,7 @@ def write_means(
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
     pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard, seed), shard.count) for shard in shards]
-    total, failed = executor.combine_all(sum_shard, add, pieces, what="class means", capacity=capacity)
+    total, failed = executor.combine_all(SUM_SHARD, add, pieces, what="class means", capacity=capacity)
     if failed is not None and (total is None or not keep_going):
         raise failed
     assert total is not None

@@ -23,8 +23,7 @@ from pipeline.protection.checkpoints import Ensemble
 from pipeline.protection.class_means import write_means
 from pipeline.protection.preparation_files import Prepared, read_prepared, write_file, write_prepared
 from pipeline.shards.shard import read_shard
-from pipeline.shards.sizes import image_bytes
-from pipeline.shards.tensors import load_seen, to_tensors
+from pipeline.shards.tensors import Loading, load_seen, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
@@ -146,22 +145,32 @@ def add_moments(*shares: Moments) -> Moments:
     return counts, sums, products
 
 
+def check_noise_memory(config: RunConfig, images: int, height: int, width: int) -> None:
+    """Check that a method that makes the noise of all images together has room for them.
+
+    Raises:
+        ValueError: the training set is larger than the memory limit.
+    """
+    if not ("protect" in config.stages and config.protect.kind.noise_rounds):
+        return
+    each = BYTES_WITH_NOISE + (4 if config.protect.momentum and config.protect.kind.preparation == "own-noise" else 0)
+    needed, limit = each * images * 3 * height * width / 1e6, config.memory_limit_mb
+    if needed > limit:
+        raise ValueError(
+            f"{config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
+            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
+        )
+
+
 def _noise(site: Site, executor: Executor) -> None:
     """Make error-minimising noise in one task that holds the training set in memory.
 
     Raises:
         ValueError: the training set is larger than the memory limit.
     """
-    counts, limit = site.pack.counts, site.config.memory_limit_mb
     images = sum(shard.count for shard in site.shards)
-    each = BYTES_WITH_NOISE + (4 if site.config.protect.momentum and site.config.protect.kind.preparation == "own-noise" else 0)
-    side = site.config.input_size
-    needed = each * images * (3 * side**2 if side else image_bytes(counts)) / 1e6
-    if needed > limit:
-        raise ValueError(
-            f"{site.config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
-            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
-        )
+    side, counts = site.config.input_size, site.pack.counts
+    check_noise_memory(site.config, images, side or counts["height"], side or counts["width"])
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
@@ -176,7 +185,7 @@ def make_noise(site: Site, threads: int) -> None:
     torch.backends.cudnn.deterministic = True
     config, among = site.config.protect, torch.tensor(site.classes)
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
-    images, labels = load_seen(site.clean, site.shards, site.config.input_size)
+    images, labels = load_seen(site.clean, site.shards, Loading(input_size=site.config.input_size))
     protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
     ranks = torch.searchsorted(among, labels)
     numbers, count = (protected.cumsum(0) - 1, int(protected.sum())) if own_rows else _class_rows(site, ranks)

@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipeline.results.dilution_findings import on_diluted
+from pipeline.results.outcomes import least, outcomes, regained, unaided
 from pipeline.results.run_results import RunResults
-from pipeline.results.thresholds import ALIKE, FAR, NEAR, error, lost, much, share_lost
+from pipeline.results.thresholds import ALIKE, NEAR, error, lost, much, share_lost
 from pipeline.results.victims import VictimPair
 from pipeline.storage.records import shown
 from sep.countermeasures.registry import crafted_for
@@ -46,17 +47,16 @@ def findings(results: RunResults) -> Findings:
         said = "No victim is finished yet that was trained on nothing but the release, so this run does not say how well it protects."
         return Findings((said,), diluted)
     guess, tests, pair = results.chance, results.measured_images, measured[0]
-    least = guess + max(error(guess, tests), min(FAR, guess))  # of one class in ten 20 %, of one in a hundred 2 %
     overall = [
         _on_first(results, pair),
         *_on_protection(results, pair),
         *_on_other_classes(results, pair),
         *_on_networks(results, measured),
     ]
-    if worst := _weakest(measured, guess, least):
+    if worst := _weakest(measured, guess, tests):
         left, clean = worst.protected.last.mean, worst.clean.last.mean
         overall.append(f"The protection is weakest against {worst.name}: {left:.1f} % on protected images, {clean:.1f} % on clean ones.")
-    return Findings(tuple(overall), _on_countermeasures(measured, guess, least, results.count("protect", "views") or ()) + diluted)
+    return Findings(tuple(overall), _on_countermeasures(measured, guess, tests, results.count("protect", "views") or ()) + diluted)
 
 
 def _on_first(results: RunResults, pair: VictimPair) -> str:
@@ -69,49 +69,26 @@ def _on_first(results: RunResults, pair: VictimPair) -> str:
     )
 
 
-def _weakest(measured: Sequence[VictimPair], guess: float, least: float) -> VictimPair | None:
+def _weakest(measured: Sequence[VictimPair], guess: float, tests: int) -> VictimPair | None:
     """Return the victim that loses the smallest share of what it could lose, if that is clearly less than the first victim loses."""
-    first = measured[0]
-    able = [pair for pair in measured[1:] if pair.clean.last.mean >= least]
-    if not able or first.clean.last.mean < least or lost(first) < much(first, guess):
+    first, enough = measured[0], least(guess, tests)
+    able = [pair for pair in measured[1:] if pair.clean.last.mean >= enough]
+    if not able or first.clean.last.mean < enough or lost(first) < much(first, guess):
         return None
     worst = min(able, key=lambda pair: share_lost(pair, guess))
     return worst if share_lost(worst, guess) < share_lost(first, guess) - ALIKE else None
 
 
-def _on_countermeasures(measured: Sequence[VictimPair], guess: float, least: float, views: Collection[str] = ()) -> tuple[str, ...]:
-    """Say which countermeasures the protection withstands, each judged by the network with which it does worst.
-
-    Only networks that the protection works against at all are looked at. `guess` is what guessing gets right, in percent. A network that
-    gets less than `least` percent from clean images has nothing to lose: it speaks for a countermeasure only where all networks are such.
-    Countermeasures that the release was crafted for, by its `views`, are marked.
-    """
-    plain = {
-        pair.clean.network: pair
-        for pair in measured
-        if pair.clean.countermeasure == "none" and pair.clean.last.mean >= least and lost(pair) >= much(pair, guess)
-    }
-
-    def outcome(pair: VictimPair) -> int:
-        """Return the place in `OUTCOMES` of the sentence that a victim belongs to."""
-        if pair.clean.last.mean < least:
-            return 3
-        if lost(pair) < much(pair, guess):
-            return 2
-        return 0 if share_lost(pair, guess) >= share_lost(plain[pair.clean.network], guess) - ALIKE else 1
-
-    countered: dict[str, list[VictimPair]] = {}
-    for pair in measured:
-        if pair.clean.network in plain and pair.clean.countermeasure != "none":
-            countered.setdefault(pair.clean.countermeasure, []).append(pair)
+def _on_countermeasures(measured: Sequence[VictimPair], guess: float, tests: int, views: Collection[str] = ()) -> tuple[str, ...]:
+    """Say which countermeasures the protection withstands; those that the release was crafted for, by its `views`, are marked."""
+    several = len(unaided(measured, guess, tests)) > 1
     groups: list[list[str]] = [[] for _ in OUTCOMES]
-    for name, pairs in countered.items():
-        worst = min(pairs, key=lambda pair: ((2, 1, 0, 3).index(outcome(pair)), lost(pair)))
-        clean, left, place = worst.clean.last.mean, worst.protected.last.mean, outcome(worst)
+    for name, (outcome, worst) in outcomes(measured, guess, tests).items():
+        clean, left = worst.clean.last.mean, worst.protected.last.mean
         part = f"{left:.1f} % of {clean:.1f} %"
-        figures = (part, part, f"{left:.1f} %, where clean images treated alike give {clean:.1f} %", f"{clean:.1f} %")[place]
-        with_network = f" with {worst.clean.network}" if len(plain) > 1 else ""
-        groups[place].append(f"{name}{with_network} ({'crafted for; ' if crafted_for(name, views) else ''}{figures})")
+        figures = (part, part, f"{left:.1f} %, where clean images treated alike give {clean:.1f} %", f"{clean:.1f} %")[outcome]
+        with_network = f" with {worst.clean.network}" if several else ""
+        groups[outcome].append(f"{name}{with_network} ({'crafted for; ' if crafted_for(name, views) else ''}{figures})")
     return tuple(f"{start} {'; '.join(names)}." for start, names in zip(OUTCOMES, groups, strict=True) if names)
 
 
@@ -139,14 +116,14 @@ def _on_protection(results: RunResults, pair: VictimPair) -> list[str]:
 
 
 def _on_relabelling(results: RunResults, pair: VictimPair) -> str:
-    clean, protected, relabelled = pair.clean.last.mean, pair.protected.last.mean, pair.protected.relabelled.mean
-    gain, far = relabelled - protected, much(pair, results.chance)
+    protected, relabelled = pair.protected.last.mean, pair.protected.relabelled.mean
     outcome = f"After the best one-to-one relabelling of its predictions, the protected victim gets {relabelled:.1f} % right"
-    if gain < far:
+    gained = regained(pair, results.chance)
+    if gained is None and relabelled - protected < much(pair, results.chance):
         return f"{outcome}: relabelling recovers next to nothing."
-    if relabelled < results.chance + far:
+    if gained is None:
         return f"{outcome}, which is near chance as well: relabelling recovers nothing useful."
-    share = round(100 * gain / (clean - protected))
+    share = round(gained)
     counts = results.manifests["protect"].counts
     known = MAPS.get(counts["targets"]) if METHODS[counts["method"]].targets else None
     if known:

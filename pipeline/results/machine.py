@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 PACKAGES = ("torchvision", "pyarrow")
+GIT_SECONDS = 5.0
 Machine = dict[str, Any]
 
 
@@ -30,6 +32,21 @@ def hardware() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{os.cpu_count()} cores, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
+
+
+def code_version() -> str:
+    """Return the version of this package, and the commit where it runs from a clone."""
+    try:
+        own = version("sep-pipeline")
+    except PackageNotFoundError:  # a bare tree
+        own = "not installed"
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=GIT_SECONDS, check=False)  # noqa: S603  # words of our own
+        commit = done.stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return f"{own}, commit {commit}" if commit else own
 
 
 def counted(before: Sequence[Machine], seconds: float) -> list[Machine]:

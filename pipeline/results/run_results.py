@@ -22,7 +22,7 @@ from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_p
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
+from pipeline.storage.layout import AUDIT, CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
@@ -91,6 +91,15 @@ class RunResults:
     @cached_property
     def _report_digest(self) -> str | None:
         return Manifest.load(self.folder, "report").digest if self.folder.child("report").exists(MANIFEST) else None
+
+    @cached_property
+    def audit(self) -> Mapping[str, Any] | None:
+        """What verify.py found in this very release: `faults`, their number, and `said`; None where it has not looked at it yet."""
+        try:
+            found: dict[str, Any] = json.loads(self.folder.read(AUDIT))
+            return found if found["release"] == self.digest_of("protect") else None
+        except (FileNotFoundError, ValueError, KeyError):
+            return None
 
     @property
     def unfinished(self) -> dict[str, Any]:

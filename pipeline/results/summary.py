@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shlex
 import statistics
+from dataclasses import replace
 
 from pipeline.config.released_splits import sets_aside
 from pipeline.config.schema import RunConfig
+from pipeline.results.commands import here
+from pipeline.results.next_steps import Step, next_steps
 from pipeline.results.run_results import RunResults
+from pipeline.results.verdict import verdict
 from pipeline.results.victims import VictimPair, share_of
 from pipeline.storage.layout import PAGE
 from sep.methods.registry import METHODS
@@ -104,20 +108,20 @@ def _pace(results: RunResults) -> str:
 
 
 def summary(config: RunConfig, results: RunResults) -> str:
-    """Return the short table for the end of a run: its figures, and where to look next."""
+    """Return the text for the end of a run: the verdict, its figures, and what to do next."""
     known, folder = headline(results), results.folder
 
     def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
-        return [f"  {label:<24}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
+        return [f"  {label:<36}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
 
     through = f" through {known['views']}" if "views" in known else ""
     seeds = f"{known.get('victim')}, {known.get('seeds')} seed{'s' if known.get('seeds') != 1 else ''}"
     lines = [
-        *line("clean victim", "clean_accuracy", "%", seeds),
-        *line("protected victim", "protected_accuracy", "%", f"chance is {known.get('chance_accuracy', 0):.3g} %"),
-        *line("protected, relabelled", "protected_relabelled_accuracy", "%", "after the best relabelling of its predictions"),
-        *line("others, clean", "clean_other_accuracy", "%", "classes that are not protected"),
-        *line("others, protected", "protected_other_accuracy", "%", "the same, trained on the release"),
+        *line("trained on your originals", "clean_accuracy", "%", seeds),
+        *line("trained on the protected release", "protected_accuracy", "%", f"guessing gives {known.get('chance_accuracy', 0):.3g} %"),
+        *line("if an attacker renames the answers", "protected_relabelled_accuracy", "%", "by the best one-to-one map"),
+        *line("other classes, from your originals", "clean_other_accuracy", "%", "classes that are not protected"),
+        *line("other classes, from the release", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),
         *line("largest change", "linf_levels", "", f"of 255 grey levels; the budget is {known.get('budget')}", "d"),
         *line("PSNR", "psnr_db", "dB", f"mean of {known.get('protected_images')} images by {known.get('method')}{through}"),
@@ -127,10 +131,16 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("missing shards", "missing_shards", "", "crafting failed for them, and the run went on without them", "d"),
         *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),
     ]
-    where = shlex.quote(folder.uri)
-    looks = [f"audit     python pipeline/verify.py --run {where}"]
+    said = [f"  {sentence}" for sentence in verdict(results).sentences]
+    looks = [Step("report", "", f"{folder.uri}/report/{PAGE}")] if folder.exists(f"report/{PAGE}") else []
     if folder.is_local and not config.tracking_uri:
-        looks.insert(0, f"runs      make ui RUN={where}, then {RUNS_ADDRESS}")
-    if folder.exists(f"report/{PAGE}"):
-        looks.insert(0, f"report    {folder.uri}/report/{PAGE}")
-    return "\n".join(["", *lines, "", *(f"  {look}" for look in looks)])
+        looks.append(Step("runs", f"then open {RUNS_ADDRESS}", here(f"make ui RUN={shlex.quote(folder.uri)}")))
+    steps = [replace(step, command=here(step.command) if step.command else "") for step in next_steps(config, results)]
+    rows = [part for step in looks + steps for part in _told(step)]
+    return "\n".join(["", *said, "", *lines, "", *rows])
+
+
+def _told(step: Step) -> list[str]:
+    """Return a step as one line, and its command alone on the next one, from which it can be copied."""
+    start = f"  {step.name:<10}{step.why}".rstrip()
+    return [start, f"    {step.command}"] if step.why and step.command else [f"  {step.name:<10}{step.why or step.command}"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pipeline.sources.dataset import Dataset, Entry, SourceError
 from pipeline.sources.decoding import IMAGE_SUFFIXES
 from pipeline.sources.listing import FileReader, Listing
-from pipeline.sources.splits import SPLIT_OF, test_split
+from pipeline.sources.splits import SPLIT_OF, check_copies, test_split
 from pipeline.storage.records import shown
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def class_folders(listing: Listing) -> Dataset | None:
         return None
     if found.test_folder:
         log.info("pack: test images from %s/", found.test_folder)
+    check_copies(listing, found.names)
     labels = {name: label for label, name in enumerate(found.names)}
     entries = [
         Entry(split, labels[name], file, file, 0, listing.files.get(file, 0), fault=listing.unusable.get(file, ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ SPLIT_OF = {
 }
 FIRST_WORD = re.compile(r"[a-z]+(?=$|[-_.])")
 OF_A_SET = re.compile(r"(.*?)(\d+)-of-(\d+)")
+# Added to the name of a second one by browsers and desktops; a bare number only before the end of a file's name.
+COPY = re.compile(r"([\s_-]+copy([\s_-]*\(?\d+\)?)?|\s*\(\d+\))(?=\.|$)|\s+\d+(?=\.\w+$)", re.IGNORECASE)
 COUNTED = re.compile(r"(.*?)(\d+)(\.[^/]*)")
 
 
@@ -55,6 +57,7 @@ def shards_by_split(listing: Listing, suffix: str) -> tuple[dict[str, list[str]]
     if "train" not in splits:
         raise SourceError(f"{listing.folder.uri} has *{suffix} files, but none named train-*{suffix}")
     for files in splits.values():
+        check_copies(listing, files)
         _check_sets(listing, files)
     test, left_out = test_split(splits)
     if test:
@@ -80,6 +83,20 @@ def _place(name: str) -> tuple[str, str] | None:
     if outer:
         return above, outer
     return (folder, own) if own else None
+
+
+def check_copies(listing: Listing, names: Collection[str]) -> None:
+    """Refuse shards or classes of which some have the name of another and the mark of a copy: `train-0 (1).tar` beside `train-0.tar`.
+
+    Raises:
+        SourceError: some are such copies.
+    """
+    copies = sorted(name for name in names if (plain := COPY.sub("", name)) != name and plain in names)
+    if copies:
+        raise SourceError(
+            f"{listing.folder.uri}: {shown(copies)}: looks like a second copy of {COPY.sub('', copies[0])}, whose images would count "
+            "twice: move it away, or give it a name of its own"
+        )
 
 
 def _check_sets(listing: Listing, files: Sequence[str]) -> None:

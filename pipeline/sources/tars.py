@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pipeline.storage.records import shown
 
 CLASS_NAMES = "classes.txt"
 LABEL_BYTES = 32  # at most, for an integer and the space around it
+LABEL = re.compile(rb"\s*[+-]?\d+\s*")  # Python would read 1_0 as ten
 BLOCK = 2**20  # bytes that are read at a time
 
 
@@ -143,10 +145,9 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> int:
     if member.size > LABEL_BYTES:
         raise SourceError(f"{where}: expected the number of a class, found {member.size} bytes")
     text = content(tar, member)
-    try:
-        return int(text)
-    except ValueError as error:
-        raise SourceError(f"{where}: expected the number of a class, found {text!r}") from error
+    if not LABEL.fullmatch(text):
+        raise SourceError(f"{where}: expected the number of a class, found {text!r}")
+    return int(text)
 
 
 def _split_name(name: str) -> tuple[str, str]:

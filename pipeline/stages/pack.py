@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from cluster.executor import Executor
 from cluster.work import Capacity, Work
-from pipeline.config.own_size import packed_at_own_size
 from pipeline.config.schema import SPLITS, PackConfig, RunConfig, to_tree
+from pipeline.config.sight import packed_at_own_size
 from pipeline.shards.finished_shards import FinishedShard, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
@@ -23,6 +23,7 @@ from pipeline.sources import decoding
 from pipeline.sources.dataset import Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.sources.scan import scan
 from pipeline.sources.shard_plan import most_file_bytes, pixels_of, plan
+from pipeline.stages.suitability import check_scanned
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES
 from pipeline.storage.records import digest, shown
@@ -57,7 +58,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
 
     Raises:
         SourceError: the source cannot be packed as it is; nothing is left, so that a corrected command starts afresh.
-        ValueError: the folder was made with another configuration.
+        ValueError: the folder was made with another configuration, or a later stage could not use the images.
         WorkFailed: a task failed for good; what is finished is kept.
     """
     stage = Stage(
@@ -67,11 +68,13 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         return stage.manifest
     try:
         dataset = scan(config)
+        check_scanned(config, dataset)
         parts = _pack(stage, dataset, config, executor, packed_at_own_size(config))
         _check(dataset, parts)
         return _finish(stage, dataset, parts, packed_at_own_size(config))
-    except SourceError as error:
-        stage.clear(str(error))
+    except ValueError as error:
+        if isinstance(error, SourceError) or not stage.folder.child(PARTS).names():
+            stage.clear(str(error))
         raise
 
 

@@ -18,9 +18,9 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.own_size import recorded_input
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import ProtectConfig, RunConfig, deciding
+from pipeline.config.sight import recorded_input
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
@@ -110,11 +110,6 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     """
     base, pack = Manifest.load(run, "protect"), Manifest.load(folder, "pack")
     kind = config.protect.kind
-    if not kind.grows:
-        raise ValueError(
-            f"--add: {config.protect.method} makes the noise of all images together, and has none for images that come later: protect them "
-            "all in a new run, or use another method"
-        )
     section = {**base.asked["protect"], "added_to": base.digest}
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:

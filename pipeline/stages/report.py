@@ -14,7 +14,7 @@ from pipeline.storage.stage import Manifest, Stage
 
 log = logging.getLogger(__name__)
 
-VERSION = 5  # of the page and its pictures; raised with what they show, so that a report of an earlier version is made again
+VERSION = 6  # of the page and its pictures; raised with what they show, so that a report of an earlier version is made again
 
 
 def execute(config: RunConfig, folder: Run) -> Manifest:
@@ -27,7 +27,7 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     if not results.manifests:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
-    section, inputs = {"version": VERSION, **results.unfinished}, tuple(results.manifests)
+    section, inputs = {"version": VERSION, "audit": results.audit, **results.unfinished}, tuple(results.manifests)
     stage = Stage(folder, "report", section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest:
         return stage.manifest

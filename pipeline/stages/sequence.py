@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from cluster.executor import Executor
 from cluster.work import WorkFailed
-from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
+from pipeline.shards.sizes import is_own_size
 from pipeline.stages import pack, protect, surrogate, victim
+from pipeline.stages.suitability import check_suitable
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.clean_shares import check_clean_shares
-from pipeline.training.networks import check_networks
+from pipeline.training.clean_shares import protected_labels
 
 
 def _report(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
@@ -43,9 +44,12 @@ def check(config: RunConfig, folder: Run) -> None:
         ValueError: they do not, or are not packed.
     """
     packed = Manifest.load(folder, "pack")
-    check_batch_sizes(config, packed.counts["train"])
-    check_networks(config, packed)
-    check_clean_shares(config, folder, packed)
+    counts = packed.counts
+    labels = partial(protected_labels, folder.child("pack"), packed.shards["train"])
+    side = config.input_size
+    if is_own_size(counts) and side is None:
+        raise ValueError("the images are packed at their own size: give --input-size N, the side in pixels of what networks see")
+    check_suitable(config, counts["classes"], counts["train"], labels, (side or counts["height"], side or counts["width"]))
 
 
 def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:

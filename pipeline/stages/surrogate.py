@@ -11,8 +11,8 @@ from typing import Any
 from cluster.executor import Executor
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.own_size import recorded_input
 from pipeline.config.schema import RunConfig, deciding
+from pipeline.config.sight import recorded_input
 from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
@@ -71,6 +71,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             pack=pack,
             memory_limit_mb=config.memory_limit_mb,
             threads=cpus,
+            cache_gb=config.cache_gb,
             views=config.views,
             input_size=config.input_size,
         ),

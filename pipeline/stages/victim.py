@@ -21,8 +21,8 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import WorkFailed
 from pipeline.config.marks import Mark, marked
-from pipeline.config.own_size import recorded_input
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
+from pipeline.config.sight import recorded_input
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -164,6 +164,7 @@ def _task(
         made_from=digest(decides),
         memory_limit_mb=config.memory_limit_mb,
         threads=resources.cpus_for(at_once, victim.trials_per_gpu),
+        cache_gb=config.cache_gb,
         gpu=gpu,
         input_size=config.input_size,
     )

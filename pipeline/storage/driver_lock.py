@@ -110,6 +110,10 @@ def _beating(folder: Folder, leaving: threading.Event) -> Iterator[None]:
             leaving.wait(AGAIN_SECONDS)  # where Python runs a destructor, say, an interruption is swallowed
 
     beat()
+    if before:
+        log.info(
+            "%s: waiting %.0f s for %s, which has been silent, to show itself", folder.uri, SETTLE_SECONDS + BEAT_SECONDS, before["who"]
+        )
     time.sleep(SETTLE_SECONDS + (BEAT_SECONDS if before else 0))  # the one that was silent, if it lives after all, sees that it lost
     if (other := _read(folder)).get("id") != mine["id"]:  # of two that start together, the later one to write stays
         raise _driven(folder, f"{other.get('who')}, who started at the same time")

@@ -20,6 +20,7 @@ REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 SECRET = re.compile("pass|pwd|secret|token|key|cred|auth", re.IGNORECASE)  # in the name of a parameter
 ATTEMPTS = 11  # of one request; the waits between them, random and doubling up to 20 s, come to a minute on average
 CONNECT_SECONDS = 10.0
+PATIENCE_SECONDS = ATTEMPTS * CONNECT_SECONDS + 60  # until a store that nobody reaches is given up
 STALLED_SECONDS = 60.0  # without a byte, after which a request has failed
 
 

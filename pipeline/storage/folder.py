@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from pyarrow import NativeFile, fs
 
-from pipeline.storage.filesystems import connect, split
+from pipeline.storage.filesystems import PATIENCE_SECONDS, connect, split
+
+log = logging.getLogger(__name__)
 
 TEMPORARY = ".partial-"  # prefix of files that are still being built; never read, never listed
 BLOCK = 2**24  # bytes; each costs an object store one request
+SLOW_SECONDS = 10.0  # for one request, before a line says what is waited for
 PUTS = 3  # of one object, if the answer to the first was lost or an object of another size is there
 FORGOTTEN = "NO_SUCH_UPLOAD"  # the answer of a store that is asked to finish an upload which it has finished already
 ADVICE = {
@@ -137,7 +143,7 @@ class Folder:
         if self.is_local:
             self._replace(Path(self.file(name)), data)
         else:
-            with self.errors(name):
+            with self.errors(name), self._patience(name):
                 self._put(name, data)
 
     @staticmethod
@@ -176,8 +182,13 @@ class Folder:
         raise OSError(f"{written} bytes were written, but {size or 'none'} are there")
 
     def _info(self, name: str = "") -> fs.FileInfo:
-        with self.errors(name):
+        with self.errors(name), self._patience(name):
             return self.filesystem.get_file_info(self.file(name) if name else self.path)
+
+    def modified(self, name: str) -> datetime | None:
+        """Return when a file was written last; None where storage does not say, or there is no such file."""
+        found: datetime | None = self._info(name).mtime
+        return found
 
     def names(self, recursive: bool = False) -> list[str]:
         """Return the sorted names of the files in this folder, relative to it; none if it does not exist.
@@ -186,7 +197,7 @@ class Folder:
         """
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
         prefix = len(self.path.rstrip("/")) + 1
-        with self.errors():
+        with self.errors(), self._patience():
             found = (info.path[prefix:] for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File)
         return sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
 
@@ -208,6 +219,21 @@ class Folder:
         else:
             with _named(f"{self.uri}/{name}" if name else self.uri):
                 yield
+
+    @contextmanager
+    def _patience(self, name: str = "") -> Iterator[None]:
+        """Say what is waited for, and until when, if an object store takes long over the request in the block."""
+        if self.is_local:
+            yield
+            return
+        said = "%s: no answer for %.0f s; storage that is out of reach is given up after about %.0f minutes"
+        patience = threading.Timer(SLOW_SECONDS, log.info, (said, f"{self.uri}/{name}".rstrip("/"), SLOW_SECONDS, PATIENCE_SECONDS / 60))
+        patience.daemon = True
+        patience.start()
+        try:
+            yield
+        finally:
+            patience.cancel()
 
     def remove_partials(self) -> None:
         """Remove the half-built files of a killed writer."""

@@ -5,10 +5,10 @@ Legend: B images, C channels, H W pixels. Batches are uint8 images `(B, C, H, W)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config.seeds import generator
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import Batch, Labelled, Read, in_order, load_images, load_seen
+from pipeline.shards.tensors import PLAIN_LOADING, Batch, Labelled, Loading, Read, in_order, load_images, load_seen
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from sep.pictures import Images, Pictures, joined, mapped, one_size
@@ -25,6 +25,8 @@ Transform = Callable[[Tensor, Tensor], Tensor]  # images and labels to other ima
 Sight = Callable[[int], Callable[[Images], Tensor]]  # for an epoch, maps images to what networks see of them
 
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
+GROUPS_AHEAD = 2  # of so many shards, that are decoded while the ones before are trained on
+BATCHES_AHEAD = 4  # ready to be copied to a GPU
 TRANSFORMED_TOGETHER = 1000  # stored images that a countermeasure changes at a time
 
 
@@ -86,24 +88,31 @@ class Streaming:
         split: Split,
         transform: Transform,
         read: Read = read_shard,
-        input_size: int | None = None,
+        loading: Loading = PLAIN_LOADING,
+        pinned: bool = False,
         sight: Sight = whole,
     ) -> None:
-        """Plan the epochs, and read nothing yet.
+        """Plan the epochs, and read nothing yet; with `pinned`, batches lie in memory that a GPU copies from by itself.
 
         Raises:
             ValueError: the shards are fewer than the ranks, or do not fill one batch on every rank.
         """
         if len(shards) < split.size:
             raise ValueError(f"{len(shards)} shards cannot be dealt to {split.size} ranks: pack with a smaller --pack.shard-images")
-        self.shards, self.split, self.transform, self.sight = list(shards), split, transform, sight
-        self.load = partial(load_images, folder, input_size=input_size, read=read)
+        self.folder, self.shards, self.split, self.transform, self.read = folder, list(shards), split, transform, read
+        self.loading, self.pinned, self.sight = loading, pinned, sight
         # Shards differ in size and every epoch deals them anew: take the steps that any dealing allows.
         smallest = sum(sorted(shard.count for shard in shards)[: len(shards) // split.size])
         self.steps = _steps(smallest, split.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """See `Batches`."""
+        return _ahead(self._epoch(number), self.pinned)
+
+    def _load(self, shards: Sequence[Shard]) -> Labelled:
+        return load_images(self.folder, shards, self.read, self.loading)
+
+    def _epoch(self, number: int) -> Iterator[Batch]:
         seen = self.sight(number)
         draw = generator(self.split.seed, "order", number)
         mine = torch.randperm(len(self.shards), generator=draw).tolist()[self.split.rank :: self.split.size]
@@ -111,12 +120,11 @@ class Streaming:
         shuffle = generator(self.split.seed, "mix", number, self.split.rank)
         rest: Labelled | None = None
         left = self.steps
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self.load, groups[0])
-            for position in range(len(groups)):
-                images, labels = ahead.result()
-                if position + 1 < len(groups):
-                    ahead = reader.submit(self.load, groups[position + 1])
+        with ThreadPoolExecutor(GROUPS_AHEAD) as reader:
+            reading = deque(reader.submit(self._load, group) for group in groups[:GROUPS_AHEAD])
+            for following in range(GROUPS_AHEAD, len(groups) + GROUPS_AHEAD):
+                images, labels = reading.popleft().result()
+                reading.extend(reader.submit(self._load, group) for group in groups[following : following + 1])
                 images = transformed(self.transform, images, labels)
                 if rest is not None:
                     images, labels = joined([rest[0], images]), torch.cat([rest[1], labels])
@@ -129,6 +137,20 @@ class Streaming:
                     return
                 kept = order[full * self.split.batch_size :]
                 rest = images[kept], labels[kept]
+
+
+def _ahead(batches: Iterator[Batch], pinned: bool) -> Iterator[Batch]:
+    """Yield batches that another thread makes while the ones before are used, in pinned memory if asked for."""
+
+    def following() -> Batch | None:
+        batch = next(batches, None)
+        return (batch[0].pin_memory(), batch[1].pin_memory()) if batch and pinned else batch
+
+    with ThreadPoolExecutor(1) as maker:
+        making = deque(maker.submit(following) for _ in range(BATCHES_AHEAD))
+        while (batch := making.popleft().result()) is not None:
+            making.append(maker.submit(following))
+            yield batch
 
 
 def _steps(images: int, batch_size: int) -> int:
@@ -154,16 +176,23 @@ def transformed(transform: Transform, images: Images, labels: Tensor) -> Images:
 
 
 def open_tests(
-    folder: Folder, shards: Sequence[Shard], image_bytes: float, memory_limit_mb: int, device: torch.device, input_size: int | None = None
+    folder: Folder,
+    shards: Sequence[Shard],
+    image_bytes: float,
+    memory_limit_mb: int,
+    device: torch.device,
+    loading: Loading = PLAIN_LOADING,
 ) -> Callable[[], Iterator[Batch]]:
     """Return a function that opens all images once, in order, as networks see them in tests.
 
     They come from memory of the device where they fit decoded, else shard by shard.
     """
-    if fits(shards, 3 * input_size**2 if input_size else image_bytes, memory_limit_mb):
-        images, labels = (part.to(device) for part in load_seen(folder, shards, input_size))
+    if fits(shards, 3 * loading.input_size**2 if loading.input_size else image_bytes, memory_limit_mb):
+        images, labels = (part.to(device) for part in load_seen(folder, shards, replace(loading, cache=None)))
         return lambda: in_order(images, labels)
-    return lambda: (batch for shard in shards for batch in in_order(*load_seen(folder, [shard], input_size)))
+    return lambda: _ahead(
+        (batch for shard in shards for batch in in_order(*load_seen(folder, [shard], loading))), pinned=device.type == "cuda"
+    )
 
 
 def fits(shards: Sequence[Shard], image_bytes: float, memory_limit_mb: int) -> bool:
@@ -180,7 +209,7 @@ def open_batches(
     device: torch.device,
     transform: Transform = unchanged,
     read: Read = read_shard,
-    input_size: int | None = None,
+    loading: Loading = PLAIN_LOADING,
     sight: Sight = whole,
 ) -> Batches:
     """Open batches from memory where the decoded images fit, else streamed.
@@ -194,15 +223,15 @@ def open_batches(
         device: for the images held in memory.
         transform: applied once to uint8 images `(B, C, H, W)` and their labels, each image by itself, before training on them.
         read: returns the samples of a shard.
-        input_size: of networks that see pictures of their own size, which stay on the CPU.
+        loading: on how many threads images are decoded, and the cache of streamed ones; pictures of their own size stay on the CPU.
         sight: how networks see images in an epoch.
 
     Raises:
         ValueError: the images do not fill one batch on every rank.
     """
     if not fits(shards, image_bytes, memory_limit_mb):
-        return Streaming(folder, shards, split, transform, read, input_size, sight)
-    images, labels = load_images(folder, shards, input_size, read)
+        return Streaming(folder, shards, split, transform, read, loading, device.type == "cuda", sight)
+    images, labels = load_images(folder, shards, read, replace(loading, cache=None))
     if transform is not unchanged:  # some at a time: to blur all at once would take many times their memory
         parts = (slice(start, start + TRANSFORMED_TOGETHER) for start in range(0, len(labels), TRANSFORMED_TOGETHER))
         images = joined([transformed(transform, images[part], labels[part]) for part in parts])

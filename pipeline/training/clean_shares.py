@@ -7,7 +7,7 @@ of its class. The control trains on the clean images alone, repeated to a traini
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 
@@ -18,12 +18,11 @@ from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
-from pipeline.storage.run import Run
-from pipeline.storage.stage import Manifest, Shard
+from pipeline.storage.stage import Shard
 from sep.countermeasures.registry import plan
 
 
-def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
+def choose(labels: Mapping[str, int], percent: int, seed: int) -> frozenset[str]:
     """Choose a percentage of the keys, rounded, evenly over the classes; a larger percentage adds to the keys of a smaller one.
 
     Args:
@@ -39,7 +38,7 @@ def choose(labels: dict[str, int], percent: int, seed: int) -> frozenset[str]:
     return frozenset(key for *_, key in sorted(ranked)[: round(percent / 100 * len(labels))])
 
 
-def clean_keys(labels: dict[str, int], percent: int, run_seed: int, victim_seed: int) -> frozenset[str]:
+def clean_keys(labels: Mapping[str, int], percent: int, run_seed: int, victim_seed: int) -> frozenset[str]:
     """Choose the keys of the images that a victim has in clean form. They depend on its seed, not on network or countermeasure."""
     return choose(labels, percent, derive(run_seed, "dilution", victim_seed))
 
@@ -149,8 +148,13 @@ class Repeated:
         return [self.instead.get(sample.key, sample) for sample in read_shard(folder, shard)]
 
 
-def check_clean_shares(config: RunConfig, folder: Run, pack: Manifest) -> None:
+def check_clean_shares(config: RunConfig, classes: Sequence[str], labels: Callable[[Collection[int]], Mapping[str, int]]) -> None:
     """Check, before anything is crafted, that every clean-only share has images of each class.
+
+    Args:
+        config: of the run.
+        classes: names of all classes, in label order.
+        labels: gives those of the training images of some classes, by key; asked only where there is such a share.
 
     Raises:
         ValueError: a share lacks a class.
@@ -159,9 +163,9 @@ def check_clean_shares(config: RunConfig, folder: Run, pack: Manifest) -> None:
     percents = {name: each.clean_percent for name, each in plans.items() if each.clean_only}
     if not percents:
         return
-    labels = protected_labels(folder.child("pack"), pack.shards["train"], protected_classes(config, pack.counts["classes"]))
+    of_protected = labels(protected_classes(config, classes))
     for (name, percent), seed in product(percents.items(), config.victim.seeds):
         try:
-            repeats(labels, clean_keys(labels, percent, config.seed, seed))
+            repeats(of_protected, clean_keys(of_protected, percent, config.seed, seed))
         except ValueError as error:
             raise ValueError(f"victim.countermeasures: {name}: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pipeline.config.schema import RunConfig
-from pipeline.shards.sizes import is_own_size
 from pipeline.storage.stage import Manifest
 from sep import models
 
@@ -15,8 +14,8 @@ def build_network(name: str, pack: Manifest, input_size: int | None = None) -> m
     return models.build(name, len(counts["classes"]), side, counts["mean"], counts["std"])
 
 
-def check_networks(config: RunConfig, pack: Manifest) -> None:
-    """Check, before hours of other work, that every network in the configuration can take the packed images.
+def check_networks(config: RunConfig, num_classes: int, height: int, width: int) -> None:
+    """Check, before hours of other work, that every network in the configuration can take images of this size.
 
     Raises:
         ValueError: a network cannot take images of their size.
@@ -25,15 +24,10 @@ def check_networks(config: RunConfig, pack: Manifest) -> None:
         "surrogate.networks": config.surrogate.networks if config.trains_surrogate else (),
         "victim.networks": config.victim.networks if "victim" in config.stages else (),
     }
-    counts, side = pack.counts, config.input_size
-    if is_own_size(counts) and side is None:
-        raise ValueError(
-            "the images are packed at their own size: give --input-size N, the side in pixels that networks are to see of them"
-        )
     for setting, names in trained.items():
         for name in names:
             try:
-                models.check_input_size(name, len(counts["classes"]), side or counts["height"], side or counts["width"])
+                models.check_input_size(name, num_classes, height, width)
             except ValueError as error:
-                remedy = "give another --input-size" if side else "pack images of another size (--pack.size cuts squares out)"
+                remedy = "give another --input-size" if config.input_size else "pack images of another size (--pack.size cuts squares out)"
                 raise ValueError(f"{setting}: {error}. Choose another network, or {remedy}") from error

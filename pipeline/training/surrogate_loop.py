@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from cluster.epochs import Worker
 from pipeline.config.schema import SurrogateConfig
 from pipeline.config.seeds import derive, generator
+from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.sizes import image_bytes
-from pipeline.shards.tensors import Batch
+from pipeline.shards.tensors import Batch, Loading
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESUME, WEIGHTS
 from pipeline.storage.records import sha256
@@ -44,6 +45,7 @@ class SurrogateTask:
     pack: Manifest
     memory_limit_mb: int
     threads: int
+    cache_gb: float
     views: tuple[str, ...] = PLAIN
     input_size: int | None = None
 
@@ -62,7 +64,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     distributed = worker.distribute(network)
     split = Split(max(1, config.batch_size // worker.size), seed, worker.rank, worker.size)
-    each, limit = image_bytes(task.pack.counts), task.memory_limit_mb
+    loading = Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), side)
 
     def sight(epoch: int) -> Callable[[Images], Tensor]:
         mixing, windows = (generator(task.seed, purpose, epoch, worker.rank) for purpose in ("views", "windows"))
@@ -73,8 +75,8 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
 
         return seen
 
-    shards = task.pack.shards["train"]
-    batches = open_batches(task.clean, shards, each, limit, split, worker.device, input_size=side, sight=sight)
+    shards, each = task.pack.shards["train"], image_bytes(task.pack.counts)
+    batches = open_batches(task.clean, shards, each, task.memory_limit_mb, split, worker.device, loading=loading, sight=sight)
 
     def opened(epoch: int) -> Iterator[Batch]:
         torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # for networks that have it

@@ -20,9 +20,10 @@ from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.work import Report
 from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
+from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.shard import read_shard
 from pipeline.shards.sizes import image_bytes
-from pipeline.shards.tensors import Read
+from pipeline.shards.tensors import Loading, Read
 from pipeline.storage.layout import trial_name
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
@@ -76,6 +77,7 @@ class VictimTask:
     made_from: str
     memory_limit_mb: int
     threads: int
+    cache_gb: float
     gpu: bool
     input_size: int | None = None
     deadline: Deadline = NEVER
@@ -107,7 +109,7 @@ def _training_images(task: VictimTask, seed: int, device: torch.device, augmenta
         read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
     each = image_bytes(counts) * bytes_per_value(plan)
-    opened = partial(open_batches, folder, shards, each, task.memory_limit_mb, split, device, read=read, input_size=side)
+    opened = partial(open_batches, folder, shards, each, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
     transform: Transform = unchanged
     for part in plan.on_images:
         step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else partial(_whatever_class, part.on_stored)
@@ -117,6 +119,10 @@ def _training_images(task: VictimTask, seed: int, device: torch.device, augmenta
         return partial(training_view, side=side, augmentation=augmentation, generator=generator(seed, "windows", epoch))
 
     return opened(transform, sight=sight)
+
+
+def _loading(task: VictimTask) -> Loading:
+    return Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), task.input_size)
 
 
 def bytes_per_value(plan: Plan) -> int:
@@ -169,7 +175,7 @@ def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Itera
     Clean and protected victims of one seed start from the same weights and see their images in the same order.
     """
     trial, counts = task.trial, task.pack.counts
-    classes, side = len(counts["classes"]), task.input_size
+    classes, side, shards = len(counts["classes"]), task.input_size, task.pack.shards["test"]
     device = torch.device("cuda" if task.gpu else "cpu")
     share_memory(device, task.config.trials_per_gpu)
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
@@ -183,7 +189,7 @@ def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Itera
         batches.steps,
         draws=partial(generator, seed, "augment"),
         state=state,
-        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes(counts), task.memory_limit_mb, device, side),
+        tests=open_tests(task.run.child("pack"), shards, image_bytes(counts), task.memory_limit_mb, device, _loading(task)),
         num_classes=classes,
         change=task.plan.change(classes),
         remedy="lower --victim.lr",

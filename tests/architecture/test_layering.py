@@ -27,7 +27,7 @@ ONLY_IN = {  # library -> the only modules or rooms that may import it
     "matplotlib": {"pipeline.pages"},
     "jinja2": {"pipeline.pages"},
     "PIL": {"pipeline.shards.pixels", "pipeline.sources.decoding"},
-    "pickle": {"pipeline.sources.cifar"},
+    "pickle": {"pipeline.sources.cifar", "cluster.processes"},
     "tyro": {"pipeline.config", *ENTRY_POINTS},
 }
 NEVER = {"pipeline": {"tests"}}
@@ -89,8 +89,8 @@ def test_imports_only_what_its_layer_may(name: str) -> None:
     if allowed is not None:
         assert top_levels(name) <= allowed
     assert not top_levels(name) & NEVER.get(package, set())
-    if package == "cluster" and "torch" in top_levels(name):
-        assert name == "cluster.local"  # it has to find the GPU and put networks on it
+    if package == "cluster" and "torch" in top_levels(name):  # to find the GPU and put networks on it; to set the number of threads
+        assert name in ("cluster.local", "cluster.processes")
     for library, homes in ONLY_IN.items():
         assert library not in top_levels(name) or {name, name.rpartition(".")[0]} & homes, library
 

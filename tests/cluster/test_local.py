@@ -263,8 +263,10 @@ def test_what_stops_for_the_time_itself_has_not_failed() -> None:
 
 
 def test_it_is_one_worker_with_all_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = open_executor("local", NEVER)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5}, raising=False)
+    executor = open_executor("local", NEVER)
+    assert isinstance(executor, LocalExecutor)
+    assert executor.processes == 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     resources = executor.connect()
     assert (resources.workers, resources.tasks, resources.gpu, resources.cpus_for(1)) == (1, 1, 0, 3)

@@ -195,3 +195,14 @@ def test_a_cause_is_one_line_without_wrapping() -> None:
     assert describe(OSError("\x1b[36mray::work()\x1b[39m died")) == "OSError: ray::work() died"
     assert describe(KeyError()) == "KeyError: no message"
     assert len(describe(OSError("far too long " * 100))) < 330
+
+
+@pytest.mark.ray
+def test_work_that_no_machine_can_do_is_waited_for_with_a_word_and_an_end(
+    ray_2_cpus: Resources, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(pool, "MACHINES_SECONDS", 0.1)
+    with pytest.raises(ConnectionError, match="gpu: no machine with a GPU for 0 minutes; everything finished is kept: bring machines"):
+        list(run_all(timed, [Work("0", (0,))], what="gpu", capacity=Capacity(1, gpus=1)))
+    assert "gpu: waiting up to 0 minutes for a machine with a GPU" in caplog.text

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,24 @@ def test_a_cluster_that_does_not_come_about_is_named_with_what_to_do(variable: d
     outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={**outside, **variable}, capture_output=True, text=True)
     assert ended.stderr.splitlines()[-1].startswith(says)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_waited_for_with_a_word_and_an_end(scheme: str) -> None:
+    with socket.socket() as closed:  # a port that is taken, and does not listen
+        closed.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{closed.getsockname()[1]}"
+        program = (
+            "import logging; logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
+            "from cluster import session; session.JOIN_SECONDS = 0.5; session.connect(1)"
+        )
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = {**outside, "RAY_ADDRESS": address}
+        ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    lines = ended.stderr.splitlines()
+    assert lines[0] == f"joining the Ray cluster at {address}, for up to 0 s"
+    assert lines[-1].startswith(f"ConnectionError: the Ray cluster at RAY_ADDRESS={address} cannot be joined (nothing answers within 0 s: ")
+    assert lines[-1].endswith("correct it, or unset it to use this machine alone")
 
 
 @pytest.mark.ray

@@ -76,11 +76,12 @@ def any_value_will_do(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """With `--no-values`, let a test run to the first comparison that fails. Every other error still counts."""
+    """With `--no-values`, let a test run to the first comparison that fails, unless it is marked `counted`. Every other error counts."""
     try:
         return (yield)
     except Exception as error:
         compared = isinstance(error, AssertionError) or NEEDS_VALUES.search(str(error))
-        if compared and pyfuncitem.config.getoption("--no-values"):
+        excused = compared and pyfuncitem.get_closest_marker("counted") is None
+        if excused and pyfuncitem.config.getoption("--no-values"):
             pytest.xfail(f"no values: {str(error).splitlines()[0]}")
         raise

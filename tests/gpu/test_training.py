@@ -91,6 +91,7 @@ def waits(device: torch.device, action: Callable[[], object]) -> int:
     return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
+@pytest.mark.counted
 def test_nothing_waits_for_the_device_within_an_epoch(device: torch.device) -> None:
     """Three values are read at its end: the loss, the accuracy, and whether all is finite. A test reads its table, and no batch."""
     counts = []
@@ -134,6 +135,7 @@ def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytes
     assert results[0][-1] < 0.8 * results[0][0]
 
 
+@pytest.mark.counted
 def test_only_a_step_that_was_warmed_up_is_recorded(device: torch.device) -> None:
     """By batches of its own shape. On a CPU none is."""
     network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
@@ -141,8 +143,7 @@ def test_only_a_step_that_was_warmed_up_is_recorded(device: torch.device) -> Non
     recorded = []
     for size in (8, 8, 4, 8, 8, 8, 8, 4):
         step(torch.full((size, 3, 16, 16), 60.0, device=device), torch.zeros(size, dtype=torch.long, device=device))
-        given = getattr(step, "given", None)
-        recorded.append(given and len(given[0]))
+        recorded.append(len(step.recorded[1]) if isinstance(step, RecordedStep) and step.recorded else None)
     assert recorded == [None] * 6 + [8 if device.type == "cuda" else None] * 2
 
 

@@ -57,7 +57,8 @@ class Proof:
 
     def card(self, piece: Piece) -> Card:
         """Return the card that earlier starts of the same command left, or that of a piece that is not begun."""
-        path, command = self.work / "cards" / f"{piece.name}.json", shlex.join(piece.command)
+        path = self.work / "cards" / f"{piece.name}.json"
+        command = shlex.join([Path(piece.command[0]).name, *piece.command[1:]])
         earlier: Card = json.loads(path.read_text()) if path.exists() else {}
         card = {"title": piece.title, "status": "not begun", "starts": 0, "seconds": 0.0, "plain_steps": False, "found": None}
         return {**card, "command": command, **(earlier if earlier.get("command") == command else {})}
@@ -188,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plain-steps", action="store_true", help="train without recorded steps, from now on")
     parser.add_argument("--miniature", action="store_true", help="small sizes: it tries the proof and measures nothing")
     given = parser.parse_args(arguments)
-    folder = Path(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}").resolve()
-    data = given.data if given.data == "generated" else str(Path(given.data).resolve())
+    folder = _from_here(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}")
+    data = given.data if given.data == "generated" else str(_from_here(given.data))
     chosen = Options(folder, data, tuple(given.victims), tuple(given.methods), given.seeds, given.miniature)
     proof = Proof(folder, pieces(chosen), given.miniature, given.plain_steps, given.out)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
@@ -207,6 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 1
     print(summary(proof, code))
     return code
+
+
+def _from_here(path: str) -> Path:
+    """Return a path within the project from its folder, if that is the working directory: cards are published."""
+    whole = Path(path).resolve()
+    return whole.relative_to(ROOT) if Path.cwd() == ROOT and whole.is_relative_to(ROOT) else whole
 
 
 def summary(proof: Proof, code: int) -> str:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.deadline import NEVER
+from cluster.executor import open_executor
+from cluster.work import Work, WorkFailed
 from pipeline.shards.pixels import encode_png, pixels_sha256
 from pipeline.shards.shard import read_shard
 from pipeline.storage.file_names import safe
@@ -41,16 +42,18 @@ def pack(run: Run, to: Path, most_bytes: int = MOST_BYTES) -> Facts:
         most_bytes: begin another file when one has so many.
 
     Raises:
-        ValueError: the run is unfinished, or a shard was altered.
+        ValueError: the run is unfinished.
+        WorkFailed: a shard was altered.
     """
     protect, clean = Manifest.load(run, "protect"), {shard.name: shard for shard in Manifest.load(run, "pack").shards["train"]}
     building = to.with_name(f"{to.name}.new")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    with ThreadPoolExecutor() as pool:
-        tables = pool.map(partial(_changes, run, clean), protect.shards["train"])
-        while _write(tables, building / f"release-{len(list(building.iterdir())):02}.parquet", most_bytes):
-            pass
+    pieces = [Work(shard.name, (run, clean[shard.name], shard), shard.count) for shard in protect.shards["train"]]
+    changes = dict(open_executor("local", NEVER).run_all(_changes, pieces, what="changes"))
+    tables = (changes.pop(piece.name) for piece in pieces)
+    while _write(tables, building / f"release-{len(list(building.iterdir())):02}.parquet", most_bytes):
+        pass
     files = {path.name: path.stat().st_size for path in sorted(building.iterdir())}
     facts = {"files": files, "images": protect.counts["images"], "method": protect.counts["method"], "budget": protect.counts["budget"]}
     (building / "release.json").write_bytes(to_json(facts))
@@ -59,13 +62,14 @@ def pack(run: Run, to: Path, most_bytes: int = MOST_BYTES) -> Facts:
     return facts
 
 
-def _changes(run: Run, clean: dict[str, Shard], shard: Shard) -> pa.Table:
+def _changes(run: Run, clean: Shard, shard: Shard) -> pa.Table:
     rows = []
-    for before, after in zip(read_shard(run.child("pack"), clean[shard.name]), read_shard(run.child("protect"), shard), strict=True):
+    for before, after in zip(read_shard(run.child("pack"), clean), read_shard(run.child("protect"), shard), strict=True):
         assert before.key == after.key
-        change = after.pixels.astype(np.int16) - before.pixels
+        pixels = after.pixels
+        change = pixels.astype(np.int16) - before.pixels
         assert np.abs(change).max() <= 127
-        rows.append({"key": after.key, "change": change.astype(np.int8).tobytes(), "sha256": pixels_sha256(after.pixels)})
+        rows.append({"key": after.key, "change": change.astype(np.int8).tobytes(), "sha256": pixels_sha256(pixels)})
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
@@ -127,7 +131,7 @@ def main(arguments: list[str]) -> int:
             case _:
                 print(__doc__)
                 return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkFailed) as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
     return 0

@@ -291,3 +291,18 @@ def test_the_miniature_reaches_its_end_in_many_starts(tmp_path: Path) -> None:
     victims = [(victim["data"], victim["countermeasure"]) for victim in cards["sep-fa-drawn-8"]["found"]["victims"]]
     assert victims == [("clean", "gaussian-blur"), ("protected", "gaussian-blur")]
     assert all(row["measured"] is not None for row in read(tmp_path / PROOF)["targets"])
+
+
+def test_the_page_shows_the_proof_that_is_published() -> None:
+    """In the table of what each piece took, and in that of the targets."""
+    published = (ROOT / "tests/benchmarks/gpu/proof-h100.json").read_text()
+    assert '"/' not in published
+    assert " /" not in published
+    proof, page = json.loads(published), (ROOT / "docs/reproduce.md").read_text()
+    rows = {name: row for row in page.splitlines() for name in proof["pieces"] if row.startswith(f"| `{name}` |")}
+    for name, card in proof["pieces"].items():
+        assert rows[name].endswith(f"| {card['seconds']:.0f} s |" if card["status"] != "not begun" else "min |")
+    measured = [row["measured"] for row in proof["targets"] if row["measured"] is not None]
+    said = [f"| {value:.0f} s" if value > 100 else f"| {value:.1f} % |" for value in measured if value < 1000]
+    assert len(said) == 4
+    assert all(figure in page for figure in said)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import console
 from pipeline.config.command_line import parse
 
 
@@ -28,6 +29,25 @@ FLAGS = {
     "--pack.test-fraction nan": "pack.test-fraction must be from 0 up to, not including, 1; got nan",
     "--surrogate.epochs 0": "surrogate: epochs must be at least 1, got 0",
     "--victim.countermeasures foo": "victim.countermeasures: unknown countermeasure 'foo'; known are none,",
+    "--pack.size x": "run.py: pack.size: expected a whole number; got 'x'",
+    "--pack.size": "pack.size: expected one value; got nothing",
+    "--pack.size 3 4": "pack.size: expected one value; got 3 4",
+    "--pack.size=1.5": "pack.size: expected a whole number; got '1.5'",
+    "--pack.test-fraction a": "pack.test-fraction: expected a number; got 'a'",
+    "--pack.size None --minutes soon": "minutes: expected a number; got 'soon'",
+    "--protect.batch-size x": "protect.batch-size: expected a whole number or 'auto'; got 'x'",
+    "--executor rai": "executor: expected one of 'ray' or 'local'; got 'rai'",
+    "--stages pack pak": "stages: expected one of 'pack', 'surrogate', 'protect', 'victim' or 'report'; got 'pak'",
+    "--victim.seeds 1 x": "victim.seeds: expected a whole number; got 'x'",
+    "--victim.seeds 1_x 2": "victim.seeds: expected a whole number; got '1_x'",
+    "--overwrite maybe": "overwrite: expected no value, as --overwrite alone means yes; got maybe",
+    "--surrogate.no-recorded 1": "surrogate.recorded: expected no value, as --surrogate.recorded alone means yes; got 1",
+    "--pack.sise 3": "pack.sise: no such setting: did you mean --pack.size?",
+    "--test-fraction 0.1": "test-fraction: no such setting: did you mean --pack.test-fraction?",
+    "--colour 3": "colour: no such setting: --help lists all",
+    "photos": "expected flags, as in --data FOLDER; got 'photos': --help lists all",
+    "--preset": "preset: expected one value; got nothing",
+    "--preset --data /photos": "preset: expected one value; got nothing",
     "--workers 0": "workers must be at least 1, got 0",
     "--minutes -1": "minutes must be above 0, got -1.0",
     "--tracking-uri localhost:5000": "tracking-uri: expected http://host:port, ",
@@ -50,7 +70,32 @@ def test_a_wrong_flag_is_one_line(flags: str, capsys: pytest.CaptureFixture[str]
     assert FLAGS[flags] in said(flags.split(), capsys)
 
 
+COMMANDS = {
+    "verify": "missing: --run STR: --help lists all",
+    "verify --run": "Missing value for argument '--run'",
+    "verify --run a b": "no such option: b: --help lists all",
+    "export --run a": "missing: --to STR",
+    "compare": "missing: RUN: --help lists all",
+    "compare a --too b": "no such option: --too, b",
+    "plan --gradients-per-second many": "gradients-per-second: expected a number; got 'many'",
+    "plan --gradient-per-second 3": "did you mean --gradients-per-second?",
+}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_wrong_flag_of_any_command_is_one_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = console.main(line.split())
+    except SystemExit as stopped:
+        code = stopped.code
+    printed = capsys.readouterr()
+    assert (code, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith(f"sep {line.split()[0]}: ")
+    assert COMMANDS[line] in printed.err
+
+
 FILES = {
+    "protect:\n  batch-size: big\n": "protect.batch-size: expected a whole number or 'auto'; got 'big'",
     "pack:\n  classes: [0, 1]\n": "pack.classes: expected text, in quotes if it looks like a number or like yes or no; got 0",
     "pack:\n  test-fraction:\n": "pack.test-fraction: expected a number; got nothing: give a value, or leave the line out",
     "pack: 3\n": "pack: expected settings, one a line, or nothing; got 3",

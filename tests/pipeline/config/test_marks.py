@@ -9,12 +9,13 @@ import pytest
 
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import ProtectConfig, RunConfig, SurrogateConfig, VictimConfig, deciding, to_tree
-from pipeline.pages.page import command
+from pipeline.results.commands import command
 from pipeline.storage.records import flatten
 
 OTHER: dict[str, Any] = {  # a value other than the default, for every field marked SPEED
     "workers": 3,
     "memory_limit_mb": 7,
+    "cache_gb": 7.0,
     "surrogate.recorded": False,
     "protect.batch_size": 5,
     "protect.tasks_per_gpu": 2,

@@ -16,7 +16,7 @@ from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.config.sweep_grid import grid
-from pipeline.pages import page
+from pipeline.results import commands
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import begin
@@ -68,5 +68,5 @@ def test_flags_stay_where_the_rest_would_be_no_configuration() -> None:
     base = preset("quickstart")
     few = replace(base, surrogate=replace(base.surrogate, epochs=5), protect=replace(base.protect, checkpoints=1))
     tree = to_tree(few) | {"sweep": ["protect.checkpoints=1"]}
-    (point,) = grid(parse(shlex.split(page.command(tree))[2:]))
+    (point,) = grid(parse(shlex.split(commands.command(tree))[2:]))
     assert to_tree(point.config.protect) == to_tree(few.protect)

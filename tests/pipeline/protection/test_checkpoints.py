@@ -15,7 +15,7 @@ import torch
 from pipeline.config.schema import RunConfig
 from pipeline.protection import checkpoints, crafting
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
-from pipeline.protection.class_means import sum_shard
+from pipeline.protection.class_means import SUM_SHARD
 from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
@@ -84,7 +84,7 @@ def test_a_network_that_gives_way_leaves_memory(written: tuple[RunConfig, Folder
 
 def test_class_means_are_the_same_where_few_networks_are_held(written: tuple[RunConfig, Folder], loaded: Counter[int]) -> None:
     pack = Manifest.load(written[1], "pack")
-    sums = [sum_shard(ensemble_of(written[1], drawn), 3, None, pack.shards["train"][0])[0] for drawn in (None, 1)]
+    sums = [SUM_SHARD(ensemble_of(written[1], drawn), 3, None, pack.shards["train"][0], 0)[0] for drawn in (None, 1)]
     assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
 
 

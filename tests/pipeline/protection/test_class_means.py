@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.protection import class_means
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
-from pipeline.protection.class_means import Sums, sum_shard
+from pipeline.protection.class_means import SUM_SHARD, Sums
 from pipeline.storage.stage import Manifest
 from sep.ensemble import class_sums
 from sep.models import Network
@@ -42,7 +42,7 @@ def test_a_shards_sums_are_the_same_where_memory_runs_out(tmp_path: Path, monkey
     monkeypatch.setattr(class_means, "use_cpu", lambda threads: None)  # the body of a task, which has a process of its own
 
     def summed(batch_size: int | None) -> Sums:
-        return sum_shard(ensemble, number, batch_size, shard)
+        return SUM_SHARD(ensemble, number, batch_size, shard, 0)
 
     wanted, counts = summed(4)
     scarce = Scarce(6)

@@ -255,12 +255,9 @@ def test_images_that_come_later_are_protected_like_the_others(source: RunConfig,
         assert torch.equal(images(added, "protect")[0], one_size(perturb(request)))
 
 
-def test_noise_of_each_image_is_not_made_for_images_that_come_later(source: RunConfig, tmp_path: Path) -> None:
-    config, folder = replace(source, protect=replace(source.protect, method="error-min")), Folder.open(source.run)
-    protect.execute(config, folder, LOCAL)
-    write(tmp_path / "data" / "bee/late.png", encoded(picture(7, 8, 8)))
+def test_noise_of_each_image_is_not_made_for_images_that_come_later(source: RunConfig) -> None:
     with pytest.raises(ValueError, match="--add: error-min makes the noise of all images together"):
-        addition.execute(replace(config, add=config.data), folder, LOCAL)
+        replace(source, protect=replace(source.protect, method="error-min"), add=source.data)
 
 
 def test_pixels_found_without_a_shard_are_found_again_with_it(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:

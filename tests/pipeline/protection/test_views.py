@@ -15,7 +15,7 @@ from pipeline.config.seeds import derive
 from pipeline.operations.audit import verify
 from pipeline.protection import class_means
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
-from pipeline.protection.class_means import sum_shard
+from pipeline.protection.class_means import SUM_SHARD
 from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
@@ -50,7 +50,7 @@ def test_class_means_are_those_of_each_checkpoint_and_view(
     ensemble = Ensemble(folder, choose(read_index(folder), 2), views=MIX)
     shard = Manifest.load(folder, "pack").shards["train"][0]
     images, labels = to_tensors(read_shard(folder.child("pack"), shard))
-    sums, _ = sum_shard(ensemble, 10, 7, shard, 5)
+    sums, _ = SUM_SHARD(ensemble, 10, 7, shard, 5)
     members = ensemble.members()
     assert [member.view.name for member in members] == [*MIX, *MIX]
     assert members[0].network is members[2].network

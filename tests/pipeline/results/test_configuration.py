@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config.presets import preset
-from pipeline.pages.page import command
+from pipeline.results.commands import command
 from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 

@@ -201,6 +201,15 @@ STOPPED: dict[str, tuple[Writer, str]] = {
     "a number in two spellings": (both(beside_parquet(), shards("train-0-of-1.parquet")), "two sets"),
     "a whole file beside a set": (both(beside_parquet(), shards("train.parquet")), "two sets .*of-00001.parquet, train.parquet"),
     "a tar beside a set": (beside_tars("train-00000-of-00001.tar"), "two sets .* train-0.tar, train-00000-of-00001.tar"),
+    "a second download of a tar": (beside_tars("train-0 (1).tar"), r"train-0 \(1\)\.tar: looks like a second copy of train-0\.tar"),
+    "a copy of a tar": (beside_tars("train-0 - Copy.tar"), "second copy of train-0.tar"),
+    "a numbered copy of a tar": (beside_tars("train-0 copy 2.tar"), "second copy of train-0.tar"),
+    "a tar kept beside another": (beside_tars("train-0 2.tar"), "second copy of train-0.tar"),
+    "a second download of a parquet file": (
+        both(beside_parquet(), shards("train-00000-of-00001(1).parquet")),
+        "second copy of train-00000-of-00001.parquet",
+    ),
+    "a copy of a class": (lambda root: class_folders(root, {"a": 2, "b": 2, "a (2)": 2}), r"a \(2\): looks like a second copy of a,"),
     "half a download": (beside_parquet("train-00001-of-00002.parquet.incomplete"), "parquet.incomplete"),
     "a parquet file that is a link to nothing": (
         both(beside_parquet(), lambda root: (root / "train-1.parquet").symlink_to("/nowhere/at/all")),

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.schema import ProtectConfig, RunConfig, StageName, SurrogateConfig, VictimConfig
+from cluster.deadline import NEVER
+from cluster.resources import Resources
+from pipeline.config.schema import STAGES, PackConfig, ProtectConfig, RunConfig, StageName, SurrogateConfig, VictimConfig
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
 from pipeline.stages import pack
 from pipeline.stages.sequence import check
 from pipeline.storage.folder import Folder
-from tests.fixtures.executors import LOCAL
+from tests.fixtures.executors import LOCAL, OneThread
 from tests.fixtures.pictures import class_folders, write
 from tests.fixtures.source_kinds import config, write_tar
 
@@ -91,3 +93,72 @@ def test_a_batch_that_only_refused_images_would_fill_is_refused_after_packing(tm
     assert pack.execute(asked, folder, LOCAL).counts["train"] == 4
     with pytest.raises(ValueError, match=r"surrogate\.batch-size = 5 is more than the 4 training images"):
         check(asked, folder)
+
+
+class Untouched(OneThread):
+    """An executor that must not be started."""
+
+    def connect(self, workers: int | None = None) -> Resources:
+        raise AssertionError("work has begun")
+
+
+UNSUITABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "surrogate that halves too often": (
+        {"surrogate": SurrogateConfig(networks=("vgg16-bn",), batch_size=4)},
+        r"surrogate\.networks: vgg16-bn .* needs 32 pixels a side or more, got 8",
+    ),
+    "victim that halves too often": (
+        {"victim": VictimConfig(networks=("resnet8", "vgg16-bn"), batch_size=4)},
+        r"victim\.networks: vgg16-bn .* needs 32 pixels a side or more, got 8",
+    ),
+    "victim that cannot cut the size asked for into patches": (
+        {"pack": PackConfig(size=33), "victim": VictimConfig(networks=("vit-small",), batch_size=4)},
+        r"victim\.networks: vit-small cuts images of 33 pixels",
+    ),
+    "share of clean images without one of a class": (
+        {"victim": VictimConfig(networks=("resnet8",), countermeasures=("none", "clean-only-1"), batch_size=4)},
+        r"victim\.countermeasures: clean-only-1: of the 2 images of class \d none",
+    ),
+    "noise that memory has no room for": (
+        {"protect": ProtectConfig(method="error-min"), "memory_limit_mb": 0},
+        r"error-min holds all training images and their noise in memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUITABLE)
+def test_what_a_later_stage_would_refuse_is_refused_before_work_begins(name: str, tmp_path: Path) -> None:
+    sections, says = UNSUITABLE[name]
+    class_folders(tmp_path / "data", {"a": 2, "b": 2}, "train/")
+    class_folders(tmp_path / "data", {"a": 2, "b": 2}, "test/")
+    small = {"surrogate": SurrogateConfig(networks=("resnet8",), batch_size=4), "victim": VictimConfig(networks=("resnet8",), batch_size=4)}
+    asked: RunConfig = replace(config(tmp_path / "data"), stages=STAGES, **{**small, **sections})
+    folder = Folder.open(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=says):
+        pack.execute(asked, folder, Untouched(NEVER))
+    assert not folder.child("pack").names()  # so that another size is no changed configuration
+    assert pack.execute(replace(asked, stages=("pack",)), folder, LOCAL).counts["train"] == 4
+
+
+def test_packed_shards_stay_where_only_a_later_stage_cannot_go_on(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data", {"a": 2, "b": 2})
+    asked = replace(config(tmp_path / "data"), stages=("pack",))
+    folder = Folder.open(str(tmp_path / "run"))
+    pack.execute(asked, folder, LOCAL)
+    folder.remove("pack/manifest.json")  # as if the last start had been cut short
+    folder.write("pack/parts/train-000000.json", b"{}")
+    with pytest.raises(ValueError, match=r"vgg16-bn .* needs 32 pixels"):
+        pack.execute(
+            replace(asked, stages=("pack", "surrogate"), surrogate=SurrogateConfig(networks=("vgg16-bn",), batch_size=4)), folder, LOCAL
+        )
+    assert folder.exists("pack/train-000000.tar")
+
+
+def test_an_image_that_cannot_be_read_does_not_hide_the_size_of_the_others(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data", {"a": 2, "b": 2})
+    write(tmp_path / "data" / "a" / "0.png", b"no image")
+    asked = replace(
+        config(tmp_path / "data"), stages=("pack", "surrogate"), surrogate=SurrogateConfig(networks=("vgg16-bn",), batch_size=4)
+    )
+    with pytest.raises(ValueError, match=r"vgg16-bn .* needs 32 pixels a side or more, got 8"):
+        pack.execute(asked, Folder.open(str(tmp_path / "run")), Untouched(NEVER))

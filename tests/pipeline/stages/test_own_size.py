@@ -171,7 +171,7 @@ def test_a_plan_looks_at_pictures_as_networks_would(trained: tuple[RunConfig, Fo
 
 def test_what_cannot_be_done_is_refused_in_one_line(trained: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copied(trained, tmp_path / "run")
-    with pytest.raises(ValueError, match="give --input-size N"):
+    with pytest.raises(ValueError, match="give --input-size N, the side"):
         check(replace(config, input_size=None), folder)
     with pytest.raises(ValueError, match="input-size = 20, but the surrogate was trained with 16"):
         protect.execute(replace(config, input_size=20), folder, LOCAL)

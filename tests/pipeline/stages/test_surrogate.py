@@ -42,7 +42,7 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_streams_what_does_not_fit_in_memory(tmp_path: Path) -> None:
-    config = replace(preset("smoke"), run=str(tmp_path / "run"), memory_limit_mb=0)
+    config = replace(preset("smoke"), run=str(tmp_path / "run"), memory_limit_mb=0, cache_gb=0)
     config = replace(config, surrogate=replace(config.surrogate, augmentation="resized-crop-flip"))
     folder = Folder.open(config.run)
     pack.execute(config, folder, LOCAL)

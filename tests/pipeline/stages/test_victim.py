@@ -244,7 +244,7 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
 def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: tuple[RunConfig, Folder], memory_limit_mb: int) -> None:
     """In memory and streamed, the batches are orthogonal to the directions of a linear model of the grey images."""
     config, folder = striped
-    config = replace(config, memory_limit_mb=memory_limit_mb)
+    config = replace(config, memory_limit_mb=memory_limit_mb, cache_gb=0)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     cell = trial.Trial("resnet8", "protected", "grayscale+orthogonal-projection", 0)
     task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((1, 0),), workers=1, tasks=1), 1)

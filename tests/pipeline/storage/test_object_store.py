@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import threading
 import time
@@ -16,6 +17,7 @@ from pyarrow import fs
 from pipeline.config.schema import RunConfig
 from pipeline.sources.scan import scan
 from pipeline.storage import filesystems
+from pipeline.storage import folder as storage_folder
 from pipeline.storage.filesystems import PatientS3
 from pipeline.storage.folder import PUTS, Folder
 from tests.fixtures import s3_servers
@@ -114,13 +116,18 @@ def test_a_server_that_dies_and_comes_back(s3_server: Server, s3_bucket: str) ->
         assert open_at(s3_server, s3_bucket).read("during.txt") == b"during"
 
 
-def test_a_server_that_stays_away_is_said_in_one_line(impatient: None, s3_server: Server, s3_bucket: str) -> None:
+def test_a_server_that_stays_away_is_said_in_one_line(
+    impatient: None, s3_server: Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(storage_folder, "SLOW_SECONDS", 0.01)
+    caplog.set_level(logging.INFO)
     with s3_servers.proxy(s3_server, share=0) as mortal:
         folder = open_at(mortal, s3_bucket)
     with pytest.raises(OSError, match=rf"^s3://{s3_bucket}/run/a\.txt: storage is out of reach.*AWS_ENDPOINT_URL") as failed:
         folder.write("a.txt", b"")
     assert "\n" not in str(failed.value)
     assert SECRET not in str(failed.value)
+    assert f"s3://{s3_bucket}/run/a.txt: no answer for 0 s; storage that is out of reach is given up after about 3 minutes" in caplog.text
 
 
 @pytest.mark.parametrize(("request_", "kind", "size"), [(PART_2, "503", 2 * PART + 9), (BEGIN, "503", PART + 9), (COMPLETE, "refused", 9)])

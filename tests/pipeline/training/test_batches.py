@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 
 from pipeline.config.seeds import derive
+from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.pixels import encode_png
-from pipeline.shards.shard import Sample, write_shard
-from pipeline.shards.tensors import load
+from pipeline.shards.shard import CorruptShard, Sample, write_shard
+from pipeline.shards.tensors import Loading, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training import batches as batches_module
@@ -88,6 +91,32 @@ def test_same_epoch_is_the_same_and_another_is_not(numbered: tuple[Folder, list[
     ):
         first, again, other = ([label.tolist() for _, label in make().epoch(epoch)] for epoch in (2, 2, 3))
         assert first == again != other
+
+
+def test_streamed_batches_are_the_same_from_a_cache_and_on_any_number_of_threads(
+    numbered: tuple[Folder, list[Shard]], tmp_path: Path
+) -> None:
+    folder, shards = numbered
+    (tmp_path / "cache").mkdir()
+    loadings = [Loading(1), Loading(4), *[Loading(3, DecodedCache(tmp_path / "cache", 10**9))] * 2]
+    epochs = [[*Streaming(folder, shards, Split(4, 7), unchanged, loading=loading).epoch(1)] for loading in loadings]
+    assert len(list((tmp_path / "cache").iterdir())) == len(shards)
+    for epoch in epochs[1:]:
+        assert all(torch.equal(a, b) for one, two in zip(epochs[0], epoch, strict=True) for a, b in zip(one, two, strict=True))
+
+
+def test_an_epoch_that_is_left_early_leaves_nothing_running(numbered: tuple[Folder, list[Shard]]) -> None:
+    for _ in Streaming(*numbered, Split(4, 7), unchanged).epoch(0):
+        break
+    gc.collect()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")] == []
+
+
+def test_a_shard_that_was_altered_stops_the_epoch(numbered: tuple[Folder, list[Shard]]) -> None:
+    folder, shards = numbered
+    folder.write(shards[2].name, b"altered")
+    with pytest.raises(CorruptShard, match=shards[2].name):
+        list(Streaming(folder, shards, Split(4, 7), unchanged).epoch(0))
 
 
 def test_streams_what_does_not_fit_and_transforms_either_way(numbered: tuple[Folder, list[Shard]]) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
-from pipeline.training.clean_shares import check_clean_shares
+from pipeline.training.clean_shares import check_clean_shares, protected_labels
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.trial_outcomes import outcome
@@ -86,7 +87,7 @@ def test_it_is_trained_once_for_both_kinds_of_data(tmp_path: Path, trained: list
 @pytest.mark.parametrize("classes", [(), ("horizontal", "2")])
 def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_limit_mb: int, classes: tuple[str, ...]) -> None:
     config, folder = protected_run(tmp_path / "run", classes)
-    config = replace(config, memory_limit_mb=memory_limit_mb)
+    config = replace(config, memory_limit_mb=memory_limit_mb, cache_gb=0)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     stored = [
         {sample.pixels.tobytes(): sample for shard in manifest.shards["train"] for sample in read_shard(folder.child(stage), shard)}
@@ -118,9 +119,9 @@ def test_alone_it_says_nothing_of_the_protection(tmp_path: Path, trained: list[s
     assert not {"clean_accuracy", "protected_accuracy"} & headline(RunResults.read(folder)).keys()
     page = re.sub(r"\s+", " ", folder.read("report/index.html").decode())
     assert "No victim is finished yet that was trained on nothing but the release" in page
-    assert "Protected victim" not in page
+    assert "Trained on the protected release" not in page
     assert not {"accuracy", "classes"} & set(manifest.counts["pictures"])
-    assert "protected victim" not in summary.summary(asked, RunResults.read(folder))
+    assert "trained on the protected release" not in summary.summary(asked, RunResults.read(folder))
 
 
 def test_a_comparison_shows_it_as_what_it_is_and_not_as_a_protection(tmp_path: Path, trained: list[str]) -> None:
@@ -145,4 +146,6 @@ def test_a_share_without_images_of_a_class_is_refused_before_anything_is_trained
     with pytest.raises(ValueError, match=r"victim.countermeasures: clean-only-1: of the \d+ images of class \d+ none"):
         run_stages(asked, folder, open_tracker(asked, folder), LOCAL, asked.needed_stages)
     assert not folder.exists("surrogate/started.json")
-    check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), folder, Manifest.load(folder, "pack"))
+    pack = Manifest.load(folder, "pack")
+    labels = partial(protected_labels, folder.child("pack"), pack.shards["train"])
+    check_clean_shares(asking(config, "none", "clean-only-50", "dilution-1"), pack.counts["classes"], labels)

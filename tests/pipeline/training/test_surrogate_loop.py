@@ -62,6 +62,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> SurrogateTask:
         pack=Manifest.load(folder, "pack"),
         memory_limit_mb=2000,
         threads=torch.get_num_threads(),
+        cache_gb=0,
     )
 
 

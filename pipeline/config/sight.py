@@ -1,4 +1,4 @@
-"""What goes together with images of their own size, which networks see through an input size."""
+"""How networks see images: through views, and of pictures of their own size at an input size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sep.countermeasures.registry import plan
 from sep.methods.registry import METHODS
+from sep.views import registry as views
 
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
@@ -21,16 +22,26 @@ def recorded_input(config: RunConfig) -> dict[str, int]:
     return {} if config.input_size is None else {"input_size": config.input_size}
 
 
-def check_own_size(config: RunConfig) -> None:
-    """Check the settings of a run against its input size, if it has one.
+def check_sight(config: RunConfig) -> None:
+    """Check the views and the input size of a run against its other settings.
 
     Raises:
-        ValueError: a setting does not go with it.
+        ValueError: a view is unknown, or a setting does not go with them.
     """
-    if config.input_size is None:
-        return
-    if config.input_size < 1:
-        raise ValueError(f"input-size must be at least 1 pixel, got {config.input_size}")
+    try:
+        views.check_mix(config.views)
+    except ValueError as error:
+        raise ValueError(f"views: {error}") from error
+    if config.recorded_views and "protect" in config.stages and not config.protect.kind.views:
+        mix, others = " ".join(config.views), ", ".join(name for name, kind in METHODS.items() if kind.views)
+        raise ValueError(f"views = {mix}, but {config.protect.method} looks through none: leave them out, or take one of {others}")
+    if config.input_size is not None:
+        _check_input_size(config, config.input_size)
+
+
+def _check_input_size(config: RunConfig, side: int) -> None:
+    if side < 1:
+        raise ValueError(f"input-size must be at least 1 pixel, got {side}")
     method, takes = config.protect.method, [name for name, kind in METHODS.items() if kind.own_size]
     if "protect" in config.stages and method not in takes:
         raise ValueError(f"{method} cannot protect images of many sizes with an input-size: give --pack.size N, or take {', '.join(takes)}")

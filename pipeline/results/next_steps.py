@@ -1,0 +1,63 @@
+"""What to do after a run: finish it, test it harder, check it, publish it; each with the command."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from pipeline.config.schema import RunConfig
+from pipeline.results.commands import command
+from pipeline.results.run_results import RunResults
+from pipeline.results.verdict import untested, verdict
+from pipeline.storage.run import sweep_of
+
+ASKED_AT_ONCE = 4  # countermeasures in the command that tests more of them
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do: a word for it, why, and the command, which starts in the folder of the project."""
+
+    name: str
+    why: str
+    command: str = ""
+
+
+def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
+    """Return what to do next, in order; nothing where nothing is protected."""
+    if "protect" not in results.manifests:
+        return []
+    label, where = verdict(results).label, shlex.quote(results.folder.uri)
+    export_to = shlex.quote(f"{results.folder.path.rstrip('/')}-export" if results.folder.is_local else "protected-images")
+    steps = []
+    if results.manifests["protect"].missing or results.missing_trials:
+        steps.append(Step("finish", "some pieces failed, and are tried again", _again(config, results, ())))
+    if label != "not measured" and (left := untested(results.of_release)):
+        names = [attempt.countermeasure for attempt in left[:ASKED_AT_ONCE]]
+        asked = [*results.victim_asked["victim"]["countermeasures"], *names]
+        steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))
+    if not results.of_release and not results.missing_trials:
+        steps.append(Step("measure", "train victims on the release", _again(config, results, ("none",))))
+    audit = "hold every released image to its original, the budget and the records"
+    steps.append(Step("verify", audit, f"python pipeline/verify.py --run {where}"))
+    if label == "does not hold":
+        return [*steps, Step("publish", "not this release as a protected one: it teaches nearly what the originals teach")]
+    return [
+        *steps,
+        Step("export", "write the images of the release as PNGs", f"python pipeline/export.py --run {where} --to {export_to}"),
+        Step("publish", "the exported files unchanged: scaling, cropping or recompressing them may weaken the protection"),
+        Step("keep back", "the originals, and this run folder: whoever has pairs of both kinds, or the checkpoints, can undo it"),
+    ]
+
+
+def _again(config: RunConfig, results: RunResults, countermeasures: tuple[str, ...] | list[str]) -> str:
+    """Return the command that goes on with this run, asking for these countermeasures; as before if none is given."""
+    run = results.folder
+    tree = results.configuration(config) | {"sweep": sweep_of(run)}
+    flags = "" if config.executor == RunConfig.executor else f" --executor {config.executor}"
+    flags += f" --tracking-uri {shlex.quote(config.tracking_uri)}" if config.tracking_uri else ""
+    if not countermeasures:
+        return command(tree | {"stages": list(config.stages)}) + flags
+    victim = {**tree["victim"], "countermeasures": list(dict.fromkeys(countermeasures))}
+    stages = [*(["protect"] if tree["sweep"] else []), "victim", "report"]
+    return command(tree | {"victim": victim, "stages": stages}) + flags + " --overwrite"

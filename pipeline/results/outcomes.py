@@ -1,0 +1,73 @@
+"""How each victim came out, beside the same victim trained on clean images: what findings, verdict and comparison judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+from pipeline.results.thresholds import ALIKE, FAR, error, lost, much, share_lost
+from pipeline.results.victims import VictimPair
+
+
+class Outcome(IntEnum):
+    """What a countermeasure does to the protection."""
+
+    HOLDS = 0
+    WEAKENED = 1
+    UNDONE = 2
+    UNKNOWN = 3  # even clean images teach the victim hardly more than guessing
+
+
+WORST_FIRST = (Outcome.UNDONE, Outcome.WEAKENED, Outcome.HOLDS, Outcome.UNKNOWN)
+
+
+def least(guess: float, tests: int) -> float:
+    """Return the accuracy on clean images, in percent, below which a victim has nothing to lose.
+
+    Of one class in ten that is 20 %, of one in a hundred 2 %.
+    """
+    return guess + max(error(guess, tests), min(FAR, guess))
+
+
+def unaided(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[str, VictimPair]:
+    """Return the victims without countermeasure that the protection works against at all, by network."""
+    plain = (pair for pair in measured if pair.clean.countermeasure == "none")
+    enough = least(guess, tests)
+    return {pair.clean.network: pair for pair in plain if pair.clean.last.mean >= enough and lost(pair) >= much(pair, guess)}
+
+
+def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[str, tuple[Outcome, VictimPair]]:
+    """Return the outcome of every countermeasure, and the victim that decides it: the network with which the protection does worst.
+
+    Only networks that the protection works against at all are looked at. A network that gets less than `least` percent from clean images
+    has nothing to lose: it speaks for a countermeasure only where all networks are such.
+
+    Args:
+        measured: victims of the release alone.
+        guess: what guessing gets right, in percent.
+        tests: number of test images that they were measured on.
+    """
+    plain, enough = unaided(measured, guess, tests), least(guess, tests)
+
+    def outcome(pair: VictimPair) -> Outcome:
+        if pair.clean.last.mean < enough:
+            return Outcome.UNKNOWN
+        if lost(pair) < much(pair, guess):
+            return Outcome.UNDONE
+        held = share_lost(pair, guess) >= share_lost(plain[pair.clean.network], guess) - ALIKE
+        return Outcome.HOLDS if held else Outcome.WEAKENED
+
+    countered: dict[str, list[VictimPair]] = {}
+    for pair in measured:
+        if pair.clean.network in plain and pair.clean.countermeasure != "none":
+            countered.setdefault(pair.clean.countermeasure, []).append(pair)
+    worst = {name: min(pairs, key=lambda pair: (WORST_FIRST.index(outcome(pair)), lost(pair))) for name, pairs in countered.items()}
+    return {name: (outcome(pair), pair) for name, pair in worst.items()}
+
+
+def regained(pair: VictimPair, guess: float) -> float | None:
+    """Return the percentage of what was lost that renaming the predicted classes regains; None where that is next to nothing."""
+    gain, far = pair.protected.relabelled.mean - pair.protected.last.mean, much(pair, guess)
+    if gain < far or pair.protected.relabelled.mean < guess + far:
+        return None
+    return 100 * gain / lost(pair)

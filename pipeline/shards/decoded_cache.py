@@ -1,0 +1,96 @@
+"""Decoded shards on the machine's own disk: a training decodes each image once, and reads it from memory-mapped files afterwards.
+
+A file is known by the digest of its shard. It appears whole or not at all, so that a training that is killed leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.storage.folder import Folder
+
+log = logging.getLogger(__name__)
+
+OF_FREE_SPACE = 0.5  # of the disk, which others need as well
+
+
+@dataclass(frozen=True)
+class DecodedCache:
+    """A folder of decoded shards that stays below a size.
+
+    Attributes:
+        folder: on the machine's own disk.
+        limit: bytes of all files together. Each writer looks by itself, so several at a time may pass it by a file each.
+        begun: when this training began, in seconds since the epoch. Files not used since give way to others; files used since stay, as
+            one that went before it is read again would have been for nothing.
+    """
+
+    folder: Path
+    limit: int
+    begun: float = field(default_factory=time.time)
+
+    @classmethod
+    def of_this_machine(cls, gigabytes: float) -> DecodedCache | None:
+        """Return the cache of this user in the folder for temporary files (`TMPDIR`), or None if it is to have no room."""
+        if not gigabytes:
+            return None
+        folder = Path(tempfile.gettempdir()) / f"decoded-shards-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            log.warning("%s belongs to someone else, or is open to others: decoded images are not kept there", folder)
+            return None
+        return cls(folder, int(gigabytes * 1e9))
+
+    def read(self, digest: str) -> tuple[Tensor, Tensor] | None:
+        """Return the images `(B, C, H, W)` uint8, mapped into memory, and the labels `(B,)` of a shard, or None if they are not there."""
+        file = self.folder / f"{digest}.pt"
+        try:
+            images, labels = torch.load(file, mmap=True, weights_only=True)
+            os.utime(file)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # which errors torch raises on damaged files is not documented
+            log.warning("%s cannot be read, and is made anew: %s", file, error)
+            file.unlink(missing_ok=True)
+            return None
+        return images, labels
+
+    def write(self, digest: str, images: Tensor, labels: Tensor) -> None:
+        """Keep a decoded shard, if there is room."""
+        stream = io.BytesIO()
+        torch.save((images, labels), stream)
+        try:
+            if self._has_room(stream.tell()):
+                Folder.open(str(self.folder)).write(f"{digest}.pt", stream)
+        except OSError as error:
+            log.warning("%s: decoded images are not kept: %s", self.folder, error)
+
+    def _has_room(self, size: int) -> bool:
+        """Remove files of earlier trainings, and of killed ones, until there is room. Return whether there is."""
+        files = []
+        for file in self.folder.iterdir():
+            try:
+                found = file.stat()
+            except FileNotFoundError:  # another training was faster
+                continue
+            files.append((found.st_mtime, found.st_size, file))
+        used = sum(each for _, each, _ in files)
+        limit = min(self.limit, used + OF_FREE_SPACE * shutil.disk_usage(self.folder).free)
+        for last_used, each, file in sorted(files):
+            if used + size <= limit or last_used >= self.begun:
+                break
+            file.unlink(missing_ok=True)
+            used -= each
+        return used + size <= limit

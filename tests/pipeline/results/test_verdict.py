@@ -1,0 +1,114 @@
+"""The verdict is what the figures say, names what nobody tested, and comes with commands that can be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.command_line import parse
+from pipeline.results.commands import PROJECT, here
+from pipeline.results.next_steps import next_steps
+from pipeline.results.run_results import RunResults
+from pipeline.results.thresholds import interval
+from pipeline.results.verdict import ATTEMPTS, Verdict, untested, verdict
+from pipeline.results.victims import VictimPair
+from pipeline.storage.folder import Folder
+from sep.countermeasures.registry import COUNTERMEASURES
+from tests.fixtures import finished_run
+from tests.pipeline.results.test_findings import found_of, pair
+
+NEVER_TRIED = "Not tested: JPEG, grayscale, blur, adversarial training, UEraser, orthogonal projection, other networks."
+
+
+def verdict_on(measured: Sequence[VictimPair], tests: int = 10_000) -> Verdict:
+    results = RunResults(Folder.open("/nowhere"), found_of(10))
+    vars(results).update(pairs=tuple(measured), measured_images=tests)  # instead of reading them from files
+    return verdict(results)
+
+
+def test_a_release_that_holds_where_it_was_tested() -> None:
+    said = verdict_on([pair(94.0, 10.2, 83.0)])
+    assert said.label == "holds"
+    assert said.sentences == ("Holds against plain training.", "Weak: renaming the answers regains 87 %.", NEVER_TRIED)
+
+
+def test_countermeasures_are_told_apart_by_what_they_do() -> None:
+    said = verdict_on(
+        [
+            pair(94.0, 10.2, 12.0),
+            pair(94.0, 10.2, 12.0, network="resnet18"),
+            pair(93.0, 12.0, 14.0, "gaussian-blur"),
+            pair(90.0, 50.0, 52.0, "ueraser"),
+            pair(85.4, 84.4, 84.5, "jpeg-10"),
+            pair(80.0, 78.0, 79.0, "grayscale+adversarial-4"),
+        ]
+    )
+    assert str(said) == (
+        "Holds against plain training and gaussian-blur. Weak: ueraser regains 50 %. Undone by jpeg-10 and grayscale+adversarial-4. "
+        "Not tested: orthogonal projection."
+    )
+
+
+def test_a_network_that_the_protection_does_not_touch_is_named() -> None:
+    assert "Does not hold against vit-small." in str(verdict_on([pair(94.0, 10.2, 12.0), pair(80.0, 78.0, 79.0, network="vit-small")]))
+
+
+@pytest.mark.parametrize(
+    ("figures", "label", "starts"),
+    [
+        ((94.0, 90.0, 91.0), "does not hold", "Does not hold against plain training: the release teaches 90.0 %, the originals 94.0 %."),
+        ((94.0, 45.0, 46.0), "holds in part", "Holds in part against plain training: the release still teaches 45.0 %."),
+        ((94.0, 3.0, 4.0), "holds", "Holds against plain training."),
+        ((10.5, 10.0, 11.0), "not measured", "Says nothing yet: even the originals teach the victim hardly more than guessing."),
+    ],
+)
+def test_it_goes_with_the_figures(figures: tuple[float, float, float], label: str, starts: str) -> None:
+    said = verdict_on([pair(*figures)])
+    assert (said.label, said.sentences[0]) == (label, starts)
+
+
+def test_few_test_images_are_said_to_be_few() -> None:
+    assert "With 18 test images, 11.0 % may be anything from 3 to 33 %." in str(verdict_on([pair(94.0, 11.0, 12.0)], tests=18))
+    assert "test images" not in str(verdict_on([pair(94.0, 11.0, 12.0)]))
+
+
+def test_the_interval_is_the_one_of_wilson() -> None:
+    for share, tests, expected in ((0.0, 10, (0.0, 27.8)), (50.0, 100, (40.4, 59.6)), (100.0, 10, (72.2, 100.0))):
+        assert interval(share, tests) == pytest.approx(expected, abs=0.05)
+
+
+def test_what_is_worth_testing_can_be_asked_for() -> None:
+    assert {attempt.countermeasure for attempt in ATTEMPTS} <= COUNTERMEASURES.keys()
+    tried = [pair(94.0, 10.0, 12.0), pair(94.0, 10.0, 12.0, "jpeg-30"), pair(94.0, 10.0, 12.0, "grayscale+adversarial-4")]
+    assert [attempt.name for attempt in untested(tried)] == ["blur", "UEraser", "orthogonal projection"]
+
+
+def test_before_anything_is_measured(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
+    results = RunResults.read(folder)
+    assert (verdict(results).label, next_steps(config, results)) == ("not measured", [])
+    finished_run.write(tmp_path / "run", ("protect",))
+    results = RunResults.read(folder)
+    assert str(verdict(results)) == "Not measured: no victim is finished that was trained on this release alone."
+    assert [step.name for step in next_steps(config, results)] == ["measure", "verify", "export", "publish", "keep back"]
+
+
+def test_commands_can_be_pasted_whatever_the_run_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "it's my $HOME run"
+    config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
+    steps = {step.name: step for step in next_steps(replace(config, executor="local"), RunResults.read(folder))}
+    assert shlex.split(steps["verify"].command) == ["python", "pipeline/verify.py", "--run", str(path)]
+    assert shlex.split(steps["export"].command)[-2:] == ["--to", f"{path}-export"]
+    asked = parse(shlex.split(steps["test"].command)[2:])
+    assert asked.victim.countermeasures == ("none", "jpeg-10", "grayscale", "gaussian-blur", "adversarial-8")
+    assert (asked.run, asked.stages, asked.overwrite, asked.executor) == (str(path), ("victim", "report"), True, "local")
+    assert replace(asked.victim, countermeasures=("none",)) == config.victim
+    assert (asked.surrogate, asked.protect.resolved()) == (config.surrogate, config.protect.resolved())
+    monkeypatch.chdir(tmp_path)  # where neither pipeline/ nor a Makefile is
+    words = shlex.split(here(steps["verify"].command))
+    assert words[1:] == [str(PROJECT / "pipeline/verify.py"), "--run", str(path)]
+    assert shlex.split(here(f"make ui RUN={shlex.quote(str(path))}")) == ["make", "-C", str(PROJECT), "ui", f"RUN={path}"]

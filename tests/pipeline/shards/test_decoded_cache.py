@@ -1,0 +1,149 @@
+"""Decoded shards on disk: decoded once, never half-written, never more than the limit, and the same images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.shards import tensors
+from pipeline.shards.decoded_cache import DecodedCache
+from pipeline.shards.pixels import encode_png
+from pipeline.shards.shard import Sample, read_shard, write_shard
+from pipeline.shards.tensors import Loading, load
+from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Shard
+from tests.fixtures.pictures import picture
+
+ONE = 40_000  # bytes of a decoded shard of the fixture with what torch writes around it, at most
+IMAGES = 12
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> tuple[Folder, list[Shard]]:
+    folder = Folder.open(str(tmp_path / "pack"))
+
+    def samples(number: int) -> list[Sample]:
+        return [Sample(f"{number}{i:03d}", encode_png(picture(100 * number + i, 32, 32)), i % 3, b"{}") for i in range(IMAGES)]
+
+    return folder, [write_shard(folder, f"train-{number:06d}.tar", samples(number))[0] for number in range(3)]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images that were decoded together."""
+    counts, decode = [], tensors._decoded
+
+    def counted(samples: Sequence[Sample]) -> Tensor:
+        counts.append(len(samples))
+        return decode(samples)
+
+    monkeypatch.setattr(tensors, "_decoded", counted)
+    return counts
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DecodedCache:
+    (tmp_path / "cache").mkdir()
+    return DecodedCache(tmp_path / "cache", 10 * ONE)
+
+
+def equal(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_shard_is_decoded_once(shards: tuple[Folder, list[Shard]], decoded: list[int], cache: DecodedCache) -> None:
+    wanted = load(*shards)
+    decoded.clear()
+    assert equal(load(*shards, loading=Loading(3, cache)), wanted)
+    assert sum(decoded) == 3 * IMAGES
+    decoded.clear()
+    assert equal(load(*shards, loading=Loading(1, cache)), wanted)
+    assert not decoded
+
+
+def test_another_shard_of_the_same_name_is_another(shards: tuple[Folder, list[Shard]], cache: DecodedCache) -> None:
+    folder, (first, second, _) = shards
+    load(folder, [first], loading=Loading(2, cache))
+    folder.write(first.name, folder.read(second.name))
+    other = Shard(first.name, second.sha256, second.count)
+    assert equal(load(folder, [other], loading=Loading(2, cache)), load(folder, [second]))
+
+
+@pytest.mark.faults
+def test_what_is_half_written_or_cut_short_is_not_read(
+    shards: tuple[Folder, list[Shard]], decoded: list[int], cache: DecodedCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, (first, second, _) = shards
+    loading = Loading(2, cache)
+    wanted = load(folder, [first, second], loading=loading)
+    file = cache.folder / f"{first.sha256}.pt"
+    file.write_bytes(file.read_bytes()[: ONE // 2])
+    decoded.clear()
+    assert equal(load(folder, [first, second], loading=loading), wanted)
+    assert sum(decoded) == IMAGES
+    assert "cannot be read, and is made anew" in caplog.text
+    assert equal(load(folder, [first, second], loading=loading), wanted)
+    assert sum(decoded) == IMAGES
+
+
+def test_it_stays_below_its_limit_and_keeps_what_this_training_uses(
+    shards: tuple[Folder, list[Shard]], decoded: list[int], cache: DecodedCache
+) -> None:
+    folder, all_three = shards
+    old = [cache.folder / name for name in ("a.pt", "b.pt", ".building-c")]  # of an earlier training, and of one that was killed
+    for number, file in enumerate(old):
+        file.write_bytes(bytes(ONE))
+        os.utime(file, (number, number))
+    full = DecodedCache(cache.folder, 3 * ONE)
+    load(folder, all_three[:1], loading=Loading(2, full))
+    assert [file.exists() for file in old] == [False, True, True]
+    for _ in range(2):
+        load(folder, all_three, loading=Loading(2, full))
+        assert sum(file.stat().st_size for file in cache.folder.iterdir()) <= 3 * ONE
+    assert sorted(file.stem for file in cache.folder.iterdir()) == sorted(shard.sha256 for shard in all_three)
+    small = DecodedCache(cache.folder, 2 * ONE, begun=0)
+    decoded.clear()
+    small.write("d", torch.zeros(ONE, dtype=torch.uint8), torch.zeros(1))
+    assert small.read("d") is None
+    load(folder, all_three, loading=Loading(2, small))
+    assert not decoded
+
+
+def test_only_what_the_digest_stands_for_is_kept(shards: tuple[Folder, list[Shard]], cache: DecodedCache) -> None:
+    """Another reader may give other samples, such as clean ones in the place of some."""
+    load(*shards, lambda folder, shard: read_shard(folder, shard)[::-1], Loading(2, cache))
+    assert not list(cache.folder.iterdir())
+
+
+@pytest.mark.faults
+def test_a_full_disk_costs_a_line(
+    shards: tuple[Folder, list[Shard]], cache: DecodedCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = load(*shards)
+
+    def full(folder: Folder, name: str, data: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Folder, "write", full)
+    assert equal(load(*shards, loading=Loading(2, cache)), wanted)
+    assert "decoded images are not kept: No space left on device" in caplog.text
+
+
+def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert DecodedCache.of_this_machine(0) is None
+    cache = DecodedCache.of_this_machine(1.5)
+    assert cache is not None
+    assert (cache.folder.parent, cache.limit) == (tmp_path, 1_500_000_000)
+    assert cache.folder.stat().st_mode & 0o777 == 0o700
+    cache.folder.chmod(0o777)
+    with caplog.at_level(logging.WARNING):
+        assert DecodedCache.of_this_machine(1.5) is None
+    assert "decoded images are not kept there" in caplog.text
