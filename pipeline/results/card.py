@@ -100,7 +100,8 @@ def _settings(releases: list[Release]) -> dict[str, Any]:
     first, swept = releases[0].settings, releases[0].results.swept
     own = [release.settings["protect"] for release in releases]
     common = [name for name, value in own[0].items() if f"protect.{name}" not in swept and all(each[name] == value for each in own)]
-    return {**{name: first[name] for name in SECTIONS}, "protect": {name: own[0][name] for name in common}}
+    seen = {"input_size": first["input_size"]} if first["input_size"] else {}
+    return {**{name: first[name] for name in SECTIONS}, **seen, "protect": {name: own[0][name] for name in common}}
 
 
 def _missing(config: RunConfig, run: RunResults, folder: Run, releases: list[Release]) -> Iterator[str]:

@@ -215,6 +215,7 @@ class RunResults:
         for stage in ("surrogate", "protect"):
             if stage in asked:
                 tree["views"] = asked[stage].get(stage, {}).get("views", list(PLAIN))
+                tree["input_size"] = asked[stage].get(stage, {}).get("input_size")
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
         return tree

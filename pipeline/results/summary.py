@@ -51,6 +51,7 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
     views = counts.get("views", [*PLAIN])
     figures |= {"views": ", ".join(views)} if views != [*PLAIN] else {}
+    figures |= {"input_size": counts["input_size"]} if "input_size" in counts else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"]), "released_images": counts["images"]}
     figures |= {"gradients": counts["gradients"], "gradients_per_image": results.gradients_per_image} if counts["gradients"] else {}
     figures |= {} if results.crafting_seconds is None else {"crafting_seconds": results.crafting_seconds}

@@ -14,6 +14,7 @@ from cluster.progress import Epochs
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, deciding
+from pipeline.config.sight import recorded_input
 from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
@@ -33,7 +34,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
-    section = deciding(config.surrogate) | config.recorded_views
+    section = deciding(config.surrogate) | config.recorded_views | recorded_input(config)
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
@@ -47,7 +48,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     last = [entry["metrics"] for entry in index[config.surrogate.epochs - 1 :: config.surrogate.epochs]]
     counts = {
         "networks": list(names),
-        "parameters": [sum(p.numel() for p in build_network(name, pack).parameters()) for name in names],
+        "parameters": [sum(p.numel() for p in build_network(name, pack, config.input_size).parameters()) for name in names],
         "epochs": config.surrogate.epochs,
         "workers": resources.workers,
         "precision": list(dict.fromkeys(entry["precision"] for entry in index)),  # one, but for a training resumed on other hardware
@@ -76,6 +77,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
                 threads=cpus,
                 cache_gb=config.cache_gb,
                 views=config.views,
+                input_size=config.input_size,
             ),
             what=name,
             folder=own if alone else own.child(name),

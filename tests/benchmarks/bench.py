@@ -27,7 +27,7 @@ from cluster import session
 from pipeline.results.machine import hardware
 from pipeline.storage.records import to_json
 from sep.execution import use_cpu
-from tests.benchmarks import agreement, loader, memory, rates, whole_stage
+from tests.benchmarks import agreement, loader, memory, rates, stored_size, whole_stage
 from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, device, train
 
@@ -89,6 +89,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
     if device().type == "cpu" and torch.get_num_threads() > 1:
         with rates.threads(1):
             found["against_plain"] += rates.against_plain(trained, images, scale.batch_size, ["sep-fa"], max(1, repeat - 1))
+    found["own_size"] = stored_size.measure(trained.name, min(images, stored_size.IMAGES), max(1, repeat - 1))
     found["by_views"] = rates.by_views(trained, images, max(1, repeat - 1))
     small = trained.name == next(iter(scale.loads))
     if small:
@@ -245,6 +246,8 @@ def details(card: dict[str, Any]) -> str:
         lines += [
             f"{name}, plain loop by batch: {rate:,.0f} gradients/s at {size}" for size, rate in found.get("plain_by_batch", {}).items()
         ]
+        if "own_size" in found:
+            lines += [f"{name}, photographs of 500 x 375 at their own size: {found['own_size']['ratio']:.2f} of the gradients/s at 64 x 64"]
         lines += [f"{name}, through {view}: {rate:,.0f} gradients/s" for view, rate in found.get("by_views", {}).items()]
         lines += [f"{name}, freed memory {how}: {rate:,.0f} gradients/s" for how, rate in found.get("by_memory", {}).items()]
         lines += [f"{name}, {variant}: {rate:,.0f} gradients/s" for variant, rate in found.get("by_variant", {}).items()]
