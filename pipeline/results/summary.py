@@ -7,14 +7,13 @@ import statistics
 
 from pipeline.config.released_splits import sets_aside
 from pipeline.config.schema import RunConfig
+from pipeline.results.mlflow_address import runs_address
 from pipeline.results.run_results import RunResults
 from pipeline.results.victims import VictimPair, share_of
 from pipeline.storage.layout import PAGE
 from sep.methods.registry import METHODS
 from sep.views.registry import PLAIN
 
-# Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
-RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 VISIBLE = ("psnr_db", "ssim", "changed_percent")  # means over the changed images
 
 
@@ -129,7 +128,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
     where = shlex.quote(folder.uri)
     looks = [f"audit     python pipeline/verify.py --run {where}"]
     if folder.is_local and not config.tracking_uri:
-        looks.insert(0, f"runs      make ui RUN={where}, then {RUNS_ADDRESS}")
+        looks.insert(0, f"runs      make ui RUN={where}, then {runs_address()}")
     if folder.exists(f"report/{PAGE}"):
         looks.insert(0, f"report    {folder.uri}/report/{PAGE}")
     return "\n".join(["", *lines, "", *(f"  {look}" for look in looks)])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from cluster.executor import Executor
+from cluster.watched import watched
 from cluster.work import WorkFailed
 from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.schema import STAGES, RunConfig, StageName
@@ -62,8 +63,9 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
         if name in stages:
             if name == first_training:
                 check(config, folder)
+            watching = watched(executor, tracker.watch(name))
             try:
-                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, executor).missing]
+                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, watching).missing]
             except WorkFailed:
                 tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
                 raise

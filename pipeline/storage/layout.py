@@ -11,6 +11,7 @@ CONFIG = "config.json"  # the configuration that the finished stages were made w
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
+ARTIFACTS = "mlflow"  # folder of MLflow's artifacts, beside its own database
 DRIVER_LOCK = ".driver.lock"  # locked by the operating system while a driver works on the run
 DRIVER = ".driver.json"  # where storage has no locks: who drives, and when they were last alive
 

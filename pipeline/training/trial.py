@@ -143,7 +143,7 @@ def train_victim(task: VictimTask, report: Report) -> None:
         accuracies.append(accuracy(epoch.table, protected))
         losses.append(epoch.result.loss)
         seconds += epoch.seconds
-        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
+        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], "seconds": epoch.seconds})
         if epoch.index + 1 < config.epochs:
             late = task.deadline.passed()
             if late or file.due:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from pipeline.config.schema import STAGES
 from pipeline.pages.canvas import DPI, WIDTH
-from pipeline.results import summary
+from pipeline.results.mlflow_address import runs_path
 from pipeline.results.run_results import RunResults
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
@@ -61,7 +61,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 def open_runs(page: Page, address: str) -> Locator:
     """Return the row of the only release among the runs, by the path that `make ui` and the end of a run name."""
-    page.goto(address + summary.RUNS_ADDRESS.removeprefix("http://127.0.0.1:5000"), wait_until="domcontentloaded")
+    page.goto(address + "/" + runs_path("1"), wait_until="domcontentloaded")
     row = page.locator(".ag-row", has=page.get_by_role("link", name=NAME))
     expect(row).to_be_visible()
     return row
