@@ -69,7 +69,7 @@ class Outbox:
     def failed(self, what: str, error: Exception) -> None:
         """Say that something was not logged, in one line."""
         self._failing = True
-        lines = str(error).strip().splitlines()
+        lines = [line for line in str(error).splitlines() if line and not line.startswith("(raised as a result of")]  # SQLAlchemy's advice
         log.error("tracking: %s was not logged, the next start will try again (%s)", what, lines[0] if lines else repr(error))
         log.debug("tracking: %s", what, exc_info=error)
 

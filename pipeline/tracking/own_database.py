@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote
 
 from pipeline.storage.layout import ARTIFACTS, DATABASE
 
@@ -14,8 +13,12 @@ LOCATIONS = {"experiments": "artifact_location", "runs": "artifact_uri", "logged
 
 
 def uri_of(folder: str) -> str:
-    """Return the URI of the database in a local folder, whose name may hold any character."""
-    return f"sqlite:///{quote(folder)}/{DATABASE}"
+    """Return the URI of the database in a local folder, whose name may hold any character.
+
+    Where the name has to be quoted, the scheme names the driver: for plain `sqlite:///` MLflow makes a folder of the quoted name.
+    """
+    quoted = folder.replace("%", "%25").replace("?", "%3F")
+    return f"{'sqlite' if quoted == folder else 'sqlite+pysqlite'}:///{quoted}/{DATABASE}"
 
 
 def artifacts_of(folder: str) -> str:

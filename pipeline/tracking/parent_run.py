@@ -201,6 +201,7 @@ class ParentRun:
                 self.store.supersede([known["id"]])
             tags = {ABOVE: self.id, "stage": about.stage, NOTE: about.note, **self._shared, **about.tags}
             run = self.store.create(self.experiment_id, about.name, tags, start)
+            self._stage(about.stage)["digest"] = None  # it is made again
             runs[about.name] = {"id": run, "whole": None}
             self.remember()
             self.store.log_params(run, about.params)

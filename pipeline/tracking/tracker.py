@@ -174,6 +174,7 @@ class MlflowTracker:
         Of victims of which some failed, the others are logged. A tracker out of reach is an error in the log, not the end of the run: the
         next start logs what is missing. Without a sweep's run above it, nothing is logged of a point.
         """
+        self._outbox.wait()  # for what is still on its way, which may change what was logged
         there = results.digest_of(name)
         if there and self._run.logged(name) != there and (self._above is None or self._above.id):
             self._log_missing(name, results)
@@ -219,7 +220,7 @@ class MlflowTracker:
             own |= {"swept": ", ".join(swept_fields(self._config))} | ({} if "protect" in results.manifests else {"stage": "sweep"})
         params = {name: value for name, value in flatten(tree).items() if name not in hidden and name not in PLACES}
         return Identity(
-            digest=digest(tree),
+            digest=digest(without(tree, ["run"])),  # a folder that was moved is still the same run
             images=results.manifests["pack"].digest if "pack" in results.manifests else None,
             own=own,
             shared={name: value for name, value in shared.items() if name not in absent},
@@ -249,6 +250,7 @@ class MlflowTracker:
 
     def log_outcome(self, comparison: Folder, text: str) -> None:
         """Log what all points together show: pictures and tables as artifacts, and the table as the description."""
+        self._outbox.wait()
         outcome = digest([self._run.id, text])
         if self._run.id and self._run.outcome != outcome:
             self._outbox.post("the outcome of the sweep", lambda: self._log_outcome(comparison, text, outcome), again=True)
