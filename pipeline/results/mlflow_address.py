@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-SERVER = "http://127.0.0.1:5000"  # of `make ui`
+HOST, PORT = "127.0.0.1", 5000  # of `make ui`
 VIEW = "protection"  # key of the view that the tracker saves in the experiment
 
 
-def runs_address(server: str = SERVER, experiment: str = "1") -> str:
+def runs_address(server: str = f"http://{HOST}:{PORT}", experiment: str = "1") -> str:
     """Return the address of an experiment's runs; a run's own database has one experiment, with id 1."""
     return f"{server.rstrip('/')}/{runs_path(experiment)}"
 

@@ -26,6 +26,7 @@ from pipeline.tracking.children import readable
 from pipeline.tracking.description import cut, describe
 from pipeline.tracking.live import Live
 from pipeline.tracking.mlflow_store import NOTE, Store
+from pipeline.tracking.origin import RunLog, origin
 from pipeline.tracking.parent_run import ABOVE, Identity, ParentRun
 from sep.craft_config import USUAL
 from sep.methods.registry import METHODS
@@ -130,7 +131,9 @@ class MlflowTracker:
         self._config, self._folder, self._above = config, folder, above
         self._logs = stage_logs.OF_POINT if above else stage_logs.OF_RUN
         self._live: Live | None = None
+        self._shown = False  # with where it comes from, by this start
         self._machine: Any = None
+        self._said: RunLog | None = None
         if above:
             self._run = ParentRun(above.store, folder, above.experiment, above)
         elif config.tracking_uri:
@@ -143,6 +146,7 @@ class MlflowTracker:
 
     def begin(self) -> None:
         """Show the run as running, unless it is known already: then it goes on with the first thing that happens."""
+        self._said = RunLog()
         try:
             results = RunResults.read(self._folder)
             if self._run.is_about(self._identity(results)):
@@ -165,7 +169,9 @@ class MlflowTracker:
         if self._above is None and self._run.store.artifacts and self._folder.exists(DATABASE):
             own_database.follow(self._folder.path)
         self._run.open(self._identity(results))
-        if self._above is None and self._machine is None:
+        if self._above is None and not self._shown:
+            self._shown = True
+            self._run.store.set_tags(str(self._run.id), origin(self._run.store))
             self._machine = self._run.store.watch_machine(str(self._run.id))
 
     def log_stage(self, name: str, results: RunResults) -> None:
@@ -268,6 +274,8 @@ class MlflowTracker:
     def close(self, status: str) -> None:
         """End the MLflow run as `FINISHED` or `FAILED`, if there is one and it has not ended so before."""
         self._outbox.wait()  # for what is still on its way
+        if self._said:
+            self._said.close()
         if self._run.status not in (None, status):
             self._outbox.post(f"the end of the run as {status}", lambda: self._close(status), again=True)
             self._outbox.wait()
@@ -277,6 +285,8 @@ class MlflowTracker:
             self._machine.finish()
         if self._live:
             self._live.flush()
+        if self._said:
+            self._run.store.log_files(str(self._run.id), self._said.files())
         self._run.close(status)
 
 

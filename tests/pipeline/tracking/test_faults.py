@@ -173,7 +173,7 @@ def test_whatever_is_raised(packed: Any, caplog: pytest.LogCaptureFixture, monke
 
 @pytest.mark.parametrize("name", ["a b", "a?b#c 50% off %41 é'\"&;$x"])
 def test_the_database_is_in_the_run_whatever_it_is_called(name: str, template: Path, tmp_path: Path) -> None:
-    from mlflow.tracking._tracking_service import client
+    from mlflow.tracking._tracking_service import utils
 
     path, moved = tmp_path / name, tmp_path / f"moved {name}"
     shutil.copytree(template, path)
@@ -182,7 +182,7 @@ def test_the_database_is_in_the_run_whatever_it_is_called(name: str, template: P
     assert logged(folder) == {name, "surrogate"}
     assert {entry.name for entry in tmp_path.iterdir()} == {name}
     shutil.move(path, moved)
-    client._artifact_repos_cache.clear()  # of this process; the next start of a run is another
+    utils._artifact_repos_cache.clear()  # of this process; the next start of a run is another
     folder = Folder.open(str(moved))
     shutil.rmtree(folder.file("surrogate"))
     finished_run.write(moved, ("surrogate",), replace(finished_run.configuration(moved), overwrite=True))
