@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,30 @@ def open_runs(page: Page, address: str) -> Locator:
 def test_the_experiment_is_listed_with_its_description(page: Page, address: str) -> None:
     page.goto(f"{address}/#/experiments", wait_until="domcontentloaded")
     expect(page.get_by_role("link", name=NAME)).to_be_visible()
-    expect(page.get_by_text("Each run here is one release")).to_be_visible()
+    expect(page.get_by_role("cell", name="Does the protection hold?")).to_be_visible()
+
+
+def test_the_table_has_our_columns_and_the_charts_answer(page: Page, address: str, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 1400, "height": 844})
+    row = open_runs(page, address)
+    page.get_by_label("Close").last.click()  # of MLflow's assistant, which is open at a first visit
+    for name in ("method", "budget", "clean_accuracy", "protected_accuracy", "protected_relabelled_accuracy", "psnr_db"):
+        expect(page.get_by_role("columnheader", name=name, exact=True).first).to_be_in_viewport(ratio=1)
+    for shown in ("sep-fa", "8/255"):
+        expect(row.get_by_text(shown, exact=True)).to_be_visible()
+    page.goto(f"{address}/{runs_path('1')}&compareRunsMode=CHART")
+    expect(page.get_by_text("Does the protection hold?", exact=False).last).to_be_visible()
+    expect(page.get_by_text("clean_accuracy vs protected_accuracy vs protected_relabelled_accuracy")).to_be_visible()
+
+
+def test_the_answer_is_two_clicks_from_the_root(page: Page, address: str) -> None:
+    page.goto(address, wait_until="domcontentloaded")
+    page.get_by_role("link", name=NAME).first.click()
+    page.get_by_role("button", name="Got it").click()  # which MLflow asks of a browser once
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Does the protection hold?").click()
+    expect(opened.value).to_have_url(re.compile("viewStateShareKey=protection"))
+    expect(opened.value.get_by_role("columnheader", name="protected_accuracy", exact=True).first).to_be_visible()
 
 
 def test_the_run_opens_to_its_children(page: Page, address: str) -> None:
