@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.display import stage
 from cluster.executor import Executor
+from cluster.watched import watched
 from cluster.work import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
@@ -68,8 +69,9 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
         with stage(name, number, len(ordered)):
             if name == first_training:
                 check(config, folder)
+            watching = watched(executor, tracker.watch(name))
             try:
-                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, executor).missing]
+                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, watching).missing]
             except WorkFailed:
                 tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
                 raise

@@ -158,8 +158,8 @@ def train_victim(task: VictimTask, report: Report) -> None:
         accuracies.append(accuracy(epoch.table, protected))
         losses.append(epoch.result.loss)
         seconds, waiting = seconds + epoch.seconds, waiting + epoch.waiting_seconds
-        share = 100 * epoch.waiting_seconds / epoch.seconds
-        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], "loader_percent": share})
+        shares = {"seconds": epoch.seconds, "loader_percent": 100 * epoch.waiting_seconds / epoch.seconds}
+        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], **shares})
         if epoch.index + 1 < config.epochs:
             late = task.deadline.passed()
             if late or file.due:
