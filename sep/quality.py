@@ -5,14 +5,15 @@ Legend: B images, C channels, H W pixels; images are grey levels 0..255. The lar
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 WINDOW, SIGMA = 11, 1.5  # pixels a side of the Gaussian window, and its standard deviation
 STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 STRIP_PIXELS = 2**21  # of an image whose similarity is measured at once; larger than any benchmark's
-IMAGES_AT_ONCE = 16  # bounds the memory, about ten times that of the images as doubles
+PIXELS_AT_ONCE = 2**15  # of small images, so that sums stay in the processor's caches
 
 
 def ssim(protected: Tensor, clean: Tensor) -> Tensor:
@@ -23,7 +24,8 @@ def ssim(protected: Tensor, clean: Tensor) -> Tensor:
     """
     assert protected.dtype == clean.dtype == torch.uint8
     side = min(WINDOW, (min(clean.shape[-2:]) - 1) // 2 * 2 + 1)
-    pairs = zip(torch.split(protected, IMAGES_AT_ONCE), torch.split(clean, IMAGES_AT_ONCE), strict=True)
+    together = max(1, PIXELS_AT_ONCE // math.prod(clean.shape[2:]))
+    pairs = zip(torch.split(protected, together), torch.split(clean, together), strict=True)
     return torch.cat([_in_strips(*pair, side) for pair in pairs])
 
 
@@ -37,12 +39,20 @@ def _in_strips(protected: Tensor, clean: Tensor, side: int) -> Tensor:
 
 
 def _ssim(protected: Tensor, clean: Tensor, side: int) -> Tensor:
-    x, y = (images.double().flatten(0, 1)[:, None] for images in (protected, clean))  # each channel as a separate image
-    window = torch.exp(-(torch.arange(side, dtype=torch.double, device=x.device) - side // 2).square() / (2 * SIGMA**2))
-    window /= window.sum()
+    x, y = protected.double(), clean.double()
+    window = torch.exp(-(torch.arange(side, dtype=torch.double) - side // 2).square() / (2 * SIGMA**2))
+    weights: list[float] = (window / window.sum()).tolist()
+
+    def along(planes: Tensor, dim: int) -> Tensor:
+        """Weigh shifted planes one by one: at 224 pixels a fifth of the time of torch's convolution of doubles, and the same sums."""
+        length = planes.shape[dim] - side + 1
+        total = planes.narrow(dim, 0, length) * weights[0]
+        for shift, weight in enumerate(weights[1:], 1):
+            total.add_(planes.narrow(dim, shift, length), alpha=weight)
+        return total
 
     def blurred(planes: Tensor) -> Tensor:
-        return functional.conv2d(functional.conv2d(planes, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+        return along(along(planes, 2), 3)
 
     mean_x, mean_y = blurred(x), blurred(y)
     product = mean_x * mean_y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 pytest.importorskip("tyro", reason="the pipeline needs what docs/reproduce.md lists")
+from cluster import local
 from cluster.deadline import Deadline
 from cluster.resources import Resources
 from pipeline import reproduce
@@ -27,7 +29,8 @@ COMMAND = [
 
 @pytest.fixture(autouse=True)
 def only_the_device(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sums in one order on a CPU, and no GPU beside it."""
+    """Sums in one order on a CPU, no GPU beside it, and one process, which knows what this test changes."""
+    monkeypatch.setattr(local, "ALONE_SECONDS", math.inf)
     if request.config.getoption("--no-values"):
         monkeypatch.setattr(release, "check_budget", lambda *_: None)
     threads = torch.get_num_threads()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from sep.quality import IMAGES_AT_ONCE, changed_percent, ssim
+from sep.quality import PIXELS_AT_ONCE, changed_percent, ssim
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -66,7 +66,7 @@ def test_ssim_of_two_flat_images_is_the_comparison_of_their_means() -> None:
 
 
 def test_ssim_of_one_image_does_not_depend_on_the_others() -> None:
-    clean = images(IMAGES_AT_ONCE + 3, 32, 32)
+    clean = images(PIXELS_AT_ONCE // 32**2 + 3, 32, 32)
     protected = changed(clean, 8)
     alone = torch.cat([ssim(protected[i : i + 1], clean[i : i + 1]) for i in range(len(clean))])
     assert ssim(protected, clean).tolist() == pytest.approx(alone.tolist(), abs=1e-12)
