@@ -1,6 +1,7 @@
 # Every target sets up what it needs (.venv) by itself.
 PYTHON ?= python3
 RUN ?= runs/quickstart
+PORT ?= 5000
 DATA ?= $(or $(SEP_DATA),../shared/data)/cifar10
 BIN = .venv/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -55,10 +56,9 @@ docs: .venv/installed  ## write the generated pages and tables: configuration, r
 	$(BIN)/python -m tests.benchmarks.publish all
 	$(BIN)/python -m tests.benchmarks.bench table
 
-ui: .venv/installed  ## MLflow on the run's database: make ui RUN=path
-	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning   (the runs; + opens one)"
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///$(abspath $(RUN))/mlflow.db
+ui: export RUN_FOLDER := $(value RUN)
+ui: .venv/installed  ## MLflow on the run's database: make ui RUN="path" PORT=5000
+	@$(BIN)/python pipeline/ui.py --run "$$RUN_FOLDER" --port $(PORT)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

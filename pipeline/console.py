@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "show several runs side by side",
     "plan": "estimate time, machines and storage of a run without starting it",
     "reproduce": "follow the paper's protocol on one machine",
+    "ui": "open MLflow on a run",
 }
 HELP = "\n".join(
     [

@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 SHARED = 0.9  # of a GPU's memory, for all processes together; CUDA itself needs the rest
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # the numbers of these options in `mallopt`
 KEPT = 2**30  # free bytes at the end of the heap, for the next tensors
+STORED_PIXELS = 2**22  # of the pictures in a micro-batch, if they have their own size and it has more than one
 CPU_PIXELS = 2**16  # of a micro-batch: 64 images of 32 x 32; larger ones are no faster and take more memory
 
 
@@ -93,8 +94,13 @@ class MicroBatch:
             return cls(sys.maxsize)
         return cls(max(1, CPU_PIXELS // (shape[-1] * shape[-2])))
 
-    def run(self, function: Callable[[slice], Result], count: int) -> Iterator[Result]:
+    def run(self, function: Callable[[slice], Result], count: int, pixels: Sequence[int] = ()) -> Iterator[Result]:
         """Yield `function(part)` for consecutive parts of `range(count)`; a part that does not fit in memory is halved and tried again.
+
+        Args:
+            function: of a part.
+            count: number of images.
+            pixels: of each image, if they have their own size. Images of a part have no more than a large image alone.
 
         Raises:
             RuntimeError: not even one image fits (torch.OutOfMemoryError on a GPU), or `function` raised it for another reason.
@@ -102,6 +108,8 @@ class MicroBatch:
         start = 0
         while start < count:
             stop = min(start + self.size, count)
+            while pixels and stop - start > 1 and sum(pixels[start:stop]) > STORED_PIXELS:
+                stop -= 1
             try:
                 result = function(slice(start, stop))
             except RuntimeError as error:
@@ -148,6 +156,9 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def to_device(images: Tensor, like: Tensor, kernels: Kernels) -> Tensor:
-    """Return images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, in the memory layout of the kernels."""
-    layout = torch.contiguous_format if kernels == "plain" else torch.channels_last
+    """Return images `(B, C, H, W)` uint8 as floats of the type and on the device of `like`, in the memory layout of the kernels.
+
+    Levels of pictures that lie one after the other, `(sum CHW,)`, have no layout.
+    """
+    layout = torch.contiguous_format if kernels == "plain" or images.dim() != 4 else torch.channels_last
     return moved(images, like.device).to(like.dtype, memory_format=layout)

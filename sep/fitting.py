@@ -55,6 +55,8 @@ class Epoch:
         table: confusion counts `(K, K)` of the test images after it; None in a training without tests.
         lr: learning rate of the next step.
         seconds: the time of training and testing.
+        waiting_seconds: the time for which the training waited for its batches. On a GPU, which runs behind the host, it is counted only
+            where they come too slowly for the GPU as well.
         precision: the arithmetic in use, never auto.
         state: returns what `fit` needs to go on after this epoch. It holds the tensors in use: save it before the next epoch.
     """
@@ -64,6 +66,7 @@ class Epoch:
     table: Tensor | None
     lr: float
     seconds: float
+    waiting_seconds: float
     precision: Precision
     state: Callable[[], State]
 
@@ -115,13 +118,31 @@ def fit(
         scheduler.last_epoch = first * steps_per_epoch  # computed, because the number of steps depends on the number of ranks
     for index in range(first, config.epochs):
         begun = time.monotonic()
-        result = train_epoch(network, sgd, scheduler, batches(index), config.augmentation, draws(index), precision, change, step)
+        timed = _Timed(batches(index))
+        result = train_epoch(network, sgd, scheduler, timed, config.augmentation, draws(index), precision, change, step)
         result = average(result) if average else result
         if not result.finite:
             raise ValueError(f"training diverged in epoch {index + 1} (loss {result.loss}): {remedy}")
         table = confusion(network, tests(), num_classes, precision) if tests else None
         rate, seconds = sgd.param_groups[0]["lr"], time.monotonic() - begun
-        yield Epoch(index, result, table, rate, seconds, precision, partial(_state, own, sgd, index + 1, device))
+        yield Epoch(index, result, table, rate, seconds, timed.seconds, precision, partial(_state, own, sgd, index + 1, device))
+
+
+class _Timed:
+    """Batches, and the seconds for which they were waited for."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches, self.seconds = iter(batches), 0.0
+
+    def __iter__(self) -> _Timed:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        begun = time.monotonic()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.monotonic() - begun
 
 
 def _state(network: nn.Module, sgd: Optimizer, epochs: int, device: torch.device) -> State:

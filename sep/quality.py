@@ -11,6 +11,7 @@ from torch.nn import functional
 
 WINDOW, SIGMA = 11, 1.5  # pixels a side of the Gaussian window, and its standard deviation
 STABILISERS = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+STRIP_PIXELS = 2**21  # of an image whose similarity is measured at once; larger than any benchmark's
 IMAGES_AT_ONCE = 16  # bounds the memory, about ten times that of the images as doubles
 
 
@@ -21,13 +22,22 @@ def ssim(protected: Tensor, clean: Tensor) -> Tensor:
     largest odd square that fits. (Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity")
     """
     assert protected.dtype == clean.dtype == torch.uint8
+    side = min(WINDOW, (min(clean.shape[-2:]) - 1) // 2 * 2 + 1)
     pairs = zip(torch.split(protected, IMAGES_AT_ONCE), torch.split(clean, IMAGES_AT_ONCE), strict=True)
-    return torch.cat([_ssim(*pair) for pair in pairs])
+    return torch.cat([_in_strips(*pair, side) for pair in pairs])
 
 
-def _ssim(protected: Tensor, clean: Tensor) -> Tensor:
+def _in_strips(protected: Tensor, clean: Tensor, side: int) -> Tensor:
+    """Return the similarity, of large images from strips that overlap by all but one row of the window: doubles take much memory."""
+    windows = clean.shape[2] - side + 1
+    each = max(1, STRIP_PIXELS // clean.shape[3]) if clean.shape[2] * clean.shape[3] > STRIP_PIXELS else windows
+    parts = [slice(start, min(start + each, windows) + side - 1) for start in range(0, windows, each)]
+    shares = [(_ssim(protected[:, :, part], clean[:, :, part], side), part.stop - part.start - side + 1) for part in parts]
+    return shares[0][0] if len(shares) == 1 else torch.stack([mean * count for mean, count in shares]).sum(0) / windows
+
+
+def _ssim(protected: Tensor, clean: Tensor, side: int) -> Tensor:
     x, y = (images.double().flatten(0, 1)[:, None] for images in (protected, clean))  # each channel as a separate image
-    side = min(WINDOW, (min(x.shape[-2:]) - 1) // 2 * 2 + 1)
     window = torch.exp(-(torch.arange(side, dtype=torch.double, device=x.device) - side // 2).square() / (2 * SIGMA**2))
     window /= window.sum()
 

@@ -18,7 +18,7 @@ from pipeline.config.faults import one_line
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
-from pipeline.storage.filesystems import check_tracking_uri, refuse_password
+from pipeline.config.tracking_uri import check_tracking_uri, refuse_password
 from pipeline.storage.folder import absolute
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which brings the settings of another section

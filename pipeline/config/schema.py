@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
 from pipeline.config.marks import Mark, marked, without
+from pipeline.config.sight import check_sight
 from sep.choices import NetworkName
 from sep.countermeasures import registry as countermeasures
 from sep.craft_config import CraftConfig
@@ -60,12 +61,12 @@ class PackConfig:
     """Stage 1: any image source becomes clean shards."""
 
     size: int | None = None
-    """side in pixels: the short side is resized to it and the centre cut out; without it all images must have one size"""
+    """side in pixels: the short side is resized to it and the centre cut out; else images must have one size, unless input-size is given"""
     test_fraction: float = 0.0
     """share of each class set aside for testing, where the source has no test images; protected and released like the others, and
     measured on the clean copies"""
     shard_images: int = 250
-    """images per shard, which is also what one task protects"""
+    """most images per shard, which is also what one task protects; fewer where images of their own size are large"""
     max_pixels: int = 64_000_000
     """larger images are quarantined instead of decoded"""
     classes: tuple[str, ...] = ()
@@ -208,6 +209,9 @@ class RunConfig:
     seed: int = 0
     """everything random derives from it"""
     views: Annotated[tuple[str, ...], Doc(_known_views())] = views.PLAIN
+    input_size: int | None = None
+    """side in pixels of what networks see, for images of many sizes: they are packed, protected and released at their own size, and
+    networks see random crops of them in training and the centre in tests, resized to it; without it, whole images of one size"""
     keep_going: Annotated[bool, Mark.START] = False
     """protect: where shards fail again and again, finish without them; the run goes on, ends with exit code 1, and verify names them"""
     overwrite: Annotated[bool, Mark.START] = False
@@ -253,6 +257,7 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        check_sight(self)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         if self.add and not self.protect.kind.grows:
@@ -262,13 +267,6 @@ class RunConfig:
             )
         if not self.cache_gb >= 0:
             raise ValueError(f"cache-gb must be at least 0, got {self.cache_gb}")
-        try:
-            views.check_mix(self.views)
-        except ValueError as error:
-            raise ValueError(f"views: {error}") from error
-        if self.recorded_views and "protect" in self.stages and not self.protect.kind.views:
-            mix, others = " ".join(self.views), ", ".join(name for name, kind in METHODS.items() if kind.views)
-            raise ValueError(f"views = {mix}, but {self.protect.method} looks through none: leave them out, or take one of {others}")
         if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
             several = ", ".join(self.surrogate.networks)
             raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")

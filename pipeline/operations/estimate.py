@@ -134,7 +134,7 @@ def text(
     """Return the plan for people: the work, the storage, and for each cluster the time, machine hours and price of each stage."""
     unit = "GPU" if clusters[0].gpu else "CPU core"
     stored = storage_bytes(config, work, images)
-    side = "x".join(map(str, images.pixels.shape[2:]))
+    side = ("seen as " if config.input_size else "") + "x".join(map(str, images.pixels.shape[2:]))
     rates = ", ".join(f"{rate:,.0f} gradients/s with {name}" for name, rate in speed.gradients.items())
     lines = [
         f"{work.train:,} training and {work.test:,} test images of {work.classes} classes, {side}; {work.protected:,} to protect",

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.work import own_gpu
 from pipeline.config.schema import RunConfig
+from pipeline.config.sight import packed_at_own_size
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.tensors import stack
 from pipeline.sources import decoding
@@ -28,7 +29,9 @@ from sep.ensemble import Member, freeze
 from sep.execution import MicroBatch, arithmetic, resolve, to_device, use_cpu
 from sep.fitting import confusion, optimiser, train_epoch
 from sep.models import Network, build
+from sep.pictures import Pictures
 from sep.views.mix import each_its_own
+from sep.views.own_size import fixed_view
 from sep.views.registry import PLAIN, kinds
 
 LOOKED_AT = 64  # images of the source, as they come
@@ -40,9 +43,9 @@ class Images:
     """Some images of a source, their sizes, and the speed of packing them.
 
     Attributes:
-        pixels: `(B, C, H, W)` uint8, as they would be packed.
+        pixels: `(B, C, H, W)` uint8, as networks would see them.
         per_second: images read, decoded and encoded by one CPU.
-        clean_bytes: of an image as a PNG.
+        clean_bytes: of an image as it would be packed.
         protected_bytes: of one that is changed by the whole budget, which compresses worse.
     """
 
@@ -77,7 +80,7 @@ def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
     """Read, decode and encode a few images as the pack stage does.
 
     Raises:
-        SourceError: none of them is an image, or they differ in size.
+        SourceError: none of them is an image, or they differ in size without an input size.
     """
     begun, decoded, clean = time.perf_counter(), [], 0
     for _, content in reader.read(entries):
@@ -86,13 +89,16 @@ def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
         except decoding.Refused:
             continue
         decoded.append(decoding.fit(found, config.pack.size) if config.pack.size else found)
-        clean += len(encode_png(decoded[-1]))
+        exact = content if packed_at_own_size(config) and isinstance(content, bytes) and decoding.is_exact(content, found) else None
+        clean += len(exact or encode_png(decoded[-1]))
     seconds = time.perf_counter() - begun
     sizes = {pixels.shape for pixels in decoded}
-    if len(sizes) != 1:
-        raise SourceError(f"images must have one size, found {len(sizes)} among {len(entries)}: give --pack.size")
+    if not sizes or (len(sizes) > 1 and config.input_size is None):
+        raise SourceError(f"images must have one size, found {len(sizes)} among {len(entries)}: give --input-size or --pack.size")
     changed = [len(encode_png(_changed(pixels, config.protect.eps_levels))) for pixels in decoded]
-    return Images(stack(decoded), len(decoded) / seconds, clean / len(decoded), sum(changed) / len(changed))
+    pictures = Pictures([stack([pixels])[0] for pixels in decoded])
+    seen = fixed_view(pictures, config.input_size) if config.input_size else stack(decoded)
+    return Images(seen, len(decoded) / seconds, clean / len(decoded), sum(changed) / len(changed))
 
 
 def coding_rate(side: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.shards.pixels import Pixels, decode_whole_png, pixels_sha256
+from pipeline.shards.pixels import STARTS, Pixels, decode_whole, pixels_sha256
 from pipeline.shards.tar import content, open_tar
 from pipeline.shards.tensors import stack
 from pipeline.storage.layout import SAMPLES
@@ -22,7 +22,6 @@ from pipeline.storage.run import Run
 from pipeline.storage.stage import Shard
 from sep.budget import UNITS, Budget, budget_used
 
-MEMBERS = ("cls", "json", "png")
 Row = dict[str, Any]
 
 
@@ -114,8 +113,9 @@ def read_members(data: bytes) -> tuple[dict[str, dict[str, bytes]], list[str]]:
 
 def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> tuple[Readable | None, list[str]]:
     faults = []
-    for extension in sorted(members.keys() ^ set(MEMBERS)):
-        faults.append(f"its {extension} is " + ("missing or unreadable" if extension in MEMBERS else "not part of a sample"))
+    image = next((name for name in STARTS.values() if name in members), "png")
+    for extension in sorted(members.keys() ^ {"cls", "json", image}):
+        faults.append(f"its {extension} is " + ("missing or unreadable" if extension in ("cls", "json", image) else "not part of a sample"))
     if members.get("cls", b"%d" % clean["label"]) != b"%d" % clean["label"]:
         faults.append(f"label {members['cls'].decode(errors='replace')!r}, recorded {clean['label']}")
     if own is None:
@@ -124,12 +124,12 @@ def _inspect_sample(members: dict[str, bytes], clean: Row, own: Row | None) -> t
         faults.append(f"label {own['label']} in protect/{SAMPLES}, {clean['label']} in pack/{SAMPLES}")
     if own and own.get("clean_sha256", clean["sha256"]) != clean["sha256"]:
         faults.append(f"clean pixels of another hash in protect/{SAMPLES} than in pack/{SAMPLES}")
-    if "png" not in members:
+    if image not in members:
         return None, faults
     try:
-        pixels = decode_whole_png(members["png"])
+        pixels = decode_whole(members[image])
     except Exception as error:  # whatever damaged bytes make the decoder raise
-        return None, [*faults, f"damaged PNG ({str(error).split(' <')[0]})"]  # without the address of a stream
+        return None, [*faults, f"damaged {image.upper()} ({str(error).split(' <')[0]})"]  # without the address of a stream
     if own and pixels_sha256(pixels) != own["sha256"]:
         faults.append("pixels are not those recorded")
     return Readable(pixels, members.get("json", b"")), faults

@@ -32,7 +32,7 @@ def image_drawings(results: RunResults) -> dict[str, Drawing]:
     from pipeline.pages import image_figures, training_figures  # matplotlib takes seconds to load: figures alone should not wait for it
 
     drawn: dict[str, Drawing] = {}
-    samples, spectrum = results.samples, image_figures.Spectrum()
+    samples, spectrum = results.samples, image_figures.Spectrum(results.count("pack", "shortest"))
     places = samples.shown(results.count("protect", "classes"))
     shown: dict[Place, ImagePair] = {}
     extremes = [extreme for extreme in (samples.most, samples.least) if extreme]

@@ -17,6 +17,7 @@ from pipeline.shards.pixels import Pixels
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
 MOST_BINS = 40
 LINE = 14  # characters of a class name beside an image
+LARGEST_SPECTRUM = 512  # pixels a side, of pictures of many sizes
 PANELS = {  # measures of an image: label and number format
     "psnr_db": ("PSNR, dB", ".1f"),
     "ssim": ("SSIM", ".3f"),
@@ -116,15 +117,22 @@ def magnitude(image: NDArray[np.floating]) -> NDArray[np.float64]:
 class Spectrum:
     """Magnitudes of images and of their changes, `(H, W)`, summed image by image: a hundred large images are never in memory at once."""
 
-    def __init__(self) -> None:
-        """Start with no image."""
+    def __init__(self, shortest: int | None = None) -> None:
+        """Start with no image. Of pictures of many sizes, whose shortest side is given, the centre is taken."""
         self.count, self.images, self.changes = 0, np.zeros(()), np.zeros(())
+        self.side = None if shortest is None else min(shortest, LARGEST_SPECTRUM)
 
     def add(self, image: ImagePair) -> None:
         """Add one image."""
-        clean = image.clean.astype(np.float64)
+        clean, protected = self._centre(image.clean).astype(np.float64), self._centre(image.protected)
         self.count, self.images = self.count + 1, self.images + magnitude(clean)
-        self.changes = self.changes + magnitude(image.protected - clean)
+        self.changes = self.changes + magnitude(protected - clean)
+
+    def _centre(self, pixels: Pixels) -> Pixels:
+        if self.side is None:
+            return pixels
+        top, left = ((whole - self.side) // 2 for whole in pixels.shape[:2])
+        return pixels[top : top + self.side, left : left + self.side]
 
 
 def spectrum(found: Spectrum, theme: Theme = LIGHT) -> bytes:

@@ -100,6 +100,7 @@ class Ensemble:
     tasks_per_gpu: int = 1
     members_per_step: int | None = None  # drawn for each step; None: every step takes all
     views: tuple[str, ...] = PLAIN  # the mix that members look through
+    input_size: int | None = None  # side of what they see of pictures of their own size
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +174,6 @@ def _load(ensemble: Ensemble, checkpoint: Checkpoint, pack: Manifest) -> Network
         raise ValueError(f"{where} is missing: {advice}") from error
     if sha256(data) != checkpoint.sha256:
         raise ValueError(f"{where} was altered or truncated since it was written: {advice}")
-    network = build_network(checkpoint.network, pack)
+    network = build_network(checkpoint.network, pack, ensemble.input_size)
     network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return freeze(network, ensemble.kernels)

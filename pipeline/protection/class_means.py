@@ -19,43 +19,50 @@ from pipeline.config.seeds import derive
 from pipeline.protection.checkpoints import Ensemble, load_networks
 from pipeline.protection.preparation_files import write_file, write_prepared
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import Batch, to_tensors
+from pipeline.shards.tensors import Labelled, to_images
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
 from sep.ensemble import class_sums
 from sep.execution import MicroBatch, to_device, use_cpu
 from sep.models import Network
-from sep.views.registry import Look, View, kinds
+from sep.pictures import Images, Pictures, flat, pixels, seen_shape
+from sep.views.registry import Look, OwnSize, View, kinds
 
 Sums = tuple[list[Tensor], Tensor]  # for each checkpoint and view `(K, D)` float64 sums of features; `(K,)` counts
 
 
-def _read(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int) -> Batch:
-    return to_tensors(read_shard(ensemble.run.child("pack"), shard))
+def _read(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int) -> Labelled:
+    return to_images(read_shard(ensemble.run.child("pack"), shard), ensemble.input_size)
 
 
-def _sums(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Batch) -> Sums:
+def _sums(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Labelled) -> Sums:
     """Return one clean shard's share. The images of a shard share the draws of a view."""
     use_cpu(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
     images, labels = read
-    batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], ensemble.device)
+    batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(seen_shape(images, ensemble.input_size), ensemble.device)
     sums = []
     looks = [(view, Look(derive(seed, "class means", view.name, shard.name))) for view in kinds(ensemble.views)]
     for network in load_networks(ensemble):
         for view, look in looks:
-            parts = list(batch.run(partial(_sum, network, view, look, images, labels, num_classes), len(images)))
+            summed = partial(_sum, network, view, look, images, labels, num_classes, ensemble.input_size)
+            parts = list(batch.run(summed, len(images), pixels(images)))
             sums.append(reduce(torch.add, [part for part, _ in parts]))
     return sums, torch.bincount(labels, minlength=num_classes)
 
 
-def _sum(network: Network, view: View, look: Look, images: Tensor, labels: Tensor, num_classes: int, part: slice) -> tuple[Tensor, Tensor]:
-    seen = view.on_levels(to_device(images[part], network.mean, "fused"), look)
+def _sum(
+    network: Network, view: View, look: Look, images: Images, labels: Tensor, num_classes: int, input_size: int | None, part: slice
+) -> tuple[Tensor, Tensor]:
+    some = images[part]
+    if isinstance(some, Pictures) and input_size:
+        look = replace(look, own_size=OwnSize(some.sizes, input_size))
+    seen = view.on_levels(to_device(flat(some)[0], network.mean, "fused"), look)
     return class_sums(network, [(seen, labels[part])], num_classes)
 
 
-def _unchanged(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Batch, sums: Sums) -> Sums:
+def _unchanged(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Labelled, sums: Sums) -> Sums:
     return sums
 
 

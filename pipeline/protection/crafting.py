@@ -21,6 +21,7 @@ from sep.budget import Budget
 from sep.execution import MicroBatch, use_cpu
 from sep.methods.request import Request, protect
 from sep.objective import choose_targets
+from sep.pictures import Images, seen_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,13 @@ class CraftingTask:
     budget: Budget  # of each image
 
 
-def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
-    """Protect images of protected classes; return them as they are released, `(B, C, H, W)` uint8 on the CPU.
+def protect_images(task: CraftingTask, shard: str, images: Images, labels: Tensor, keys: Sequence[str]) -> Images:
+    """Protect images of protected classes; return them as they are released, in the same form, on the CPU.
 
     Args:
         task: the arguments that the tasks of all shards share.
         shard: the name of the images' shard.
-        images: clean ones, `(B, C, H, W)` uint8.
+        images: clean ones, `(B, C, H, W)` uint8, or pictures of their own size.
         labels: `(B,)`.
         keys: of the samples.
 
@@ -58,7 +59,7 @@ def protect_images(task: CraftingTask, shard: str, images: Tensor, labels: Tenso
     return protect(_request(task, shard, images, labels, keys)) if len(labels) else images
 
 
-def _request(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, keys: Sequence[str]) -> Request:
+def _request(task: CraftingTask, shard: str, images: Images, labels: Tensor, keys: Sequence[str]) -> Request:
     """Everything that the method may look at."""
     config, seed, method = task.config, task.seed, task.config.method
     of_images = task.prepared_sha256 and not config.aligns_features  # class means are the members'
@@ -73,6 +74,7 @@ def _request(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, key
         config=config,
         generator=generator(seed, "craft", keys[0]),
         view_draws=generator(seed, "views"),
+        input_size=task.ensemble.input_size,
     )
     if not config.kind.surrogate:
         return request
@@ -83,7 +85,7 @@ def _request(task: CraftingTask, shard: str, images: Tensor, labels: Tensor, key
         members=task.ensemble.members(load_prepared(task.prepared, task.prepared_sha256) if config.aligns_features else None),
         views=task.ensemble.views,
         targets=choose_targets(config.targets, labels, task.classes, drawn, draws) if config.kind.targets else labels,
-        batch=_micro_batch(task.ensemble, config, tuple(images.shape[1:])),
+        batch=_micro_batch(task.ensemble, config, seen_shape(images, task.ensemble.input_size)),
     )
 
 

@@ -14,7 +14,7 @@ from cluster.executor import Executor
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import to_tensors
+from pipeline.shards.tensors import to_images
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SIMILARITY
 from pipeline.storage.records import to_json
@@ -23,6 +23,7 @@ from sep.ensemble import equally_spaced
 from sep.execution import use_cpu
 from sep.objective import shifted
 from sep.similarity import gradient_cosines
+from sep.views.own_size import fixed_view
 from sep.views.registry import PLAIN
 
 IMAGES, PIXELS = 32, 2**19  # at most so many images of the first clean shard, fewer if they are large
@@ -34,8 +35,11 @@ def measure(ensemble: Ensemble, num_classes: int, shard: Shard) -> list[list[flo
     use_cpu(1)
     samples = read_shard(ensemble.run.child("pack"), shard)
     height, width = samples[0].pixels.shape[:2]
-    images, labels = to_tensors(samples[: min(IMAGES, max(4, PIXELS // (height * width)))])
-    cosines: list[list[float]] = gradient_cosines(ensemble.members(), images, shifted(labels, num_classes)).tolist()
+    if ensemble.input_size is not None:
+        height = width = ensemble.input_size
+    images, labels = to_images(samples[: min(IMAGES, max(4, PIXELS // (height * width)))], ensemble.input_size)
+    seen = fixed_view(images, ensemble.input_size)
+    cosines: list[list[float]] = gradient_cosines(ensemble.members(), seen, shifted(labels, num_classes)).tolist()
     return cosines
 
 

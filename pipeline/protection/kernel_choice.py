@@ -14,8 +14,7 @@ from cluster.executor import Executor
 from cluster.work import Capacity, Work, describe
 from pipeline.config.schema import ProtectConfig
 from pipeline.protection.checkpoints import Ensemble, load_networks
-from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import to_tensors
+from pipeline.shards.tensors import Loading, load_seen
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import KERNELS
 from pipeline.storage.records import to_json
@@ -81,7 +80,7 @@ def faster(paces: dict[Kernels, Pace], calls: float) -> Kernels:
 def measure(config: ProtectConfig, ensemble: Ensemble, shard: Shard) -> dict[Kernels, Pace]:
     """Measure gradients of one checkpoint on a clean shard. This is the body of a task. Kernels that cannot be compiled are left out."""
     use_cpu(1)
-    images, labels = to_tensors(read_shard(ensemble.run.child("pack"), shard))
+    images, labels = load_seen(ensemble.run.child("pack"), [shard], Loading(input_size=ensemble.input_size))
     kinds: tuple[Kernels, ...] = ("fused", "compiled")
     paces: dict[Kernels, Pace] = {}
     for kernels in kinds:

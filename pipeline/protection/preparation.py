@@ -23,7 +23,7 @@ from pipeline.protection.checkpoints import Ensemble
 from pipeline.protection.class_means import write_means
 from pipeline.protection.preparation_files import Prepared, read_prepared, write_file, write_prepared
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import load, to_tensors
+from pipeline.shards.tensors import Loading, load_seen, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
@@ -169,7 +169,8 @@ def _noise(site: Site, executor: Executor) -> None:
         ValueError: the training set is larger than the memory limit.
     """
     images = sum(shard.count for shard in site.shards)
-    check_noise_memory(site.config, images, site.pack.counts["height"], site.pack.counts["width"])
+    side, counts = site.config.input_size, site.pack.counts
+    check_noise_memory(site.config, images, side or counts["height"], side or counts["width"])
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
     log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
@@ -184,14 +185,14 @@ def make_noise(site: Site, threads: int) -> None:
     torch.backends.cudnn.deterministic = True
     config, among = site.config.protect, torch.tensor(site.classes)
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
-    images, labels = load(site.clean, site.shards)
+    images, labels = load_seen(site.clean, site.shards, Loading(input_size=site.config.input_size))
     protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
     ranks = torch.searchsorted(among, labels)
     numbers, count = (protected.cumsum(0) - 1, int(protected.sum())) if own_rows else _class_rows(site, ranks)
     rows = torch.where(protected, numbers, -1)
     name = site.config.surrogate.networks[0]
     torch.manual_seed(derive(site.config.seed, "noise"))
-    network = build_network(name, site.pack).to(device).to(memory_format=torch.channels_last)
+    network = build_network(name, site.pack, site.config.input_size).to(device).to(memory_format=torch.channels_last)
     settings = NoiseConfig(
         training=site.config.surrogate,
         steps=config.noise_steps,

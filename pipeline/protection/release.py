@@ -18,10 +18,10 @@ from pipeline.shards.finished_shards import FinishedShard, write_part
 from pipeline.shards.pixels import Pixels, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table
-from pipeline.shards.tensors import to_tensors
-from pipeline.storage.folder import Folder
+from pipeline.shards.tensors import to_images
 from pipeline.storage.stage import Shard
-from sep.budget import Budget, check_budget, linf_levels, psnr_db
+from sep.budget import check_budget, linf_levels, psnr_db
+from sep.pictures import Images, stacks
 from sep.quality import changed_percent, ssim
 
 PROTECTED_SCHEMA = pa.schema(
@@ -45,15 +45,15 @@ class Clean:
     """A clean shard, decoded."""
 
     samples: list[Sample]
-    images: Tensor  # (B, C, H, W) uint8
+    images: Images  # (B, C, H, W) uint8, or pictures of their own size
     labels: Tensor  # (B,)
     chosen: Tensor  # indices of the images that are protected, in order
 
 
 class Crafted(NamedTuple):
-    """The protected images of a shard, `(b, C, H, W)` uint8 on the CPU, and how long they took."""
+    """The protected images of a shard, on the CPU, and how long they took."""
 
-    images: Tensor
+    images: Images
     seconds: float
 
 
@@ -64,7 +64,7 @@ def read_clean(task: CraftingTask, shard: Shard) -> Clean:
         CorruptShard: it was altered.
     """
     samples = read_shard(task.clean, shard)
-    images, labels = to_tensors(samples)
+    images, labels = to_images(samples, task.ensemble.input_size)
     return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
 
 
@@ -87,9 +87,9 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     """
     released = list(clean.samples)
     for i, image in zip(clean.chosen.tolist(), crafted.images, strict=True):
-        released[i] = dataclasses.replace(released[i], png=encode_png(_pixels(image)))
+        released[i] = dataclasses.replace(released[i], image=encode_png(_pixels(image)))
     written, stored = write_shard(task.out, shard.name, released)
-    rows = _rows(task.out, shard.name, stored, clean, task.budget)
+    rows = _rows(task, shard.name, stored, clean)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
     extra = {
         "protected": len(clean.chosen),
@@ -100,23 +100,26 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
 
 
-def _rows(out: Folder, name: str, stored: list[Sample], clean: Clean, budget: Budget) -> list[dict[str, Any]]:
+def _rows(task: CraftingTask, name: str, stored: list[Sample], clean: Clean) -> list[dict[str, Any]]:
     """Check a released shard, as storage gave it back, against its clean one; return one row per image."""
     if [(s.key, s.label, s.info) for s in stored] != [(s.key, s.label, s.info) for s in clean.samples]:
-        raise ValueError(f"{out.uri}/{name}: keys or labels differ from the clean shard")
-    images, _ = to_tensors(stored)
-    check_budget(images, clean.images, budget)
-    measured = {measure: function(images, clean.images).tolist() for measure, function in MEASURES.items()}
+        raise ValueError(f"{task.out.uri}/{name}: keys or labels differ from the clean shard")
+    images, _ = to_images(stored, task.ensemble.input_size)
+    measured: dict[str, list[float]] = {measure: [] for measure in MEASURES}
+    for after, before in zip(stacks(images), stacks(clean.images), strict=True):
+        check_budget(after, before, task.budget)
+        for measure, function in MEASURES.items():
+            measured[measure] += function(after, before).tolist()
     return [
         {
             "key": sample.key,
             "label": sample.label,
             "shard": name,
-            "sha256": pixels_sha256(_pixels(images[i])),
-            "clean_sha256": pixels_sha256(_pixels(clean.images[i])),
+            "sha256": pixels_sha256(_pixels(image)),
+            "clean_sha256": pixels_sha256(_pixels(before)),
             **{measure: values[i] for measure, values in measured.items()},
         }
-        for i, sample in enumerate(stored)
+        for i, (sample, image, before) in enumerate(zip(stored, images, clean.images, strict=True))
     ]
 
 

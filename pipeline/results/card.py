@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -100,7 +100,8 @@ def _settings(releases: list[Release]) -> dict[str, Any]:
     first, swept = releases[0].settings, releases[0].results.swept
     own = [release.settings["protect"] for release in releases]
     common = [name for name, value in own[0].items() if f"protect.{name}" not in swept and all(each[name] == value for each in own)]
-    return {**{name: first[name] for name in SECTIONS}, "protect": {name: own[0][name] for name in common}}
+    seen = {"input_size": first["input_size"]} if first["input_size"] else {}
+    return {**{name: first[name] for name in SECTIONS}, **seen, "protect": {name: own[0][name] for name in common}}
 
 
 def _missing(config: RunConfig, run: RunResults, folder: Run, releases: list[Release]) -> Iterator[str]:
@@ -126,7 +127,8 @@ def _surrogates(run: RunResults) -> list[dict[str, Any]]:
         rate = run.count("pack", "train") * len(epochs) / seconds
         precisions = sorted({epoch["precision"] for epoch in epochs})
         figures = {"loss": round(last["loss"], 4), "train_accuracy": round(last["accuracy"], 2), "seconds": round(seconds, 1)}
-        found.append({"network": network, "precision": precisions, **figures, "images_per_second": round(rate, 1)})
+        figures |= {"images_per_second": round(rate, 1), "loader_percent": _waiting([epoch["metrics"] for epoch in epochs])}
+        found.append({"network": network, "precision": precisions, **figures})
     return found
 
 
@@ -156,9 +158,16 @@ def _victims(releases: list[Release]) -> list[dict[str, Any]]:
             "seeds": [trial["seed"] for trial in trials],
             **{f"{kind}_accuracy": _spread([trial[f"{kind}_accuracy"] for trial in trials]) for kind in ACCURACIES},
             "precision": sorted({trial["precision"] for trial in trials}),
+            "loader_percent": _waiting(trials),
         }
         for (network, countermeasure, data, label), trials in groups.items()
     ]
+
+
+def _waiting(times: Sequence[Mapping[str, Any]]) -> float:
+    """Return the percentage of the time of epochs or trainings for which they waited for images."""
+    waiting, seconds = (sum(float(each.get(name, 0)) for each in times) for name in ("waiting_seconds", "seconds"))
+    return round(100 * waiting / (seconds or 1), 1)  # a training that another one's result stands for took no time
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:

@@ -52,6 +52,7 @@ def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
         and config.protect.kind.checkpoints is None
         and config.protect.kind.members_per_step is None
         and config.views == PLAIN
+        and config.input_size is None
         and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
         and (replace(config.surrogate, precision="auto", recorded=True), victim) == (paper.surrogate, paper.victim)
     )

@@ -181,7 +181,7 @@ class RunResults:
 
     @cached_property
     def checkpoints(self) -> dict[str, list[dict[str, Any]]]:
-        """By network, the surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, seconds)."""
+        """By network, the surrogate's epochs: `epoch`, `file`, `sha256`, `metrics` (loss, accuracy in percent, lr, two times)."""
         networks: dict[str, list[dict[str, Any]]] = {}
         for entry in json.loads(self.folder.child("surrogate").read(CHECKPOINTS))["checkpoints"]:
             networks.setdefault(entry["network"], []).append(entry)
@@ -204,10 +204,15 @@ class RunResults:
         return [[sum(counts) for counts in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
 
     def trial_confusion(self, network: str, data: str, countermeasure: str, seed: int) -> list[list[int]]:
-        """Return the same of one trial. Read at each call: a matrix of trials over many classes would not fit in memory."""
-        name = trial_name(network, data, countermeasure, seed)
-        counts: list[list[int]] = json.loads(self.folder.child("victim").read(trial_record(name)))["content"]["confusion"]
+        """Return the same of one trial."""
+        counts: list[list[int]] = self.trial_record(network, data, countermeasure, seed)["confusion"]
         return counts
+
+    def trial_record(self, network: str, data: str, countermeasure: str, seed: int) -> dict[str, Any]:
+        """Return what a trial recorded. Read at each call: the confusion of many trials and classes would not fit in memory."""
+        name = trial_name(network, data, countermeasure, seed)
+        content: dict[str, Any] = json.loads(self.folder.child("victim").read(trial_record(name)))["content"]
+        return content
 
     def configuration(self, config: RunConfig) -> dict[str, Any]:
         """Return the tree of settings that made what was measured: the stages' own records win over the present command line.
@@ -221,6 +226,7 @@ class RunResults:
         for stage in ("surrogate", "protect"):
             if stage in asked:
                 tree["views"] = asked[stage].get(stage, {}).get("views", list(PLAIN))
+                tree["input_size"] = asked[stage].get(stage, {}).get("input_size")
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
         return tree

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pipeline.config.released_splits import sets_aside
 from pipeline.config.schema import RunConfig
 from pipeline.results.commands import here
+from pipeline.results.mlflow_address import runs_address
 from pipeline.results.next_steps import Step, next_steps
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import verdict
@@ -17,8 +18,6 @@ from pipeline.storage.layout import PAGE
 from sep.methods.registry import METHODS
 from sep.views.registry import PLAIN
 
-# Of the one experiment of a run's own database; without the last part MLflow's pages are those for language models.
-RUNS_ADDRESS = "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 VISIBLE = ("psnr_db", "ssim", "changed_percent")  # means over the changed images
 
 
@@ -51,6 +50,7 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     figures |= {"targets": counts["targets"]} if METHODS[counts["method"]].targets else {}
     views = counts.get("views", [*PLAIN])
     figures |= {"views": ", ".join(views)} if views != [*PLAIN] else {}
+    figures |= {"input_size": counts["input_size"]} if "input_size" in counts else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"]), "released_images": counts["images"]}
     figures |= {"gradients": counts["gradients"], "gradients_per_image": results.gradients_per_image} if counts["gradients"] else {}
     figures |= {} if results.crafting_seconds is None else {"crafting_seconds": results.crafting_seconds}
@@ -133,7 +133,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
     said = [f"  {sentence}" for sentence in verdict(results).sentences]
     looks = [Step("report", "", f"{folder.uri}/report/{PAGE}")] if folder.exists(f"report/{PAGE}") else []
     if folder.is_local and not config.tracking_uri:
-        looks.append(Step("runs", f"then open {RUNS_ADDRESS}", here(f"make ui RUN={shlex.quote(folder.uri)}")))
+        looks.append(Step("runs", f"then open {runs_address()}", here(f"make ui RUN={shlex.quote(folder.uri)}")))
     steps = [replace(step, command=here(step.command) if step.command else "") for step in next_steps(config, results)]
     rows = [part for step in looks + steps for part in _told(step)]
     return "\n".join(["", *said, "", *lines, "", *rows])

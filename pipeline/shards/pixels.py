@@ -1,4 +1,4 @@
-"""Pixels of one image: lossless PNG in and out, digest, and statistics."""
+"""Pixels of one image: lossless PNG out, a stored file in, digest, and statistics."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]
+STARTS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}  # of the files that shards hold
 LEVELS = np.arange(256)
 LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
 
@@ -22,27 +23,33 @@ def encode_png(pixels: Pixels) -> bytes:
     return stream.getvalue()
 
 
-def decode_png(data: bytes) -> Pixels:
-    """Return the `(H, W, 3)` levels of a PNG.
+def extension(data: bytes) -> str:
+    """Return the extension of a stored image: png, jpg or webp, by its first bytes."""
+    return next((name for start, name in STARTS.items() if data.startswith(start)), "png")
+
+
+def decode(data: bytes) -> Pixels:
+    """Return the `(H, W, 3)` levels of a stored image: a PNG, or a JPEG or WebP file that is stored as it came.
 
     Raises:
-        OSError, SyntaxError: the bytes are not a whole PNG.
+        OSError, SyntaxError: the bytes are not a whole image.
     """
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+    with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
         return np.array(image.convert("RGB"))
 
 
-def decode_whole_png(png: bytes) -> Pixels:
-    """Return the `(H, W, 3)` levels of a PNG after checking every chunk's checksum, which decoding alone skips.
+def decode_whole(data: bytes) -> Pixels:
+    """Return the `(H, W, 3)` levels of a stored image, of a PNG after checking every chunk's checksum, which decoding alone skips.
 
     Raises:
         Exception: whatever damaged bytes make the decoder raise.
     """
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.verify()
-    if not png.endswith(LAST_CHUNK):
-        raise ValueError("broken end")
-    return decode_png(png)
+    if extension(data) == "png":
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()
+        if not data.endswith(LAST_CHUNK):
+            raise ValueError("broken end")
+    return decode(data)
 
 
 def pixels_sha256(pixels: Pixels) -> str:

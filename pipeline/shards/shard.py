@@ -1,6 +1,7 @@
 """WebDataset shards with deterministic bytes, and the images in them.
 
-A shard is a tar of samples, three members each: `<key>.png` (8-bit RGB), `<key>.cls` (ASCII integer), `<key>.json`.
+A shard is a tar of samples, three members each: `<key>.png` (8-bit RGB; `.jpg` or `.webp` of a file that is stored as it came),
+`<key>.cls` (ASCII integer), `<key>.json`.
 Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import webdataset as wds
 from webdataset.tariterators import group_by_keys
 
-from pipeline.shards.pixels import Pixels, decode_png
+from pipeline.shards.pixels import STARTS, Pixels, decode, extension
 from pipeline.shards.tar import content, files, open_tar
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import sha256
@@ -33,14 +34,14 @@ class Sample:
     """One labelled image as it lies in a shard."""
 
     key: str
-    png: bytes
+    image: bytes  # a PNG, or the JPEG or WebP file of the source
     label: int
     info: bytes  # the JSON member; the same bytes in the clean shard and the protected one
 
     @property
     def pixels(self) -> Pixels:
         """The decoded image, `(H, W, 3)`."""
-        return decode_png(self.png)
+        return decode(self.image)
 
 
 def encode_shard(samples: Iterable[Sample]) -> bytes:
@@ -48,7 +49,8 @@ def encode_shard(samples: Iterable[Sample]) -> bytes:
     stream = io.BytesIO()
     with wds.TarWriter(stream, mtime=0, user="", group="", encoder=False) as tar:
         for sample in samples:
-            tar.write({"__key__": sample.key, "cls": b"%d" % sample.label, "json": sample.info, "png": sample.png})
+            image = {extension(sample.image): sample.image}
+            tar.write({"__key__": sample.key, "cls": b"%d" % sample.label, "json": sample.info, **image})
     return stream.getvalue()
 
 
@@ -63,9 +65,10 @@ def decode_shard(data: bytes, name: str = "shard") -> list[Sample]:
         for group in group_by_keys(_members(data, name)):
             key = group["__key__"]
             try:
-                sample = Sample(key, group["png"], int(group["cls"]), group["json"])
+                (image,) = (group[name] for name in STARTS.values() if name in group)
+                sample = Sample(key, image, int(group["cls"]), group["json"])
             except (KeyError, ValueError) as error:
-                raise CorruptShard(f"{name}: sample {key} lacks a member or has a broken label ({error!r})") from error
+                raise CorruptShard(f"{name}: sample {key} lacks a member, has two images or a broken label ({error!r})") from error
             if samples.setdefault(key, sample) is not sample:
                 raise CorruptShard(f"{name}: sample {key} is there twice")
     except CorruptShard:

@@ -19,8 +19,11 @@ from pipeline.shards.pixels import Pixels
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from sep.pictures import Images, Pictures, joined, one_size
+from sep.views.own_size import fixed_view
 
 Batch = tuple[Tensor, Tensor]
+Labelled = tuple[Images, Tensor]
 Read = Callable[[Folder, Shard], list[Sample]]
 Each = Callable[[Callable[[Sequence[Sample]], Tensor], Sequence[Sequence[Sample]]], Iterable[Tensor]]  # `map`, or that of a pool
 TESTED_TOGETHER = 100  # images; with more, activations outgrow the caches, and memory is allocated anew for each batch
@@ -34,11 +37,13 @@ class Loading:
 
     Attributes:
         threads: that decode. The codec leaves the interpreter to others.
-        cache: of decoded shards.
+        cache: of decoded shards of images of one size.
+        input_size: of networks that see pictures of their own size, as which all are then loaded.
     """
 
     threads: int = 2
     cache: DecodedCache | None = None
+    input_size: int | None = None
 
 
 PLAIN_LOADING = Loading()
@@ -51,8 +56,20 @@ def to_tensors(samples: Sequence[Sample], each: Each = map) -> Batch:
 
 
 def _decoded(samples: Sequence[Sample]) -> Tensor:
-    encoded = (torch.frombuffer(bytearray(sample.png), dtype=torch.uint8) for sample in samples)
+    encoded = (torch.frombuffer(bytearray(sample.image), dtype=torch.uint8) for sample in samples)
     return torch.stack([decode_png(png, ImageReadMode.RGB) for png in encoded]).contiguous()  # at 32 pixels half of Pillow's time
+
+
+def to_images(samples: Sequence[Sample], input_size: int | None, each: Each = map) -> Labelled:
+    """Return the decoded images and the labels of samples, with an input size as pictures of their own size."""
+    if input_size is None:
+        return to_tensors(samples, each)
+    pictures = [picture[0] for picture in each(_of_any_size, [[sample] for sample in samples])]
+    return Pictures(pictures), torch.tensor([sample.label for sample in samples])
+
+
+def _of_any_size(samples: Sequence[Sample]) -> Tensor:
+    return stack([sample.pixels for sample in samples])
 
 
 def stack(images: Sequence[Pixels]) -> Tensor:
@@ -61,6 +78,27 @@ def stack(images: Sequence[Pixels]) -> Tensor:
 
 
 def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard, loading: Loading = PLAIN_LOADING) -> Batch:
+    """Return all images, of one size, and labels of some shards, in order: see `load_images`."""
+    images, labels = load_images(folder, shards, read, loading)
+    return one_size(images), labels
+
+
+def load_seen(folder: Folder, shards: Sequence[Shard], loading: Loading = PLAIN_LOADING) -> Batch:
+    """Return all images of some shards as networks see them in tests, `(B, C, H, W)` uint8, and their labels, in order.
+
+    Raises:
+        CorruptShard: a shard is not as recorded.
+    """
+    if loading.input_size is None:
+        return load(folder, shards, loading=loading)
+    parts: list[Batch] = []
+    for shard in shards:  # one at a time: what is seen is smaller
+        images, labels = load_images(folder, [shard], loading=loading)
+        parts.append((fixed_view(images, loading.input_size), labels))
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def load_images(folder: Folder, shards: Sequence[Shard], read: Read = read_shard, loading: Loading = PLAIN_LOADING) -> Labelled:
     """Return all images and labels of some shards, in order.
 
     Args:
@@ -73,18 +111,18 @@ def load(folder: Folder, shards: Sequence[Shard], read: Read = read_shard, loadi
         CorruptShard: a shard is not as recorded.
     """
     with ThreadPoolExecutor(READ_TOGETHER) as readers, ThreadPoolExecutor(loading.threads) as decoders:
-        cache = loading.cache if read is read_shard else None
+        cache = loading.cache if read is read_shard and loading.input_size is None else None
 
-        def loaded(shard: Shard) -> Batch:
+        def loaded(shard: Shard) -> Labelled:
             if cache and (kept := cache.read(shard.sha256)):
                 return kept
-            images, labels = to_tensors(read(folder, shard), decoders.map)
+            images, labels = to_images(read(folder, shard), loading.input_size, decoders.map)
             if cache:
-                cache.write(shard.sha256, images, labels)
+                cache.write(shard.sha256, one_size(images), labels)
             return images, labels
 
         parts = list(readers.map(loaded, shards))
-    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+    return joined([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 def in_order(images: Tensor, labels: Tensor, size: int = TESTED_TOGETHER) -> Iterator[Batch]:

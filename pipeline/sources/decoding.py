@@ -6,6 +6,7 @@ Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
 from __future__ import annotations
 
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from pipeline.shards.pixels import Pixels
+from pipeline.shards.pixels import decode as stored_pixels
 from pipeline.sources.content import LONGEST, described
 from pipeline.sources.metadata import without_metadata
 
 # Still images only. Some of Pillow's other formats start programs (EPS) or parse far more than an image.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+KEPT = ("PNG", "JPEG", "WEBP")  # of them, those that everything opens
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")  # by which they are known, in lower case
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_WHITE, SIGNED = 0, 2  # values of tags of a TIFF
@@ -68,6 +71,30 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
         raise Refused(f"more than the {max_pixels} pixels that pack.max-pixels allows") from error
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged input
         raise Refused(f"truncated or damaged: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def pixels_in(data: bytes) -> int:
+    """Return the number of pixels of an encoded image by its header alone; 0 if that cannot be read."""
+    try:
+        with _pixel_limit(sys.maxsize), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # such an image is refused, with its reason, when it is decoded
+        return 0
+
+
+def is_exact(data: bytes, pixels: Pixels) -> bool:
+    """Return whether whoever opens the file sees just these levels `(H, W, 3)`: an upright still of 8-bit RGB as PNG, JPEG or WebP.
+
+    Args:
+        data: the whole file.
+        pixels: from `decode`.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        still = image.format in KEPT and image.mode == "RGB" and getattr(image, "n_frames", 1) == 1
+        deep = image.format == "PNG" and data[24] > 8
+        if not still or deep or image.has_transparency_data or _upright(image) is not image:
+            return False
+    return np.array_equal(stored_pixels(data), pixels)
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:

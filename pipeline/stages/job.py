@@ -67,6 +67,7 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         tracker = open_tracker(config, folder)
         status = "FAILED"
         try:
+            tracker.begin()
             stages = shared_stages(config) if config.sweep else config.needed_stages
             missing = run_stages(config, folder, tracker, executor, stages)
             if config.sweep:

@@ -13,20 +13,24 @@ import pyarrow as pa
 from cluster.executor import Executor
 from cluster.work import Capacity, Work
 from pipeline.config.schema import SPLITS, PackConfig, RunConfig, to_tree
+from pipeline.config.sight import packed_at_own_size
 from pipeline.shards.finished_shards import FinishedShard, read_part, write_part, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
+from pipeline.shards.sizes import is_own_size, size_counts
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.sources import decoding
 from pipeline.sources.dataset import Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.sources.scan import scan
+from pipeline.sources.shard_plan import most_file_bytes, pixels_of, plan
 from pipeline.stages.suitability import check_scanned
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES, shard_name
+from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest, Shard, Stage
 
 log = logging.getLogger(__name__)
+LONGEST = 50  # times as long as wide, of pictures of their own size: networks see a square of them
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -42,8 +46,6 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 QUARANTINE_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string())])
-BYTES_PER_PIXEL = 8  # 16-bit RGBA, uncompressed: no image needs more
-METADATA_BYTES = 2**26  # beside the pixels: comments, profiles, previews
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
@@ -59,16 +61,17 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the folder was made with another configuration, or a later stage could not use the images.
         WorkFailed: a task failed for good; what is finished is kept.
     """
-    section = {"data": config.data, **to_tree(config.pack)}
-    stage = Stage(folder, "pack", section=section, seed=config.seed, overwrite=config.overwrite)
+    stage = Stage(
+        folder, "pack", section=_section(config, config.data, packed_at_own_size(config)), seed=config.seed, overwrite=config.overwrite
+    )
     if stage.manifest is not None:
         return stage.manifest
     try:
         dataset = scan(config)
         check_scanned(config, dataset)
-        parts = _pack(stage, dataset, config, executor)
+        parts = _pack(stage, dataset, config, executor, packed_at_own_size(config))
         _check(dataset, parts)
-        return _finish(stage, dataset, parts)
+        return _finish(stage, dataset, parts, packed_at_own_size(config))
     except ValueError as error:
         if isinstance(error, SourceError) or not stage.folder.child(PARTS).names():
             stage.clear(str(error))
@@ -90,28 +93,36 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
         WorkFailed: a task failed for good; what is finished is kept.
     """
     base = Manifest.load(run, "pack").counts
-    stage = Stage(folder, "pack", section={"data": config.add, **to_tree(config.pack)}, seed=config.seed, overwrite=config.overwrite)
+    assert config.add is not None
+    section, own_size = _section(config, config.add, is_own_size(base)), is_own_size(base)
+    stage = Stage(folder, "pack", section=section, seed=config.seed, overwrite=config.overwrite)
     if stage.manifest is not None:
         return stage.manifest
     try:
-        parts = _pack(stage, dataset, config, executor)
+        parts = _pack(stage, dataset, config, executor, own_size)
         sizes = {size for part in parts.values() for size in part.extra["sizes"]}
-        if sizes and sizes != {f"{base['height']}x{base['width']}"}:
+        if sizes and not own_size and sizes != {f"{base['height']}x{base['width']}"}:
             raise SourceError(f"--add: images are {', '.join(sizes)} (height x width), those of the run {base['height']}x{base['width']}")
         if not any(part.shard.count for part in parts.values()):
             raise SourceError(f"--add: no image could be used{_why(_refused(parts))}")
-        return _finish(stage, dataset, parts)
+        return _finish(stage, dataset, parts, own_size)
     except SourceError as error:
         stage.clear(str(error))
         raise
 
 
-def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor) -> dict[str, FinishedShard]:
+def _section(config: RunConfig, data: str, own_size: bool) -> dict[str, Any]:
+    """Return what the stage records of the configuration."""
+    return {"data": data, **to_tree(config.pack), **({"own_size": True} if own_size else {})}
+
+
+def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor, own_size: bool) -> dict[str, FinishedShard]:
     """Return the finished shards by name."""
     executor.connect(config.workers)
+    pixels = _pixels(dataset, config, executor) if own_size else None
     pieces = [
-        Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash), units=len(entries))
-        for name, entries in plan(dataset, config.pack.shard_images).items()
+        Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash, own_size), units=len(entries))
+        for name, entries in plan(dataset, config.pack.shard_images, pixels).items()
     ]
     log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
     parts: dict[str, FinishedShard] = {}
@@ -119,33 +130,41 @@ def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor)
     for name, part in executor.run_all(pack_shard, pieces, what="pack", capacity=Capacity(config.workers)):
         parts[name] = part
         sizes.update(part.extra["sizes"])
-        if len(sizes) > 1:  # leaving the loop cancels the other tasks
+        if len(sizes) > 1 and not own_size:  # leaving the loop cancels the other tasks
             break
-    if len(sizes) > 1:
+    if len(sizes) > 1 and not own_size:
         commonest = ", ".join(f"{size} ({n} images)" for size, n in sizes.most_common(5))
         raise SourceError(
             f"images must have one size, found {len(sizes)} so far (height x width): {commonest}: "
-            "give --pack.size N to resize the short side to N pixels and cut out the centre"
+            "give --input-size N to protect them at their own size, for networks that see N pixels a side, or --pack.size N to resize the "
+            "short side to N pixels and cut out the centre"
         )
     return parts
 
 
-def plan(dataset: Dataset, shard_images: int) -> dict[str, list[Entry]]:
-    """Return the images of each shard, in order."""
-    shards: dict[str, list[Entry]] = {}
-    for split in SPLITS:
-        entries = dataset.split(split)
-        for number, start in enumerate(range(0, len(entries), shard_images)):
-            shards[shard_name(split, number)] = entries[start : start + shard_images]
-    return shards
+def _pixels(dataset: Dataset, config: RunConfig, executor: Executor) -> dict[str, int]:
+    """Return the pixels of each image by its key, from the headers; 0 of an image that will be refused."""
+    entries, each = sorted(dataset.entries, key=lambda entry: (entry.file, entry.start)), config.pack.shard_images
+    groups = [entries[start : start + each] for start in range(0, len(entries), each)]
+    pieces = [Work(f"{group[0].source} ...", (group, dataset.reader, config.pack.max_pixels), units=len(group)) for group in groups]
+    measured = executor.run_all(pixels_of, pieces, what="sizes", capacity=Capacity(config.workers))
+    return {key: count for _, found in measured for key, count in found.items()}
 
 
 def pack_shard(
-    folder: Folder, name: str, entries: list[Entry], classes: tuple[str, ...], reader: Reader, config: PackConfig, stage_hash: str
+    folder: Folder,
+    name: str,
+    entries: list[Entry],
+    classes: tuple[str, ...],
+    reader: Reader,
+    config: PackConfig,
+    stage_hash: str,
+    own_size: bool = False,
 ) -> FinishedShard:
     """Write one shard and its part, unless an earlier attempt left both; the body of a task.
 
-    Where the images do not have one size nothing is written, and the part only tells the sizes.
+    At their own size, images are stored as they came if that is exact. Otherwise, where they do not have one size, nothing is written,
+    and the part only tells the sizes.
     """
     made_from = digest([stage_hash, classes, [[e.split, e.label, e.source, e.file, e.start, e.size] for e in entries]])
     if (finished := read_part(folder, name, made_from)) is not None:
@@ -155,7 +174,7 @@ def pack_shard(
     refused: list[tuple[str, str]] = []
     sizes: Counter[str] = Counter()
     statistics = Statistics()
-    most_bytes = BYTES_PER_PIXEL * config.max_pixels + METADATA_BYTES
+    most_bytes = most_file_bytes(config.max_pixels)
     refused += [(e.source, e.fault) for e in entries if e.fault]
     refused += [(e.source, f"{e.size} bytes are more than any image of pack.max-pixels") for e in entries if e.size > most_bytes]
     for entry, content in reader.read([e for e in entries if e.size <= most_bytes and not e.fault]):
@@ -166,18 +185,22 @@ def pack_shard(
             continue
         pixels = decoding.fit(pixels, config.size) if config.size else pixels
         height, width = pixels.shape[:2]
+        if own_size and max(height, width) > LONGEST * min(height, width):
+            refused.append((entry.source, f"{height} x {width} pixels: more than {LONGEST} times as long as wide"))
+            continue
         sizes[f"{height}x{width}"] += 1
-        if len(sizes) > 1:  # the stage will stop: go on only to report all sizes
+        if len(sizes) > 1 and not own_size:  # the stage will stop: go on only to report all sizes
             continue
         class_name, key = classes[entry.label], entry.key
         info = json.dumps({"class_name": class_name, "source": entry.source}, sort_keys=True).encode()
-        samples[key] = Sample(key, encode_png(pixels), entry.label, info)
+        exact = content if own_size and isinstance(content, bytes) and decoding.is_exact(content, pixels) else None
+        samples[key] = Sample(key, exact or encode_png(pixels), entry.label, info)
         values = (key, entry.split, entry.label, class_name, entry.source, name, pixels_sha256(pixels), height, width)
         rows[key] = dict(zip(SAMPLES_SCHEMA.names, values, strict=True))
         statistics.add(pixels)
     order = [entry.key for entry in entries if entry.key in samples]
     extra = {"sizes": dict(sizes), "refused": sorted(refused), "statistics": statistics.as_list()}
-    if len(sizes) > 1:
+    if len(sizes) > 1 and not own_size:
         return FinishedShard(Shard(name, "", 0), "", extra)
     extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
     shard = write_shard(folder, name, [samples[key] for key in order])[0] if order else Shard(name, "", 0)
@@ -203,7 +226,7 @@ def _check(dataset: Dataset, parts: Mapping[str, FinishedShard]) -> None:
     check_classes(dataset.classes, packed, _why(refused))
 
 
-def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> Manifest:
+def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard], own_size: bool) -> Manifest:
     """Combine the finished shards into tables, counts and the manifest."""
     packed, refused = _packed(parts), _refused(parts)
     statistics = Statistics()
@@ -218,13 +241,14 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard]) -> 
     write_rows(stage.folder, SAMPLES, [part for _, part in sorted(parts.items())], SAMPLES_SCHEMA)
     quarantine = [{"source": source, "reason": reason} for source, reason in refused]
     write_table(stage.folder, QUARANTINE, rows_to_table(quarantine, QUARANTINE_SCHEMA))
-    height, width = next(size for part in parts.values() for size in part.extra["sizes"]).split("x")
+    sizes: Counter[str] = Counter()
+    for part in parts.values():
+        sizes.update(part.extra["sizes"])
     counts = {
         "train": packed["train"].total(),
         "test": packed["test"].total(),
         "classes": list(dataset.classes),
-        "height": int(height),
-        "width": int(width),
+        **size_counts(sizes, own_size),
         "mean": mean,
         "std": std,
         "quarantined": len(refused),

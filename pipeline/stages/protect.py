@@ -20,6 +20,7 @@ from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import ProtectConfig, RunConfig, deciding
+from pipeline.config.sight import recorded_input
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
@@ -53,7 +54,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     classes = protected_classes(config, names)
     section = deciding(protect)
     if protect.kind.views:
-        section |= config.recorded_views
+        section |= config.recorded_views | recorded_input(config)
     if protect.kind.surrogate:
         _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
@@ -66,7 +67,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     capacity = _capacity(config, resources)
     index = read_index(folder) if protect.kind.surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
-    ensemble = _ensemble(folder, protect, checkpoints, resources, config.views)
+    ensemble = _ensemble(folder, protect, checkpoints, resources, config.views, config.input_size)
     precision = _precision(protect, ensemble, executor, capacity)
     protect = dataclasses.replace(protect, precision=precision)
     kernels = decide(stage.folder, protect, ensemble, pack.shards["train"], executor, capacity, resources.tasks)
@@ -116,7 +117,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     resources = executor.connect(config.workers)
     protect = dataclasses.replace(config.protect.resolved(), precision=base.counts["precision"], kernels=base.counts["kernels"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
-    ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN))
+    ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN), base.counts.get("input_size"))
     prepared = kept(run.child("protect"), config)
     task = CraftingTask(
         ensemble=ensemble,
@@ -134,8 +135,14 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
 
 
 def _check_views(config: RunConfig, folder: Run) -> None:
-    """Check that the surrogate was trained through the views that images are to be protected for."""
-    trained = Manifest.load(folder, "surrogate").asked["surrogate"].get("views", list(PLAIN))
+    """Check that the surrogate was trained through the views that images are to be protected for, and at the same input size."""
+    asked = Manifest.load(folder, "surrogate").asked["surrogate"]
+    if (side := asked.get("input_size")) != config.input_size:
+        raise ValueError(
+            f"input-size = {config.input_size}, but the surrogate was trained with {side}: give that, or redo the stage 'surrogate' with "
+            "--overwrite"
+        )
+    trained = asked.get("views", list(PLAIN))
     if trained != list(config.views):
         raise ValueError(
             f"--views {' '.join(config.views)}, but the surrogate was trained through {' '.join(trained)}: give these, or redo the stage "
@@ -148,8 +155,16 @@ def budget_of(config: ProtectConfig, pack: Manifest) -> Budget:
     return config.budget((3, pack.counts["height"], pack.counts["width"]))
 
 
-def _ensemble(run: Run, config: ProtectConfig, checkpoints: tuple[Checkpoint, ...], resources: Resources, views: Sequence[str]) -> Ensemble:
-    return Ensemble(run, checkpoints, config.kernels, bool(resources.gpu), config.tasks_per_gpu, config.members_per_step, tuple(views))
+def _ensemble(
+    run: Run,
+    config: ProtectConfig,
+    checkpoints: tuple[Checkpoint, ...],
+    resources: Resources,
+    views: Sequence[str],
+    input_size: int | None,
+) -> Ensemble:
+    speed = config.kernels, bool(resources.gpu), config.tasks_per_gpu, config.members_per_step
+    return Ensemble(run, checkpoints, *speed, tuple(views), input_size)
 
 
 def _precision(config: ProtectConfig, ensemble: Ensemble, executor: Executor, capacity: Capacity) -> Precision:
@@ -225,6 +240,7 @@ def _finish(
         "linf_levels": max(part.extra["linf_levels"] for part in ordered),
         "psnr_db": psnr / max(1, changed),
         "budget": dataclasses.asdict(task.budget),
+        **({"input_size": task.ensemble.input_size} if task.ensemble.input_size else {}),
         **prepared.found,
     }
     left_out = [shard.name for shard in shards if shard.name not in parts]

@@ -8,9 +8,11 @@ from typing import Any
 
 from cluster.display import stage
 from cluster.executor import Executor
+from cluster.watched import watched
 from cluster.work import WorkFailed
 from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
+from pipeline.shards.sizes import is_own_size
 from pipeline.stages import pack, protect, surrogate, victim
 from pipeline.stages.suitability import check_suitable
 from pipeline.storage.layout import CONFIG
@@ -46,7 +48,10 @@ def check(config: RunConfig, folder: Run) -> None:
     packed = Manifest.load(folder, "pack")
     counts = packed.counts
     labels = partial(protected_labels, folder.child("pack"), packed.shards["train"])
-    check_suitable(config, counts["classes"], counts["train"], labels, (counts["height"], counts["width"]))
+    side = config.input_size
+    if is_own_size(counts) and side is None:
+        raise ValueError("the images are packed at their own size: give --input-size N, the side in pixels of what networks see")
+    check_suitable(config, counts["classes"], counts["train"], labels, (side or counts["height"], side or counts["width"]))
 
 
 def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:
@@ -64,8 +69,9 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
         with stage(name, number, len(ordered)):
             if name == first_training:
                 check(config, folder)
+            watching = watched(executor, tracker.watch(name))
             try:
-                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, executor).missing]
+                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, watching).missing]
             except WorkFailed:
                 tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
                 raise

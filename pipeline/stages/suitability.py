@@ -55,6 +55,8 @@ def check_scanned(config: RunConfig, dataset: Dataset) -> None:
 
 def _size(config: RunConfig, dataset: Dataset) -> tuple[int, int] | None:
     """Return the height and width of the packed images, for which one of them is read; None if none of the first can be."""
+    if config.input_size:  # which is all that networks see
+        return config.input_size, config.input_size
     if config.pack.size:
         return config.pack.size, config.pack.size
     for entry in [entry for entry in dataset.split("train") if not entry.fault][:LOOKED_AT]:

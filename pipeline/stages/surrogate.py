@@ -14,6 +14,7 @@ from cluster.progress import Epochs
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, deciding
+from pipeline.config.sight import recorded_input
 from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
@@ -23,6 +24,7 @@ from pipeline.training.networks import build_network
 from pipeline.training.surrogate_loop import SurrogateTask, loop
 
 log = logging.getLogger(__name__)
+METRICS = ("loss", "accuracy", "lr", "seconds", "waiting_seconds")  # of an epoch; those that earlier versions trained lack the last one
 
 
 def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
@@ -32,7 +34,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
-    section = deciding(config.surrogate) | config.recorded_views
+    section = deciding(config.surrogate) | config.recorded_views | recorded_input(config)
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
@@ -46,7 +48,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     last = [entry["metrics"] for entry in index[config.surrogate.epochs - 1 :: config.surrogate.epochs]]
     counts = {
         "networks": list(names),
-        "parameters": [sum(p.numel() for p in build_network(name, pack).parameters()) for name in names],
+        "parameters": [sum(p.numel() for p in build_network(name, pack, config.input_size).parameters()) for name in names],
         "epochs": config.surrogate.epochs,
         "workers": resources.workers,
         "precision": list(dict.fromkeys(entry["precision"] for entry in index)),  # one, but for a training resumed on other hardware
@@ -75,6 +77,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
                 threads=cpus,
                 cache_gb=config.cache_gb,
                 views=config.views,
+                input_size=config.input_size,
             ),
             what=name,
             folder=own if alone else own.child(name),
@@ -83,7 +86,9 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             gpu=resources.gpu,
             on_epoch=partial(_reached, progress, name),
         )
-    log.info("surrogate: %s, loss %.3f, training accuracy %.1f %%", name, rows[-1]["loss"], rows[-1]["accuracy"])
+    waiting = 100 * sum(row.get("waiting_seconds", 0.0) for row in rows) / sum(row["seconds"] for row in rows)
+    last = rows[-1]["loss"], rows[-1]["accuracy"], waiting
+    log.info("surrogate: %s, loss %.3f, training accuracy %.1f %%, %.0f %% of the time waiting for images", name, *last)
     assert [row["epoch"] for row in rows] == list(range(config.surrogate.epochs))
     return [
         {
@@ -92,7 +97,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             "file": f"{'' if alone else f'{name}/'}epoch_{row['epoch']:04d}/{WEIGHTS}",
             "sha256": row["sha256"],
             "precision": row["precision"],
-            "metrics": {metric: row[metric] for metric in ("loss", "accuracy", "lr", "seconds")},
+            "metrics": {metric: row[metric] for metric in METRICS if metric in row},
         }
         for row in rows
     ]

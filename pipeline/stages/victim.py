@@ -24,6 +24,8 @@ from cluster.resources import Resources
 from cluster.work import WorkFailed
 from pipeline.config.marks import Mark, marked
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
+from pipeline.config.sight import recorded_input
+from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
@@ -90,7 +92,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         WorkFailed: trials failed, after all others were finished.
     """
     victim, inputs = config.victim, ("pack", "protect")
-    section = deciding(victim)
+    section = deciding(victim) | recorded_input(config)
     stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
@@ -123,8 +125,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
                 failed = error
     for name, task in missing.items():
         if name not in trained and (outcome := _outcome(stage.folder, twins[task.trial.trained])) is not None:
-            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from, "seconds": 0.0}
-            trial_records.write(stage.folder, name, {**outcome, **same})
+            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from}
+            trial_records.write(stage.folder, name, {**outcome, **same, "seconds": 0.0, "waiting_seconds": 0.0})
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show the finished trials
         lost = [name for name, task in tasks.items() if _outcome(stage.folder, task) is None]
@@ -148,8 +150,9 @@ def _task(
     training = {name: getattr(victim, name) for name in sorted(names)}
     decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
-    image_bytes = 3 * pack.counts["height"] * pack.counts["width"] * bytes_per_value(plan)
-    decides += [] if fits(train.shards["train"], image_bytes, config.memory_limit_mb) else ["streamed"]
+    decides += [recorded_input(config)] if config.input_size else []
+    each = image_bytes(pack.counts) * bytes_per_value(plan)
+    decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
     # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.
     precision = victim.precision if gpu else resolve(victim.precision, torch.device("cpu"))
     decides += [{"precision": precision}] if gpu or precision != "float32" else []
@@ -167,6 +170,7 @@ def _task(
         threads=resources.cpus_for(at_once, victim.trials_per_gpu),
         cache_gb=config.cache_gb,
         gpu=gpu,
+        input_size=config.input_size,
     )
 
 

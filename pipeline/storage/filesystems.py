@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
@@ -17,7 +16,6 @@ SCHEMES = ("file", "s3", "gs", "abfs")
 OPTIONS = {"s3": ("endpoint_override", "scheme", "region"), "gs": ("endpoint_override", "scheme"), "abfs": ("enable_tls",), "file": ()}
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # the standard variables, the first that is set counts
 REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
-SECRET = re.compile("pass|pwd|secret|token|key|cred|auth", re.IGNORECASE)  # in the name of a parameter
 ATTEMPTS = 11  # of one request; the waits between them, random and doubling up to 20 s, come to a minute on average
 CONNECT_SECONDS = 10.0
 PATIENCE_SECONDS = ATTEMPTS * CONNECT_SECONDS + 60  # until a store that nobody reaches is given up
@@ -41,38 +39,6 @@ def split(uri: str) -> SplitResult:
         raise ValueError(f"a {parts.scheme}:// URI {known}, and no credentials: set those in the environment or an instance role")
     _refuse_credentials(urlsplit("//" + options.get("endpoint_override", "").rpartition("//")[2]))
     return parts
-
-
-def refuse_password(uri: str) -> None:
-    """Refuse a tracking URI with a password. Such a URI is written into the run's configuration; a user's name in it is allowed.
-
-    Raises:
-        ValueError: it has a password or the like, which the message does not repeat.
-    """
-    parts = urlsplit(uri)
-    if parts.password or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
-        raise ValueError(
-            "a tracking URI must not carry a password, because it is written down in the run: for a server set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment; put a server before a database that needs one"
-        )
-
-
-def check_tracking_uri(uri: str) -> None:
-    """Refuse a tracking URI at which there can be no tracker. Whether there is one, only a connection shows.
-
-    Raises:
-        ValueError: it has no scheme or no host, or too few slashes.
-    """
-    scheme, _, rest = uri.partition(":")
-    if not re.fullmatch(r"none|databricks|sqlite:///.+|(?!sqlite:)[a-z][a-z0-9+.-]*://[^/].*", uri):
-        like = ""
-        if scheme == "sqlite" and rest:
-            like = f": did you mean sqlite:///{rest if re.match('/[^/]', rest) else rest.lstrip('/')}?"
-        elif re.match(r"\d+", rest):
-            like = f": did you mean http://{uri}?"
-        raise ValueError(
-            f"tracking-uri: expected http://host:port, sqlite:////absolute/path.db, another database's URI, or none; got {uri!r}{like}"
-        )
 
 
 def _refuse_credentials(parts: SplitResult) -> None:

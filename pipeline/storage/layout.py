@@ -12,6 +12,7 @@ AUDIT = "audit.json"  # the outcome of verify.py, and the digest of the release 
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
+ARTIFACTS = "mlflow"  # folder of MLflow's artifacts, beside its own database
 DRIVER_LOCK = ".driver.lock"  # locked by the operating system while a driver works on the run
 DRIVER = ".driver.json"  # where storage has no locks: who drives, and when they were last alive
 

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from pipeline.config.schema import RunConfig
 from pipeline.results.findings import findings, on_missing, scope
+from pipeline.results.mlflow_address import runs_path
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import summary
 from pipeline.results.victims import VictimPair
 
 LONGEST = 7900  # characters; MLflow takes 8000
 OF_EXPERIMENT = """\
+**[Does the protection hold?](ADDRESS)** That view has the columns and charts that answer it.
+
 Each run here is one release of protected images. Open it (+) for its parts: `surrogate` (the network whose checkpoints protect),
 `protect` (the crafting), and one run per trial of a victim, a network that an adversary trains. Trials are named
 *countermeasure · trained on · network · seed*.
@@ -28,6 +31,11 @@ Each run here is one release of protected images. Open it (+) for its parts: `su
 - **Not here?** The switch at the top left must say *Model training*.
 - **Pictures:** in a release's artifacts, under `report`; `report/index.html` has everything on one page.
 """
+
+
+def of_experiment(experiment: str) -> str:
+    """Return the description of an experiment, by its id."""
+    return OF_EXPERIMENT.replace("ADDRESS", runs_path(experiment))
 
 
 def describe(config: RunConfig, results: RunResults) -> str:

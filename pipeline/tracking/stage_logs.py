@@ -1,9 +1,12 @@
-"""What MLflow gets of each stage, and of a point of a sweep."""
+"""What MLflow gets of each stage that has finished, and of a point of a sweep. What was logged live is completed, not logged again."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import csv
@@ -11,92 +14,135 @@ from pyarrow import csv
 from pipeline.pages.gallery import image_drawings
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
-from pipeline.results.victims import share_of
+from pipeline.results.victims import Row, share_of
 from pipeline.storage.layout import CHECKPOINTS
-from pipeline.storage.records import to_json
+from pipeline.storage.records import digest, to_json
+from pipeline.tracking import children, models
+from pipeline.tracking.live import of_an_epoch
+from pipeline.tracking.mlflow_store import DataSet, Point
 from pipeline.tracking.parent_run import ParentRun
 
-Log = Callable[[ParentRun, RunResults], None]
+Names = Collection[str]  # of the children of the stage
+Log = Callable[[ParentRun, RunResults], Names]
 
-OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "seconds"}
 COST = ("gradients", "gradients_per_image", "crafting_seconds")
 SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 HEADLINE = {  # figures of a run that come with a stage
-    "pack": ("train_images", "test_images", "quarantined", "chance_accuracy"),
-    "protect": ("linf_levels", *VISIBLE, "protected_images", "protected_classes", *COST, *SIMILARITY),
+    "protect": ("linf_levels", *VISIBLE, *COST, *SIMILARITY),
     "victim": tuple(f"{name}_accuracy{std}" for name in MEASURED for std in ("", "_std")),
+}
+CONSTANTS = {  # the same as tags: a chart of them would have a single bar
+    "pack": ("train_images", "test_images", "classes", "quarantined", "chance_accuracy"),
+    "protect": ("protected_images", "protected_classes"),
+    "victim": ("seeds",),
 }
 
 
-def log_pack(parent: ParentRun, results: RunResults) -> None:
+def log_pack(parent: ParentRun, results: RunResults) -> Names:
     """Log the packed data set as an input."""
     assert parent.id
-    parent.log_input(parent.id, results, "pack", "clean")
+    parent.store.log_input(parent.id, clean(results), "clean")
+    return ()
 
 
-def log_surrogate(parent: ParentRun, results: RunResults) -> None:
-    """Log a child for each network, so that the same metrics stand beside one another."""
+def log_surrogate(parent: ParentRun, results: RunResults) -> Names:
+    """Log a child for each network, so that the same metrics stand beside one another, and its checkpoints as models."""
+    names, manifest = [], results.manifests["surrogate"]
     for network, entries in results.checkpoints.items():
-        epochs = [entry["metrics"] for entry in entries]
-        name = "surrogate" if len(results.checkpoints) == 1 else f"surrogate · {network}"
-        of, settings = {"network": network}, results.manifests["surrogate"].asked["surrogate"]
-        run = parent.child("surrogate", name, of | {"data": "clean"}, settings | of, sum(epoch["seconds"] for epoch in epochs))
-        parent.log_input(run, results, "pack", "training")
-        parent.store.log_metrics(run, *[{new: epoch[old] for old, new in OF_AN_EPOCH.items()} for epoch in epochs])
+        about = children.surrogate(network, len(results.checkpoints) > 1, manifest.asked["surrogate"])
+        names.append(about.name)
+        content = digest([manifest.digest, network])
+        if parent.is_whole(about, content):
+            continue
+        seconds = [entry["metrics"]["seconds"] for entry in entries]
+        begun = time.time() - sum(seconds)
+        points = [
+            Point(step, begun + passed, of_an_epoch(entry["metrics"]))
+            for step, (entry, passed) in enumerate(zip(entries, accumulate(seconds), strict=True))
+        ]
+        run = parent.trained(about, points, "train_loss", begun)
+        parent.store.log_input(run, clean(results), "training")
         parent.store.log_files(run, {CHECKPOINTS: to_json({"checkpoints": entries})})
-        parent.store.client.set_terminated(run)
+        models.log_checkpoints(parent, run, network, entries, results)
+        parent.end_child(about, content)
+    return names
 
 
-def log_protect(parent: ParentRun, results: RunResults) -> None:
+def log_protect(parent: ParentRun, results: RunResults) -> Names:
     """Log a child for the crafting, with its pictures."""
     from pipeline.pages.canvas import LIGHT  # matplotlib takes seconds to load
 
     assert parent.id
     manifest = results.manifests["protect"]
-    run = parent.child("protect", "protect", {"data": "protected"}, manifest.asked["protect"], manifest.seconds)
-    parent.log_input(run, results, "pack", "clean")
-    parent.log_input(parent.id, results, "protect", "protected")
-    measured = {name: value for name, value in manifest.counts.items() if name not in manifest.asked["protect"]} | manifest.timing
-    measured |= {name: value for name, value in headline(results).items() if name in VISIBLE}
-    parent.store.log_metrics(run, {name: value for name, value in measured.items() if isinstance(value, int | float)})
-    parent.store.log_files(run, {f"{name}.png": draw(LIGHT) for name, draw in image_drawings(results).items()})
-    parent.store.client.set_terminated(run)
+    about = children.protect(manifest.asked["protect"])
+    if not parent.is_whole(about, manifest.digest):
+        run = parent.child(about, time.time() - manifest.seconds)
+        parent.store.log_input(run, clean(results), "clean")
+        parent.store.log_input(parent.id, protected(results), "protected")
+        known = headline(results)
+        measured: dict[str, Any] = {name: known[name] for name in (*VISIBLE, *COST, *SIMILARITY) if name in known}
+        measured |= {"linf_levels": known["linf_levels"], "mean_images_per_second": manifest.timing.get("images_per_second", 0.0)}
+        parent.store.log_metrics(run, measured)
+        parent.store.log_files(run, {f"{name}.png": draw(LIGHT) for name, draw in image_drawings(results).items()})
+        places = results.samples.shown(results.count("protect", "classes"))
+        shown = [pair for _, pair in results.images(places)]
+        parent.store.log_images(run, "clean", [pair.clean for pair in shown])
+        parent.store.log_images(run, "protected", [pair.protected for pair in shown])
+        parent.end_child(about, manifest.digest)
+    released = {"sha256": manifest.digest, "images": manifest.counts["images"], "shards": manifest.as_dict()["shards"]}
+    parent.store.log_files(parent.id, {"release.json": to_json(released)})
+    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest})
+    return (about.name,)
 
 
-def log_victims(parent: ParentRun, results: RunResults) -> None:
+def log_victims(parent: ParentRun, results: RunResults) -> Names:
     """Log a child for each trial, and a table of all of them."""
-    from pipeline.pages import confusion_figures  # matplotlib takes seconds to load
-
     assert parent.id
-    training = {name: value for name, value in results.victim_asked["victim"].items() if not isinstance(value, list)}
-    names, drawn = results.count("pack", "classes"), set[tuple[str, ...]]()
-    for row in results.trials:
-        trial = {name: row[name] for name in ("network", "data", "countermeasure", "seed")}
-        # What differs most comes first, because the UI cuts names short.
-        name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
-        run = parent.child("victim", name, trial, training | trial)
-        share = share_of(row["countermeasure"])
-        data = "clean" if share and share.alone else row["data"]
-        parent.log_input(run, results, "pack" if data == "clean" else "protect", "training")
-        curves = zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True)
-        parent.store.log_metrics(run, *[{"test_accuracy": accuracy, "train_loss": loss} for accuracy, loss in curves])
-        parent.store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
-        counts = results.trial_confusion(**trial)
-        files = {"classes.csv": confusion_figures.table(counts, names)}
-        # A picture takes half a second in this process: the first seed has one, which the others resemble, and tables have the figures.
-        if (like := (row["network"], row["data"], row["countermeasure"])) not in drawn:
-            files["classes.png"] = confusion_figures.picture(counts, names, f"trained on {data} images, seed {row['seed']}")
-            drawn.add(like)
-        parent.store.log_files(run, files)
-        parent.store.client.set_terminated(run)
+    drawn = set[tuple[str, ...]]()  # a picture takes half a second: the first seed has one, which the others resemble
+    names = [_log_victim(parent, results, row, drawn) for row in results.trials]
     plain = [{name: value for name, value in row.items() if not isinstance(value, list)} for row in results.trials]
     stream = io.BytesIO()
     csv.write_csv(pa.Table.from_pylist(plain), stream)
     parent.store.log_files(parent.id, {"victims.csv": stream.getvalue()})
+    _log_accuracies(parent, results)
+    return names
 
 
-def log_accuracies(parent: ParentRun, results: RunResults) -> None:
+def _log_victim(parent: ParentRun, results: RunResults, row: Row, drawn: set[tuple[str, ...]]) -> str:
+    """Log the child of a trial and return its name; `drawn` has the kinds of trials that have a picture."""
+    from pipeline.pages import confusion_figures  # matplotlib takes seconds to load
+
+    trial = {name: row[name] for name in ("network", "data", "countermeasure", "seed")}
+    about = children.victim(**trial, settings=results.victim_asked["victim"])
+    share = share_of(row["countermeasure"])
+    on = clean(results) if row["data"] == "clean" or (share and share.alone) else protected(results)
+    content, like = digest([row, on.digest]), (row["network"], row["data"], row["countermeasure"])
+    first = like not in drawn
+    drawn.add(like)
+    if parent.is_whole(about, content):
+        return about.name
+    record, classes = results.trial_record(**trial), results.count("pack", "classes")
+    epochs = len(row["accuracy_per_epoch"])
+    seconds = record.get("seconds", 0.0)
+    begun = time.time() - seconds
+    points = [
+        Point(step, begun + seconds * (step + 1) / epochs, {"test_accuracy": accuracy, "train_loss": loss})
+        for step, (accuracy, loss) in enumerate(zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True))
+    ]
+    run = parent.trained(about, points, "test_accuracy", begun)
+    parent.store.log_input(run, on, "training")
+    parent.store.log_metrics(run, {name: value for name, value in row.items() if isinstance(value, float)})
+    files = {"classes.csv": confusion_figures.table(record["confusion"], classes)}
+    if first:
+        title = f"trained on {row['data']} images, seed {row['seed']}"
+        files["classes.png"] = confusion_figures.picture(record["confusion"], classes, title)
+    parent.store.log_files(run, files)
+    parent.end_child(about, content)
+    return about.name
+
+
+def _log_accuracies(parent: ParentRun, results: RunResults) -> None:
     """Log the accuracies of every victim in the run itself, under the same names in every run, so that runs chart side by side."""
     assert parent.id
     every = [stats for pair in results.pairs for stats in pair.trained]
@@ -104,19 +150,48 @@ def log_accuracies(parent: ParentRun, results: RunResults) -> None:
     parent.store.log_metrics(parent.id, {name: stats.last.mean for name, stats in zip(names, every, strict=True)})
 
 
-def log_report(parent: ParentRun, results: RunResults) -> None:
+def log_report(parent: ParentRun, results: RunResults) -> Names:
     """Log the report and its pictures as artifacts."""
     assert parent.id
     report = results.folder.child("report")
     files = {f"report/{name}": report.read(name) for name in report.names() if name.endswith((".html", ".png"))}
     parent.store.log_files(parent.id, files)
+    return ()
 
 
-OF_RUN: Mapping[str, tuple[Log, ...]] = {
-    "pack": (log_pack,),
-    "surrogate": (log_surrogate,),
-    "protect": (log_protect,),
-    "victim": (log_victims, log_accuracies),
-    "report": (log_report,),
+def clean(results: RunResults) -> DataSet:
+    """Return the user's images, as they were packed."""
+    return _data_set(results, "pack", results.manifests["pack"].asked["pack"]["data"])
+
+
+def protected(results: RunResults) -> DataSet:
+    """Return the release."""
+    return _data_set(results, "protect", results.folder.child("protect").uri)
+
+
+def _data_set(results: RunResults, stage: str, source: str) -> DataSet:
+    manifest, size = results.manifests[stage], results.manifests["pack"].counts
+    counts = {split: sum(shard.count for shard in shards) for split, shards in manifest.shards.items()}
+    kind = source.split(":")[0] if "://" in source else "local"
+    content = digest(manifest.as_dict()["shards"])
+    shape = (size["height"], size["width"], 3)
+    return DataSet(
+        {"pack": "clean", "protect": "protected"}[stage], content, kind, source, shape, counts | {"classes": len(size["classes"])}
+    )
+
+
+OF_RUN: Mapping[str, Log] = {
+    "pack": log_pack,
+    "surrogate": log_surrogate,
+    "protect": log_protect,
+    "victim": log_victims,
+    "report": log_report,
 }
-OF_POINT: Mapping[str, tuple[Log, ...]] = {**OF_RUN, "surrogate": ()}  # the surrogate is the run's
+
+
+def log_nothing(parent: ParentRun, results: RunResults) -> Names:
+    """Log nothing: the surrogate of a point is the run's."""
+    return ()
+
+
+OF_POINT: Mapping[str, Log] = {**OF_RUN, "surrogate": log_nothing}

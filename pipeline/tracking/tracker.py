@@ -1,6 +1,6 @@
 """The tracker of a run: what the stages tell it, and how a sweep nests its points.
 
-Only the driver talks to it. MLflow is loaded when there is something to log, and never costs a run its results.
+Only the driver talks to it. MLflow is loaded when there is something to log, and never costs a run its results: see `outbox`.
 
 A sweep has an MLflow run for the run folder and one below it for every point. What the points share, packing and surrogate, is logged once,
 under the former. What they differ in, the former does not have: its tag `swept` names the settings, and each point has its values.
@@ -9,8 +9,7 @@ under the former. What they differ in, the former does not have: its tag `swept`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from pipeline.config.marks import marked, without
@@ -19,12 +18,15 @@ from pipeline.config.sweep_grid import swept_fields
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import DATABASE
-from pipeline.storage.records import digest, flatten
+from pipeline.storage.layout import CONFIG, DATABASE
+from pipeline.storage.records import digest, flatten, to_json
 from pipeline.storage.run import Run
-from pipeline.tracking import stage_logs
+from pipeline.tracking import own_database, stage_logs
+from pipeline.tracking.children import readable
 from pipeline.tracking.description import cut, describe
+from pipeline.tracking.live import Live
 from pipeline.tracking.mlflow_store import NOTE, Store
+from pipeline.tracking.origin import RunLog, origin
 from pipeline.tracking.parent_run import ABOVE, Identity, ParentRun
 from sep.craft_config import USUAL
 from sep.methods.registry import METHODS
@@ -32,6 +34,7 @@ from sep.methods.registry import METHODS
 log = logging.getLogger(__name__)
 
 SHARED_EXPERIMENT = "sep"  # with a tracking URI of one's own; the run folder's own database has one named after the run
+PLACES = {"data", "run", "config", "add"}  # settings that are paths; the tags `dataset` and `run_folder` have them
 PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
 FOLLOWS_FROM = {  # tags, and the settings that decide them
     "method": {"protect.method"},
@@ -40,8 +43,24 @@ FOLLOWS_FROM = {  # tags, and the settings that decide them
 }
 
 
+class Watcher(Protocol):
+    """Somebody who watches the work of a stage; see `cluster.watched`."""
+
+    def begun(self, what: str) -> None:
+        """Note that the work of this name has begun."""
+
+    def told(self, what: str, metrics: Mapping[str, Any]) -> None:
+        """Note an epoch of a training, a report of a trial, or the `units` of a piece of work."""
+
+
 class Tracker(Protocol):
-    """What the stages and sweeps tell a tracker."""
+    """What the stages and sweeps tell a tracker. No call raises anything that the tracker has met with."""
+
+    def begin(self) -> None:
+        """Show the run before its first stage."""
+
+    def watch(self, stage: str) -> Watcher | None:
+        """Return somebody who watches this stage, if anybody does."""
 
     def log_stage(self, name: str, results: RunResults) -> None:
         """Log a stage that has finished, or the trials of a victim stage of which some failed."""
@@ -78,6 +97,12 @@ def open_tracker(config: RunConfig, folder: Run) -> Tracker:
 class NoTracker:
     """A tracker that logs nothing."""
 
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def watch(self, stage: str) -> None:
+        """Return nobody."""
+
     def log_stage(self, name: str, results: RunResults) -> None:
         """Do nothing."""
 
@@ -96,19 +121,58 @@ class NoTracker:
 
 
 class MlflowTracker:
-    """The tracker of a run or, with the MLflow run `above` it, of a point of its sweep."""
+    """The tracker of a run or, with the MLflow run `above` it, of a point of its sweep.
+
+    Whatever is sent goes through the tracker's own thread; what a stage has made is waited for at its end, while nothing is computed.
+    """
 
     def __init__(self, config: RunConfig, folder: Run, above: ParentRun | None = None) -> None:
         """Find what was logged before; nothing is logged yet."""
-        self._config, self._above = config, above
+        self._config, self._folder, self._above = config, folder, above
         self._logs = stage_logs.OF_POINT if above else stage_logs.OF_RUN
+        self._live: Live | None = None
+        self._shown = False  # with where it comes from, by this start
+        self._machine: Any = None
+        self._said: RunLog | None = None
         if above:
             self._run = ParentRun(above.store, folder, above.experiment, above)
+        elif config.tracking_uri:
+            self._run = ParentRun(Store(config.tracking_uri), folder, SHARED_EXPERIMENT)
         else:
+            store = Store(own_database.uri_of(folder.path), own_database.artifacts_of(folder.path))
             name = folder.path.rstrip("/").rsplit("/", 1)[-1]
-            store = Store(config.tracking_uri or f"sqlite:///{folder.file(DATABASE)}")
-            lost = not config.tracking_uri and not folder.exists(DATABASE)
-            self._run = ParentRun(store, folder, SHARED_EXPERIMENT if config.tracking_uri else name, forget=lost)
+            self._run = ParentRun(store, folder, name, forget=not folder.exists(DATABASE))
+        self._outbox = self._run.store.outbox
+
+    def begin(self) -> None:
+        """Show the run as running, unless it is known already: then it goes on with the first thing that happens."""
+        self._said = RunLog()
+        try:
+            results = RunResults.read(self._folder)
+            if self._run.is_about(self._identity(results)):
+                return
+        except Exception as error:  # what is wrong with the run, the stage that reads it will say
+            log.debug("tracking: the run cannot be read yet", exc_info=error)
+            return
+        self._run.store.load()
+        self._outbox.post("the run", lambda: self._open(results), again=True)
+
+    def watch(self, stage: str) -> Watcher | None:
+        """Return the watcher that logs a stage while it runs; of a point, only below a sweep's run."""
+        if self._above and not self._above.id:
+            return None
+        self._live = Live(stage, self._config, self._run, lambda: self._open(RunResults.read(self._folder)))
+        return self._live
+
+    def _open(self, results: RunResults) -> None:
+        """Have an MLflow run about these results and this configuration; in the tracker's thread, like all that begins with `_`."""
+        if self._above is None and self._run.store.artifacts and self._folder.exists(DATABASE):
+            own_database.follow(self._folder.path)
+        self._run.open(self._identity(results))
+        if self._above is None and not self._shown:
+            self._shown = True
+            self._run.store.set_tags(str(self._run.id), origin(self._run.store))
+            self._machine = self._run.store.watch_machine(str(self._run.id))
 
     def log_stage(self, name: str, results: RunResults) -> None:
         """Log a stage unless it was logged already; what was logged of an earlier making of it is superseded.
@@ -116,6 +180,7 @@ class MlflowTracker:
         Of victims of which some failed, the others are logged. A tracker out of reach is an error in the log, not the end of the run: the
         next start logs what is missing. Without a sweep's run above it, nothing is logged of a point.
         """
+        self._outbox.wait()  # for what is still on its way, which may change what was logged
         there = results.digest_of(name)
         if there and self._run.logged(name) != there and (self._above is None or self._above.id):
             self._log_missing(name, results)
@@ -123,24 +188,30 @@ class MlflowTracker:
     def _log_missing(self, name: str, results: RunResults) -> None:
         """Log every stage that was not logged; `name` is the one that this is about."""
         stages = [*results.manifests, *(["victim"] if results.missing_trials else []), *(["report"] if name == "report" else [])]
-        try:
-            self._run.open(self._identity(results))
-            for stage in stages:  # a new MLflow run gets everything there is
-                if self._run.logged(stage) != results.digest_of(stage):
-                    self._log(stage, results)
-        except self._run.store.errors() as error:
-            log.error("tracking: %s was not logged, the next start will try again (%s)", name, error)
+        self._run.store.load()
+        self._outbox.post(name, lambda: self._log_all(stages, results), again=True)
+        self._outbox.wait()
+
+    def _log_all(self, stages: Collection[str], results: RunResults) -> None:
+        self._open(results)
+        if self._live:
+            self._live.flush()
+        for stage in stages:  # a new MLflow run gets everything there is
+            if self._run.logged(stage) != results.digest_of(stage):
+                self._log(stage, results)
 
     def _log(self, stage: str, results: RunResults) -> None:
         """Log one stage, in place of what was logged of it before."""
-        self._run.begin_stage(stage)
-        for write in self._logs[stage]:
-            write(self._run, results)
+        self._run.resume()
+        names = self._logs[stage](self._run, results)
         parent, known = self._run.id, headline(results)
         assert parent
-        self._run.store.log_metrics(parent, {name: known[name] for name in stage_logs.HEADLINE.get(stage, ()) if name in known})
-        self._run.store.set_tags(parent, {NOTE: describe(self._config, results)})
-        self._run.finish_stage(stage, results.digest_of(stage))
+        measured = {name: known[name] for name in stage_logs.HEADLINE.get(stage, ()) if name in known}
+        self._run.store.log_metrics(parent, {name: value for name, value in measured.items() if not isinstance(value, str)})
+        constants = {name: f"{known[name]:g}" for name in stage_logs.CONSTANTS.get(stage, ()) if name in known}
+        self._run.store.set_tags(parent, {NOTE: describe(self._config, results)} | constants)
+        self._run.store.log_files(parent, {CONFIG: to_json(results.configuration(self._config))})
+        self._run.finish_stage(stage, results.digest_of(stage), names)
 
     def _identity(self, results: RunResults) -> Identity:
         """Return what the MLflow run is about: settings that decide what is made, and the images."""
@@ -153,12 +224,14 @@ class MlflowTracker:
             own |= {ABOVE: str(self._above.id), **{name: str(value) for name, value in results.swept.items()}}
         elif self._config.sweep:
             own |= {"swept": ", ".join(swept_fields(self._config))} | ({} if "protect" in results.manifests else {"stage": "sweep"})
+        params = {name: value for name, value in flatten(tree).items() if name not in hidden and name not in PLACES}
         return Identity(
-            digest([tree, results.manifests["pack"].digest]),
-            own,
-            {name: value for name, value in shared.items() if name not in absent},
-            absent,
-            {name: value for name, value in flatten(tree).items() if name not in hidden},
+            digest=digest(without(tree, ["run"])),  # a folder that was moved is still the same run
+            images=results.manifests["pack"].digest if "pack" in results.manifests else None,
+            own=own,
+            shared={name: value for name, value in shared.items() if name not in absent},
+            absent=absent,
+            params=readable(params),
         )
 
     def _of_points(self, results: RunResults) -> set[str]:
@@ -175,39 +248,54 @@ class MlflowTracker:
         Where settings have changed since, or it was deleted, that is a new one, with the shared stages. If nothing could be logged so far,
         no point is logged either.
         """
-        if self._run.id:
-            self._log_missing("what the points share", results)
+        self._log_missing("what the points share", results)
 
     def point(self, config: RunConfig, folder: Run) -> Tracker:
         """Return the tracker of a point, whose MLflow run goes below this one."""
-        return MlflowTracker(replace(config, tracking_uri=self._run.store.uri), folder, self._run)
+        return MlflowTracker(config, folder, self._run)
 
     def log_outcome(self, comparison: Folder, text: str) -> None:
         """Log what all points together show: pictures and tables as artifacts, and the table as the description."""
-        run, outcome = self._run, digest([self._run.id, text])
-        if not run.id or run.outcome == outcome:
-            return
-        try:
-            run.resume()
-            shown = [name for name in comparison.names() if name.endswith(PUBLISHED)]
-            run.store.log_files(run.id, {f"comparison/{name}": comparison.read(name) for name in shown})
-            run.store.set_tags(run.id, {NOTE: f"```\n{cut(text.strip())}\n```\n\nPictures: artifacts, under `comparison`."})
-            run.remember(outcome=outcome)
-        except run.store.errors() as error:
-            log.error("tracking: the outcome of the sweep was not logged, the next start will try again (%s)", error)
+        self._outbox.wait()
+        outcome = digest([self._run.id, text])
+        if self._run.id and self._run.outcome != outcome:
+            self._outbox.post("the outcome of the sweep", lambda: self._log_outcome(comparison, text, outcome), again=True)
+            self._outbox.wait()
+
+    def _log_outcome(self, comparison: Folder, text: str, outcome: str) -> None:
+        run = self._run
+        assert run.id
+        run.resume()
+        shown = [name for name in comparison.names() if name.endswith(PUBLISHED)]
+        run.store.log_files(run.id, {f"comparison/{name}": comparison.read(name) for name in shown})
+        run.store.set_tags(run.id, {NOTE: f"```\n{cut(text.strip())}\n```\n\nPictures: artifacts, under `comparison`."})
+        run.remember(outcome=outcome)
 
     def close(self, status: str) -> None:
         """End the MLflow run as `FINISHED` or `FAILED`, if there is one and it has not ended so before."""
-        try:
-            self._run.close(status)
-        except self._run.store.errors() as error:
-            log.error("tracking: the run could not be marked as %s (%s)", status, error)
+        self._outbox.wait()  # for what is still on its way
+        if self._said:
+            self._said.close()
+        if self._run.status not in (None, status):
+            self._outbox.post(f"the end of the run as {status}", lambda: self._close(status), again=True)
+            self._outbox.wait()
+
+    def _close(self, status: str) -> None:
+        if self._machine:
+            self._machine.finish()
+        if self._live:
+            self._live.flush()
+        if self._said:
+            self._run.store.log_files(str(self._run.id), self._said.files())
+        self._run.close(status)
 
 
 def _tags(tree: Mapping[str, Any], results: RunResults) -> dict[str, str]:
-    """Return the tags by which a run and everything below it can be found."""
-    protect, size = tree["protect"], results.manifests["pack"].counts
+    """Return the tags by which a run and everything below it can be found; the budget of an image is known once images are packed."""
+    protect = tree["protect"]
     kind = METHODS[protect["method"]]
-    allowed = kind.budget(protect["eps_levels"], (3, size["height"], size["width"]))
-    tags = {"method": protect["method"], "budget": str(allowed), "dataset": tree["data"], "preset": tree["preset"]}
+    tags = {"method": protect["method"], "dataset": tree["data"], "preset": tree["preset"]}
+    if "pack" in results.manifests:
+        size = results.manifests["pack"].counts
+        tags["budget"] = str(kind.budget(protect["eps_levels"], (3, size["height"], size["width"])))
     return tags | ({"targets": protect["targets"]} if kind.targets else {})

@@ -16,17 +16,23 @@ from torch import Tensor
 
 from pipeline.config.seeds import generator
 from pipeline.shards.shard import read_shard
-from pipeline.shards.tensors import PLAIN_LOADING, Batch, Loading, Read, in_order, load
+from pipeline.shards.tensors import PLAIN_LOADING, Batch, Labelled, Loading, Read, in_order, load_images, load_seen
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from sep.pictures import Images, Pictures, joined, mapped, one_size
 
 Transform = Callable[[Tensor, Tensor], Tensor]  # images and labels to other images
-
+Sight = Callable[[int], Callable[[Images], Tensor]]  # for an epoch, maps images to what networks see of them
 
 MIXED_SHARDS = 4  # read together and shuffled, so that a streamed batch mixes several shards
 GROUPS_AHEAD = 2  # of so many shards, that are decoded while the ones before are trained on
 BATCHES_AHEAD = 4  # ready to be copied to a GPU
 TRANSFORMED_TOGETHER = 1000  # stored images that a countermeasure changes at a time
+
+
+def whole(_: int) -> Callable[[Images], Tensor]:
+    """See images of one size as they are, in every epoch."""
+    return one_size
 
 
 class Batches(Protocol):
@@ -53,22 +59,23 @@ class Split:
 class InMemory:
     """Batches of images in memory; each rank takes its part of one common permutation."""
 
-    def __init__(self, images: Tensor, labels: Tensor, split: Split) -> None:
+    def __init__(self, images: Images, labels: Tensor, split: Split, sight: Sight = whole) -> None:
         """Hold the images.
 
         Raises:
             ValueError: the images do not fill one batch on every rank.
         """
-        self.images, self.labels, self.split = images, labels, split
+        self.images, self.labels, self.split, self.sight = images, labels, split, sight
         self.steps = _steps(len(labels) // split.size, split.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """See `Batches`."""
+        seen = self.sight(number)
         order = torch.randperm(len(self.labels), generator=generator(self.split.seed, "order", number))
-        mine = order[self.split.rank :: self.split.size].to(self.images.device)  # at once: a GPU is waited for at every such copy
+        mine = order[self.split.rank :: self.split.size].to(self.labels.device)  # at once: a GPU is waited for at every such copy
         for step in range(self.steps):
             chosen = mine[step * self.split.batch_size : (step + 1) * self.split.batch_size]
-            yield self.images[chosen], self.labels[chosen]
+            yield seen(self.images[chosen]), self.labels[chosen]
 
 
 class Streaming:
@@ -83,6 +90,7 @@ class Streaming:
         read: Read = read_shard,
         loading: Loading = PLAIN_LOADING,
         pinned: bool = False,
+        sight: Sight = whole,
     ) -> None:
         """Plan the epochs, and read nothing yet; with `pinned`, batches lie in memory that a GPU copies from by itself.
 
@@ -92,7 +100,7 @@ class Streaming:
         if len(shards) < split.size:
             raise ValueError(f"{len(shards)} shards cannot be dealt to {split.size} ranks: pack with a smaller --pack.shard-images")
         self.folder, self.shards, self.split, self.transform, self.read = folder, list(shards), split, transform, read
-        self.loading, self.pinned = loading, pinned
+        self.loading, self.pinned, self.sight = loading, pinned, sight
         # Shards differ in size and every epoch deals them anew: take the steps that any dealing allows.
         smallest = sum(sorted(shard.count for shard in shards)[: len(shards) // split.size])
         self.steps = _steps(smallest, split.batch_size)
@@ -101,28 +109,29 @@ class Streaming:
         """See `Batches`."""
         return _ahead(self._epoch(number), self.pinned)
 
-    def _load(self, shards: Sequence[Shard]) -> Batch:
-        return load(self.folder, shards, self.read, self.loading)
+    def _load(self, shards: Sequence[Shard]) -> Labelled:
+        return load_images(self.folder, shards, self.read, self.loading)
 
     def _epoch(self, number: int) -> Iterator[Batch]:
+        seen = self.sight(number)
         draw = generator(self.split.seed, "order", number)
         mine = torch.randperm(len(self.shards), generator=draw).tolist()[self.split.rank :: self.split.size]
         groups = [[self.shards[i] for i in mine[at : at + MIXED_SHARDS]] for at in range(0, len(mine), MIXED_SHARDS)]
         shuffle = generator(self.split.seed, "mix", number, self.split.rank)
-        rest: Batch | None = None
+        rest: Labelled | None = None
         left = self.steps
         with ThreadPoolExecutor(GROUPS_AHEAD) as reader:
             reading = deque(reader.submit(self._load, group) for group in groups[:GROUPS_AHEAD])
             for following in range(GROUPS_AHEAD, len(groups) + GROUPS_AHEAD):
                 images, labels = reading.popleft().result()
                 reading.extend(reader.submit(self._load, group) for group in groups[following : following + 1])
-                images = self.transform(images, labels)
+                images = transformed(self.transform, images, labels)
                 if rest is not None:
-                    images, labels = torch.cat([rest[0], images]), torch.cat([rest[1], labels])
+                    images, labels = joined([rest[0], images]), torch.cat([rest[1], labels])
                 order = torch.randperm(len(labels), generator=shuffle)
                 full = min(left, len(labels) // self.split.batch_size)
                 for chosen in torch.split(order[: full * self.split.batch_size], self.split.batch_size):
-                    yield images[chosen], labels[chosen]
+                    yield seen(images[chosen]), labels[chosen]
                 left -= full
                 if left == 0:
                     return
@@ -161,24 +170,32 @@ def unchanged(images: Tensor, _: Tensor) -> Tensor:
     return images
 
 
+def transformed(transform: Transform, images: Images, labels: Tensor) -> Images:
+    """Return images after a transform of tensors, pictures of their own size one by one."""
+    return transform(images, labels) if isinstance(images, Tensor) else mapped(transform, images, Pictures(list(labels)))
+
+
 def open_tests(
     folder: Folder,
     shards: Sequence[Shard],
-    image_bytes: int,
+    image_bytes: float,
     memory_limit_mb: int,
     device: torch.device,
     loading: Loading = PLAIN_LOADING,
 ) -> Callable[[], Iterator[Batch]]:
-    """Return a function that opens all images once, in order: from memory of the device where they fit decoded, else shard by shard."""
-    if fits(shards, image_bytes, memory_limit_mb):
-        images, labels = (part.to(device) for part in load(folder, shards, loading=replace(loading, cache=None)))
+    """Return a function that opens all images once, in order, as networks see them in tests.
+
+    They come from memory of the device where they fit decoded, else shard by shard.
+    """
+    if fits(shards, 3 * loading.input_size**2 if loading.input_size else image_bytes, memory_limit_mb):
+        images, labels = (part.to(device) for part in load_seen(folder, shards, replace(loading, cache=None)))
         return lambda: in_order(images, labels)
     return lambda: _ahead(
-        (batch for shard in shards for batch in in_order(*load(folder, [shard], loading=loading))), pinned=device.type == "cuda"
+        (batch for shard in shards for batch in in_order(*load_seen(folder, [shard], loading))), pinned=device.type == "cuda"
     )
 
 
-def fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> bool:
+def fits(shards: Sequence[Shard], image_bytes: float, memory_limit_mb: int) -> bool:
     """Return whether the decoded images fit in memory; larger sets are streamed, which mixes their images less."""
     return sum(shard.count for shard in shards) * image_bytes <= memory_limit_mb * 1e6
 
@@ -186,13 +203,14 @@ def fits(shards: Sequence[Shard], image_bytes: int, memory_limit_mb: int) -> boo
 def open_batches(
     folder: Folder,
     shards: Sequence[Shard],
-    image_bytes: int,
+    image_bytes: float,
     memory_limit_mb: int,
     split: Split,
     device: torch.device,
     transform: Transform = unchanged,
     read: Read = read_shard,
     loading: Loading = PLAIN_LOADING,
+    sight: Sight = whole,
 ) -> Batches:
     """Open batches from memory where the decoded images fit, else streamed.
 
@@ -205,15 +223,18 @@ def open_batches(
         device: for the images held in memory.
         transform: applied once to uint8 images `(B, C, H, W)` and their labels, each image by itself, before training on them.
         read: returns the samples of a shard.
-        loading: on how many threads images are decoded, and the cache of streamed ones.
+        loading: on how many threads images are decoded, and the cache of streamed ones; pictures of their own size stay on the CPU.
+        sight: how networks see images in an epoch.
 
     Raises:
         ValueError: the images do not fill one batch on every rank.
     """
     if not fits(shards, image_bytes, memory_limit_mb):
-        return Streaming(folder, shards, split, transform, read, loading, pinned=device.type == "cuda")
-    images, labels = load(folder, shards, read, replace(loading, cache=None))
+        return Streaming(folder, shards, split, transform, read, loading, device.type == "cuda", sight)
+    images, labels = load_images(folder, shards, read, replace(loading, cache=None))
     if transform is not unchanged:  # some at a time: to blur all at once would take many times their memory
-        parts = zip(torch.split(images, TRANSFORMED_TOGETHER), torch.split(labels, TRANSFORMED_TOGETHER), strict=True)
-        images = torch.cat([transform(*part) for part in parts])
-    return InMemory(images.to(device), labels.to(device), split)
+        parts = (slice(start, start + TRANSFORMED_TOGETHER) for start in range(0, len(labels), TRANSFORMED_TOGETHER))
+        images = joined([transformed(transform, images[part], labels[part]) for part in parts])
+    if isinstance(images, Tensor):
+        images, labels = images.to(device), labels.to(device)
+    return InMemory(images, labels, split, sight)

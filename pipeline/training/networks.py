@@ -7,10 +7,10 @@ from pipeline.storage.stage import Manifest
 from sep import models
 
 
-def build_network(name: str, pack: Manifest) -> models.Network:
+def build_network(name: str, pack: Manifest, input_size: int | None = None) -> models.Network:
     """Return a freshly initialised network of the right size, which normalises with the statistics of the clean training images."""
     counts = pack.counts
-    side = min(counts["height"], counts["width"])
+    side = input_size or min(counts["height"], counts["width"])
     return models.build(name, len(counts["classes"]), side, counts["mean"], counts["std"])
 
 
@@ -29,6 +29,5 @@ def check_networks(config: RunConfig, num_classes: int, height: int, width: int)
             try:
                 models.check_input_size(name, num_classes, height, width)
             except ValueError as error:
-                raise ValueError(
-                    f"{setting}: {error}. Choose another network, or pack images of another size (--pack.size cuts squares out)"
-                ) from error
+                remedy = "give another --input-size" if config.input_size else "pack images of another size (--pack.size cuts squares out)"
+                raise ValueError(f"{setting}: {error}. Choose another network, or {remedy}") from error

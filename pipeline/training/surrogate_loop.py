@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.epochs import Worker
 from pipeline.config.schema import SurrogateConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.shards.decoded_cache import DecodedCache
+from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Batch, Loading
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESUME, WEIGHTS
@@ -25,7 +26,9 @@ from pipeline.training.networks import build_network
 from pipeline.training.states import to_bytes
 from sep.execution import use_cpu
 from sep.fitting import EpochResult, State, fit
+from sep.pictures import Images
 from sep.views.mix import each_its_own
+from sep.views.own_size import training_view
 from sep.views.registry import PLAIN
 
 REMEDY = "lower --surrogate.lr, and run again with --overwrite"
@@ -44,6 +47,7 @@ class SurrogateTask:
     threads: int
     cache_gb: float
     views: tuple[str, ...] = PLAIN
+    input_size: int | None = None
 
 
 def loop(task: SurrogateTask, worker: Worker) -> None:
@@ -53,22 +57,30 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
         ValueError: training diverged, or the images do not fill one batch on every rank.
     """
     use_cpu(task.threads)
-    config, counts, seed = task.config, task.pack.counts, derive(task.seed, "surrogate")
+    config, side, seed = task.config, task.input_size, derive(task.seed, "surrogate")
     torch.manual_seed(seed)
-    network: nn.Module = build_network(task.name, task.pack).to(memory_format=torch.channels_last)
+    network: nn.Module = build_network(task.name, task.pack, task.input_size).to(memory_format=torch.channels_last)
     if worker.size > 1 and worker.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     distributed = worker.distribute(network)
     split = Split(max(1, config.batch_size // worker.size), seed, worker.rank, worker.size)
-    image_bytes = 3 * counts["height"] * counts["width"]
-    loading = Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb))
-    shards = task.pack.shards["train"]
-    batches = open_batches(task.clean, shards, image_bytes, task.memory_limit_mb, split, worker.device, loading=loading)
+    loading = Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), side)
+
+    def sight(epoch: int) -> Callable[[Images], Tensor]:
+        mixing, windows = (generator(task.seed, purpose, epoch, worker.rank) for purpose in ("views", "windows"))
+
+        def seen(images: Images) -> Tensor:
+            viewed = each_its_own(images, task.views, mixing)
+            return training_view(viewed, side, config.augmentation, windows)
+
+        return seen
+
+    shards, each = task.pack.shards["train"], image_bytes(task.pack.counts)
+    batches = open_batches(task.clean, shards, each, task.memory_limit_mb, split, worker.device, loading=loading, sight=sight)
 
     def opened(epoch: int) -> Iterator[Batch]:
         torch.manual_seed(derive(task.seed, "dropout", epoch, worker.rank))  # for networks that have it
-        mixing = generator(task.seed, "views", epoch, worker.rank)
-        return ((each_its_own(images, task.views, mixing), labels) for images, labels in batches.epoch(epoch))
+        return batches.epoch(epoch)
 
     def draws(epoch: int) -> torch.Generator:
         return generator(task.seed, "augment", epoch, worker.rank)
@@ -76,10 +88,11 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
     with worker.resumed() as kept:
         state = _read(kept) if kept else None
     average = partial(_mean_over_ranks, device=worker.device, size=worker.size)
-    for epoch in fit(distributed, config, opened, batches.steps, draws, state=state, average=average, remedy=REMEDY):
+    training = replace(config, augmentation="none") if side else config  # their windows are augmentation
+    for epoch in fit(distributed, training, opened, batches.steps, draws, state=state, average=average, remedy=REMEDY):
         result = epoch.result
         metrics: dict[str, Any] = {"loss": result.loss, "accuracy": result.accuracy, "lr": epoch.lr, "seconds": epoch.seconds}
-        metrics["precision"] = epoch.precision
+        metrics |= {"waiting_seconds": epoch.waiting_seconds, "precision": epoch.precision}
         files = {}
         if worker.rank == 0:
             state = epoch.state()

@@ -22,6 +22,7 @@ from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
 from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.shard import read_shard
+from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Loading, Read
 from pipeline.storage.layout import trial_name
 from pipeline.storage.run import Run
@@ -35,7 +36,9 @@ from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data, Plan
 from sep.execution import share_memory, use_cpu
 from sep.fitting import Epoch, State, accuracy, fit
-from sep.train_config import TrainConfig
+from sep.pictures import Images
+from sep.train_config import Augmentation, TrainConfig
+from sep.views.own_size import training_view
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class VictimTask:
     threads: int
     cache_gb: float
     gpu: bool
+    input_size: int | None = None
     deadline: Deadline = NEVER
 
 
@@ -94,9 +98,9 @@ def accuracy_per_class(table: Tensor) -> list[float | None]:
     return [accuracy(table, [label]) if int(count) else None for label, count in enumerate(table.sum(1))]
 
 
-def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batches:
+def _training_images(task: VictimTask, seed: int, device: torch.device, augmentation: Augmentation = "none") -> Batches:
     """Open batches of the images after the countermeasures. A countermeasure that is fitted to the images reads them first."""
-    trial, plan, counts = task.trial, task.plan, task.pack.counts
+    trial, plan, counts, side = task.trial, task.plan, task.pack.counts, task.input_size
     shards, read = task.train.shards["train"], cast(Read, read_shard)
     if plan.clean_percent:
         pack, packed = task.run.child("pack"), task.pack.shards["train"]
@@ -104,17 +108,21 @@ def _training_images(task: VictimTask, seed: int, device: torch.device) -> Batch
         keys = clean_keys(labels, plan.clean_percent, task.run_seed, trial.seed)
         read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
     folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
-    image_bytes = 3 * counts["height"] * counts["width"] * bytes_per_value(plan)
-    opened = partial(open_batches, folder, shards, image_bytes, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
+    each = image_bytes(counts) * bytes_per_value(plan)
+    opened = partial(open_batches, folder, shards, each, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
     transform: Transform = unchanged
     for part in plan.on_images:
         step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else partial(_whatever_class, part.on_stored)
         transform = partial(_one_after_the_other, transform, step)
-    return opened(transform)
+
+    def sight(epoch: int) -> Callable[[Images], Tensor]:
+        return partial(training_view, side=side, augmentation=augmentation, generator=generator(seed, "windows", epoch))
+
+    return opened(transform, sight=sight)
 
 
 def _loading(task: VictimTask) -> Loading:
-    return Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb))
+    return Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), task.input_size)
 
 
 def bytes_per_value(plan: Plan) -> int:
@@ -143,20 +151,23 @@ def train_victim(task: VictimTask, report: Report) -> None:
     folder, config, protected = task.run.child("victim"), task.plan.training(task.config), list(task.protected)
     file = StateFile(folder, task.trial.name, task.made_from)
     state = file.read()
-    accuracies, losses, seconds = (state["accuracies"], state["losses"], state["seconds"]) if state else ([], [], 0.0)
+    accuracies, losses = (state["accuracies"], state["losses"]) if state else ([], [])
+    seconds, waiting = (state["seconds"], state.get("waiting_seconds", 0.0)) if state else (0.0, 0.0)
     for epoch in _epochs(task, config, state):
         assert epoch.table is not None
         accuracies.append(accuracy(epoch.table, protected))
         losses.append(epoch.result.loss)
-        seconds += epoch.seconds
-        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1]})
+        seconds, waiting = seconds + epoch.seconds, waiting + epoch.waiting_seconds
+        shares = {"seconds": epoch.seconds, "loader_percent": 100 * epoch.waiting_seconds / epoch.seconds}
+        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], **shares})
         if epoch.index + 1 < config.epochs:
             late = task.deadline.passed()
             if late or file.due:
-                file.write({**epoch.state(), "accuracies": accuracies, "losses": losses, "seconds": seconds})
+                times = {"seconds": seconds, "waiting_seconds": waiting}
+                file.write({**epoch.state(), "accuracies": accuracies, "losses": losses, **times})
             if late:
                 raise TimeIsUp
-    curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "seconds": seconds}
+    curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "seconds": seconds, "waiting_seconds": waiting}
     trial_records.write(folder, task.trial.name, {**_outcome(task, epoch), **curves, "peak_accuracy": max(accuracies)})
     file.remove()
 
@@ -167,21 +178,21 @@ def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Itera
     Clean and protected victims of one seed start from the same weights and see their images in the same order.
     """
     trial, counts = task.trial, task.pack.counts
-    classes, image_bytes = len(counts["classes"]), 3 * counts["height"] * counts["width"]
+    classes, side, shards = len(counts["classes"]), task.input_size, task.pack.shards["test"]
     device = torch.device("cuda" if task.gpu else "cpu")
     share_memory(device, task.config.trials_per_gpu)
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
-    network = build_network(trial.network, task.pack).to(device).to(memory_format=torch.channels_last)
-    batches = _training_images(task, seed, device)
+    network = build_network(trial.network, task.pack, side).to(device).to(memory_format=torch.channels_last)
+    batches = _training_images(task, seed, device, config.augmentation)
     return fit(
         network,
-        config,
+        replace(config, augmentation="none") if side else config,  # their windows are augmentation
         batches.epoch,
         batches.steps,
         draws=partial(generator, seed, "augment"),
         state=state,
-        tests=open_tests(task.run.child("pack"), task.pack.shards["test"], image_bytes, task.memory_limit_mb, device, _loading(task)),
+        tests=open_tests(task.run.child("pack"), shards, image_bytes(counts), task.memory_limit_mb, device, _loading(task)),
         num_classes=classes,
         change=task.plan.change(classes),
         remedy="lower --victim.lr",

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sep.budget import Budget, whole_levels
 from sep.methods.request import Request, added
+from sep.pictures import one_size
 
 WINDOW = 3  # pixels a side; the last pixel of a window follows from the eight before it
 ORDER = WINDOW**2 - 1
@@ -108,7 +109,7 @@ def autoregressive(request: Request) -> Tensor:
     Returns:
         Protected images, `(B, C, H, W)` uint8.
     """
-    _, channels, height, width = request.images.shape
+    _, channels, height, width = one_size(request.images).shape
     drawn = processes(request.num_classes, channels, height, width, request.seed)
     made = field(drawn[request.classes], request.own(channels, height + EDGE, width + EDGE))
-    return added(request.images, whole_levels(made, request.budget.limit))
+    return added(one_size(request.images), whole_levels(made, request.budget.limit))

@@ -13,7 +13,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import interpolate, one_hot
 
 from sep.choices import Channels, Kernels, Precision
 from sep.ensemble import freeze
@@ -24,6 +24,7 @@ from sep.methods.request import Request, added
 from sep.methods.self_ensemble import normalise
 from sep.models import Network
 from sep.objective import target_cross_entropy
+from sep.pictures import Images, Pictures, mapped, one_size
 from sep.train_config import TrainConfig
 from sep.views.mix import Looks, each_its_own, looks, one_a_batch
 from sep.views.registry import PLAIN
@@ -215,14 +216,37 @@ def _error(data: Perturbed, network: Network, config: NoiseConfig, generator: to
 def own_noise(request: Request) -> Tensor:
     """Add to each image the noise that was made for it: `(B, C, H, W)` uint8, by `prepared`, `(B, c, H, W)` whole levels."""
     assert request.prepared is not None
-    return added(request.images, request.prepared)
+    return added(one_size(request.images), request.prepared)
 
 
-def class_noise(request: Request) -> Tensor:
-    """Add to each image a noise of its class: `(B, C, H, W)` uint8, by `prepared`, `(R, c, H, W)` whole levels, rows as `class_rows`."""
+def class_noise(request: Request) -> Images:
+    """Add to each image a noise of its class: `(B, C, H, W)` uint8, by `prepared`, `(R, c, H, W)` whole levels, rows as `class_rows`.
+
+    A picture of its own size gets it resized.
+    """
     assert request.prepared is not None
     patterns = len(request.prepared) // request.num_classes
-    return added(request.images, request.prepared[class_rows(request.classes, request.seeds, patterns)])
+    noise = request.prepared[class_rows(request.classes, request.seeds, patterns)]
+    if isinstance(request.images, Tensor):
+        return added(request.images, noise)
+    return mapped(lambda picture, pattern: added(picture, resized(pattern, picture.shape[2:])), request.images, Pictures(list(noise)))
+
+
+def resized(pattern: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a pattern `(1, c, S, S)` at the size of a picture, `(1, c, H, W)`, in whole levels.
+
+    Its side becomes the picture's short side, as networks see the centre of a picture. Along the long side it goes on mirrored.
+    """
+    side, (height, width) = min(size), size
+    square = interpolate(pattern.float(), (side, side), mode="bilinear", antialias=True).round()
+    rows, columns = (_mirrored(side, whole) for whole in (height, width))
+    return square[:, :, rows][..., columns]
+
+
+def _mirrored(side: int, whole: int) -> Tensor:
+    """Return the places in a pattern of each row of a picture, in whose centre the pattern lies."""
+    place = (torch.arange(whole) - (whole - side) // 2) % (2 * side)
+    return torch.minimum(place, 2 * side - 1 - place)
 
 
 def class_rows(classes: Tensor, seeds: Sequence[int], patterns: int) -> Tensor:

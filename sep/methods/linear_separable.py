@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sep.budget import Budget, whole_levels
 from sep.methods.request import Request, added
+from sep.pictures import one_size
 
 CELLS = 4  # G: the paper's patches of 8 x 8 in an image of 32 x 32
 LEVELS = 6  # root mean square of a change: the paper's radius is 6/255 times the root of the number of values
@@ -39,8 +40,8 @@ def linear_separable(request: Request) -> Tensor:
     Returns:
         Protected images, `(B, C, H, W)` uint8.
     """
-    _, channels, height, width = request.images.shape
+    _, channels, height, width = one_size(request.images).shape
     corners = torch.randint(2, (request.num_classes, channels, CELLS, CELLS), generator=request.common(), dtype=torch.float64) * 2 - 1
     points = corners[request.classes] + SPREAD * request.own(channels, CELLS, CELLS)
     patches = functional.interpolate(points, (height, width), mode="nearest-exact")
-    return added(request.images, whole_levels(patches, request.budget.limit))
+    return added(one_size(request.images), whole_levels(patches, request.budget.limit))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sep.budget import Budget
 from sep.methods.request import Request
+from sep.pictures import one_size
 
 
 def single_pixel(_: int, shape: Sequence[int]) -> Budget:
@@ -83,6 +84,6 @@ def one_pixel(request: Request) -> Tensor:
         Protected images, `(B, C, H, W)` uint8; an image whose pixel has that colour already stays as it is.
     """
     assert request.prepared is not None
-    found, protected = request.prepared[request.classes], request.images.clone()
+    found, protected = request.prepared[request.classes], one_size(request.images).clone()
     protected[torch.arange(len(protected)), :, found[:, 0], found[:, 1]] = found[:, 2:].to(torch.uint8)
     return protected

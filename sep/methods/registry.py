@@ -17,9 +17,8 @@ from sep.choices import Channels
 from sep.deferred import Deferred
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sep.methods.request import Request
+    from sep.pictures import Images
 
 Method = Literal[
     "sep",
@@ -45,7 +44,7 @@ class MethodSpec:
 
     Attributes:
         description: what it does, in a few words, for the help of the command line.
-        perturb: the function: a request to the protected images, `(B, C, H, W)` uint8 on the CPU, within the request's budget.
+        perturb: the function: a request to the protected images, in the same form, within the request's budget.
         checkpoints: number of checkpoints it reads of each surrogate network; None: as many as are asked for.
         usual: number of checkpoints where nobody asks for one: the paper's (method, section 2).
         inner_steps: whether each step of it has inner steps, along one checkpoint each.
@@ -59,10 +58,11 @@ class MethodSpec:
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
         noise_rounds: rounds of training a network against the noise, at most; 0: it trains none.
         grows: whether it can protect images that come later in the same way.
+        own_size: whether it can protect pictures of many sizes, each at its own.
     """
 
     description: str
-    perturb: Callable[[Request], Tensor]
+    perturb: Callable[[Request], Images]
     checkpoints: int | None = 0
     usual: int = 15
     inner_steps: bool = False
@@ -76,6 +76,7 @@ class MethodSpec:
     budget: Callable[[int, Sequence[int]], Budget] = largest_change
     noise_rounds: int = 0
     grows: bool = True
+    own_size: bool = False
 
     @property
     def surrogate(self) -> bool:
@@ -96,6 +97,7 @@ _SEP = MethodSpec(
     momentum=0.0,
     normalised=False,
     targets=True,
+    own_size=True,
 )
 _SEP_DRAWN = replace(
     _SEP,
@@ -124,6 +126,7 @@ METHODS: dict[Method, MethodSpec] = {
         inner_steps=True,
         targets=True,
         preparation="class-means",
+        own_size=True,
     ),
     "sep-drawn": _SEP_DRAWN,
     "sep-fa-drawn": replace(_SEP_DRAWN, description="the same with feature alignment", preparation="class-means"),
@@ -131,6 +134,7 @@ METHODS: dict[Method, MethodSpec] = {
     "noise": MethodSpec(
         description="random signs, the control",
         perturb=Deferred("sep.methods.noise:random_signs"),
+        own_size=True,
     ),
     "error-min": _ERROR_MIN,
     "error-min-class": replace(
@@ -140,6 +144,7 @@ METHODS: dict[Method, MethodSpec] = {
         patterns=1,
         preparation="class-noise",
         grows=True,
+        own_size=True,
     ),
     "linear-separable": MethodSpec(
         description="a random pattern of each class, which a linear model can tell apart",

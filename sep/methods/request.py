@@ -16,7 +16,9 @@ from sep.budget import Budget, check_budget
 from sep.craft_config import CraftConfig
 from sep.ensemble import Member
 from sep.execution import MicroBatch
-from sep.views.registry import PLAIN
+from sep.pictures import Images, stacks
+from sep.views.mix import Turn
+from sep.views.registry import PLAIN, OwnSize
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Request:
     """Images to protect. No other image of the release decides how, except through `prepared`.
 
     Attributes:
-        images: clean images, `(B, C, H, W)` uint8 on the CPU.
+        images: clean images, `(B, C, H, W)` uint8 on the CPU, or pictures of their own size.
         classes: position of each image's class among the protected ones, `(B,)` int64, 0 to K-1.
         num_classes: K.
         seeds: one for each image, for draws of its own.
@@ -40,9 +42,10 @@ class Request:
         generator: on the CPU; source of draws that images of one shard have in common.
         view_draws: on the CPU; source of the draws of views, which all images of the release have in common.
         batch: number of images whose gradients are taken at once; only with an ensemble.
+        input_size: side in pixels that networks see of pictures of their own size.
     """
 
-    images: Tensor
+    images: Images
     classes: Tensor
     num_classes: int
     seeds: Sequence[int]
@@ -56,11 +59,21 @@ class Request:
     generator: torch.Generator = field(default_factory=torch.Generator)
     view_draws: torch.Generator = field(default_factory=torch.Generator)
     batch: MicroBatch = field(default_factory=lambda: MicroBatch(sys.maxsize))
+    input_size: int | None = None
 
     @property
     def checkpoints(self) -> int:
         """Number of checkpoints in the ensemble."""
         return len(self.members) // len(set(self.views))
+
+    def looked(self, step: int, turns: Sequence[Turn], part: slice) -> Sequence[Turn]:
+        """Return the turns of a step for some images: pictures of their own size have draws of their own in each turn."""
+        if isinstance(self.images, Tensor):
+            return turns
+        assert self.input_size is not None
+        sizes, seeds = self.images.sizes[part], self.seeds[part]
+        each = {k: OwnSize(sizes, self.input_size, [f"{seed} {step} {k}" for seed in seeds]) for k, _ in turns}
+        return [(k, replace(look, own_size=each[k])) for k, look in turns]
 
     def own(self, *shape: int) -> Tensor:
         """Return normal draws for each image, `(B, *shape)` float64; they depend on the image's seed and on no other image."""
@@ -72,23 +85,25 @@ class Request:
         return torch.Generator().manual_seed(self.seed)
 
 
-def protect(request: Request) -> Tensor:
+def protect(request: Request) -> Images:
     """Protect images by the method of the request's settings, its usual ones where nobody gave one.
 
     Returns:
-        Protected images, `(B, C, H, W)` uint8 on the CPU, within the budget.
+        Protected images, `(B, C, H, W)` uint8 on the CPU, or pictures of their own size, within the budget.
 
     Raises:
         ValueError: gradients of the ensemble are no numbers, or the method exceeded its budget.
     """
     kind, request = request.config.kind, replace(request, config=request.config.resolved())
-    assert request.images.dtype == torch.uint8
+    assert isinstance(request.images, Tensor) or kind.own_size
     assert kind.surrogate == bool(request.members), f"{request.config.method} and an ensemble of {len(request.members)}"
     protected = kind.perturb(request)
-    check_budget(protected, request.images.cpu(), request.budget)
+    for after, before in zip(stacks(protected), stacks(request.images.cpu()), strict=True):
+        check_budget(after, before, request.budget)
     return protected
 
 
 def added(images: Tensor, change: Tensor) -> Tensor:
     """Return images `(B, C, H, W)` uint8 with a change in whole levels added and clipped to 0..255, which only makes it smaller."""
+    assert images.dtype == torch.uint8
     return (images.double() + change).clamp(0, 255).to(torch.uint8)

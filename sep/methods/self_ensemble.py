@@ -15,10 +15,12 @@ from torch import Tensor
 
 from sep import craft
 from sep.methods.request import Request
+from sep.pictures import Images, apart
 from sep.views.mix import Turn, shuffled, turns
+from sep.views.registry import Look
 
 
-def mean_gradient(request: Request) -> Tensor:
+def mean_gradient(request: Request) -> Images:
     """Descend for T steps on the mean gradient of the ensemble, or of m members drawn for each step.
 
     This is SEP, SEP-FA with class means, TAP with one member, and each of them with draws, momentum or normalised gradients. With views,
@@ -36,12 +38,13 @@ def mean_gradient(request: Request) -> Tensor:
     config, ascend = request.config, request.config.targets == "untargeted"
 
     def direction(drawn: Sequence[Turn], x: Tensor, _: Tensor, targets: Tensor) -> Tensor:
+        if not config.normalised:
+            return craft.summed_gradient(request.members, x, targets, drawn, ascend=ascend)
         total = torch.zeros_like(x)
         for k, look in drawn:
-            gradient = craft.gradient(request.members[k], x, targets, look, ascend=ascend)
-            total += normalise(gradient) if config.normalised else gradient
+            total += normalise(craft.gradient(request.members[k], x, targets, look, ascend=ascend), look)
         # Momentum weighs steps alike, however far the members of each agree. One member's gradient is normalised already.
-        return normalise(total) if config.normalised and config.momentum and len(drawn) > 1 else total
+        return normalise(total, look) if config.momentum and len(drawn) > 1 else total
 
     drawn = deal(config.steps, config.members_per_step, request.checkpoints, request.generator)
     return craft.descend(request, turns(drawn, request.views, request.budget.limit, request.view_draws), direction)
@@ -58,8 +61,13 @@ def deal(steps: int, per_step: int | None, members: int, generator: torch.Genera
     return dealt
 
 
-def normalise(gradient: Tensor) -> Tensor:
-    """Divide each image's gradient `(B, C, H, W)` by its mean magnitude; a gradient of zeros stays as it is."""
+def normalise(gradient: Tensor, look: Look | None = None) -> Tensor:
+    """Divide each image's gradient `(B, C, H, W)` by its mean magnitude; a gradient of zeros stays as it is.
+
+    The look has the sizes of pictures that lie one after the other.
+    """
+    if look is not None and look.own_size is not None:
+        return torch.cat([normalise(each).flatten() for each in apart(gradient, look.own_size.sizes)])
     # In float64, so that the number of images at a time, which may decide the order of additions, decides no bit.
     magnitude = gradient.abs().mean((1, 2, 3), keepdim=True, dtype=torch.float64).to(gradient.dtype)
     return gradient / magnitude.clamp_min(torch.finfo(gradient.dtype).tiny)

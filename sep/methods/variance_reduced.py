@@ -15,10 +15,11 @@ from torch import Tensor
 from sep import craft
 from sep.budget import project
 from sep.methods.request import Request
+from sep.pictures import Images
 from sep.views.mix import Turn, turns
 
 
-def variance_reduced(request: Request) -> Tensor:
+def variance_reduced(request: Request) -> Images:
     """Descend for T outer steps on the sum of M inner steps, each along one drawn member, corrected by the mean of the ensemble.
 
     A member's class means always go with its own network. All draws, `(T, M)`, are made before the first micro-batch, so that its size

@@ -8,11 +8,13 @@ Legend: B images, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sep.countermeasures.preprocessing import as_stored
+from sep.pictures import Kind, mapped
 from sep.views.registry import Look, View, is_plain, kinds
 
 LARGEST_SEED = 2**62
@@ -60,10 +62,17 @@ def turns(drawn: Sequence[Sequence[int]], views: Sequence[str], eps_levels: int,
     return [[(len(order) * k + order.index(each.name), look) for k, (each, look) in zip(step, dealt, strict=False)] for step in drawn]
 
 
-def each_its_own(images: Tensor, views: Sequence[str], generator: torch.Generator) -> Tensor:
-    """Show each image in one view of the mix, drawn anew: `(B, 3, H, W)` uint8 to the same. A mix of `none` alone draws nothing."""
+def each_its_own(images: Kind, views: Sequence[str], generator: torch.Generator) -> Kind:
+    """Show each image in one view of the mix, drawn anew: `(B, 3, H, W)` uint8 to the same, or pictures of their own size.
+
+    A mix of `none` alone draws nothing.
+    """
     if is_plain(views):
         return images
+    return mapped(partial(_each_of_one_size, views=views, generator=generator), images)
+
+
+def _each_of_one_size(images: Tensor, views: Sequence[str], generator: torch.Generator) -> Tensor:
     order, seen = list(dict.fromkeys(views)), images.clone()
     places = torch.tensor([order.index(name) for name in views])
     own = places[torch.randint(len(views), (len(images),), generator=generator)]

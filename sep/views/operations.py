@@ -7,10 +7,11 @@ its draws, so that no image depends on another or on how many are looked at toge
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sep.augment import beside
 from sep.countermeasures import preprocessing
@@ -80,20 +81,45 @@ def band_drop(levels: Tensor, look: Look) -> Tensor:
 def resize_crop(levels: Tensor, look: Look) -> Tensor:
     """See half of the looks as they are, and the others enlarged by up to 1.75 times and cut at random to the size that networks see."""
     height, width = levels.shape[2:]
-    draws = look.draws
-    coin, scale, top, left = torch.rand(4, generator=draws).tolist()
+    coin, scale, top, left = torch.rand(4, generator=look.draws).tolist()
     if coin < 0.5:
         return levels
     factor = 1 + (LARGEST - 1) * scale
-    rows, columns = (beside(levels, _resampled(side, round(side * factor), levels.dtype)) for side in (height, width))
-    first, start = round(top * (len(rows) - height)), round(left * (len(columns) - width))
-    return as_levels(rows[first : first + height] @ (levels @ columns[start : start + width].T))
+    resized = round(height * factor), round(width * factor)
+    (seen,) = cut(levels, [Window(resized, (round(top * (resized[0] - height)), round(left * (resized[1] - width))))], (height, width))
+    return seen
 
 
-def _resampled(before: int, after: int, dtype: torch.dtype) -> Tensor:
-    """Return the weights of torch's antialiased bilinear resize along one side, `(after, before)`.
+class Window(NamedTuple):
+    """A part of an image that was resized.
 
-    As a matrix, because the gradient of torch's own function is added up in no fixed order on a GPU, and because a crop then costs less.
+    Attributes:
+        resized: height and width of the whole image after resizing.
+        start: first row and column of the window.
     """
-    weights = functional.interpolate(torch.eye(before, dtype=dtype)[None, None], (after, before), mode="bilinear", antialias=True)
-    return weights[0, 0]
+
+    resized: tuple[int, int]
+    start: tuple[int, int]
+
+
+def cut(levels: Tensor, windows: Sequence[Window], size: tuple[int, int]) -> list[Tensor]:
+    """Resize images `(B, 3, H, W)` by torch's antialiased bilinear filter and cut windows out, `(B, 3, *size)` each.
+
+    As a product with matrices, because the gradient of torch's own function is added up in no fixed order on a GPU, and is slow on a CPU.
+    All windows are cut by one product along the rows, so that their gradients come back as one.
+    """
+    across = torch.cat([_weights(levels.shape[3], each.resized[1], each.start[1], size[1]) for each in windows])
+    parts = torch.split(levels @ beside(levels, across.to(levels.dtype)).T, size[1], dim=3)
+    down = [_weights(levels.shape[2], each.resized[0], each.start[0], size[0]).to(levels.dtype) for each in windows]
+    return [as_levels(beside(levels, rows) @ part) for rows, part in zip(down, parts, strict=True)]
+
+
+def _weights(before: int, after: int, first: int, count: int) -> Tensor:
+    """Return some rows of the weights of a resize along one side, `(count, before)` float64: a triangle around the place of each pixel."""
+    scale = before / after
+    support = max(scale, 1.0)
+    centres = (torch.arange(first, first + count, dtype=torch.float64) + 0.5)[:, None] * scale
+    places = (centres - support).floor() + torch.arange(math.ceil(2 * support) + 1, dtype=torch.float64)
+    weights = (1 - (places + 0.5 - centres).abs() / support).clamp_(min=0) * (places >= 0) * (places < before)
+    weights /= weights.sum(1, keepdim=True)
+    return torch.zeros(count, before, dtype=torch.float64).scatter_add_(1, places.clamp_(0, before - 1).long(), weights)

@@ -24,7 +24,23 @@ PLAIN = ("none",)  # the mix of the paper: networks see pictures as they are sto
 
 new_generator = Deferred("torch:Generator")
 arithmetic = Deferred("sep.execution:arithmetic")
+seen_at_input_size = Deferred("sep.views.own_size:seen_at_input_size")
 as_stored = Deferred("sep.countermeasures.preprocessing:as_stored")
+
+
+@dataclass(frozen=True)
+class OwnSize:
+    """Pictures that are looked at together, each at its own size, and how networks see them.
+
+    Attributes:
+        sizes: height and width of each.
+        input_size: side that networks see.
+        draws: for each picture what its draws depend on; without it networks see all of them as in a test.
+    """
+
+    sizes: Sequence[tuple[int, int]]
+    input_size: int
+    draws: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -34,10 +50,12 @@ class Look:
     Attributes:
         seed: of the view's draws.
         eps_levels: levels that the images may still move, by which a rounding decides what a gradient can reach.
+        own_size: of pictures of their own size, which lie one after the other.
     """
 
     seed: int = 0
     eps_levels: int = 8
+    own_size: OwnSize | None = None
 
     @property
     def draws(self) -> Generator:
@@ -65,15 +83,28 @@ class View:
     numbers: range = range(0)
 
     def on_levels(self, levels: Tensor, look: Look) -> Tensor:
-        """Return float levels `(B, 3, H, W)` as a network sees them, differentiable. Sums are not rounded below float32."""
+        """Return float levels `(B, 3, H, W)` as a network sees them, differentiable. Sums are not rounded below float32.
+
+        Pictures of their own size, `(sum 3HW,)`, pass the view as they are stored, and are then cut and resized to what a network sees.
+        """
         with arithmetic(levels.device, "float32"):
-            return self.crafted(levels, look)
+            if look.own_size is None:
+                return self.crafted(levels, look)
+            seen: Tensor = seen_at_input_size(levels, [(self, look)])[0]
+            return seen
 
     def on_stored(self, images: Tensor, look: Look | None = None) -> Tensor:
         """Return stored images `(B, 3, H, W)` uint8 after the real thing, in the same form."""
         if self.stored is not None:
             return self.stored(images)
         seen: Tensor = as_stored(self.crafted(images.float(), look or Look()))
+        return seen
+
+
+def see_together(levels: Tensor, looks: Sequence[tuple[View, Look]]) -> list[Tensor]:
+    """Return what `View.on_levels` gives in several looks at pictures of their own size, in less time."""
+    with arithmetic(levels.device, "float32"):
+        seen: list[Tensor] = seen_at_input_size(levels, looks)
         return seen
 
 

@@ -27,13 +27,17 @@ from cluster import session
 from pipeline.results.machine import hardware
 from pipeline.storage.records import to_json
 from sep.execution import use_cpu
-from tests.benchmarks import agreement, memory, rates, whole_stage
+from tests.benchmarks import agreement, loader, memory, rates, stored_size, whole_stage
 from tests.benchmarks.tables import PERFORMANCE
 from tests.benchmarks.trained import Trained, device, train
 
 CARD = Path(__file__).parent / "speed.json"
 BEGIN, END = "<!-- speed: made by tests/benchmarks/bench.py -->", "<!-- end of speed -->"
 STAGE_SECONDS = 40  # of crafting, so that a stage's start and end do not decide its rate
+STREAMING = (
+    "Seconds are those of the processor. A data set beyond `--memory-limit-mb` streams: shards are decoded on all cores of a rank, two "
+    "groups ahead of the network. Later epochs read decoded images from the machine's disk, up to `--cache-gb`."
+)
 BUSY = 1.0  # load average before the start; above it, other work distorts the figures
 
 log = logging.getLogger(__name__)
@@ -59,11 +63,15 @@ class Scale:
     batch_size: int  # of the plain loop, as in the paper's training
     batches: tuple[int, ...]  # other sizes for the plain loop, for comparison
     shards: tuple[int, ...]  # read a worker's memory after this many shards
+    streamed: tuple[tuple[int, int, int, int], ...]  # arguments of `loader.measure`
 
 
-QUICK = Scale({"resnet8": Load(80, 2, 16, 1, 16, 3)}, 16, (8, 16), (1, 2))
-CPU = Scale({"resnet8": Load(2000, 5, 128, 5, 64, 10), "resnet18": Load(500, 2, 128, 5, 32, 4)}, 128, (32, 64, 256), (4, 8, 16))
-GPU = Scale({"resnet8": Load(10000, 5, 2048, 5, 64, 10), "resnet18": Load(2000, 5, 2048, 3, 256, 10)}, 128, (256, 2048), (4, 8, 16))
+STREAMED = (8, 250, 32, 3), (4, 100, 224, 3)
+QUICK = Scale({"resnet8": Load(80, 2, 16, 1, 16, 3)}, 16, (8, 16), (1, 2), ((2, 20, 16, 1),))
+CPU = Scale({"resnet8": Load(2000, 5, 128, 5, 64, 10), "resnet18": Load(500, 2, 128, 5, 32, 4)}, 128, (32, 64, 256), (4, 8, 16), STREAMED)
+GPU = Scale(
+    {"resnet8": Load(10000, 5, 2048, 5, 64, 10), "resnet18": Load(2000, 5, 2048, 3, 256, 10)}, 128, (256, 2048), (4, 8, 16), STREAMED
+)
 
 
 def variants(compiled: bool) -> list[str]:
@@ -81,6 +89,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
     if device().type == "cpu" and torch.get_num_threads() > 1:
         with rates.threads(1):
             found["against_plain"] += rates.against_plain(trained, images, scale.batch_size, ["sep-fa"], max(1, repeat - 1))
+    found["own_size"] = stored_size.measure(trained.name, min(images, stored_size.IMAGES), max(1, repeat - 1))
     found["by_views"] = rates.by_views(trained, images, max(1, repeat - 1))
     small = trained.name == next(iter(scale.loads))
     if small:
@@ -118,6 +127,8 @@ def measure(quick: bool, compiled: bool) -> dict[str, Any]:
         "load_average_before": round(loaded, 1),
         "networks": {},
     }
+    log.info("streaming")
+    card["loader"] = {"hardware": hardware(), "rows": [loader.measure(*arguments) for arguments in scale.streamed]}
     for name, load in scale.loads.items():
         log.info("%s: training %d checkpoints on %d images", name, load.checkpoints, load.training_images)
         trained = train(name, load.training_images, load.checkpoints)
@@ -175,6 +186,11 @@ def table(card: dict[str, Any]) -> str:
         + ", ".join(f"{value:.0f} MiB after {count} shards" for count, value in sorted(held.items(), key=lambda item: int(item[0])))
         + ".",
         "",
+        *(
+            ["### Streaming", "", *loader.table(card["loader"]["rows"]), "", f"{STREAMING} Measured on {card['loader']['hardware']}.", ""]
+            if "loader" in card
+            else []
+        ),
         "### Agreement with the plain loop",
         "",
         "Both loops follow the same trained checkpoints. Steps go by the sign of the gradient, so the last bit of a gradient near 0 can "
@@ -230,6 +246,8 @@ def details(card: dict[str, Any]) -> str:
         lines += [
             f"{name}, plain loop by batch: {rate:,.0f} gradients/s at {size}" for size, rate in found.get("plain_by_batch", {}).items()
         ]
+        if "own_size" in found:
+            lines += [f"{name}, photographs of 500 x 375 at their own size: {found['own_size']['ratio']:.2f} of the gradients/s at 64 x 64"]
         lines += [f"{name}, through {view}: {rate:,.0f} gradients/s" for view, rate in found.get("by_views", {}).items()]
         lines += [f"{name}, freed memory {how}: {rate:,.0f} gradients/s" for how, rate in found.get("by_memory", {}).items()]
         lines += [f"{name}, {variant}: {rate:,.0f} gradients/s" for variant, rate in found.get("by_variant", {}).items()]

@@ -55,7 +55,7 @@ def make(run: Path, rows: int, side: int) -> RunConfig:
     images = generator.integers(8, 248, (EXISTING * OF_A_SHARD, side // 8, side // 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
     _pack(config, folder, rows, images)
     stage = Stage(folder, "surrogate", to_tree(config.surrogate), seed=0, inputs=("pack",))
-    metrics = {"loss": 1.0, "accuracy": 50.0, "lr": 0.1, "seconds": 60.0}
+    metrics = {"loss": 1.0, "accuracy": 50.0, "lr": 0.1, "seconds": 60.0, "waiting_seconds": 1.0}
     entries = [{"network": "resnet18", "epoch": e, "file": f"{e}.pt", "sha256": "", "metrics": metrics} for e in range(CHECKPOINTS)]
     stage.folder.write(INDEX, to_json({"checkpoints": entries}))
     stage.finish({"networks": ["resnet18"], "epochs": CHECKPOINTS})

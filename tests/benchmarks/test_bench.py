@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.resources import Resources
 from sep.choices import Precision
-from tests.benchmarks import plain
+from tests.benchmarks import loader, plain
 from tests.benchmarks.bench import BEGIN, CARD, END, QUICK, measure, table, with_table
 from tests.benchmarks.rates import METHODS, VIEWS, by_views, convolutions_alone, gradients
 from tests.benchmarks.tables import PERFORMANCE
@@ -101,6 +101,13 @@ def test_methods_are_told_apart(trained: Trained) -> None:
             assert (one == other).double().mean() < 0.9
 
 
+def test_streaming_is_measured_in_first_and_later_epochs() -> None:
+    rows = [loader.measure(*arguments) for arguments in QUICK.streamed]
+    assert all(row["first"] > 0 and row["later"] > 0 for row in rows)
+    shown = loader.table(rows)
+    assert [line.split(" | ")[0] for line in shown[2:]] == ["| 16 x 16"]
+
+
 def test_contenders_take_turns() -> None:
     calls: list[str] = []
     seconds = in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
@@ -126,6 +133,7 @@ def test_quick_mode_fills_the_card(card: dict[str, Any]) -> None:
     assert card["stage"]["stage_images_per_second"] > 0
     assert [(row["method"], row["gradients_per_image"]) for row in card["recipes"]] == [("sep-fa", 4), ("sep-fa-drawn", 2)]
     assert all(row["crafting_images_per_second"] >= row["images_per_second"] > 0 for row in card["recipes"])
+    assert card["loader"]["rows"][0]["side"] == 16
     assert card["hardware"]
     assert card["versions"]["torch"]
 

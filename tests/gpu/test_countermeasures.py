@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
+from sep.countermeasures.distortion import trivial_augment
 from sep.countermeasures.registry import COUNTERMEASURES, plan
 from sep.execution import backends
 from sep.models import Network
@@ -37,3 +39,20 @@ def test_a_changed_batch_is_that_of_the_cpu(
     assert float(((found - wanted).abs() <= 1).double().mean()) > 0.95
     assert float(((found - images).abs() > 1).double().mean()) > 0.05
     assert 0 <= float(found.min()) <= float(found.max()) <= 255
+
+
+def test_what_changes_one_image_at_a_time_does_not_wait_for_the_device_at_each(
+    images: Tensor, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[str] = []
+
+    class Noted(v2.TrivialAugmentWide):  # type: ignore[misc]  # torchvision ships no types
+        def forward(self, image: Tensor) -> Tensor:
+            places.append(image.device.type)
+            changed: Tensor = super().forward(image)
+            return changed
+
+    monkeypatch.setattr(v2, "TrivialAugmentWide", Noted)
+    changed = trivial_augment(images.float().to(device), torch.Generator().manual_seed(1))
+    assert changed.device.type == device.type
+    assert places == ["cpu"] * len(images)

@@ -17,6 +17,7 @@ from sep.ensemble import Member, class_sums, freeze
 from sep.execution import MicroBatch
 from sep.methods.request import Request, protect
 from sep.models import Network, build
+from sep.pictures import one_size
 from tests.gpu.conftest import CLASSES
 
 LEVELS, STEPS = 4, 3
@@ -128,9 +129,8 @@ def test_where_memory_runs_out_micro_batches_halve_and_nothing_changes(device: t
     def crafted(batch: MicroBatch) -> Tensor:
         budget = config.budget(images.shape[1:])
         seeds = range(count)
-        return protect(
-            Request(images, labels, CLASSES, seeds, 0, budget, config=config, members=ensemble, targets=labels.flip(0), batch=batch)
-        )
+        request = Request(images, labels, CLASSES, seeds, 0, budget, config=config, members=ensemble, targets=labels.flip(0), batch=batch)
+        return one_size(protect(request))
 
     crafted(MicroBatch(count // 8))  # what libraries set up once
     if device.type == "cuda":

@@ -17,6 +17,7 @@ from sep.ensemble import Member, class_sums, freeze
 from sep.methods.registry import METHODS
 from sep.models import Network, build
 from sep.objective import shifted
+from sep.pictures import one_size
 from sep.views.registry import Look
 from tests.fixtures import reference
 
@@ -277,7 +278,7 @@ def test_an_image_is_not_released_as_it_is_because_a_gradient_is_no_number(case:
 
 
 def test_a_method_that_exceeds_its_budget_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    brighter = replace(METHODS["noise"], perturb=lambda request: request.images + 9)
+    brighter = replace(METHODS["noise"], perturb=lambda request: one_size(request.images) + 9)
     monkeypatch.setitem(METHODS, "noise", brighter)
     with pytest.raises(ValueError, match="changes by 9 levels; the budget is 8"):
         craft((), torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2), CraftConfig(method="noise"), torch.Generator())

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import math
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -266,6 +268,24 @@ def fitted(config: TrainConfig = SHORT, state: State | None = None, stop: int = 
     stream.seek(0)
     values = torch.cat([value.flatten().double() for value in network.state_dict().values()])
     return epochs, values, torch.load(stream, weights_only=True)
+
+
+def test_an_epoch_knows_how_long_it_waited_for_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only the loader, for 3 s a batch, and the test, for 5 s, move on."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def slow(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in shuffled(epoch):
+            clock[0] += 3
+            yield batch
+
+    def tests() -> list[tuple[Tensor, Tensor]]:
+        clock[0] += 5
+        return [(IMAGES, LABELS)]
+
+    epochs = [*fit(Dropping(), SHORT, slow, 4, draws, tests=tests, num_classes=2)]
+    assert [(epoch.waiting_seconds, epoch.seconds) for epoch in epochs] == [(12, 17)] * SHORT.epochs
 
 
 def test_every_epoch_is_told_and_tested() -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 def weights(run: Path) -> list[dict[str, Any]]:
     """Every checkpoint with its hash, and without the time it took."""
     entries = json.loads((run / "surrogate" / "checkpoints.json").read_text())["checkpoints"]
-    return [{**entry, "metrics": {**entry["metrics"], "seconds": None}} for entry in entries]
+    return [{**entry, "metrics": {**entry["metrics"], "seconds": None, "waiting_seconds": None}} for entry in entries]
 
 
 def files(run: Path, pattern: str) -> dict[str, bytes]:
@@ -27,7 +27,7 @@ def files(run: Path, pattern: str) -> dict[str, bytes]:
 def outcomes(run: Path) -> dict[str, dict[str, Any]]:
     """The outcome of every victim but the time it took."""
     found = {name: json.loads(data)["content"] for name, data in files(run, "victim/*seed0.json").items()}
-    return {name: {entry: value for entry, value in content.items() if entry != "seconds"} for name, content in found.items()}
+    return {name: {entry: value for entry, value in content.items() if not entry.endswith("seconds")} for name, content in found.items()}
 
 
 def test_weights_shards_and_results_are_the_same(smoke_run: Smoke, smoke_run_alone: Smoke) -> None:

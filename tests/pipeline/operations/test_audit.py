@@ -80,7 +80,7 @@ def unprotect(run: Path, label: int, levels: Literal[0, 1] = 0) -> None:
     first = next(iter(clean))
     pixels = clean[first].pixels
     pixels[0, 0, 0] ^= levels
-    clean[first] = replace(clean[first], png=encode_png(pixels))
+    clean[first] = replace(clean[first], image=encode_png(pixels))
     for name in names:
         rewrite(run, lambda samples: [clean.get(sample.key, sample) for sample in samples], f"protect/{name}")
     record(run, {k: {"sha256": pixels_sha256(s.pixels), "linf_levels": levels if k == first else 0} for k, s in clean.items()})
@@ -200,7 +200,7 @@ def test_a_pixel_nine_levels_off_is_named(run: Path) -> None:
     def nine_levels(samples: list[Sample]) -> list[Sample]:
         pixels, before = samples[7].pixels, clean[7].pixels
         pixels[3, 4, 1] = before[3, 4, 1] + (9 if before[3, 4, 1] < 128 else -9)
-        return [*samples[:7], replace(samples[7], png=encode_png(pixels)), *samples[8:]]
+        return [*samples[:7], replace(samples[7], image=encode_png(pixels)), *samples[8:]]
 
     rewrite(run, nine_levels)
     found = faults(run)
@@ -211,7 +211,7 @@ def test_a_pixel_nine_levels_off_is_named(run: Path) -> None:
 
 def test_a_change_inside_the_budget_is_seen_by_its_hash(run: Path) -> None:
     clean = samples_of(run, "pack/train-000001.tar")[2]
-    rewrite(run, lambda samples: [*samples[:2], replace(samples[2], png=clean.png), *samples[3:]])
+    rewrite(run, lambda samples: [*samples[:2], replace(samples[2], image=clean.image), *samples[3:]])
     found = faults(run)
     assert f"{SHARD}: {clean.key}: pixels are not those recorded" in found
     assert any(fault.startswith(f"{SHARD}: {clean.key}: changed by 0 levels, recorded") for fault in found)
@@ -220,7 +220,7 @@ def test_a_change_inside_the_budget_is_seen_by_its_hash(run: Path) -> None:
 def test_another_size_is_a_fault_and_not_a_crash(run: Path) -> None:
     small = encode_png(np.zeros((4, 4, 3), np.uint8))
     key = samples_of(run)[0].key
-    rewrite(run, lambda samples: [replace(samples[0], png=small), *samples[1:]])
+    rewrite(run, lambda samples: [replace(samples[0], image=small), *samples[1:]])
     assert any(fault.startswith(f"{SHARD}: {key}: size (4, 4, 3)") for fault in faults(run))
 
 
@@ -260,7 +260,7 @@ def test_a_missing_shard_costs_its_keys_and_the_rest_is_still_audited(run: Path)
 def test_a_clean_shard_that_was_altered_is_named(run: Path, name: str) -> None:
     key = samples_of(run, name)[1].key
     white = encode_png(np.full((16, 16, 3), 255, np.uint8))
-    rewrite(run, lambda samples: [samples[0], replace(samples[1], png=white), *samples[2:]], name)
+    rewrite(run, lambda samples: [samples[0], replace(samples[1], image=white), *samples[2:]], name)
     assert f"{name}: {key}: pixels are not those recorded" in faults(run)
 
 

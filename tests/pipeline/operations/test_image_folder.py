@@ -44,7 +44,7 @@ def test_every_protected_image_comes_back_under_its_name(finished: Path, tmp_pat
         for sample in decode_shard(shard.read_bytes()):
             source = source_of[sample.key]
             written = to / finished_run.CLASSES[sample.label] / f"{source.stem}.png"
-            assert written.read_bytes() == sample.png
+            assert written.read_bytes() == sample.image
             assert np.array_equal(np.asarray(Image.open(written)), sample.pixels)
             count += 1
     assert count == len([path for path in to.rglob("*") if path.is_file()]) == 36

@@ -21,6 +21,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from sep.methods.request import protect as craft
 from sep.models import Network
+from sep.pictures import one_size
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
 
@@ -99,7 +100,7 @@ def test_each_step_loads_what_it_draws_once_for_all_images_of_a_shard(
         before = loaded.total()
         protected = craft(*arguments)  # type: ignore[arg-type]
         each.append(loaded.total() - before)
-        return protected
+        return one_size(protected)
 
     monkeypatch.setattr(crafting, "protect", counted)
     manifest = protect.execute(config, folder, LOCAL)

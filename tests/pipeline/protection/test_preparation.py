@@ -28,6 +28,7 @@ from pipeline.verify import main
 from sep.budget import Budget, budget_used, check_budget
 from sep.methods.registry import METHODS, Method
 from sep.methods.request import Request
+from sep.pictures import one_size
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import digests
 from tests.fixtures.pictures import class_folders, encoded, picture, write
@@ -136,7 +137,7 @@ def test_an_image_that_breaks_its_budget_is_named_however_well_it_is_recorded(
     out, shard = folder.child("protect"), manifest.shards["train"][1]
     before, samples = read_shard(folder.child("pack"), shard_of(folder, shard.name)), read_shard(out, shard)
     pixels = tamper(before[3].pixels, samples[3].pixels)
-    samples[3] = replace(samples[3], png=encode_png(pixels))
+    samples[3] = replace(samples[3], image=encode_png(pixels))
     written, _ = write_shard(out, shard.name, samples)
     said = json.loads(out.read("manifest.json"))
     said["shards"]["train"][1]["sha256"] = written.sha256
@@ -250,7 +251,8 @@ def test_images_that_come_later_are_protected_like_the_others(source: RunConfig,
         table = torch.load(folder.file("protect/prepared/every-shard.pt"), weights_only=True)
         (clean, labels), perturb = images(added, "pack"), METHODS[method].perturb
         assert perturb is not None
-        assert torch.equal(images(added, "protect")[0], perturb(Request(clean, labels, 3, (), 0, config.protect.budget((3, 8, 8)), table)))
+        request = Request(clean, labels, 3, (), 0, config.protect.budget((3, 8, 8)), table)
+        assert torch.equal(images(added, "protect")[0], one_size(perturb(request)))
 
 
 def test_noise_of_each_image_is_not_made_for_images_that_come_later(source: RunConfig) -> None:

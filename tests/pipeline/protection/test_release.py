@@ -22,6 +22,7 @@ from pipeline.shards.tables import read_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from sep.budget import Budget
+from sep.pictures import one_size
 from tests.fixtures.pictures import picture
 
 NAME = "train-000000.tar"
@@ -52,7 +53,7 @@ def shard(task: CraftingTask) -> Shard:
 
 def crafted(clean: Clean, change: int) -> Crafted:
     """The images that are protected, each value moved by `change` levels towards the middle."""
-    chosen = clean.images[clean.chosen].int()
+    chosen = one_size(clean.images[clean.chosen]).int()
     return Crafted(torch.where(chosen < 128, chosen + change, chosen - change).to(torch.uint8), 1.5)
 
 

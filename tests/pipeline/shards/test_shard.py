@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import webdataset as wds
 
-from pipeline.shards.pixels import Pixels, decode_png, encode_png, pixels_sha256
+from pipeline.shards.pixels import Pixels, decode, encode_png, pixels_sha256
 from pipeline.shards.shard import CorruptShard, Sample, decode_shard, encode_shard, read_shard, write_shard
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Folder:
 
 def test_png_keeps_every_level() -> None:
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    assert np.array_equal(decode_png(encode_png(pixels)), pixels)
+    assert np.array_equal(decode(encode_png(pixels)), pixels)
     assert encode_png(pixels) == encode_png(pixels.copy())
 
 
@@ -44,7 +44,7 @@ def test_a_damaged_or_foreign_picture_is_no_png() -> None:
     png = encode_png(picture(0))
     for broken in (png[:-40], b"", b"GIF89a" + png):
         with pytest.raises((OSError, SyntaxError)):
-            decode_png(broken)
+            decode(broken)
 
 
 def test_pixel_hash_is_of_the_levels_and_their_order() -> None:
@@ -71,7 +71,7 @@ def test_shards_round_trip_and_have_the_same_bytes_every_time(folder: Folder, sa
 def test_shards_are_what_webdataset_reads(folder: Folder, samples: list[Sample]) -> None:
     write_shard(folder, NAME, samples)
     found = list(wds.WebDataset(folder.file(NAME), shardshuffle=False))
-    assert [(s["__key__"], s["cls"], s["png"]) for s in found] == [(s.key, b"%d" % s.label, s.png) for s in samples]
+    assert [(s["__key__"], s["cls"], s["png"]) for s in found] == [(s.key, b"%d" % s.label, s.image) for s in samples]
 
 
 def test_every_altered_byte_is_refused_by_name(folder: Folder, samples: list[Sample]) -> None:

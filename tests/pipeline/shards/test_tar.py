@@ -81,7 +81,7 @@ def test_an_audit_takes_such_a_member_for_missing(bomb: str) -> None:
 
 def test_a_member_may_be_as_large_as_an_image_and_no_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "MOST_BYTES", 1000)
-    assert decode_shard(tar_of(*SAMPLE[:2], ("a.png", bytes(1000))))[0].png == bytes(1000)
+    assert decode_shard(tar_of(*SAMPLE[:2], ("a.png", bytes(1000))))[0].image == bytes(1000)
     with pytest.raises(CorruptShard, match="claims 1001 bytes"):
         decode_shard(tar_of(*SAMPLE[:2], ("a.png", bytes(1001))))
 

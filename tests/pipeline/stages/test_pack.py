@@ -18,7 +18,8 @@ from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
-from pipeline.stages.pack import execute, pack_shard, plan
+from pipeline.sources.shard_plan import plan
+from pipeline.stages.pack import execute, pack_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Stage
 from tests.fixtures.executors import LOCAL
@@ -154,7 +155,7 @@ def test_a_part_counts_only_for_what_it_was_made_from(tmp_path: Path) -> None:
 def test_mixed_sizes_stop_the_run_and_leave_nothing(tmp_path: Path) -> None:
     class_folders(tmp_path / "data", {"a": 3, "b": 3})
     write(tmp_path / "data" / "a" / "wide.png", encoded(picture(3, 8, 9)))
-    with pytest.raises(SourceError, match=r"8x8 \(6 images\), 8x9 \(1 images\): give --pack.size"):
+    with pytest.raises(SourceError, match=r"8x8 \(6 images\), 8x9 \(1 images\): give --input-size N .* or --pack.size N "):
         pack(tmp_path / "data", tmp_path / "run")
     assert not (tmp_path / "run" / "pack").exists()
     assert pack(tmp_path / "data", tmp_path / "run", pack={"size": 8}).counts["train"] == 7

@@ -174,7 +174,7 @@ def test_images_of_other_classes_are_released_as_they_are(packed: tuple[RunConfi
         if clean.label in (2, 5, 7):
             assert 1 <= change <= 2
         else:
-            assert released.png == clean.png
+            assert released.image == clean.image
             assert (row["sha256"], row["psnr_db"]) == (row["clean_sha256"], float("inf"))
     finite = [row["psnr_db"] for row in rows.values() if row["label"] in (2, 5, 7)]
     assert counts["psnr_db"] == pytest.approx(np.mean(finite))
@@ -214,7 +214,7 @@ def test_a_shard_without_protected_images_is_released_whole(packed: tuple[RunCon
     assert (counts["images"], counts["protected"], counts["classes"]) == (80, 8, [absent])
     before, after = ({s.name: s.sha256 for s in Manifest.load(folder, stage).shards["train"]} for stage in ("pack", "protect"))
     assert before[name] == after[name]
-    assert {clean.label for clean, released in both(folder) if clean.png != released.png} == {absent}
+    assert {clean.label for clean, released in both(folder) if clean.image != released.image} == {absent}
 
 
 def test_the_epochs_asked_for_are_the_ensemble(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from pipeline.config.schema import STAGES
 from pipeline.pages.canvas import DPI, WIDTH
-from pipeline.results import summary
+from pipeline.results.mlflow_address import runs_path
 from pipeline.results.run_results import RunResults
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
@@ -61,7 +62,7 @@ def page(chromium: Browser, address: str) -> Iterator[Page]:
 
 def open_runs(page: Page, address: str) -> Locator:
     """Return the row of the only release among the runs, by the path that `make ui` and the end of a run name."""
-    page.goto(address + summary.RUNS_ADDRESS.removeprefix("http://127.0.0.1:5000"), wait_until="domcontentloaded")
+    page.goto(address + "/" + runs_path("1"), wait_until="domcontentloaded")
     row = page.locator(".ag-row", has=page.get_by_role("link", name=NAME))
     expect(row).to_be_visible()
     return row
@@ -70,7 +71,30 @@ def open_runs(page: Page, address: str) -> Locator:
 def test_the_experiment_is_listed_with_its_description(page: Page, address: str) -> None:
     page.goto(f"{address}/#/experiments", wait_until="domcontentloaded")
     expect(page.get_by_role("link", name=NAME)).to_be_visible()
-    expect(page.get_by_text("Each run here is one release")).to_be_visible()
+    expect(page.get_by_role("cell", name="Does the protection hold?")).to_be_visible()
+
+
+def test_the_table_has_our_columns_and_the_charts_answer(page: Page, address: str, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 1400, "height": 844})
+    row = open_runs(page, address)
+    page.get_by_label("Close").last.click()  # of MLflow's assistant, which is open at a first visit
+    for name in ("method", "budget", "clean_accuracy", "protected_accuracy", "protected_relabelled_accuracy", "psnr_db"):
+        expect(page.get_by_role("columnheader", name=name, exact=True).first).to_be_in_viewport(ratio=1)
+    for shown in ("sep-fa", "8/255"):
+        expect(row.get_by_text(shown, exact=True)).to_be_visible()
+    page.goto(f"{address}/{runs_path('1')}&compareRunsMode=CHART")
+    expect(page.get_by_text("Does the protection hold?", exact=False).last).to_be_visible()
+    expect(page.get_by_text("clean_accuracy vs protected_accuracy vs protected_relabelled_accuracy")).to_be_visible()
+
+
+def test_the_answer_is_two_clicks_from_the_root(page: Page, address: str) -> None:
+    page.goto(address, wait_until="domcontentloaded")
+    page.get_by_role("link", name=NAME).first.click()
+    page.get_by_role("button", name="Got it").click()  # which MLflow asks of a browser once
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Does the protection hold?").click()
+    expect(opened.value).to_have_url(re.compile("viewStateShareKey=protection"))
+    expect(opened.value.get_by_role("columnheader", name="protected_accuracy", exact=True).first).to_be_visible()
 
 
 def test_the_run_opens_to_its_children(page: Page, address: str) -> None:

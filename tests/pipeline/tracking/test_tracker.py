@@ -110,16 +110,17 @@ def test_one_parent_holds_a_child_per_stage_and_victim(tracked_run: tuple[RunCon
     assert parent.info.run_name == "first run"
     assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
     assert parent.data.params["protect.steps"] == str(config.protect.steps)
-    assert parent.data.params["surrogate.networks"] == "['resnet8']"
+    assert parent.data.params["surrogate.networks"] == "resnet8"
+    assert not {"None", "[]", ""} & {value for run in (parent, *children.values()) for value in run.data.params.values()}
     assert "PSNR" in parent.data.tags["mlflow.note.content"]
     assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {"clean", "protected"}
     trained_on = {name: children[name].inputs.dataset_inputs[0].dataset.name for name in VICTIMS}
     assert all(data == ("clean" if "clean" in name else "protected") for name, data in trained_on.items())
-    assert {"report", "victims.csv"} <= artifacts(folder, parent)
+    assert {"report", "victims.csv", "config.json", "release.json"} <= artifacts(folder, parent)
     of_images = {"samples.png", "imperceptibility.png", "spectrum.png", "similarity.png"}
     shown = {"index.html", "accuracy.png", "classes.png", "surrogate.png"} | of_images
     assert artifacts(folder, parent, "report") == {f"report/{name}" for name in shown}
-    assert artifacts(folder, children["protect"]) == of_images
+    assert artifacts(folder, children["protect"]) == of_images | {"images"}
     assert artifacts(folder, children["surrogate"]) == {"checkpoints.json"}
     assert Path(folder.path, "mlflow", parent.info.run_id, "artifacts", "report", "index.html").exists()
 
@@ -158,10 +159,12 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         "psnr_db",
         "ssim",
         "changed_percent",
-        "protected_classes",
         "gradient_similarity",
     ):
         assert parent.data.metrics[name] == pytest.approx(known[name])
+    for name in ("train_images", "test_images", "chance_accuracy", "protected_images", "protected_classes"):  # charts of one bar
+        assert name not in parent.data.metrics
+        assert float(parent.data.tags[name]) == pytest.approx(known[name], rel=1e-4)
     assert parent.data.metrics["protected_accuracy/resnet8/none"] == pytest.approx(known["protected_accuracy"])
 
     def curve(run: str, metric: str) -> list[float]:
@@ -178,6 +181,7 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
     epochs = RunResults.read(folder).checkpoints["resnet8"]
     assert curve("surrogate", "train_loss") == [entry["metrics"]["loss"] for entry in epochs]
     assert curve("surrogate", "lr") == [entry["metrics"]["lr"] for entry in epochs]
+    assert curve("surrogate", "loader_percent") == [100 * 0.025 / 0.1] * len(epochs)
 
 
 def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: Path) -> None:
@@ -193,7 +197,7 @@ def test_networks_and_other_classes_are_logged_apart(template: Path, tmp_path: P
         child = children[f"surrogate · {network}"]
         assert child.data.tags["network"] == child.data.params["network"] == network
         assert child.data.metrics["train_loss"] == entries[-1]["metrics"]["loss"]
-    for name in ("clean_other_accuracy", "protected_other_accuracy", "gradient_similarity", "network_similarity", "protected_images"):
+    for name in ("clean_other_accuracy", "protected_other_accuracy", "gradient_similarity", "network_similarity"):
         assert parent.data.metrics[name] == pytest.approx(known[name])
     assert parent.data.tags["targets"] == "random-class"
     for row in read_table(folder, "victim/results.parquet").to_pylist():
@@ -333,6 +337,7 @@ def test_what_only_decides_how_fast_keeps_the_runs_that_were_logged(template: Pa
         config,
         workers=3,
         memory_limit_mb=7,
+        cache_gb=7,
         keep_going=True,
         surrogate=replace(config.surrogate, recorded=False),
         protect=replace(config.protect, batch_size=5, tasks_per_gpu=2),

@@ -45,7 +45,7 @@ class Alone:
         (self.folder / str(epoch)).mkdir(exist_ok=True)
         for name, data in files.items():
             (self.folder / str(epoch) / name).write_bytes(data)
-        self.rows.append({"epoch": epoch, **{name: value for name, value in metrics.items() if name != "seconds"}})
+        self.rows.append({"epoch": epoch, **{name: value for name, value in metrics.items() if not name.endswith("seconds")}})
         if len(self.rows) == self.stop:
             raise KeyboardInterrupt
 

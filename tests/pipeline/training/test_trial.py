@@ -52,7 +52,7 @@ def trained(task: VictimTask) -> tuple[list[int], bytes]:
     name = f"{task.trial.name}.json"
     outcome = json.loads(task.run.child("victim").read(name))["content"]
     task.run.child("victim").remove(name)
-    assert outcome.pop("seconds") > 0
+    assert outcome.pop("seconds") > outcome.pop("waiting_seconds") > 0
     return epochs, to_json(outcome)
 
 

@@ -15,6 +15,7 @@ from sep.methods.autoregressive import EDGE, ORDER, STRONGEST, answer, autoregre
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import METHODS, Method
 from sep.methods.request import Request
+from sep.pictures import one_size
 
 K, EACH, SIDE = 10, 12, 32
 PATTERNS: tuple[Method, ...] = ("linear-separable", "autoregressive")
@@ -40,12 +41,12 @@ def noisy(count: int = K * EACH) -> Tensor:
 def perturbed(of: Request, method: Method) -> Tensor:
     perturb = METHODS[method].perturb
     assert perturb is not None
-    return perturb(of)
+    return one_size(perturb(of))
 
 
 def change(of: Request, method: Method) -> Tensor:
     """What was done to each image, in whole levels."""
-    return perturbed(of, method).int() - of.images.int()
+    return perturbed(of, method).int() - one_size(of.images).int()
 
 
 @pytest.mark.parametrize("method", PATTERNS)

@@ -18,6 +18,7 @@ from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, class_ro
 from sep.methods.registry import MOST_ROUNDS
 from sep.methods.request import Request, protect
 from sep.models import Network, build
+from sep.pictures import one_size
 from sep.train_config import TrainConfig
 from sep.views.registry import VIEWS, Look, view
 
@@ -202,4 +203,4 @@ def test_patterns_of_a_class_are_chosen_by_the_seeds_of_images() -> None:
     assert len({tuple(pattern.flatten().tolist()) for pattern in noise}) == 4 * K
     config = CraftConfig(method="error-min-class", patterns=4)
     request = Request(clean, labels, K, seeds, 0, config.budget(clean.shape[1:]), noise, config)
-    assert torch.equal(protect(request), (clean.int() + noise[rows]).clamp(0, 255).to(torch.uint8))
+    assert torch.equal(one_size(protect(request)), (clean.int() + noise[rows]).clamp(0, 255).to(torch.uint8))

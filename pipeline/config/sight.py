@@ -1,0 +1,52 @@
+"""How networks see images: through views, and of pictures of their own size at an input size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sep.countermeasures.registry import plan
+from sep.methods.registry import METHODS
+from sep.views import registry as views
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+
+
+def packed_at_own_size(config: RunConfig) -> bool:
+    """Return whether images are packed at their own size, whatever it is."""
+    return config.input_size is not None and config.pack.size is None
+
+
+def recorded_input(config: RunConfig) -> dict[str, int]:
+    """Return what a stage whose networks see images through the input size records of it."""
+    return {} if config.input_size is None else {"input_size": config.input_size}
+
+
+def check_sight(config: RunConfig) -> None:
+    """Check the views and the input size of a run against its other settings.
+
+    Raises:
+        ValueError: a view is unknown, or a setting does not go with them.
+    """
+    try:
+        views.check_mix(config.views)
+    except ValueError as error:
+        raise ValueError(f"views: {error}") from error
+    if config.recorded_views and "protect" in config.stages and not config.protect.kind.views:
+        mix, others = " ".join(config.views), ", ".join(name for name, kind in METHODS.items() if kind.views)
+        raise ValueError(f"views = {mix}, but {config.protect.method} looks through none: leave them out, or take one of {others}")
+    if config.input_size is not None:
+        _check_input_size(config, config.input_size)
+
+
+def _check_input_size(config: RunConfig, side: int) -> None:
+    if side < 1:
+        raise ValueError(f"input-size must be at least 1 pixel, got {side}")
+    method, takes = config.protect.method, [name for name, kind in METHODS.items() if kind.own_size]
+    if "protect" in config.stages and method not in takes:
+        raise ValueError(f"{method} cannot protect images of many sizes with an input-size: give --pack.size N, or take {', '.join(takes)}")
+    if "resize-crop" in config.views:
+        raise ValueError("views = resize-crop, through which networks look anyway with an input-size: leave it out")
+    for name in config.victim.countermeasures if "victim" in config.stages else ():
+        if any(part.fitted for part in plan(name).parts):
+            raise ValueError(f"victim.countermeasures: {name} is fitted to images of one size: leave it out, or give --pack.size N alone")

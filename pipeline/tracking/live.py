@@ -1,0 +1,128 @@
+"""What a stage does, as MLflow gets it while it runs: each epoch when it ends, and how fast images are protected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any
+
+from pipeline.config.schema import RunConfig
+from pipeline.storage.layout import trial_name
+from pipeline.storage.stage import read_started
+from pipeline.tracking import children
+from pipeline.tracking.mlflow_store import Point
+from pipeline.tracking.parent_run import Child, ParentRun
+
+FLUSH_SECONDS = 5.0  # between two messages about short epochs or small shards
+OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "epoch_seconds"}
+OF_A_TRIAL = {"test_accuracy": "test_accuracy", "train_loss": "train_loss", "seconds": "epoch_seconds", "loader_percent": "loader_percent"}
+
+
+def of_an_epoch(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return an epoch of a surrogate under MLflow's names, with the share of its time for which it waited for images, if that is known."""
+    values = {new: metrics[old] for old, new in OF_AN_EPOCH.items()}
+    waiting = metrics.get("waiting_seconds")
+    return values if waiting is None else values | {"loader_percent": 100 * waiting / metrics["seconds"]}
+
+
+class Live:
+    """The watcher of one stage. All of it runs in the tracker's thread, but for `begun` and `told`, which return at once."""
+
+    def __init__(self, stage: str, config: RunConfig, parent: ParentRun, prepare: Callable[[], None]) -> None:
+        """Log nothing before something happens: the stage may be done already.
+
+        Args:
+            stage: name of the stage.
+            config: of this start.
+            parent: the run that the children go below.
+            prepare: has that run be about what the stage makes.
+        """
+        self._stage, self._config, self._parent, self._prepare = stage, config, parent, prepare
+        self._children: dict[str, tuple[Child, str]] = {}  # what -> child and its id
+        self._steps: dict[str, int] = {}  # id -> the next step
+        self._points: dict[str, list[Point]] = {}
+        self._flushed = 0.0
+        self._images, self._pace = 0, (0, time.time())  # protected so far; and at the last point, with its time
+
+    def begun(self, what: str) -> None:
+        """Note that work has begun."""
+        if self._stage != "pack":
+            self._parent.store.load()
+            self._post(self._begin, what, time.time())
+
+    def told(self, what: str, metrics: Mapping[str, Any]) -> None:
+        """Note what an epoch or a piece of work has brought."""
+        if self._stage != "pack":
+            self._post(self._log, what, dict(metrics), time.time())
+
+    def flush(self) -> None:
+        """Hand over all points that are still here; in the tracker's thread."""
+        points, self._points, self._flushed = self._points, {}, time.time()
+        for run, own in points.items():
+            self._parent.store.log_points(run, own)
+
+    def _post(self, job: Callable[..., None], *arguments: Any) -> None:
+        self._parent.store.outbox.post(self._stage, lambda: job(*arguments))
+
+    def _begin(self, what: str, now: float) -> None:
+        if self._stage == "surrogate":
+            self._child(what, now)
+        elif self._stage == "protect":
+            self._child("protect", now)
+
+    def _log(self, what: str, metrics: dict[str, Any], now: float) -> None:
+        if "units" in metrics:
+            if what == "protect":
+                self._log_pace(metrics["units"], now)
+        elif known := self._child(what, now - metrics.get("seconds", 0)):
+            trial = {new: metrics[old] for old, new in OF_A_TRIAL.items() if old in metrics}
+            self._add(known[1], Point(metrics["epoch"], now, of_an_epoch(metrics) if self._stage == "surrogate" else trial))
+
+    def _log_pace(self, images: int, now: float) -> None:
+        """Add a point to the rates, not more often than anybody looks."""
+        known = self._child("protect", now)
+        self._images += images
+        before, then = self._pace
+        if not known or now - then < FLUSH_SECONDS:
+            return
+        rate = (self._images - before) / (now - then)
+        protect = self._config.protect
+        each = protect.gradients_per_image(protect.members(len(self._config.surrogate.networks))) if protect.kind.surrogate else 0
+        self._pace = (self._images, now)
+        values = {"images_per_second": rate} | ({"gradients_per_second": rate * each} if each else {})
+        self._points.setdefault(known[1], []).append(Point(self._images, now, values))
+        self.flush()
+
+    def _add(self, run: str, point: Point) -> None:
+        """Keep a point, and hand over all of them if the last time was long ago; an epoch that is repeated counts once."""
+        if point.step < self._steps[run]:
+            return
+        self._steps[run] = point.step + 1
+        self._points.setdefault(run, []).append(point)
+        if time.time() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _child(self, what: str, start: float) -> tuple[Child, str] | None:
+        """Return the child for this work, opened if need be; None for work that has none."""
+        if what not in self._children:
+            if not self._children:
+                self._prepare()
+            about = self._about(what)
+            if about is None:
+                return None
+            run = self._parent.child(about, start)
+            metric = {"surrogate": "train_loss", "victim": "test_accuracy"}.get(self._stage)
+            self._children[what] = about, run
+            self._steps[run] = len(self._parent.store.curve(run, metric)) if metric else 0
+        return self._children[what]
+
+    def _about(self, what: str) -> Child | None:
+        settings = read_started(self._parent.folder, self._stage)[self._stage]
+        if self._stage == "surrogate":
+            return children.surrogate(what, len(settings["networks"]) > 1, settings)
+        if self._stage == "protect":
+            return children.protect(settings)
+        every = product(*(settings[f"{name}s"] for name in ("network", "countermeasure", "seed")), ("clean", "protected"))
+        named = {trial_name(n, d, c, s): children.victim(n, d, c, s, settings) for n, c, s, d in every}
+        return named.get(what)
