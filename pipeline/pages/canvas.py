@@ -38,8 +38,8 @@ LIGHT = Theme(
     ink="#1c2430",
     quiet="#c9d0da",
     clean="#2563eb",
-    protected="#d9480f",
-    several=("#0072b2", "#c25400", "#00805c", "#a8437f", "#9a7400", "#2b8fc4", "#6b4fa0", "#555f6d"),
+    protected="#c2410c",
+    several=("#0072b2", "#c25400", "#00805c", "#a8437f", "#8a6700", "#1f7aa8", "#6b4fa0", "#555f6d"),
 )
 DARK = Theme(
     paper="#171b22",
@@ -88,18 +88,26 @@ def shades(theme: Theme) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("shades", [theme.paper, theme.clean])
 
 
-def ink_on(colour: tuple[float, ...], theme: Theme) -> str:
-    """Return the ink or the paper of a theme, whichever is easier to read on a colour (contrast as in WCAG 2.2)."""
+def contrast(one: Any, other: Any) -> float:
+    """Return the contrast of two colours, from 1 to 21, as in WCAG 2.2, which asks for 4.5 of text."""
 
     def luminance(of: Any) -> float:
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(of)]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    def contrast(of: str) -> float:
-        darker, lighter = sorted((luminance(of), luminance(colour[:3])))
-        return (lighter + 0.05) / (darker + 0.05)
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
-    return max((theme.ink, theme.paper), key=contrast)
+
+def ink_on(colour: tuple[float, ...]) -> str:
+    """Return black or white, whichever is easier to read on a colour; one of them always has a contrast of 4.5."""
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, colour[:3]))
+
+
+def shortened(name: str, longest: int) -> str:
+    """Return a name without its middle if it is longer: similar names often differ at the end."""
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[: longest - 1 - half]}…{name[-half:]}"
 
 
 def percent(axis: Axes, step: int = 20) -> None:

@@ -24,7 +24,7 @@ TICKS = (1, 2, 5)  # times a power of ten
 
 def accuracies(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     """Draw a panel per victim and a line per run: accuracy trained on clean and on protected images, and the latter relabelled."""
-    victims = comparison.victims
+    victims = comparison.drawn
     measured = {victim: {name: pair for name, run in comparison.runs.items() if (pair := _pair(run, victim))} for victim in victims}
     lines = [len(runs) for runs in measured.values()]
     height = 1.1 + sum(0.42 + LINE * count for count in lines)
@@ -102,7 +102,7 @@ def _of_release(run: RunResults, victim: str) -> VictimPair | None:
 def cost(comparison: Comparison, theme: Theme = LIGHT) -> bytes:
     """Draw protected accuracy against gradients per image, a panel per victim; points of a sweep are joined along one numeric field."""
     runs = _costly(comparison)
-    victims = [victim for victim in comparison.victims if any(_of_release(run, victim) for run in runs.values())]
+    victims = [victim for victim in comparison.drawn if any(_of_release(run, victim) for run in runs.values())]
     along, groups = _curves(runs)
     below = ["gradients per image" + (f" (numbers in the picture: {_words(along)})" if along else "")]
     if free := _free(comparison):

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.pages.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades
+from pipeline.pages.canvas import FONT, LIGHT, SMALL, Theme, bare, drawing, ink_on, png, shades, shortened
 
 NAMED = 20  # classes whose names have room
 NUMBERED = 10  # classes whose cells have room for a number
@@ -30,7 +30,7 @@ def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequen
     count, many = len(names), len(tables)
     figure, axes = drawing(3.4 if count <= NAMED else 2.9, theme, 1, many)
     colours = shades(theme)
-    shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names] if count <= NAMED else []
+    shown = [shortened(name, LONGEST) for name in names] if count <= NAMED else []
     size = 8.5 if count <= NUMBERED else 6.5
     for number, (axis, (title, table)) in enumerate(zip(axes, tables, strict=True)):
         counts = np.array(table, dtype=float)
@@ -45,7 +45,7 @@ def classes(tables: Sequence[tuple[str, Sequence[Sequence[int]]]], names: Sequen
         axis.set_xlabel("taken for" + (f" (largest of {block} × {block})" if block > 1 else ""), fontsize=SMALL)
         for i, j in product(range(count), repeat=2) if count <= NUMBERED else ():
             if round(percents[i, j]):
-                ink = ink_on(colours(percents[i, j] / 100), theme)
+                ink = ink_on(colours(percents[i, j] / 100))
                 axis.text(j, i, f"{percents[i, j]:.0f}", ha="center", va="center", fontsize=6.5, color=ink)
     axes[0].set_ylabel("test images of", fontsize=SMALL)
     return png(figure)

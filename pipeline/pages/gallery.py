@@ -26,7 +26,7 @@ def drawings(results: RunResults) -> dict[str, Drawing]:
 
 
 def image_drawings(results: RunResults) -> dict[str, Drawing]:
-    """Return the pictures of a protection: `samples`, `imperceptibility`, `spectrum` and `similarity`."""
+    """Return the pictures of a protection: `samples`, `extremes`, `imperceptibility`, `spectrum` and `similarity`."""
     if "protect" not in results.manifests:
         return {}
     from pipeline.pages import image_figures, training_figures  # matplotlib takes seconds to load: figures alone should not wait for it
@@ -35,13 +35,19 @@ def image_drawings(results: RunResults) -> dict[str, Drawing]:
     samples, spectrum = results.samples, image_figures.Spectrum(results.count("pack", "shortest"))
     places = samples.shown(results.count("protect", "classes"))
     shown: dict[Place, ImagePair] = {}
-    for place, image in results.images(dict.fromkeys([*places, *samples.changed])):
-        if place in places:
+    extremes = [extreme for extreme in (samples.most, samples.least) if extreme]
+    wanted = {*places, *(place for _, place in extremes)}
+    for place, image in results.images(dict.fromkeys([*wanted, *samples.changed])):
+        if place in wanted:
             shown[place] = image
         if place in samples.changed:
             spectrum.add(image)
     if shown:
         drawn["samples"] = partial(image_figures.samples, [shown[place] for place in places], results.count("protect", "linf_levels"))
+    if extremes:
+        pairs = [shown[place] for _, place in extremes]
+        notes = [f"{word}\n{psnr:.1f} dB" for word, (psnr, _) in zip(("most", "least"), extremes, strict=True)]
+        drawn["extremes"] = partial(image_figures.samples, pairs, results.count("protect", "linf_levels"), notes=notes)
     if spectrum.count:
         drawn["imperceptibility"] = partial(image_figures.imperceptibility, samples.measures)
         drawn["spectrum"] = partial(image_figures.spectrum, spectrum)
@@ -61,7 +67,7 @@ def _victim_drawings(results: RunResults) -> dict[str, Drawing]:
         first = results.of_release[0]
         plain = [pair for pair in results.of_release if pair.clean.countermeasure == "none"]
         drawn["accuracy"] = partial(training_figures.accuracy, plain or [first], chance)
-        tables = [(f"trained on {stats.data} images", results.confusion(stats)) for stats in (first.clean, first.protected)]
+        tables = list(zip(("trained on clean images", "trained on protected images"), results.first_confusions, strict=True))
         drawn["classes"] = partial(confusion_figures.classes, tables, results.count("pack", "classes"))
     if len({pair.clean.countermeasure for pair in results.pairs}) > 1:
         drawn["matrix"] = partial(training_figures.matrix, results.pairs)

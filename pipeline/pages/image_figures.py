@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.pages.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades
+from pipeline.pages.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades, shortened
 from pipeline.results.samples import ImagePair
 from pipeline.shards.pixels import Pixels
 
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
 MOST_BINS = 40
+LINE = 14  # characters of a class name beside an image
 LARGEST_SPECTRUM = 512  # pixels a side, of pictures of many sizes
 PANELS = {  # measures of an image: label and number format
     "psnr_db": ("PSNR, dB", ".1f"),
@@ -30,8 +31,15 @@ def amplification(largest: int) -> int:
     return max(1, 127 // max(1, largest))
 
 
-def samples(images: Sequence[ImagePair], largest: int, theme: Theme = LIGHT) -> bytes:
-    """Draw rows of clean image, protected image and amplified difference (grey means no change), enlarged pixel by pixel."""
+def samples(images: Sequence[ImagePair], largest: int, theme: Theme = LIGHT, notes: Sequence[str] = ()) -> bytes:
+    """Draw rows of clean image, protected image and amplified difference (grey means no change), enlarged pixel by pixel.
+
+    Args:
+        images: a row each.
+        largest: change of all, in levels, which decides the amplification.
+        theme: the colours.
+        notes: for each row, in the place of the name of its class.
+    """
     factor = amplification(largest)
     height, width, _ = images[0].clean.shape
     side = (WIDTH - 0.35) / 3
@@ -48,7 +56,7 @@ def samples(images: Sequence[ImagePair], largest: int, theme: Theme = LIGHT) -> 
             if row == 0:
                 axis.set_title(label, color=theme.ink, fontsize=SMALL)
             if column == 0:
-                axis.set_ylabel(_wrapped(image.class_name), fontsize=SMALL)
+                axis.set_ylabel(notes[row] if notes else _wrapped(image.class_name), fontsize=SMALL)
     return png(figure)
 
 
@@ -60,7 +68,7 @@ def _enlarged(pixels: Pixels) -> Pixels:
 
 def _wrapped(name: str) -> str:
     """Wrap a class name into at most two short lines."""
-    return "\n".join(textwrap.wrap(name.replace("_", " "), 14, max_lines=2, placeholder="…"))
+    return "\n".join(textwrap.wrap(shortened(name.replace("_", " "), 2 * LINE - 2), LINE))
 
 
 def imperceptibility(measured: Mapping[str, NDArray[np.floating]], theme: Theme = LIGHT) -> bytes:

@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.config.schema import RunConfig
 from pipeline.pages import html
+from pipeline.pages.alt_texts import alt_texts
 from pipeline.pages.gallery import COUNTERED
 from pipeline.results.commands import command
 from pipeline.results.findings import findings, made_with, on_missing, scope, surrogates
@@ -47,6 +48,8 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         countered=said.countermeasures,
         scope=scope(results.pairs) if results.pairs else "",
         verdict=verdict(results),
+        alts=alt_texts(results, drawn["light"]),
+        per_class=_per_class(results),
         steps=next_steps(replace(config, tracking_uri=None), results),
         interval=partial(interval, tests=results.measured_images) if results.of_release else None,
         facts=_facts(results),
@@ -63,6 +66,24 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
         versions={"python": platform.python_version(), **list(found.values())[-1].versions},
     )
+
+
+def _per_class(results: RunResults) -> list[dict[str, Any]]:
+    """Return, for each class that the first victim was tested on, its test images and how many percent of them it got right."""
+    if not results.of_release:
+        return []
+    first, names = results.of_release[0], results.count("pack", "classes")
+    rows = []
+    for label, name in enumerate(names):
+        counts = [table[label] for table in results.first_confusions]
+        if images := sum(counts[0]) // len(first.protected.seeds):
+            clean, protected = (100 * row[label] / sum(row) for row in counts)
+            taken = max((count, other) for other, count in enumerate(counts[1]))[1]
+            unprotected = label not in results.count("protect", "classes")
+            rows.append(
+                {"name": name, "images": images, "clean": clean, "protected": protected, "taken": names[taken], "as_it_was": unprotected}
+            )
+    return rows
 
 
 def _facts(results: RunResults) -> dict[str, str]:
@@ -86,6 +107,12 @@ def _released(results: RunResults) -> dict[str, list[str]]:
 def _protection(results: RunResults) -> dict[str, Any]:
     """Return what the protect stage counted, with the number of classes in the place of their labels."""
     counts = results.manifests["protect"].counts
-    renamed = {"epochs": "epochs, counted from 0", "protected": "protected images", "images": "released images"}
+    renamed = {
+        "epochs": "epochs, counted from 0",
+        "protected": "protected images",
+        "images": "released images",
+        "members": "checkpoints in the ensemble",
+        "linf_levels": "largest change, in levels",
+    }
     shown = counts | {"classes": len(counts["classes"]), "budget": str(results.budget)}
     return {renamed.get(name, name): value for name, value in shown.items()}

@@ -92,7 +92,7 @@ def matrix(pairs: Sequence[VictimPair], theme: Theme = LIGHT) -> bytes:
     for row, column in product(*map(range, values.shape)):
         value = values[row, column]
         text = "–" if np.isnan(value) else f"{value:.1f}" if wide else f"{value:.0f}"
-        colour = theme.ink if np.isnan(value) else ink_on(colours(value / 100), theme)
+        colour = theme.ink if np.isnan(value) else ink_on(colours(value / 100))
         axis.text(column, row, text, ha="center", va="center", fontsize=9, fontweight="bold" if column % 2 else "normal", color=colour)
     for column in range(2, values.shape[1], 2):
         axis.axvline(column - 0.5, color=theme.paper, linewidth=5)
@@ -157,7 +157,7 @@ def similarity(matrices: Sequence[Similarity], theme: Theme = LIGHT) -> bytes:
         axis.set_xticks(shown, [found.labels[i] for i in shown], rotation=0 if found.network else 90, fontsize=9)
         axis.set_yticks(shown, [found.labels[i] for i in shown], fontsize=9)
         for i, j in product(range(count), repeat=2) if count <= FEW else ():
-            ink = ink_on(colours((found.cosines[i][j] + 1) / 2), theme)
+            ink = ink_on(colours((found.cosines[i][j] + 1) / 2))
             text = "1" if i == j else _hundredths(found.cosines[i][j]).replace("0.", ".", 1)
             axis.text(j, i, text, ha="center", va="center", color=ink, fontsize=min(10.0, 76 * (3 - columns) / count))
     for axis in axes[len(matrices) :]:

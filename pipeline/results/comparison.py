@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.results.run_results import RunResults
+from pipeline.results.verdict import verdict
 from pipeline.results.victims import Spread, VictimPair
 from pipeline.storage.records import digest, shown
 from pipeline.storage.stage import Manifest
@@ -19,6 +20,7 @@ from sep.views.registry import PLAIN
 
 NONE = "–"  # where a table has no figure
 SHOWN_MISSING = 10  # names of victims
+MOST_DRAWN = 6  # victims in a picture
 SPREADS = ("clean", "protected", "peak", "relabelled", "other_clean", "other_protected")
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run", "uri", "data", "data_digest", "method", "targets")]
@@ -47,6 +49,12 @@ class Comparison:
     def victims(self) -> list[str]:
         """Networks and countermeasures that any of the runs has measured."""
         return list(dict.fromkeys(pair.name for run in self.runs.values() for pair in run.pairs))
+
+    @property
+    def drawn(self) -> list[str]:
+        """Those that pictures show: all, or where these would be too many, the first ones, without countermeasure before others."""
+        countered = {pair.name: pair.clean.countermeasure != "none" for run in self.runs.values() for pair in run.pairs}
+        return sorted(self.victims, key=lambda name: countered[name])[:MOST_DRAWN]
 
 
 def compare(runs: Sequence[RunResults]) -> Comparison:
@@ -188,8 +196,8 @@ def made(comparison: Comparison) -> Table:
     """Return the table of what each run was made with, and what that cost."""
     settings = ("method", "targets", "networks", "budget", "checkpoints", "steps")
     costs = ("gradients", "surrogate", "crafting", "victims", "PSNR")
-    lines = [(name, _data(run), *_made(run)) for name, run in comparison.runs.items()]
-    return Table(("run", "data", *settings, *costs), lines, numbers=5)
+    lines = [(name, verdict(run).label, _data(run), *_made(run)) for name, run in comparison.runs.items()]
+    return Table(("run", "verdict", "data", *settings, *costs), lines, numbers=6)
 
 
 def _made(run: RunResults) -> tuple[str, ...]:

@@ -189,10 +189,9 @@ def scope(measured: Sequence[VictimPair]) -> str:
     """Say what the figures speak for; they speak for nothing else."""
     every = [pair.protected for pair in measured]
     networks = ", ".join(dict.fromkeys(stats.network for stats in every))
-    countermeasures = ", ".join(dict.fromkeys(stats.countermeasure for stats in every))
-    seeds = sorted({seed for stats in every for seed in stats.seeds})
-    spread = "" if len(seeds) > 1 else " A single seed says nothing about spread."
-    return (
-        f"These figures speak for the networks ({networks}), countermeasures ({countermeasures}) and seeds "
-        f"({', '.join(map(str, seeds))}) measured here, and for no others.{spread}"
-    )
+    names = list(dict.fromkeys(stats.countermeasure for stats in every))
+    countered = ", ".join(name for name in names if name != "none")
+    against = " and ".join(filter(None, ["plain training" if "none" in names else "", f"training under {countered}" if countered else ""]))
+    seeds = len({seed for stats in every for seed in stats.seeds})
+    spread = f"over {seeds} seeds" if seeds > 1 else "over one seed, which says nothing about spread"
+    return f"These figures speak for {networks} and for {against}, {spread}, and for no others."

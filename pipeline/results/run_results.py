@@ -192,6 +192,12 @@ class RunResults:
         """How similar the gradients of checkpoints are; empty before protection, and where there is a single checkpoint."""
         return read_similarities(self.folder.child("protect")) if "protect" in self.manifests else ()
 
+    @cached_property
+    def first_confusions(self) -> tuple[list[list[int]], list[list[int]]]:
+        """The confusion of the first victim of the release, trained on the originals and on the release."""
+        first = self.of_release[0]
+        return self.confusion(first.clean), self.confusion(first.protected)
+
     def confusion(self, stats: TrialStats) -> list[list[int]]:
         """Return how often test images of each class (rows) were taken for each class (columns), over all seeds: `(K, K)`."""
         tables = [self.trial_confusion(stats.network, stats.data, stats.countermeasure, seed) for seed in stats.seeds]

@@ -43,11 +43,15 @@ class ProtectedSamples:
         measures: by name, one value for each image that was changed; empty for a measure that was not taken.
         first: the first image of each class, by label.
         changed: the first images that were changed. A few suffice, because their shards have to be read.
+        most: the image that was changed most, by PSNR, with its PSNR; None where none was changed.
+        least: the image that was changed least.
     """
 
     measures: Mapping[str, NDArray[np.float32]]
     first: Mapping[int, Place]
     changed: Sequence[Place]
+    most: tuple[float, Place] | None = None
+    least: tuple[float, Place] | None = None
 
     @classmethod
     def read(cls, protect: Folder) -> ProtectedSamples:
@@ -60,6 +64,7 @@ class ProtectedSamples:
         values: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MEASURES}
         first: dict[int, Place] = {}
         changed: list[Place] = []
+        extremes: list[tuple[float, Place]] = []
         for batch in stream_table(protect, SAMPLES, ["key", "label", "shard", *MEASURES]):
             labels, at = np.unique(batch["label"].to_numpy(), return_index=True)
             for label, row in zip(labels.tolist(), at.tolist(), strict=True):
@@ -67,16 +72,30 @@ class ProtectedSamples:
                     first[label] = _place(batch, row)
             touched = pc.greater(batch["linf_levels"], 0)
             changed += [_place(batch, row) for row in pc.indices_nonzero(touched)[: OF_SPECTRUM - len(changed)].to_pylist()]
+            extremes = _extremes([*extremes, *_found(batch.filter(touched))])
             for name in set(MEASURES).intersection(batch.schema.names):  # runs of earlier versions lack some
                 values[name].append(batch[name].filter(touched).drop_null().to_numpy(zero_copy_only=False).astype(np.float32))
         measures = {name: np.concatenate([np.empty(0, np.float32), *values.pop(name)]) for name in MEASURES}  # popped, or it is held twice
-        return cls(measures, first, changed)
+        return cls(measures, first, changed, *((extremes[0], extremes[-1]) if extremes else ()))
 
     def shown(self, classes: Sequence[int]) -> list[Place]:
         """Return the first image of a few of these classes, spread over them."""
         labels = sorted(self.first.keys() & set(classes))
         count = min(SHOWN, len(labels))
         return [self.first[labels[i * len(labels) // count]] for i in range(count)]
+
+
+def _found(changed: pa.RecordBatch) -> list[tuple[float, Place]]:
+    """Return the images of a batch that were changed most and least, each with its PSNR."""
+    if not changed.num_rows or "psnr_db" not in changed.schema.names:
+        return []
+    psnr = changed["psnr_db"].to_numpy(zero_copy_only=False)
+    return [(float(psnr[row]), _place(changed, row)) for row in (int(np.nanargmin(psnr)), int(np.nanargmax(psnr)))]
+
+
+def _extremes(found: list[tuple[float, Place]]) -> list[tuple[float, Place]]:
+    """Return those with the lowest and the highest PSNR."""
+    return [min(found), max(found)] if found else []
 
 
 def _place(batch: pa.RecordBatch, row: int) -> Place:

@@ -108,10 +108,20 @@ def test_twenty_countermeasures_and_five_networks_fit() -> None:
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
 def test_numbers_are_readable_on_every_shade(theme: Theme) -> None:
-    inks = [canvas.ink_on(canvas.shades(theme)(value / 100), theme) for value in range(101)]
-    assert inks[0] == theme.ink
-    assert inks[100] == theme.paper
-    assert inks == sorted(inks, key=(theme.ink, theme.paper).index)  # changes once
+    shades = [canvas.shades(theme)(value / 100) for value in range(101)]
+    inks = [canvas.ink_on(shade) for shade in shades]
+    assert min(canvas.contrast(ink, shade[:3]) for ink, shade in zip(inks, shades, strict=True)) >= 4.5
+    assert inks == sorted(inks, key=(inks[0], *{*inks} - {inks[0]}).index)  # changes at most once
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_every_colour_of_text_can_be_read(theme: Theme) -> None:
+    assert min(canvas.contrast(colour, theme.paper) for colour in (theme.ink, theme.clean, theme.protected, *theme.several)) >= 4.5
+
+
+def test_names_lose_their_middle() -> None:
+    assert canvas.shortened("black_and_tan_coonhound", 12) == "black_…hound"
+    assert canvas.shortened("cat", 12) == "cat"
 
 
 @pytest.mark.parametrize("ends", [(100.0, 100.0, 100.0), (0.0, 0.5, 1.0), (10.0, 10.4, 98.0), (96.0, 99.0, 100.0)])
@@ -170,7 +180,7 @@ def test_matrices_are_wrapped_and_only_small_ones_have_room_for_numbers() -> Non
     def ink(count: int) -> float:
         cosines = np.full((count, count), 0.0) + np.eye(count)
         picture = decoded(training_figures.similarity([Similarity("resnet8", [""] * count, cosines.tolist())]))
-        return share(picture[60:-200], LIGHT.ink)
+        return share(picture[60:-200], "#000000")
 
     assert ink(training_figures.FEW) > 5 * ink(training_figures.FEW + 1)
 

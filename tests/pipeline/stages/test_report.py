@@ -56,7 +56,7 @@ def copied_run(whole_run: tuple[RunConfig, Folder], tmp_path: Path) -> tuple[Run
     return replace(config, run=str(tmp_path / "copy")), Folder.open(str(tmp_path / "copy"))
 
 
-OF_IMAGES = {"samples", "imperceptibility", "spectrum", "similarity"}
+OF_IMAGES = {"samples", "extremes", "imperceptibility", "spectrum", "similarity"}
 FIGURES = ("last", "peak", "relabelled")
 
 
@@ -110,9 +110,9 @@ def test_page_makes_no_request_and_holds_its_pictures(whole_run: tuple[RunConfig
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "default-src 'none'" in html
-    for name in ("samples", "imperceptibility", "spectrum", "accuracy", "classes", "surrogate", "similarity"):
+    for name in ("samples", "extremes", "imperceptibility", "spectrum", "accuracy", "classes", "surrogate", "similarity"):
         assert folder.read(f"report/{name}.png").startswith(b"\x89PNG")
-    assert html.count("<picture>") == 7
+    assert html.count("<picture>") == 8
 
 
 def test_protected_and_other_classes_are_reported_apart(mixed_run: tuple[RunConfig, Folder]) -> None:
