@@ -13,19 +13,20 @@ from collections.abc import Sequence
 
 import tyro
 
-from pipeline.results.mlflow_address import HOST, PORT, runs_address
 from pipeline.storage.folder import Folder, absolute
 from pipeline.storage.layout import DATABASE
-from pipeline.tracking.own_database import follow, uri_of
 
 
-def _serve(run: str, port: int = PORT) -> None:
+def _serve(run: str, port: int = 5000) -> None:
     """Open MLflow on the database of a run.
 
     Args:
         run: folder of the run
         port: on which the server listens, on this machine alone
     """
+    from pipeline.results.mlflow_address import HOST, runs_address
+    from pipeline.tracking.own_database import follow, uri_of
+
     folder = Folder.open(absolute(run))
     if not folder.is_local or not folder.exists(DATABASE):
         raise ValueError(f"{folder.uri} holds no {DATABASE}: give a run that was tracked there; with --tracking-uri, open that server")

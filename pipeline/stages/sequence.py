@@ -19,7 +19,7 @@ from pipeline.storage.layout import CONFIG
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.protocol import Tracker
 from pipeline.training.clean_shares import protected_labels
 
 

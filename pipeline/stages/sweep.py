@@ -21,7 +21,7 @@ from pipeline.storage.layout import COMPARISON, PAGE, SHARED, STARTED
 from pipeline.storage.records import digest
 from pipeline.storage.run import begin, point
 from pipeline.storage.stage import Stage
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.protocol import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,14 @@ under the former. What they differ in, the former does not have: its tag `swept`
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.config.marks import marked, without
 from pipeline.config.schema import UNTRACKED, RunConfig
 from pipeline.config.sweep_grid import swept_fields
+from pipeline.results.mlflow_address import PORT, runs_address
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.storage.folder import Folder
@@ -28,6 +30,7 @@ from pipeline.tracking.live import Live
 from pipeline.tracking.mlflow_store import NOTE, Store
 from pipeline.tracking.origin import RunLog, origin
 from pipeline.tracking.parent_run import ABOVE, Identity, ParentRun
+from pipeline.tracking.protocol import Tracker, Watcher
 from sep.craft_config import USUAL
 from sep.methods.registry import METHODS
 
@@ -41,41 +44,6 @@ FOLLOWS_FROM = {  # tags, and the settings that decide them
     "budget": {"protect.method", "protect.eps_levels"},
     "targets": {"protect.method", "protect.targets"},
 }
-
-
-class Watcher(Protocol):
-    """Somebody who watches the work of a stage; see `cluster.watched`."""
-
-    def begun(self, what: str) -> None:
-        """Note that the work of this name has begun."""
-
-    def told(self, what: str, metrics: Mapping[str, Any]) -> None:
-        """Note an epoch of a training, a report of a trial, or the `units` of a piece of work."""
-
-
-class Tracker(Protocol):
-    """What the stages and sweeps tell a tracker. No call raises anything that the tracker has met with."""
-
-    def begin(self) -> None:
-        """Show the run before its first stage."""
-
-    def watch(self, stage: str) -> Watcher | None:
-        """Return somebody who watches this stage, if anybody does."""
-
-    def log_stage(self, name: str, results: RunResults) -> None:
-        """Log a stage that has finished, or the trials of a victim stage of which some failed."""
-
-    def begin_sweep(self, results: RunResults) -> None:
-        """Have the run's own MLflow run before any point goes below it."""
-
-    def point(self, config: RunConfig, folder: Run) -> Tracker:
-        """Return the tracker of one point of the sweep."""
-
-    def log_outcome(self, comparison: Folder, text: str) -> None:
-        """Log what all points together show: the files of the comparison, and its table as plain text."""
-
-    def close(self, status: str) -> None:
-        """End what was begun as `FINISHED` or `FAILED`."""
 
 
 def open_tracker(config: RunConfig, folder: Run) -> Tracker:
@@ -171,8 +139,19 @@ class MlflowTracker:
         self._run.open(self._identity(results))
         if self._above is None and not self._shown:
             self._shown = True
+            if where := self._where():
+                log.info("tracking: %s", where)
             self._run.store.set_tags(str(self._run.id), origin(self._run.store))
             self._machine = self._run.store.watch_machine(str(self._run.id))
+
+    def _where(self) -> str:
+        """Return where to look at the run while it goes on; the end of a run says it again of its own database."""
+        if self._run.store.artifacts:
+            return f"make ui RUN={shlex.quote(self._folder.uri)}, then {runs_address()}"
+        if self._run.store.uri.startswith("http"):
+            return runs_address(self._run.store.uri, self._run.experiment_id)
+        server = f"mlflow server --port {PORT} --backend-store-uri {shlex.quote(self._run.store.uri)}"
+        return f"{server}, then {runs_address(experiment=self._run.experiment_id)}"
 
     def log_stage(self, name: str, results: RunResults) -> None:
         """Log a stage unless it was logged already; what was logged of an earlier making of it is superseded.

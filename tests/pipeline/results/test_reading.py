@@ -26,6 +26,8 @@ from pipeline.shards import tables
 from pipeline.shards.tables import read_table
 from pipeline.stages import sequence
 from pipeline.storage.folder import Folder
+from pipeline.tracking.mlflow_store import Point
+from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.tracker import MlflowTracker, NoTracker
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
@@ -73,9 +75,12 @@ def test_the_tracker_opens_each_file_once(
     mixed_run: tuple[RunConfig, Folder], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = mixed_run
-    store = MagicMock(uri="sqlite:///elsewhere.db")
-    store.create.return_value = "an id"
-    store.errors.return_value = ()
+    logged: dict[str, list[Point]] = {}
+    store = MagicMock(uri="sqlite:///elsewhere.db", artifacts=None, outbox=Outbox("elsewhere"))
+    store.experiment.return_value, store.commit_of.return_value = "1", None
+    store.create.side_effect = map(str, range(100))
+    store.log_points.side_effect = lambda run, points: logged.setdefault(run, []).extend(points)
+    store.curve.side_effect = lambda run, metric: logged.get(run, [])
     monkeypatch.setattr("pipeline.tracking.tracker.Store", lambda uri: store)
     results = RunResults.read(folder)
     tracker = MlflowTracker(replace(config, tracking_uri="sqlite:///elsewhere.db"), folder)
@@ -83,6 +88,8 @@ def test_the_tracker_opens_each_file_once(
         tracker.log_stage(stage, results)
     assert store.create.call_count == 1 + 2 + 1 + 4  # parent, surrogates, protect, victims
     assert opened.pop("tracking.json", 0) <= 1
+    for stage in ("pack", "protect"):
+        assert opened.pop(f"{stage}/train-000000.tar") == 2  # for the figures, and for the samples as images
     assert opened.keys() >= {"protect/samples.parquet", "pack/samples.parquet", "victim/resnet8-clean-none-seed0.json"}
     assert set(opened.values()) == {1}
 

@@ -13,7 +13,8 @@ from pipeline.config.sweep_grid import grid
 from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import begin
-from pipeline.tracking.tracker import Tracker, open_tracker
+from pipeline.tracking.protocol import Tracker
+from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run
 
 SHARED = ("pack", "surrogate")

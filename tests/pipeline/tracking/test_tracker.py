@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pyarrow import fs
 
 from pipeline.config.marks import Mark, marked
@@ -66,6 +69,7 @@ def train_victims(template: Path, folder: Folder) -> None:
 
 def track(config: RunConfig, folder: Folder, *stages: str, status: str = "FINISHED") -> None:
     tracker = open_tracker(config, folder)
+    tracker.begin()
     for stage in stages:
         tracker.log_stage(stage, RunResults.read(folder))
     tracker.close(status)
@@ -123,6 +127,50 @@ def test_one_parent_holds_a_child_per_stage_and_victim(tracked_run: tuple[RunCon
     assert artifacts(folder, children["protect"]) == of_images | {"images"}
     assert artifacts(folder, children["surrogate"]) == {"checkpoints.json"}
     assert Path(folder.path, "mlflow", parent.info.run_id, "artifacts", "report", "index.html").exists()
+
+
+def test_every_run_says_where_it_comes_from_and_what_it_is(tracked_run: tuple[RunConfig, Folder]) -> None:
+    _, folder = tracked_run
+    parent, children = runs(folder)
+    assert parent.data.tags["mlflow.user"]
+    assert parent.data.tags["mlflow.source.name"] == "pipeline/run.py"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    assert parent.data.tags.get("mlflow.source.git.commit", "") == head
+    assert all(len(run.data.tags["mlflow.note.content"]) > 40 for run in children.values())
+    assert len({run.data.tags["mlflow.runColor"] for run in children.values()}) == 2
+    assert parent.data.tags["release_sha256"] == RunResults.read(folder).manifests["protect"].digest
+    (clean,) = (entry.dataset for entry in parent.inputs.dataset_inputs if entry.dataset.name == "clean")
+    assert json.loads(clean.source) == {"uri": "generated"}
+    features = json.loads(json.loads(clean.schema)["mlflow_tensorspec"]["features"])
+    assert features[0]["tensor-info"] == {"dtype": "uint8", "shape": [-1, 16, 16, 3]}
+    images = artifacts(folder, children["protect"], "images")
+    assert {re.split("[+%]step", name.rpartition("/")[2])[0] for name in images} == {"clean", "protected"}
+
+
+def test_checkpoints_are_models_and_the_last_can_be_loaded(tracked_run: tuple[RunConfig, Folder]) -> None:
+    import mlflow
+    from mlflow import pytorch
+
+    _, folder = tracked_run
+    entries = RunResults.read(folder).checkpoints["resnet8"]
+    models = {model.name: model for model in client(folder).search_logged_models(["1"])}
+    assert models.keys() == {f"resnet8-epoch-{entry['epoch']:04d}" for entry in entries}
+    for entry in entries:
+        model = models[f"resnet8-epoch-{entry['epoch']:04d}"]
+        assert (model.status.value, model.tags["sha256"]) == ("READY", entry["sha256"])
+        assert {metric.key: metric.value for metric in model.metrics}["train_loss"] == entry["metrics"]["loss"]
+    last = models[f"resnet8-epoch-{entries[-1]['epoch']:04d}"]
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder.path}/mlflow.db")
+    try:
+        loaded = pytorch.load_model(f"models:/{last.model_id}")
+        signature = mlflow.models.get_model_info(f"models:/{last.model_id}").signature
+    finally:
+        mlflow.set_tracking_uri(before)
+    stored = torch.load(folder.file(f"surrogate/{entries[-1]['file']}"), weights_only=True)
+    assert stored.keys() == loaded.state_dict().keys()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in stored.items())
+    assert signature.inputs.inputs[0].shape == (-1, 3, 16, 16)
 
 
 def test_every_run_can_be_found_by_its_tags(tracked_run: tuple[RunConfig, Folder]) -> None:
@@ -211,7 +259,7 @@ def test_a_resumed_pipeline_logs_nothing_twice_and_does_not_even_load_mlflow(tra
     program = (
         "import sys, pathlib; from tests.fixtures import finished_run; from pipeline.tracking.tracker import open_tracker, RunResults\n"
         f"path = pathlib.Path({folder.path!r}); folder = finished_run.Folder.open(str(path))\n"
-        "tracker = open_tracker(finished_run.configuration(path), folder)\n"
+        "tracker = open_tracker(finished_run.configuration(path), folder); tracker.begin(); tracker.watch('victim')\n"
         f"for stage in {ALL!r}: tracker.log_stage(stage, RunResults.read(folder))\n"
         "tracker.close('FINISHED'); assert 'mlflow' not in sys.modules, 'loaded'"
     )
@@ -317,7 +365,8 @@ def test_none_logs_nothing_and_does_not_even_load_mlflow(template: Path, tmp_pat
         "from pipeline.tracking.tracker import open_tracker, RunResults\n"
         f"path = pathlib.Path({str(path)!r}); folder = finished_run.Folder.open(str(path))\n"
         "config = replace(finished_run.configuration(path), tracking_uri='none'); tracker = open_tracker(config, folder)\n"
-        f"for one in (tracker, tracker.point(config, folder)):\n for stage in {ALL!r}: one.log_stage(stage, RunResults.read(folder))\n"
+        f"for one in (tracker, tracker.point(config, folder)):\n one.begin(), one.watch('victim')\n"
+        f" for stage in {ALL!r}: one.log_stage(stage, RunResults.read(folder))\n"
         "tracker.begin_sweep(RunResults.read(folder)); tracker.log_outcome(folder, 'text')\n"
         "tracker.close('FINISHED'); assert 'mlflow' not in sys.modules, 'loaded'"
     )
