@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.storage.folder import Folder
+from pipeline.storage.layout import decoded_name
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class DecodedCache:
 
     def read(self, digest: str) -> tuple[Tensor, Tensor] | None:
         """Return the images `(B, C, H, W)` uint8, mapped into memory, and the labels `(B,)` of a shard, or None if they are not there."""
-        file = self.folder / f"{digest}.pt"
+        file = self.folder / decoded_name(digest)
         try:
             images, labels = torch.load(file, mmap=True, weights_only=True)
             os.utime(file)
@@ -73,7 +74,7 @@ class DecodedCache:
         torch.save((images, labels), stream)
         try:
             if self._has_room(stream.tell()):
-                Folder.open(str(self.folder)).write(f"{digest}.pt", stream)
+                Folder.open(str(self.folder)).write(decoded_name(digest), stream)
         except OSError as error:
             log.warning("%s: decoded images are not kept: %s", self.folder, error)
 

@@ -88,3 +88,8 @@ def trial_name(network: str, data: str, countermeasure: str, seed: int) -> str:
 def trial_record(trial: str) -> str:
     """Return the name, in the folder of `victim`, of the record of a trial."""
     return f"{trial}.json"
+
+
+def decoded_name(digest: str) -> str:
+    """Return the name of a shard's decoded images in the cache of a machine."""
+    return f"{digest}.pt"
