@@ -108,6 +108,7 @@ def test_a_release_has_every_picture_under_its_name_at_its_size(trained: tuple[R
     outcomes = read_table(folder.child("victim"), "results.parquet").to_pylist()
     assert len(outcomes) == 4
     report.execute(config, folder)
+    assert "sizes, with short sides of at least" in folder.read("report/index.html").decode()
     pictures = folder.child("report").names()
     assert {"samples.png", "spectrum.png", "imperceptibility.png"} <= set(pictures)
     assert RunResults.read(folder).configuration(config)["input_size"] == SIDE
