@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline import verify as verify_command
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
@@ -27,6 +28,7 @@ from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
+from pipeline.storage.stage import Manifest
 from tests import ROOT
 from tests.fixtures import finished_run
 
@@ -274,3 +276,18 @@ def test_settings_of_a_finished_run_win_over_those_of_a_later_start(whole_run: t
     later = replace(config, data="/elsewhere", seed=config.seed + 1)
     results = RunResults.read(folder)
     assert results.configuration(later) == results.configuration(config)
+
+
+def test_the_page_says_what_verify_found_in_this_very_release(
+    copied_run: tuple[RunConfig, Folder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, folder = copied_run
+    folder.child("report").delete()
+    report.execute(config, folder)
+    assert "Verified not yet: run the command below" in words(folder)
+    assert verify_command.main(["--run", folder.path]) == 0
+    said = capsys.readouterr().out.strip()
+    assert f"Verified {said}" in words(folder)
+    assert RunResults.read(folder).audit == {"faults": 0, "release": Manifest.load(folder, "protect").digest, "said": said}
+    finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
+    assert RunResults.read(folder).audit is None  # of the earlier release
