@@ -19,6 +19,7 @@ from pipeline.config.sweep_grid import swept_fields
 from pipeline.results.mlflow_address import PORT, runs_address
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
+from pipeline.results.verdict import verdict
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CONFIG, DATABASE
 from pipeline.storage.records import digest, flatten, to_json
@@ -188,7 +189,8 @@ class MlflowTracker:
         measured = {name: known[name] for name in stage_logs.HEADLINE.get(stage, ()) if name in known}
         self._run.store.log_metrics(parent, {name: value for name, value in measured.items() if not isinstance(value, str)})
         constants = {name: f"{known[name]:g}" for name in stage_logs.CONSTANTS.get(stage, ()) if name in known}
-        self._run.store.set_tags(parent, {NOTE: describe(self._config, results)} | constants)
+        told = {NOTE: describe(self._config, results), "verdict": verdict(results).label}
+        self._run.store.set_tags(parent, told | constants)
         self._run.store.log_files(parent, {CONFIG: to_json(results.configuration(self._config))})
         self._run.finish_stage(stage, results.digest_of(stage), names)
 

@@ -20,6 +20,7 @@ from pipeline.config.marks import Mark, marked
 from pipeline.config.schema import STAGES, RunConfig, to_tree
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
+from pipeline.results.verdict import verdict
 from pipeline.shards.tables import read_table
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
@@ -139,6 +140,7 @@ def test_every_run_says_where_it_comes_from_and_what_it_is(tracked_run: tuple[Ru
     assert all(len(run.data.tags["mlflow.note.content"]) > 40 for run in children.values())
     assert len({run.data.tags["mlflow.runColor"] for run in children.values()}) == 2
     assert parent.data.tags["release_sha256"] == RunResults.read(folder).manifests["protect"].digest
+    assert parent.data.tags["verdict"] == verdict(RunResults.read(folder)).label
     (clean,) = (entry.dataset for entry in parent.inputs.dataset_inputs if entry.dataset.name == "clean")
     assert json.loads(clean.source) == {"uri": "generated"}
     features = json.loads(json.loads(clean.schema)["mlflow_tensorspec"]["features"])
