@@ -122,7 +122,7 @@ def test_one_parent_holds_a_child_per_stage_and_victim(tracked_run: tuple[RunCon
     trained_on = {name: children[name].inputs.dataset_inputs[0].dataset.name for name in VICTIMS}
     assert all(data == ("clean" if "clean" in name else "protected") for name, data in trained_on.items())
     assert {"report", "victims.csv", "config.json", "release.json"} <= artifacts(folder, parent)
-    of_images = {"samples.png", "imperceptibility.png", "spectrum.png", "similarity.png"}
+    of_images = {"samples.png", "extremes.png", "imperceptibility.png", "spectrum.png", "similarity.png"}
     shown = {"index.html", "accuracy.png", "classes.png", "surrogate.png"} | of_images
     assert artifacts(folder, parent, "report") == {f"report/{name}" for name in shown}
     assert artifacts(folder, children["protect"]) == of_images | {"images"}
