@@ -74,14 +74,14 @@ def test_the_experiment_is_listed_with_its_description(page: Page, address: str)
     expect(page.get_by_role("cell", name="Does the protection hold?")).to_be_visible()
 
 
-def test_the_table_has_our_columns_and_the_charts_answer(page: Page, address: str, tmp_path: Path) -> None:
+def test_the_table_has_our_columns_and_the_charts_answer(page: Page, address: str) -> None:
     page.set_viewport_size({"width": 1400, "height": 844})
-    row = open_runs(page, address)
+    open_runs(page, address)
     page.get_by_label("Close").last.click()  # of MLflow's assistant, which is open at a first visit
     for name in ("method", "budget", "clean_accuracy", "protected_accuracy", "protected_relabelled_accuracy", "psnr_db"):
         expect(page.get_by_role("columnheader", name=name, exact=True).first).to_be_in_viewport(ratio=1)
     for shown in ("sep-fa", "8/255"):
-        expect(row.get_by_text(shown, exact=True)).to_be_visible()
+        expect(page.get_by_role("gridcell", name=shown, exact=True)).to_be_visible()
     page.goto(f"{address}/{runs_path('1')}&compareRunsMode=CHART")
     expect(page.get_by_text("Does the protection hold?", exact=False).last).to_be_visible()
     expect(page.get_by_text("clean_accuracy vs protected_accuracy vs protected_relabelled_accuracy")).to_be_visible()
