@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.released_splits import released_splits, sets_aside
-from pipeline.shards.pixels import extension, pixels_sha256
+from pipeline.shards.pixels import pixels_sha256
 from pipeline.shards.shard import CorruptShard, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.storage.file_names import alike, safe
@@ -52,8 +52,6 @@ def names(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 def export(run: Run, to: Folder) -> int:
     """Write every protected image, with the same bytes as in its shard, and return their number.
 
-    Images of classes that are not protected keep the extension of the file that they came in, if they are released as they came.
-
     Args:
         run: a run whose protect stage has finished.
         to: a local folder that is empty or not there; it is filled whole or not at all.
@@ -83,8 +81,7 @@ def export(run: Run, to: Folder) -> int:
                 if sample.key not in paths or pixels_sha256(sample.pixels) != hashes.get(sample.key):
                     where = f"{run.uri}/protect/{shard.name}: {sample.key} ({paths.get(sample.key, 'no name recorded')})"
                     raise CorruptShard(f"{where}: not the image that was recorded; `python pipeline/verify.py --run` names every fault")
-                path = f"{paths[sample.key].removesuffix('png')}{extension(sample.image)}"
-                Path(building.file(path)).write_bytes(sample.image)
+                Path(building.file(paths[sample.key])).write_bytes(sample.image)
                 written += 1
         if written != len(paths):
             raise CorruptShard(f"{run.uri}: {len(paths)} clean images, but {written} protected ones; verify.py names every fault")

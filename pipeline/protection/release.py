@@ -85,9 +85,10 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     Raises:
         ValueError: a protected image as stored breaks the budget.
     """
-    released = list(clean.samples)
-    for i, image in zip(clean.chosen.tolist(), crafted.images, strict=True):
-        released[i] = dataclasses.replace(released[i], image=encode_png(_pixels(image)))
+    changed = dict(zip(clean.chosen.tolist(), crafted.images, strict=True))
+    if task.ensemble.input_size is not None:  # packed as they came: files of people, which may say where and by whom they were taken
+        changed = dict(enumerate(clean.images)) | changed
+    released = [dataclasses.replace(s, image=encode_png(_pixels(changed[i]))) if i in changed else s for i, s in enumerate(clean.samples)]
     written, stored = write_shard(task.out, shard.name, released)
     rows = _rows(task, shard.name, stored, clean)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]

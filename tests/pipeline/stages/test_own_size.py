@@ -32,14 +32,15 @@ from tests.fixtures.pictures import encoded, picture, write
 
 SIZES = ((24, 36), (40, 22), (31, 31))
 SIDE = 16
+SECRET = b"taken at home"
 
 
 def photos(root: Path, each: int, first: int = 0) -> None:
-    """Pictures of three sizes in three classes, as JPEG."""
+    """Pictures of three sizes in three classes, as JPEG with a comment."""
     for c, name in enumerate(("ant", "bee", "cat")):
         for i in range(first, first + each):
             coarse = Image.fromarray(picture(100 * c + i, 6, 6)).resize(SIZES[(i + c) % 3][::-1], Image.Resampling.BICUBIC)
-            write(root / name / f"{i}.jpg", encoded(coarse, "jpeg"))
+            write(root / name / f"{i}.jpg", encoded(coarse, "jpeg", comment=SECRET))
 
 
 def configured(data: Path, run: Path, **protect_settings: Any) -> RunConfig:
@@ -99,10 +100,14 @@ def test_a_release_has_every_picture_under_its_name_at_its_size(trained: tuple[R
 
     image_folder.export(folder, Folder.open(str(tmp_path / "release")))
     for key, row in rows.items():
-        name = Path(row["source"]).relative_to("train")
-        path = tmp_path / "release" / (name if row["class_name"] == "cat" else name.with_suffix(".png"))
+        path = tmp_path / "release" / Path(row["source"]).relative_to("train").with_suffix(".png")
         assert np.array_equal(np.asarray(Image.open(path)), protected[key])
     assert len(list((tmp_path / "release").rglob("*.*"))) == 12
+    held = {
+        stage: b"".join(folder.read(f"{stage}/{shard.name}") for shard in Manifest.load(folder, stage).shards["train"])
+        for stage in ("pack", "protect")
+    }
+    assert {stage: SECRET in data for stage, data in held.items()} == {"pack": True, "protect": False}
 
     victim.execute(config, folder, LOCAL)
     outcomes = read_table(folder.child("victim"), "results.parquet").to_pylist()
