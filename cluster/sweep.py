@@ -22,12 +22,16 @@ SETTINGS = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # ray ships no types
-    """One line per finished trial, in the driver, and the causes of those that failed."""
+    """What the driver knows of the trials: how many are done, and the causes of those that failed."""
 
-    def __init__(self, what: str, total: int, on_result: Callable[[str, dict[str, Any]], None], deadline: Deadline) -> None:
-        self.what, self.total, self.done, self.on_result, self.deadline = what, total, 0, on_result, deadline
+    def __init__(self, what: str, on_result: Callable[[str, dict[str, Any]], None], deadline: Deadline) -> None:
+        self.what, self.done, self.on_result, self.deadline = what, 0, on_result, deadline
         self.causes: dict[str, str] = {}
         self.running: set[str] = set()  # trials that began in time
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune nothing to save: no sweep is restored from its files, and whoever is told of results may hold threads and files."""
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if not self.deadline.passed():
@@ -47,7 +51,6 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # ray ships no types
         if name in self.running:
             self.running.discard(name)
             self.done += 1
-            log.debug("%s: %s done, %d of %d", self.what, name, self.done, self.total)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         log.warning("%s: %s starts again after a dead process or a storage error", self.what, trial.config["name"])
@@ -101,7 +104,7 @@ def sweep(
     deadline.check()
     os.environ.update(SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged once, below
-    progress = _Progress(what, len(cells), on_result, deadline)
+    progress = _Progress(what, on_result, deadline)
     with tempfile.TemporaryDirectory() as scratch:
         trial = tune.with_parameters(_trial, function=function, cells=dict(cells), deadline=deadline)
         tuner = tune.Tuner(

@@ -89,8 +89,8 @@ def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
         except decoding.Refused:
             continue
         decoded.append(decoding.fit(found, config.pack.size) if config.pack.size else found)
-        exact = content if packed_at_own_size(config) and isinstance(content, bytes) and decoding.is_exact(content, found) else None
-        clean += len(exact or encode_png(decoded[-1]))
+        own = isinstance(content, bytes) and packed_at_own_size(config)
+        clean += len(decoding.stored(bytes(content), found) if own else encode_png(decoded[-1]))
     seconds = time.perf_counter() - begun
     sizes = {pixels.shape for pixels in decoded}
     if not sizes or (len(sizes) > 1 and config.input_size is None):

@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.work import Chain
 from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.shards.finished_shards import FinishedShard, write_part
-from pipeline.shards.pixels import Pixels, encode_png, pixels_sha256
+from pipeline.shards.pixels import Pixels, colour_profile, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table
 from pipeline.shards.tensors import to_images
@@ -88,7 +88,7 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     changed = dict(zip(clean.chosen.tolist(), crafted.images, strict=True))
     if task.ensemble.input_size is not None:  # packed as they came: files of people, which may say where and by whom they were taken
         changed = dict(enumerate(clean.images)) | changed
-    released = [dataclasses.replace(s, image=encode_png(_pixels(changed[i]))) if i in changed else s for i, s in enumerate(clean.samples)]
+    released = [_released(s, changed[i]) if i in changed else s for i, s in enumerate(clean.samples)]
     written, stored = write_shard(task.out, shard.name, released)
     rows = _rows(task, shard.name, stored, clean)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
@@ -99,6 +99,11 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
         "seconds": crafted.seconds,
     }
     return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
+
+
+def _released(clean: Sample, image: Tensor) -> Sample:
+    """Return a sample with another image: pixels alone, and the profile that says which colours they mean."""
+    return dataclasses.replace(clean, image=encode_png(_pixels(image), colour_profile(clean.image)))
 
 
 def _rows(task: CraftingTask, name: str, stored: list[Sample], clean: Clean) -> list[dict[str, Any]]:

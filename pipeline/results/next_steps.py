@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.results.commands import command
 from pipeline.results.run_results import RunResults
@@ -32,7 +33,7 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
     steps = []
     if results.manifests["protect"].missing or results.missing_trials:
         steps.append(Step("finish", "some pieces failed, and are tried again", _again(config, results, ())))
-    if label != "not measured" and (left := untested(results.of_release)):
+    if label != "not measured" and (left := untested(results)):
         names = [attempt.countermeasure for attempt in left[:ASKED_AT_ONCE]]
         asked = [*results.victim_asked["victim"]["countermeasures"], *names]
         steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))
@@ -54,8 +55,9 @@ def _again(config: RunConfig, results: RunResults, countermeasures: tuple[str, .
     """Return the command that goes on with this run, asking for these countermeasures; as before if none is given."""
     run = results.folder
     tree = results.configuration(config) | {"sweep": sweep_of(run)}
-    flags = "" if config.executor == RunConfig.executor else f" --executor {config.executor}"
-    flags += f" --tracking-uri {shlex.quote(config.tracking_uri)}" if config.tracking_uri else ""
+    usual = preset(config.preset)
+    flags = "" if config.executor == usual.executor else f" --executor {config.executor}"
+    flags += f" --tracking-uri {shlex.quote(config.tracking_uri)}" if config.tracking_uri not in (None, usual.tracking_uri) else ""
     if not countermeasures:
         return command(tree | {"stages": list(config.stages)}) + flags
     victim = {**tree["victim"], "countermeasures": list(dict.fromkeys(countermeasures))}

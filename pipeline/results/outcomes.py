@@ -39,8 +39,8 @@ def unaided(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[st
 def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[str, tuple[Outcome, VictimPair]]:
     """Return the outcome of every countermeasure, and the victim that decides it: the network with which the protection does worst.
 
-    Only networks that the protection works against at all are looked at. A network that gets less than `least` percent from clean images
-    has nothing to lose: it speaks for a countermeasure only where all networks are such.
+    Networks against which the protection does not work at all, without any countermeasure, are not looked at. A network that gets less
+    than `least` percent from clean images has nothing to lose: it speaks for a countermeasure only where all networks are such.
 
     Args:
         measured: victims of the release alone.
@@ -54,12 +54,14 @@ def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[s
             return Outcome.UNKNOWN
         if lost(pair) < much(pair, guess):
             return Outcome.UNDONE
-        held = share_lost(pair, guess) >= share_lost(plain[pair.clean.network], guess) - ALIKE
+        usual = share_lost(plain[pair.clean.network], guess) if pair.clean.network in plain else 1.0
+        held = share_lost(pair, guess) >= usual - ALIKE
         return Outcome.HOLDS if held else Outcome.WEAKENED
 
     countered: dict[str, list[VictimPair]] = {}
+    unaided_too = {pair.clean.network for pair in measured if pair.clean.countermeasure == "none"}
     for pair in measured:
-        if pair.clean.network in plain and pair.clean.countermeasure != "none":
+        if (pair.clean.network in plain or pair.clean.network not in unaided_too) and pair.clean.countermeasure != "none":
             countered.setdefault(pair.clean.countermeasure, []).append(pair)
     worst = {name: min(pairs, key=lambda pair: (WORST_FIRST.index(outcome(pair)), lost(pair))) for name, pairs in countered.items()}
     return {name: (outcome(pair), pair) for name, pair in worst.items()}

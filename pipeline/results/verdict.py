@@ -60,26 +60,34 @@ def verdict(results: RunResults) -> Verdict:
     measured, guess = results.of_release, results.chance
     if not measured:
         return Verdict("not measured", ("Not measured: no victim is finished that was trained on this release alone.",))
-    first, tests = measured[0], results.measured_images
-    clean, protected = first.clean.last.mean, first.protected.last.mean
-    if clean <= guess + error(guess, tests):
+    tests = results.measured_images
+    able = [pair for pair in measured if pair.clean.last.mean >= least(guess, tests)]
+    if not able:
         return Verdict("not measured", ("Says nothing yet: even the originals teach the victim hardly more than guessing.",))
-    trained = "plain training" if first.clean.countermeasure == "none" else first.clean.countermeasure
-    if lost(first) < much(first, guess):
+    plain = [pair for pair in able if pair.clean.countermeasure == "none"]
+    group = plain or able
+    heard = [pair for pair in group if lost(pair) >= much(pair, guess)]
+    worst = min(heard or group, key=lambda pair: share_lost(pair, guess))
+    clean, protected = worst.clean.last.mean, worst.protected.last.mean
+    trained = "plain training" if plain else _listed(sorted({pair.clean.countermeasure for pair in heard or group}))
+    if not heard:
         said = f"Does not hold against {trained}: the release teaches {protected:.1f} %, the originals {clean:.1f} %."
-        return Verdict("does not hold", (said, *_uncertain(first, tests)))
-    whole = protected <= guess + error(guess, tests) or share_lost(first, guess) >= 1 - ALIKE
+        return Verdict("does not hold", (said, *_uncertain(worst, tests)))
+    whole = protected <= guess + error(guess, tests) or share_lost(worst, guess) >= 1 - ALIKE
     judged = outcomes(measured, guess, tests)
-    held = [name for name, (outcome, _) in judged.items() if outcome is Outcome.HOLDS]
+    held = [name for name, (outcome, _) in judged.items() if outcome is Outcome.HOLDS] if plain else []
     against = _listed([trained, *held])
     holds = f"Holds against {against}." if whole else f"Holds in part against {against}: the release still teaches {protected:.1f} %."
+    undone = any(outcome is Outcome.UNDONE for outcome, _ in judged.values())
     weak = _weak(measured, guess, tests)
-    return Verdict("holds" if whole else "holds in part", (holds, *weak, *_untested(measured), *_uncertain(first, tests)))
+    label: Label = "holds" if whole and not undone and len(heard) == len(group) else "holds in part"
+    return Verdict(label, (holds, *weak, *_untested(results), *_uncertain(worst, tests)))
 
 
-def untested(measured: Sequence[VictimPair]) -> list[Attempt]:
-    """Return what an adversary may well try, and no victim here has tried."""
-    tried = list(dict.fromkeys(pair.clean.countermeasure for pair in measured))
+def untested(results: RunResults) -> list[Attempt]:
+    """Return what an adversary may well try, and no victim here has tried, or none that learns from clean images."""
+    measured, enough = results.of_release, least(results.chance, results.measured_images)
+    tried = list(dict.fromkeys(pair.clean.countermeasure for pair in measured if pair.clean.last.mean >= enough))
     return [attempt for attempt in ATTEMPTS if not attempt.tested_by(tried)]
 
 
@@ -91,19 +99,22 @@ def _weak(measured: Sequence[VictimPair], guess: float, tests: int) -> list[str]
         weak.append(f"renaming the answers regains {share:.0f} %")
     for name, (outcome, pair) in judged.items():
         if outcome is Outcome.WEAKENED:
-            back = 100 * (1 - share_lost(pair, guess) / share_lost(plain[pair.clean.network], guess))
+            usual = share_lost(plain[pair.clean.network], guess) if pair.clean.network in plain else 1.0
+            back = 100 * (1 - share_lost(pair, guess) / usual)
             weak.append(f"{name} regains {back:.0f} %")
     undone = [name for name, (outcome, _) in judged.items() if outcome is Outcome.UNDONE]
     able = (pair for pair in measured if pair.clean.countermeasure == "none" and pair.clean.last.mean >= least(guess, tests))
     deaf = [pair.clean.network for pair in able if pair.clean.network not in plain]
     sentences = [f"Weak: {shown(weak, SHOWN)}."] if weak else []
     sentences += [f"Undone by {_listed(undone)}."] if undone else []
+    unknown = [name for name, (outcome, _) in judged.items() if outcome is Outcome.UNKNOWN]
+    sentences += [f"Says nothing of {_listed(unknown)}, with which even the originals teach hardly more than guessing."] if unknown else []
     return sentences + ([f"Does not hold against {_listed(deaf)}."] if deaf else [])
 
 
-def _untested(measured: Sequence[VictimPair]) -> list[str]:
-    names = [attempt.name for attempt in untested(measured)]
-    names += ["other networks"] if len({pair.clean.network for pair in measured}) == 1 else []
+def _untested(results: RunResults) -> list[str]:
+    names = [attempt.name for attempt in untested(results)]
+    names += ["other networks"] if len({pair.clean.network for pair in results.of_release}) == 1 else []
     return [f"Not tested: {', '.join(names)}."] if names else []
 
 

@@ -16,11 +16,26 @@ LEVELS = np.arange(256)
 LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def encode_png(pixels: Pixels) -> bytes:
-    """Return a lossless PNG of `(H, W, 3)` levels. With one version of Pillow the same pixels always give the same bytes."""
+def encode_png(pixels: Pixels, profile: bytes | None = None) -> bytes:
+    """Return a lossless PNG of `(H, W, 3)` levels. With one version of Pillow the same pixels always give the same bytes.
+
+    Args:
+        pixels: the levels.
+        profile: ICC profile that says which colours they mean; sRGB if not given.
+    """
     stream = io.BytesIO()
-    Image.fromarray(pixels, "RGB").save(stream, "png")
+    Image.fromarray(pixels, "RGB").save(stream, "png", icc_profile=profile)
     return stream.getvalue()
+
+
+def colour_profile(data: bytes) -> bytes | None:
+    """Return the ICC profile of an encoded image, if it has one that can be read and is of RGB levels."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            profile: bytes = image.info.get("icc_profile") or b""
+    except Exception:  # what is beside the pixels may be damaged in any way
+        return None
+    return profile if profile[16:20] == b"RGB " else None
 
 
 def extension(data: bytes) -> str:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
-from pipeline.shards.pixels import Pixels
-from pipeline.shards.pixels import decode as stored_pixels
+from pipeline.shards.pixels import Pixels, colour_profile, decode_whole, encode_png
 from pipeline.sources.content import LONGEST, described
 from pipeline.sources.metadata import without_metadata
 
@@ -78,23 +77,35 @@ def pixels_in(data: bytes) -> int:
     try:
         with _pixel_limit(sys.maxsize), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.width * image.height
-    except Exception:  # such an image is refused, with its reason, when it is decoded
-        return 0
+    except Exception:  # perhaps of what is beside the pixels; an image that is refused tells its reason when it is decoded
+        less = without_metadata(data)
+        return 0 if less is None else pixels_in(less)
 
 
-def is_exact(data: bytes, pixels: Pixels) -> bool:
-    """Return whether whoever opens the file sees just these levels `(H, W, 3)`: an upright still of 8-bit RGB as PNG, JPEG or WebP.
+def stored(data: bytes, pixels: Pixels) -> bytes:
+    """Return the bytes in which a picture of its own size is stored: the file itself if it is exact, or else a PNG.
+
+    A file is exact if it is a whole and upright still of 8-bit RGB, as PNG, JPEG or WebP, and decodes here to just these levels.
 
     Args:
         data: the whole file.
-        pixels: from `decode`.
+        pixels: from `decode`, `(H, W, 3)`.
     """
+    try:
+        with _pixel_limit(sys.maxsize):
+            exact = _is_plain(data) and np.array_equal(decode_whole(data), pixels)
+    except MemoryError:
+        raise
+    except Exception:  # of what is beside the pixels: `decode` did without it
+        exact = False
+    return data if exact else encode_png(pixels, colour_profile(data))
+
+
+def _is_plain(data: bytes) -> bool:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         still = image.format in KEPT and image.mode == "RGB" and getattr(image, "n_frames", 1) == 1
         deep = image.format == "PNG" and data[24] > 8
-        if not still or deep or image.has_transparency_data or _upright(image) is not image:
-            return False
-    return np.array_equal(stored_pixels(data), pixels)
+        return still and not deep and not image.has_transparency_data and _upright(image) is image
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:

@@ -193,8 +193,8 @@ def pack_shard(
             continue
         class_name, key = classes[entry.label], entry.key
         info = json.dumps({"class_name": class_name, "source": entry.source}, sort_keys=True).encode()
-        exact = content if own_size and isinstance(content, bytes) and decoding.is_exact(content, pixels) else None
-        samples[key] = Sample(key, exact or encode_png(pixels), entry.label, info)
+        image = decoding.stored(content, pixels) if own_size and isinstance(content, bytes) else encode_png(pixels)
+        samples[key] = Sample(key, image, entry.label, info)
         values = (key, entry.split, entry.label, class_name, entry.source, name, pixels_sha256(pixels), height, width)
         rows[key] = dict(zip(SAMPLES_SCHEMA.names, values, strict=True))
         statistics.add(pixels)

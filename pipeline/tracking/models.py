@@ -40,7 +40,8 @@ def _save(network: str, weights: bytes, results: RunResults, folder: Path, paren
     from sep.models import build
 
     counts = results.manifests["pack"].counts
-    height, width, classes = counts["height"], counts["width"], len(counts["classes"])
+    side = results.manifests["surrogate"].asked["surrogate"].get("input_size")  # of pictures of their own size
+    height, width, classes = side or counts["height"], side or counts["width"], len(counts["classes"])
     built = build(network, classes, min(height, width), counts["mean"], counts["std"])
     built.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
     built.eval()

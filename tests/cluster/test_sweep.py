@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,11 @@ def test_trials_run_apart_a_few_at_a_time_and_failures_are_named_at_the_end(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setenv("HOME", str(home))
     reports: list[tuple[str, int]] = []
+    held = threading.Lock()  # as the tracker's queue is: it cannot be pickled
 
     def on_result(name: str, result: dict[str, Any]) -> None:
-        reports.append((name, result["epoch"]))
+        with held:
+            reports.append((name, result["epoch"]))
 
     cells = {f"cell-{trouble}": Cell(trouble, folder) for trouble in ("broken", "killed", "storage", "away", "well")}
     capfd.readouterr()
@@ -77,7 +80,6 @@ def test_trials_run_apart_a_few_at_a_time_and_failures_are_named_at_the_end(
     assert ("cell-broken", 1) not in reports
     assert "victim: cell-broken failed: ValueError: no such countermeasure" in caplog.text
     assert "victim: cell-storage starts again after a dead process or a storage error" in caplog.text
-    assert "3 of 5" in caplog.text
     assert [*scratch.iterdir(), *home.iterdir()] == []
     console = capfd.readouterr()
     quiet = ("victim: ", "(raylet)")  # our own lines, and Ray's notice of the dead process

@@ -58,7 +58,7 @@ def test_no_piece_is_begun_when_the_time_is_up(ray_2_cpus: Resources) -> None:
 def test_a_sweep_ends_with_the_last_trial_that_began_in_time() -> None:
     in_time, late = (SimpleNamespace(config={"name": name}) for name in ("in time", "late"))
     told: list[str] = []
-    progress = _Progress("victim", 2, lambda name, result: told.append(name), NEVER)
+    progress = _Progress("victim", lambda name, result: told.append(name), NEVER)
     stopper = _OutOfTime(progress)
     progress.on_trial_start(0, [], in_time)
     progress.deadline = Deadline(0)

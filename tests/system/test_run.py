@@ -32,7 +32,7 @@ def test_leaves_a_whole_run_and_a_short_table(smoke_run: Smoke) -> None:
         assert (folder / name).is_file(), name
     assert not list(folder.rglob("*partial*"))
     assert json.loads((folder / "config.json").read_text())["preset"] == "smoke"
-    for word in ("clean", "protected", "relabel", "PSNR", "level", "index.html"):
+    for word in ("originals", "protected release", "renames", "PSNR", "level", "index.html"):
         assert word in out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,14 @@ from tests.pipeline.results.test_findings import found_of, pair
 NEVER_TRIED = "Not tested: JPEG, grayscale, blur, adversarial training, UEraser, orthogonal projection, other networks."
 
 
-def verdict_on(measured: Sequence[VictimPair], tests: int = 10_000) -> Verdict:
+def results_of(measured: Sequence[VictimPair], tests: int = 10_000) -> RunResults:
     results = RunResults(Folder.open("/nowhere"), found_of(10))
     vars(results).update(pairs=tuple(measured), measured_images=tests)  # instead of reading them from files
-    return verdict(results)
+    return results
+
+
+def verdict_on(measured: Sequence[VictimPair], tests: int = 10_000) -> Verdict:
+    return verdict(results_of(measured, tests))
 
 
 def test_a_release_that_holds_where_it_was_tested() -> None:
@@ -57,6 +62,33 @@ def test_a_network_that_the_protection_does_not_touch_is_named() -> None:
     assert "Does not hold against vit-small." in str(verdict_on([pair(94.0, 10.2, 12.0), pair(80.0, 78.0, 79.0, network="vit-small")]))
 
 
+HEARD, DEAF, UNTAUGHT = pair(92.0, 12.0, 13.0), pair(91.0, 90.0, 90.0, network="vgg16-bn"), pair(15.0, 10.0, 11.0, network="vit-small")
+
+
+@pytest.mark.parametrize(
+    ("measured", "label"),
+    [
+        ([HEARD, DEAF], "holds in part"),
+        ([UNTAUGHT, DEAF], "does not hold"),
+        ([UNTAUGHT, HEARD], "holds"),
+        ([UNTAUGHT], "not measured"),
+        ([HEARD, pair(88.0, 87.0, 87.0, "jpeg-10")], "holds in part"),
+        ([pair(90.0, 12.0, 13.0, "grayscale"), pair(88.0, 87.0, 87.0, "jpeg-10")], "holds in part"),
+        ([pair(88.0, 87.0, 87.0, "jpeg-10")], "does not hold"),
+    ],
+)
+def test_the_order_of_victims_decides_nothing(measured: list[VictimPair], label: str) -> None:
+    assert {verdict_on(rows).label for rows in permutations(measured)} == {label}
+
+
+def test_what_was_tried_in_vain_is_said_to_be() -> None:
+    said = str(verdict_on([pair(90.0, 12.0, 13.0, "grayscale"), pair(88.0, 87.0, 87.0, "jpeg-10")]))
+    assert said.startswith("Holds against grayscale. Undone by jpeg-10. Not tested: blur,")
+    said = str(verdict_on([HEARD, pair(18.0, 17.0, 17.0, "adversarial-8")]))
+    assert "Says nothing of adversarial-8, with which even the originals teach hardly more than guessing." in said
+    assert "adversarial training" in said.partition("Not tested:")[2]
+
+
 @pytest.mark.parametrize(
     ("figures", "label", "starts"),
     [
@@ -84,7 +116,7 @@ def test_the_interval_is_the_one_of_wilson() -> None:
 def test_what_is_worth_testing_can_be_asked_for() -> None:
     assert {attempt.countermeasure for attempt in ATTEMPTS} <= COUNTERMEASURES.keys()
     tried = [pair(94.0, 10.0, 12.0), pair(94.0, 10.0, 12.0, "jpeg-30"), pair(94.0, 10.0, 12.0, "grayscale+adversarial-4")]
-    assert [attempt.name for attempt in untested(tried)] == ["blur", "UEraser", "orthogonal projection"]
+    assert [attempt.name for attempt in untested(results_of(tried))] == ["blur", "UEraser", "orthogonal projection"]
 
 
 def test_before_anything_is_measured(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pipeline.config.plan_config import PlanConfig
 from pipeline.config.presets import from_tree, preset
@@ -33,14 +33,15 @@ from tests.fixtures.pictures import encoded, picture, write
 SIZES = ((24, 36), (40, 22), (31, 31))
 SIDE = 16
 SECRET = b"taken at home"
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def photos(root: Path, each: int, first: int = 0) -> None:
-    """Pictures of three sizes in three classes, as JPEG with a comment."""
+    """Pictures of three sizes in three classes, as JPEG with a comment and a colour profile."""
     for c, name in enumerate(("ant", "bee", "cat")):
         for i in range(first, first + each):
             coarse = Image.fromarray(picture(100 * c + i, 6, 6)).resize(SIZES[(i + c) % 3][::-1], Image.Resampling.BICUBIC)
-            write(root / name / f"{i}.jpg", encoded(coarse, "jpeg", comment=SECRET))
+            write(root / name / f"{i}.jpg", encoded(coarse, "jpeg", comment=SECRET, icc_profile=PROFILE))
 
 
 def configured(data: Path, run: Path, **protect_settings: Any) -> RunConfig:
@@ -101,7 +102,9 @@ def test_a_release_has_every_picture_under_its_name_at_its_size(trained: tuple[R
     image_folder.export(folder, Folder.open(str(tmp_path / "release")))
     for key, row in rows.items():
         path = tmp_path / "release" / Path(row["source"]).relative_to("train").with_suffix(".png")
-        assert np.array_equal(np.asarray(Image.open(path)), protected[key])
+        released = Image.open(path)
+        assert np.array_equal(np.asarray(released), protected[key])
+        assert released.info["icc_profile"] == PROFILE
     assert len(list((tmp_path / "release").rglob("*.*"))) == 12
     held = {
         stage: b"".join(folder.read(f"{stage}/{shard.name}") for shard in Manifest.load(folder, stage).shards["train"])

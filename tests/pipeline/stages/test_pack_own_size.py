@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.config.schema import PackConfig, RunConfig
-from pipeline.shards.pixels import extension
+from pipeline.shards.pixels import LAST_CHUNK, colour_profile, decode_whole, extension
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import read_table
+from pipeline.sources import decoding
 from pipeline.sources.dataset import Entry
 from pipeline.sources.scan import scan
 from pipeline.sources.shard_plan import plan
@@ -140,3 +142,29 @@ def test_a_restart_packs_the_same_shards(tmp_path: Path) -> None:
     path.unlink()
     again, _ = pack(tmp_path / "data", tmp_path / "x", shard_images=5)
     assert [hashlib.sha256((path.parent / shard.name).read_bytes()).hexdigest() for shard in again.shards["train"]] == digests[1]
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("damage", ["checksum of a text after the pixels", "bytes after the end", "no end", "a text too large to unpack"])
+def test_what_lies_beside_the_pixels_costs_no_picture(damage: str) -> None:
+    """It is stored as a PNG that is whole, with its colours."""
+    pixels = picture(1, 12, 9)
+    whole = encoded(pixels, icc_profile=PROFILE)
+    text = PngInfo()
+    text.add_text("note", "x" * 2**21, zip=True)
+    end = len(LAST_CHUNK)
+    data = {
+        "checksum of a text after the pixels": whole[:-end] + b"\0\0\0\1tEXtx" + bytes(4) + whole[-end:],
+        "bytes after the end": whole + b"more",
+        "no end": whole[:-end],
+        "a text too large to unpack": encoded(pixels, icc_profile=PROFILE, pnginfo=text),
+    }[damage]
+    decoded = decoding.decode(data, 1000)
+    assert decoding.pixels_in(data) == 12 * 9
+    stored = decoding.stored(data, decoded)
+    assert np.array_equal(decode_whole(stored), pixels)
+    assert np.array_equal(decoded, pixels)
+    assert colour_profile(stored) == PROFILE or damage == "a text too large to unpack"
+    assert decoding.stored(whole, pixels) == whole
