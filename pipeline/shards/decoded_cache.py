@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.storage.layout import decoded_name
 
 log = logging.getLogger(__name__)
 
+WRITING = threading.Lock()  # two that look for room at once would both take it
 OF_FREE_SPACE = 0.5  # of the disk, which others need as well
 
 
@@ -32,7 +34,7 @@ class DecodedCache:
 
     Attributes:
         folder: on the machine's own disk.
-        limit: bytes of all files together. Each writer looks by itself, so several at a time may pass it by a file each.
+        limit: bytes of all files together. Each process looks by itself, so several at a time may pass it by a file each.
         begun: when this training began, in seconds since the epoch. Files not used since give way to others; files used since stay, as
             one that went before it is read again would have been for nothing.
     """
@@ -46,9 +48,13 @@ class DecodedCache:
         """Return the cache of this user in the folder for temporary files (`TMPDIR`), or None if it is to have no room."""
         if not gigabytes:
             return None
-        folder = Path(tempfile.gettempdir()) / f"decoded-shards-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        try:
+            folder = Path(tempfile.gettempdir()) / f"decoded-shards-{os.getuid()}"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+        except OSError as error:
+            log.warning("decoded images are not kept on this machine: %s", error)
+            return None
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             log.warning("%s belongs to someone else, or is open to others: decoded images are not kept there", folder)
             return None
@@ -73,8 +79,9 @@ class DecodedCache:
         stream = io.BytesIO()
         torch.save((images, labels), stream)
         try:
-            if self._has_room(stream.tell()):
-                Folder.open(str(self.folder)).write(decoded_name(digest), stream)
+            with WRITING:
+                if self._has_room(stream.tell()):
+                    Folder.open(str(self.folder)).write(decoded_name(digest), stream)
         except OSError as error:
             log.warning("%s: decoded images are not kept: %s", self.folder, error)
 

@@ -50,6 +50,17 @@ class DataSet:
     profile: Mapping[str, int]
 
 
+def _mlflow() -> Any:
+    """Load MLflow, which takes seconds, and keep it quiet."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return mlflow
+
+
 class Store:
     """One tracking server or database. What it does raises whatever MLflow, its database or its storage raise."""
 
@@ -61,23 +72,19 @@ class Store:
             artifacts: URI of the artifacts; where the tracker says, if not given.
         """
         self.uri, self.artifacts, self.outbox = uri, artifacts, Outbox(uri)
+        self._loaded = False
 
     @cached_property
     def _client(self) -> Any:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient  # takes seconds to load
-
-        for noisy in ("alembic", "mlflow"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        return MlflowClient(tracking_uri=self.uri)
+        return _mlflow().MlflowClient(tracking_uri=self.uri)  # which opens a database, in the tracker's thread
 
     def load(self) -> None:
         """Load MLflow in this thread: two threads that load the same libraries may each find them half loaded."""
-        if self.outbox.lost:
+        if self.outbox.lost or self._loaded:
             return
+        self._loaded = True
         try:
-            _ = self._client
+            _mlflow()
         except Exception as error:
             self.outbox.failed("anything", error)
 

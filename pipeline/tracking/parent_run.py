@@ -86,7 +86,9 @@ class ParentRun:
             state: dict[str, Any] = json.loads(self.folder.read(TRACKING))
         except ValueError:
             return {}
-        return state if state.get("tracker") == self._tracker else {}
+        if state.get("tracker") not in (self._tracker, digest(self.store.uri)):
+            return {}
+        return state if "experiment" in state else _of_before(state)
 
     def remember(self, **changes: Any) -> None:
         """Write down what has changed."""
@@ -251,3 +253,12 @@ class ParentRun:
             self._running.clear()
             self.store.end(self.id, status)
             self.remember(status=status)
+
+
+def _of_before(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version wrote down, about nothing that today's runs are: so its runs are superseded."""
+    stages = {
+        name: {"digest": None, "runs": {run: {"id": run, "whole": None} for run in stage["runs"]}}
+        for name, stage in state.get("stages", {}).items()
+    }
+    return {**state, "identity": None, "images": None, "experiment": None, "stages": stages}

@@ -176,9 +176,15 @@ class MlflowTracker:
         self._open(results)
         if self._live:
             self._live.flush()
+        failed: Exception | None = None
         for stage in stages:  # a new MLflow run gets everything there is
             if self._run.logged(stage) != results.digest_of(stage):
-                self._log(stage, results)
+                try:
+                    self._log(stage, results)
+                except Exception as error:  # of one stage, perhaps
+                    failed = failed or error
+        if failed:
+            raise failed
 
     def _log(self, stage: str, results: RunResults) -> None:
         """Log one stage, in place of what was logged of it before."""

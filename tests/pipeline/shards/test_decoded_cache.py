@@ -147,3 +147,14 @@ def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.Monk
     with caplog.at_level(logging.WARNING):
         assert DecodedCache.of_this_machine(1.5) is None
     assert "decoded images are not kept there" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["a file", "a link to nowhere", "no folder at all"])
+def test_without_a_place_for_it_nothing_is_kept(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if place != "no folder at all" else tmp_path / "gone"))
+    folder = tmp_path / f"decoded-shards-{os.getuid()}"
+    if place == "a file":
+        folder.write_bytes(b"")
+    elif place == "a link to nowhere":
+        folder.symlink_to(tmp_path / "nowhere")
+    assert DecodedCache.of_this_machine(1) is None

@@ -24,7 +24,7 @@ from pipeline.results.verdict import verdict
 from pipeline.shards.tables import read_table
 from pipeline.stages import report
 from pipeline.storage.folder import Folder
-from pipeline.storage.records import flatten
+from pipeline.storage.records import digest, flatten
 from pipeline.tracking.tracker import MlflowTracker, NoTracker, open_tracker
 from tests import ROOT
 from tests.fixtures import finished_run
@@ -324,6 +324,22 @@ def test_a_lost_database_is_begun_again_with_everything_there_is(copied_run: tup
     Path(folder.file("mlflow.db")).unlink()
     track(config, folder, "pack", "surrogate", "protect")
     assert set(runs(folder)[1]) == {"surrogate", "protect"}
+
+
+def test_what_an_earlier_version_logged_gives_way(copied_run: tuple[RunConfig, Folder]) -> None:
+    """It wrote a list of runs for each stage, and the address of the database."""
+    config, folder = copied_run
+    first, before = runs(folder)
+    state = json.loads(folder.read("tracking.json"))
+    stages = {name: {"digest": "x", "runs": [run["id"] for run in stage["runs"].values()]} for name, stage in state["stages"].items()}
+    uri = f"sqlite:///{folder.path}/mlflow.db"
+    kept = {name: state[name] for name in ("parent", "under", "tags", "identity", "status")}
+    folder.write("tracking.json", json.dumps({**kept, "tracker": digest(uri), "stages": stages}).encode())
+    track(config, folder, "pack", "surrogate", "protect")
+    parent, children = runs(folder)
+    assert parent.info.run_id != first.info.run_id
+    assert set(children) == set(before)
+    assert {run.info.run_id for run in runs(folder, view=2)[1].values()} == {run.info.run_id for run in before.values()}
 
 
 def test_a_run_the_tracker_does_not_know_is_begun_again(template: Path, copied_run: tuple[RunConfig, Folder]) -> None:
