@@ -107,9 +107,7 @@ class LocalExecutor:
         processes = self.processes if chain else 1 if capacity.gpus else min(self.processes, capacity.at_once or self.processes)
         begun = time.monotonic()
         while waiting and (processes == 1 or len(waiting) == 1 or time.monotonic() - begun < ALONE_SECONDS):
-            self.deadline.check()
-            piece = waiting.popleft()
-            yield piece, _attempts(function, piece.arguments, piece, what)
+            yield self._next(function, waiting, what)
         if not waiting:
             return
         module = (chain.before if chain else function).__module__
@@ -119,19 +117,31 @@ class LocalExecutor:
             else:
                 yield from self._elsewhere(function, waiting, what, processes, others)
 
+    def _next(self, function: Callable[..., Result], waiting: deque[Work], what: str) -> tuple[Work, Callable[[], Result]]:
+        """Return the next piece, to be done in this process."""
+        self.deadline.check()
+        piece = waiting.popleft()
+        return piece, _attempts(function, piece.arguments, piece, what)
+
     def _elsewhere(
         self, function: Callable[..., Result], waiting: deque[Work], what: str, most: int, others: Processes
     ) -> Iterator[tuple[Work, Callable[[], Result]]]:
-        """Run pieces in other processes, `most` at a time."""
+        """Run pieces in other processes, `most` at a time. When one of them dies, all do: what is left is done in this process."""
         running: dict[Future[bytes], tuple[Work, Callable[[], Result]]] = {}
         late = False
-        while running or (waiting and not late):
-            while waiting and len(running) < most and not (late := self.deadline.passed()):
+        while running or (waiting and not late and not others.dead):
+            while waiting and len(running) < most and not others.dead and not (late := self.deadline.passed()):
                 piece = waiting.popleft()
                 begun = others.begin(_attempts(function, piece.arguments, piece, what))
                 running[begun.future] = piece, begun.result
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future)
+                piece, result = running.pop(future)
+                if others.lost(future):
+                    waiting.append(piece)
+                else:
+                    yield piece, result
+        while waiting and not late:
+            yield self._next(function, waiting, what)
         if late:
             raise TimeIsUp
 
@@ -158,6 +168,7 @@ class LocalExecutor:
                     storing[begun.future] = piece, begun.result
             idle = late or not reading
             for future in wait(storing, None if idle else 0, FIRST_COMPLETED).done:
+                others.lost(future)  # then it is done here
                 yield storing.pop(future)
         if late:
             raise TimeIsUp

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any, Generic
 
-from cluster.work import Result
+from cluster.work import Result, describe
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,14 @@ class Begun(Generic[Result]):
     def result(self) -> Result:
         """Wait for what the call returns, or raise what it raised. If its process died, make the call in this process."""
         try:
-            found: Result = pickle.loads(self.future.result())  # noqa: S301  # from a process of our own
+            answer = self.future.result()
         except BrokenProcessPool:
-            log.warning("a helping process died: its work is done again, in this process")
             return self.call()
-        return found
+        found, error = pickle.loads(answer)  # noqa: S301  # from a process of our own
+        if error is not None:
+            raise error
+        returned: Result = found
+        return returned
 
 
 class Processes:
@@ -55,6 +58,7 @@ class Processes:
         if method == "forkserver":
             _load_once(program)
         self._pool = ProcessPoolExecutor(count, multiprocessing.get_context(method), _begin)
+        self.dead = False
 
     def __enter__(self) -> Processes:
         """Start none yet."""
@@ -71,7 +75,16 @@ class Processes:
         except BrokenProcessPool as error:
             broken: Future[bytes] = Future()
             broken.set_exception(error)
+            self.lost(broken)
             return Begun(call, broken)
+
+    def lost(self, future: Future[bytes]) -> bool:
+        """Return whether a process died over a call that has ended, or over another one. Then none is left."""
+        died = isinstance(future.exception(), BrokenProcessPool)
+        if died and not self.dead:
+            log.warning("a helping process died: what is left is done in this process, a piece at a time")
+        self.dead = self.dead or died
+        return died
 
 
 def _load_once(program: str) -> None:
@@ -104,4 +117,16 @@ def _end_with_parent() -> None:
 
 def _called(call: bytes) -> bytes:
     made: Callable[[], Any] = pickle.loads(call)  # noqa: S301  # from the process that started this one
-    return pickle.dumps(made())
+    try:
+        return pickle.dumps((made(), None))
+    except Exception as error:
+        return pickle.dumps((None, _portable(error)))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that can be sent: itself, if it can be made again from what it says."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # our own
+    except Exception:
+        return RuntimeError(describe(error))
+    return error

@@ -48,6 +48,23 @@ class Place(NamedTuple):
     code: str
 
 
+class Odd(Exception):
+    """An error that cannot be made again from what it says."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+@dataclass(frozen=True)
+class UntilDeath(Deadline):
+    """A deadline that passes when a process has died, and has done its work."""
+
+    folder: Path = Path()
+
+    def passed(self) -> bool:
+        return bool(list(self.folder.glob("dies *")))
+
+
 def elsewhere() -> bool:
     return multiprocessing.parent_process() is not None
 
@@ -62,6 +79,8 @@ def trouble(name: str, folder: Path) -> Place:
         raise ValueError("label 7 is out of range")
     if name == "dies" and elsewhere():
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "odd":
+        raise Odd("one", "two")
     return Place(name, os.getpid(), torch.get_num_threads(), local.__file__)
 
 
@@ -92,6 +111,26 @@ def test_the_work_of_a_dead_process_is_done_here(tmp_path: Path, caplog: pytest.
     assert found.keys() == set(names)
     assert found["dies"].process == os.getpid()
     assert "a helping process died" in caplog.text
+
+
+@pytest.mark.faults
+def test_when_a_process_dies_nothing_begins_after_the_deadline(tmp_path: Path) -> None:
+    done = []
+    with pytest.raises(TimeIsUp):  # noqa: PT012
+        for name, _ in LocalExecutor(UntilDeath(folder=tmp_path), 4).run_all(trouble, pieces(tmp_path, "dies", *"abcdefgh"), what="pack"):
+            done.append(name)
+    assert "dies" not in done
+    assert starts(tmp_path).count("dies") == 1
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = {}
+    with pytest.raises(WorkFailed) as raised:  # noqa: PT012
+        for name, place in TWO.run_all(trouble, pieces(tmp_path, *"ab", "odd", *"cd"), what="pack"):
+            found[name] = place
+    assert raised.value.causes == {"odd": "RuntimeError: Odd: one and two"}
+    assert found.keys() == set("abcd")
+    assert "died" not in caplog.text
 
 
 def test_what_is_begun_in_time_is_finished_and_nothing_else_begins(tmp_path: Path) -> None:
