@@ -25,6 +25,7 @@ from pipeline.storage.layout import decoded_name
 log = logging.getLogger(__name__)
 
 WRITING = threading.Lock()  # two that look for room at once would both take it
+FORGOTTEN_SECONDS = 7 * 86400.0  # without use: images of people do not stay on a machine for ever
 OF_FREE_SPACE = 0.5  # of the disk, which others need as well
 
 
@@ -58,7 +59,11 @@ class DecodedCache:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             log.warning("%s belongs to someone else, or is open to others: decoded images are not kept there", folder)
             return None
-        return cls(folder, int(gigabytes * 1e9))
+        cache = cls(folder, int(gigabytes * 1e9))
+        for last_used, _, file in cache._files():
+            if last_used < cache.begun - FORGOTTEN_SECONDS:
+                file.unlink(missing_ok=True)
+        return cache
 
     def read(self, digest: str) -> tuple[Tensor, Tensor] | None:
         """Return the images `(B, C, H, W)` uint8, mapped into memory, and the labels `(B,)` of a shard, or None if they are not there."""
@@ -85,8 +90,8 @@ class DecodedCache:
         except OSError as error:
             log.warning("%s: decoded images are not kept: %s", self.folder, error)
 
-    def _has_room(self, size: int) -> bool:
-        """Remove files of earlier trainings, and of killed ones, until there is room. Return whether there is."""
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Return when each file was last used, its bytes, and its path."""
         files = []
         for file in self.folder.iterdir():
             try:
@@ -94,6 +99,11 @@ class DecodedCache:
             except FileNotFoundError:  # another training was faster
                 continue
             files.append((found.st_mtime, found.st_size, file))
+        return files
+
+    def _has_room(self, size: int) -> bool:
+        """Remove files of earlier trainings, and of killed ones, until there is room. Return whether there is."""
+        files = self._files()
         used = sum(each for _, each, _ in files)
         limit = min(self.limit, used + OF_FREE_SPACE * shutil.disk_usage(self.folder).free)
         for last_used, each, file in sorted(files):

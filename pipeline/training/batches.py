@@ -148,9 +148,12 @@ def _ahead(batches: Iterator[Batch], pinned: bool) -> Iterator[Batch]:
 
     with ThreadPoolExecutor(1) as maker:
         making = deque(maker.submit(following) for _ in range(BATCHES_AHEAD))
-        while (batch := making.popleft().result()) is not None:
-            making.append(maker.submit(following))
-            yield batch
+        try:
+            while (batch := making.popleft().result()) is not None:
+                making.append(maker.submit(following))
+                yield batch
+        finally:
+            maker.shutdown(cancel_futures=True)  # nobody waits for more
 
 
 def _steps(images: int, batch_size: int) -> int:

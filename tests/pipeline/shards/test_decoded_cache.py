@@ -149,6 +149,17 @@ def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert "decoded images are not kept there" in caplog.text
 
 
+def test_what_nobody_used_for_a_week_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache = DecodedCache.of_this_machine(1)
+    assert cache
+    for name, days in (("old", 8), ("new", 6)):
+        (cache.folder / name).write_bytes(b"")
+        os.utime(cache.folder / name, (cache.begun - 86400 * days,) * 2)
+    DecodedCache.of_this_machine(1)
+    assert [file.name for file in cache.folder.iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize("place", ["a file", "a link to nowhere", "no folder at all"])
 def test_without_a_place_for_it_nothing_is_kept(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path if place != "no folder at all" else tmp_path / "gone"))
