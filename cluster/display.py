@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -126,10 +127,15 @@ def _current() -> tuple[Followed | None, str]:
 
 
 def show(stream: TextIO | None = None) -> None:
-    """Write log lines and progress of this process to standard error, and nothing of the libraries but their warnings."""
+    """Write log lines and progress of this process to standard error, and nothing of the libraries but their warnings.
+
+    With the environment variable SEP_DEBUG set, they have what is said for debugging as well, such as every epoch.
+    """
     stream = stream or sys.stderr
     display = Display(stream, stream.isatty())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[display], force=True)
+    for ours in ("cluster", "pipeline", "sep"):
+        logging.getLogger(ours).setLevel(logging.DEBUG if os.environ.get("SEP_DEBUG") else logging.NOTSET)
     threading.Thread(target=_refresh, args=(display,), daemon=True).start()
 
 

@@ -66,7 +66,8 @@ def outcome(run: Path) -> dict[str, Any]:
         "weights": [epoch["sha256"] for epoch in epochs],
         "shards": {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*.tar")},
         "victims": tables,
-        "card": {name: card(run)[name] for name in ("data", "images", "missing", "victims", "settings")},
+        "card": {name: card(run)[name] for name in ("data", "images", "missing", "settings")},
+        "accuracies": [{name: value for name, value in victim.items() if name != "loader_percent"} for victim in card(run)["victims"]],
     }
 
 

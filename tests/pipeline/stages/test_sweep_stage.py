@@ -71,7 +71,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, 
     handler = logging.FileHandler(log)
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("cluster").setLevel(logging.DEBUG)
     outcome = go(config, folder, logged=True)
+    logging.getLogger("cluster").setLevel(logging.NOTSET)
     logging.getLogger().removeHandler(handler)
     assert shared(folder) == before
     return config, folder, outcome, log.read_text()
@@ -115,8 +117,8 @@ def test_pack_and_surrogate_are_shared_and_not_copied(swept: tuple[RunConfig, Fo
 
 def test_clean_victims_are_trained_once(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
     _, folder, _, log = swept
-    assert log.count("resnet8-clean-none-seed0 done") == 1
-    assert log.count("resnet8-protected-none-seed0 done") == len(NAMES)
+    assert log.count("resnet8-clean-none-seed0, epoch 1 of") == 1
+    assert log.count("resnet8-protected-none-seed0, epoch 1 of") == len(NAMES)
     clean = [victims(folder, name)["clean"] for name in NAMES]
     assert all(row == clean[0] for row in clean)
     losses = {victims(folder, name)["protected"]["loss_per_epoch"][0] for name in NAMES}
