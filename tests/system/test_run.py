@@ -84,13 +84,13 @@ def test_interrupted_run_ends_orderly(tmp_path: Path, sign: int, moment: str) ->
 def test_killed_driver_goes_on_to_the_same_bytes(
     moment: str, smoke_run: Smoke, tmp_path: Path, seconds_lost: Callable[[float], None]
 ) -> None:
-    goes_on_after_a_kill(smoke_run, moment, tmp_path / "run", seconds_lost)
+    goes_on_after_a_kill(smoke_run, moment, tmp_path / "run", seconds_lost, "--workers", "1")
 
 
 @pytest.mark.slow
 def test_a_second_driver_refuses_and_the_first_goes_on(smoke_run: Smoke, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = start("--run", str(run))
+    first = start("--run", str(run), "--workers", "1")
     assert first.stderr is not None
     next(line for line in first.stderr if "surrogate: started" in line)
     code, _, err = finish("--run", str(run))
