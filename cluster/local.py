@@ -1,4 +1,4 @@
-"""Work in this process, on its GPU if it has one, with others for what needs no GPU: the calls of `Executor` without Ray."""
+"""Work in this process, on its GPU if it has one, and in other processes where no GPU is needed: the calls of `Executor` without Ray."""
 
 from __future__ import annotations
 

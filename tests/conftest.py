@@ -21,6 +21,8 @@ import torch
 from tests import ROOT
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from cluster.resources import Resources
     from pipeline.config.schema import RunConfig
     from pipeline.storage.folder import Folder
@@ -157,3 +159,12 @@ def own_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for the pages of a module."""
+    from tests.fixtures import browser
+
+    with browser.chromium() as opened:
+        yield opened

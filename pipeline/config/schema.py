@@ -219,8 +219,8 @@ class RunConfig:
     tracking_uri: Annotated[str | None, Mark.START] = None
     """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
     executor: Annotated[Literal["ray", "local"], Mark.SPEED] = "ray"
-    """what runs the work; ray: many processes and machines; local: this process, with one more per core for what needs no GPU,
-    without Ray"""
+    """what runs the work; ray: many processes and machines; local: without Ray, in this process, and where no GPU is needed
+    in one more for each core"""
     minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
     memory_limit_mb: Annotated[int, Mark.SPEED] = 2000

@@ -85,10 +85,15 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     Raises:
         ValueError: a protected image as stored breaks the budget.
     """
-    changed = dict(zip(clean.chosen.tolist(), crafted.images, strict=True))
-    if task.ensemble.input_size is not None:  # packed as they came: files of people, which may say where and by whom they were taken
-        changed = dict(enumerate(clean.images)) | changed
-    released = [_released(s, changed[i]) if i in changed else s for i, s in enumerate(clean.samples)]
+    released, crafted_images = list(clean.samples), zip(clean.chosen.tolist(), crafted.images, strict=True)
+    if task.ensemble.input_size is None:
+        for i, image in crafted_images:
+            released[i] = dataclasses.replace(released[i], image=encode_png(_pixels(image)))
+    else:  # packed as they came: files of people, which may say where and by whom they were taken
+        images = [*clean.images]
+        for i, image in crafted_images:
+            images[i] = image
+        released = [_pixels_alone(sample, image) for sample, image in zip(released, images, strict=True)]
     written, stored = write_shard(task.out, shard.name, released)
     rows = _rows(task, shard.name, stored, clean)
     finite = [psnr for row in rows if (psnr := row["psnr_db"]) != math.inf]
@@ -101,8 +106,8 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
     return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
 
 
-def _released(clean: Sample, image: Tensor) -> Sample:
-    """Return a sample with another image: pixels alone, and the profile that says which colours they mean."""
+def _pixels_alone(clean: Sample, image: Tensor) -> Sample:
+    """Return a sample with another image, as a PNG of its pixels with the profile that says which colours they mean."""
     return dataclasses.replace(clean, image=encode_png(_pixels(image), colour_profile(clean.image)))
 
 

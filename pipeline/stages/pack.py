@@ -61,17 +61,16 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the folder was made with another configuration, or a later stage could not use the images.
         WorkFailed: a task failed for good; what is finished is kept.
     """
-    stage = Stage(
-        folder, "pack", section=_section(config, config.data, packed_at_own_size(config)), seed=config.seed, overwrite=config.overwrite
-    )
+    own_size = packed_at_own_size(config)
+    stage = Stage(folder, "pack", section=_section(config, config.data, own_size), seed=config.seed, overwrite=config.overwrite)
     if stage.manifest is not None:
         return stage.manifest
     try:
         dataset = scan(config)
         check_scanned(config, dataset)
-        parts = _pack(stage, dataset, config, executor, packed_at_own_size(config))
+        parts = _pack(stage, dataset, config, executor, own_size)
         _check(dataset, parts)
-        return _finish(stage, dataset, parts, packed_at_own_size(config))
+        return _finish(stage, dataset, parts, own_size)
     except ValueError as error:
         if isinstance(error, SourceError) or not stage.folder.child(PARTS).names():
             stage.clear(str(error))
@@ -94,8 +93,8 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
     """
     base = Manifest.load(run, "pack").counts
     assert config.add is not None
-    section, own_size = _section(config, config.add, is_own_size(base)), is_own_size(base)
-    stage = Stage(folder, "pack", section=section, seed=config.seed, overwrite=config.overwrite)
+    own_size = is_own_size(base)
+    stage = Stage(folder, "pack", section=_section(config, config.add, own_size), seed=config.seed, overwrite=config.overwrite)
     if stage.manifest is not None:
         return stage.manifest
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from tests.fixtures import browser, matrix_run
 from tests.fixtures.browser import DESKTOP, PHONE
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A browser for all pages."""
-    with browser.chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -25,13 +25,6 @@ PATIENCE = 60_000  # milliseconds; the pages are large, and the machine may be b
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A browser for all pages."""
-    with browser.chromium() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def tracked(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     """A run with all stages, its report, and its log in MLflow."""
     path = tmp_path_factory.mktemp("runs") / NAME
