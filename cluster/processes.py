@@ -10,11 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any, Generic
+
+from loky import ProcessPoolExecutor
 
 from cluster.work import Result, describe
 
@@ -49,6 +51,7 @@ class Begun(Generic[Result]):
 class Processes:
     """Processes that are started as there is work for them, and end with the block. They have one thread each for their arithmetic.
 
+    The standard library's pool, up to Python 3.11, waits forever if a process dies while another one is being started; loky's does not.
     Calls and results travel as bytes that are pickled here: torch would send tensors through shared memory, which containers lack.
     """
 
@@ -57,7 +60,7 @@ class Processes:
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         if method == "forkserver":
             _load_once(program)
-        self._pool = ProcessPoolExecutor(count, multiprocessing.get_context(method), _begin)
+        self._pool = ProcessPoolExecutor(count, context=multiprocessing.get_context(method), initializer=_begin)
         self.dead = False
 
     def __enter__(self) -> Processes:
@@ -65,8 +68,8 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the calls that were begun end, and drop the others."""
-        self._pool.shutdown(cancel_futures=True)
+        """Let the calls that were begun end."""
+        self._pool.shutdown()
 
     def begin(self, call: Callable[[], Result]) -> Begun[Result]:
         """Begin a call: a function of a module with its arguments, as `functools.partial`."""
