@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("tyro", reason="the pipeline needs what docs/reproduce.md lists")
-from cluster import local
 from cluster.deadline import Deadline
-from cluster.resources import Resources
 from pipeline import reproduce
 from pipeline.protection import release
 from sep.execution import resolve
@@ -30,11 +27,11 @@ COMMAND = [
 @pytest.fixture(autouse=True)
 def only_the_device(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sums in one order on a CPU, no GPU beside it, and one process, which knows what this test changes."""
-    monkeypatch.setattr(local, "ALONE_SECONDS", math.inf)
+    for place in ("processes", "local"):
+        monkeypatch.setattr(f"cluster.{place}.cpus", lambda: 1)
     if request.config.getoption("--no-values"):
         monkeypatch.setattr(release, "check_budget", lambda *_: None)
     threads = torch.get_num_threads()
-    monkeypatch.setattr(Resources, "cpus_for", lambda *_: 1)
     if device.type == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
