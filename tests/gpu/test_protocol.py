@@ -12,9 +12,15 @@ import torch
 
 pytest.importorskip("tyro", reason="the pipeline needs what docs/reproduce.md lists")
 from cluster.deadline import Deadline
+from cluster.local import LocalExecutor
+from cluster.work import Capacity
 from pipeline import reproduce
+from pipeline.config.schema import RunConfig
 from pipeline.protection import release
+from pipeline.stages import protect
+from pipeline.storage.folder import Folder
 from sep.execution import resolve
+from tests.fixtures import packed_run
 
 TRAINING = ("--networks", "resnet8", "--epochs", "2", "--batch-size", "20")
 COMMAND = [
@@ -36,6 +42,20 @@ def only_the_device(request: pytest.FixtureRequest, device: torch.device, monkey
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
     torch.set_num_threads(threads)
+
+
+def test_reading_and_storing_beside_the_device_change_nothing(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class means and crafting: another process reads the next shard and stores the last one."""
+    monkeypatch.setattr(protect, "_capacity", lambda *_: Capacity(gpus=1))  # decides who computes, whether there is a GPU or not
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        manifest = protect.execute(*packed_run.copy(packed, folder, steps=2), LocalExecutor(processes=processes))
+        names = ("samples.parquet", *(shard.name for shard in manifest.shards["train"]))
+        found.append((packed_run.digests(manifest), [(folder / "protect" / name).read_bytes() for name in names]))
+    assert found[0] == found[1]
 
 
 def made(run: Path) -> dict[str, bytes]:
