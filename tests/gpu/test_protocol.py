@@ -86,9 +86,13 @@ def stopped_often(run: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return starts
 
 
-def test_the_protocol_in_pieces_is_the_protocol_in_one(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_protocol_in_pieces_is_the_protocol_in_one(
+    request: pytest.FixtureRequest, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two epochs of a surrogate, class means, two shards, and two victims: weights, bytes and accuracies are the same."""
     assert reproduce.main([*COMMAND, "--run", str(tmp_path / "whole")]) == 0
+    if request.config.getoption("--no-values"):
+        return  # it went through every stage on the device; what its pieces come to, values would show
     assert stopped_often(tmp_path / "run", monkeypatch) >= 8
     whole, pieces = made(tmp_path / "whole"), made(tmp_path / "run")
     assert whole.keys() == pieces.keys()
