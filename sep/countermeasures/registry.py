@@ -19,8 +19,9 @@ from sep.deferred import Deferred
 from sep.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Generator, Tensor
 
+    from sep.at_rest import AtRest
     from sep.fitting import Change
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -53,7 +54,7 @@ class Countermeasure:
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
         distorted: like `mixed`, but classes stay as they are.
-        hardened: like `distorted`, but against the network as it is at that step.
+        hardened: like `distorted`, but against the network as it is at that step, which comes first.
         trained: applied to the settings of the training.
         clean_percent: share of the protected images that an adversary has from elsewhere in their clean form.
         clean_only: whether an adversary trains on that share alone.
@@ -65,7 +66,7 @@ class Countermeasure:
     fitted: Callable[[Epoch, int], OfClass] | None = None
     mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
     distorted: Callable[[Tensor, Generator], Tensor] | None = None
-    hardened: Callable[[nn.Module, Tensor, Tensor, Generator], Tensor] | None = None
+    hardened: Callable[[AtRest, Tensor, Tensor, Generator], Tensor] | None = None
     trained: Callable[[TrainConfig], TrainConfig] | None = None
     clean_percent: int = 0
     clean_only: bool = False
@@ -77,7 +78,7 @@ class Countermeasure:
         assert self.stored is not None
         return self.stored(as_stored(images))
 
-    def on_batch(self, network: nn.Module, levels: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def on_batch(self, network: AtRest, levels: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Return a training batch after the change."""
         if self.mixed:
             return self.mixed(levels, targets, generator)
@@ -209,7 +210,7 @@ class Plan:
 
 
 def _change(
-    parts: list[Countermeasure], num_classes: int, network: nn.Module, levels: Tensor, labels: Tensor, generator: Generator
+    parts: list[Countermeasure], num_classes: int, network: AtRest, levels: Tensor, labels: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     targets = one_hot(labels, num_classes).float()
     for part in parts:

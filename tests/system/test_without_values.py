@@ -35,8 +35,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "suites",
     [
-        ("tests/gpu", "tests/cluster/test_local.py", "tests/sep/test_fitting.py"),
-        pytest.param(("tests/sep",), marks=pytest.mark.slow),  # which compute on the CPU, beside a GPU
+        ("tests/gpu", "tests/cluster/test_local.py"),
+        pytest.param(("tests/sep",), marks=pytest.mark.slow),  # which compute on the CPU, beside a GPU: minutes
     ],
     ids=["on the device", "beside it"],
 )

@@ -152,6 +152,8 @@ def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None
     assert work(proof, 9) == 3
     assert (tmp_path / "order").read_text().split() == ["one", "two", "closes", "two"]
     assert statuses(proof) == {"closes": "done", "one": "failed", "two": "time is up", "three": "not begun"}
+    assert work(proof, 9, ["three", "two"]) == 3  # as they are named, but for what failed
+    assert (tmp_path / "order").read_text().split()[4:] == ["three", "two"]
 
 
 def test_what_a_killed_start_left_to_close_is_closed_first(tmp_path: Path) -> None:
