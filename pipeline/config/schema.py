@@ -158,12 +158,20 @@ class VictimConfig(TrainConfig):
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures trained on the clean and on the protected images"""
     countermeasures: Annotated[tuple[str, ...], Doc(_known_countermeasures())] = ("none",)
+    stored: str = "none"
+    """form in which the training pictures, clean and protected alike, were stored before a victim or its countermeasures saw them:
+    jpeg-90, webp-75 or another countermeasure that changes stored pictures, or several joined by +; none: as they are in the release"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
     recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
     """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
     trials_per_gpu: Annotated[int, Mark.SPEED] = 1
     """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
+
+    @property
+    def recorded_form(self) -> dict[str, str]:
+        """What is recorded of the form: nothing of pictures as they are in the release."""
+        return {} if self.stored == "none" else {"stored": self.stored}
 
     def __post_init__(self) -> None:
         """Refuse unknown or missing names.
@@ -179,6 +187,10 @@ class VictimConfig(TrainConfig):
                 countermeasures.plan(name)
             except ValueError as error:
                 raise ValueError(f"victim.countermeasures: {error}") from error
+        try:
+            countermeasures.stored_as(self.stored)
+        except ValueError as error:
+            raise ValueError(f"victim.stored: {error}") from error
         _each_once("victim", networks=self.networks, countermeasures=self.countermeasures, seeds=self.seeds)
 
 

@@ -193,5 +193,7 @@ def scope(measured: Sequence[VictimPair]) -> str:
     countered = ", ".join(name for name in names if name != "none")
     against = " and ".join(filter(None, ["plain training" if "none" in names else "", f"training under {countered}" if countered else ""]))
     seeds = len({seed for stats in every for seed in stats.seeds})
+    forms = [stored for stored in dict.fromkeys(stats.stored for stats in every) if stored != "none"]
+    against += f", on pictures stored as {', '.join(forms)}" if forms else ""
     spread = f"over {seeds} seeds" if seeds > 1 else "over one seed, which says nothing about spread"
     return f"These figures speak for {networks} and for {against}, {spread}, and for no others."

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.marks import without
-from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.schema import RunConfig, VictimConfig, to_tree
 from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
@@ -229,6 +229,8 @@ class RunResults:
                 tree["input_size"] = asked[stage].get(stage, {}).get("input_size")
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
+        if self.victim_asked:
+            tree["victim"]["stored"] = self.victim_asked.get("victim", {}).get("stored", VictimConfig.stored)
         return tree
 
 

@@ -99,7 +99,7 @@ def accuracy_per_class(table: Tensor) -> list[float | None]:
 
 
 def _training_images(task: VictimTask, seed: int, device: torch.device, augmentation: Augmentation = "none") -> Batches:
-    """Open batches of the images after the countermeasures. A countermeasure that is fitted to the images reads them first."""
+    """Open batches of the images as they were stored and after the countermeasures, of which a fitted one reads them first."""
     trial, plan, counts, side = task.trial, task.plan, task.pack.counts, task.input_size
     shards, read = task.train.shards["train"], cast(Read, read_shard)
     if plan.clean_percent:
@@ -111,7 +111,7 @@ def _training_images(task: VictimTask, seed: int, device: torch.device, augmenta
     each = image_bytes(counts) * bytes_per_value(plan)
     opened = partial(open_batches, folder, shards, each, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
     transform: Transform = unchanged
-    for part in plan.on_images:
+    for part in (*countermeasures.stored_as(task.config.stored), *plan.on_images):
         step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else partial(_whatever_class, part.on_stored)
         transform = partial(_one_after_the_other, transform, step)
 
@@ -206,6 +206,7 @@ def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:
     others = sorted(set(range(len(table))) - set(protected))
     return {
         **asdict(task.trial),
+        "stored": task.config.stored,
         "last_accuracy": accuracy(table, protected),
         "relabelled_accuracy": relabelled_accuracy(table[protected].numpy()),
         "other_accuracy": accuracy(table, others) if others else None,
