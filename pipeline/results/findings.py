@@ -52,6 +52,7 @@ def findings(results: RunResults) -> Findings:
         *_on_protection(results, pair),
         *_on_other_classes(results, pair),
         *_on_networks(results, measured),
+        *_on_input_size(results),
     ]
     if worst := _weakest(measured, guess, tests):
         left, clean = worst.protected.last.mean, worst.clean.last.mean
@@ -144,6 +145,12 @@ def _on_networks(results: RunResults, measured: Sequence[VictimPair]) -> list[st
         f"The release was crafted with {surrogates(results)}. Trained on it, {len(plain)} victim networks get from "
         f"{best.protected.last.mean:.1f} % ({best.name}) to {worst.protected.last.mean:.1f} % ({worst.name}) right."
     ]
+
+
+def _on_input_size(results: RunResults) -> list[str]:
+    """Say at which size victims saw the pictures, if the release was made for another."""
+    seen, made = results.victim_asked.get("victim", {}).get("input_size"), results.count("protect", "input_size")
+    return [f"Victims see pictures at {seen} pixels a side; the release was made for {made}."] if seen and made and seen != made else []
 
 
 def surrogates(results: RunResults) -> str:

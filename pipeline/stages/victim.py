@@ -24,7 +24,7 @@ from cluster.resources import Resources
 from cluster.work import WorkFailed
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
-from pipeline.config.sight import recorded_input
+from pipeline.config.sight import recorded_input, victim_side
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -93,7 +93,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         WorkFailed: trials failed, after all others were finished.
     """
     victim, inputs = config.victim, ("pack", "protect")
-    section = without(deciding(victim), ("stored",)) | victim.recorded_form | recorded_input(config)
+    section = without(deciding(victim), ("stored", "input_size")) | victim.recorded_form | recorded_input(victim_side(config))
     stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
@@ -151,7 +151,7 @@ def _task(
     training = {name: getattr(victim, name) for name in sorted(names)}
     decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
-    decides += [recorded_input(config)] if config.input_size else []
+    decides += [recorded_input(side)] if (side := victim_side(config)) else []
     decides += [victim.recorded_form] if victim.recorded_form else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)
     decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
@@ -172,7 +172,7 @@ def _task(
         threads=resources.cpus_for(at_once, victim.trials_per_gpu),
         cache_gb=config.cache_gb,
         gpu=gpu,
-        input_size=config.input_size,
+        input_size=victim_side(config),
     )
 
 
