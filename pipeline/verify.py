@@ -20,12 +20,15 @@ from pipeline.storage.run import Point, Run, additions, existing_run
 from pipeline.storage.stage import Manifest
 
 
-def _check_run(run: str) -> int:
-    """Audit a run from its files alone: keys, labels, hashes, counts, and the budget of every pixel.
+def _check_run(run: str, exported: str | None = None) -> int:
+    """Audit the release in the shards of a run from its files alone: keys, labels, hashes, counts, and the budget of every pixel.
 
     Args:
         run: folder or URI (s3://...) of a finished run, of an addition to one, or of a point of a sweep
+        exported: folder that export.py wrote: audit its files, by the record beside it, in the place of the shards
     """
+    if exported is not None:
+        return _check_exported(run, exported)
     from pipeline.operations.audit import verify  # here and below: it loads torch, which `--help` need not wait for
 
     folder = existing_run(run)
@@ -38,6 +41,14 @@ def _check_run(run: str) -> int:
         sound = sound and whole
     print("\n".join(lines))
     return 0 if sound else 1
+
+
+def _check_exported(run: str, exported: str) -> int:
+    from pipeline.operations.exported import verify_exported
+
+    audit = verify_exported(existing_run(run), Folder.open(exported))
+    print(audit)
+    return 1 if audit.faults else 0
 
 
 def _record(folder: Run, faults: int, said: str) -> None:

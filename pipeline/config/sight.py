@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sep.countermeasures.registry import plan
 from sep.methods.registry import METHODS
 from sep.views import registry as views
 
@@ -17,9 +16,14 @@ def packed_at_own_size(config: RunConfig) -> bool:
     return config.input_size is not None and config.pack.size is None
 
 
-def recorded_input(config: RunConfig) -> dict[str, int]:
-    """Return what a stage whose networks see images through the input size records of it."""
-    return {} if config.input_size is None else {"input_size": config.input_size}
+def recorded_input(side: int | None) -> dict[str, int]:
+    """Return what a stage whose networks see images through an input size records of it."""
+    return {} if side is None else {"input_size": side}
+
+
+def victim_side(config: RunConfig) -> int | None:
+    """Return the side in pixels of what victims see; None where they see whole images of one size."""
+    return config.victim.input_size or config.input_size
 
 
 def check_sight(config: RunConfig) -> None:
@@ -47,6 +51,3 @@ def _check_input_size(config: RunConfig, side: int) -> None:
         raise ValueError(f"{method} cannot protect images of many sizes with an input-size: give --pack.size N, or take {', '.join(takes)}")
     if "resize-crop" in config.views:
         raise ValueError("views = resize-crop, through which networks look anyway with an input-size: leave it out")
-    for name in config.victim.countermeasures if "victim" in config.stages else ():
-        if any(part.fitted for part in plan(name).parts):
-            raise ValueError(f"victim.countermeasures: {name} is fitted to images of one size: leave it out, or give --pack.size N alone")

@@ -9,7 +9,7 @@ from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.results.commands import command
 from pipeline.results.run_results import RunResults
-from pipeline.results.verdict import untested, verdict
+from pipeline.results.verdict import held_out, untested, verdict
 from pipeline.storage.run import sweep_of
 
 ASKED_AT_ONCE = 4  # countermeasures in the command that tests more of them
@@ -33,8 +33,9 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
     steps = []
     if results.manifests["protect"].missing or results.missing_trials:
         steps.append(Step("finish", "some pieces failed, and are tried again", _again(config, results, ())))
-    if label != "not measured" and (left := untested(results)):
-        names = [attempt.countermeasure for attempt in left[:ASKED_AT_ONCE]]
+    left = [*held_out(results), *(attempt.countermeasure for attempt in untested(results))]
+    if label != "not measured" and left:
+        names = list(dict.fromkeys(left))[:ASKED_AT_ONCE]
         asked = [*results.victim_asked["victim"]["countermeasures"], *names]
         steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))
     if not results.of_release and not results.missing_trials:

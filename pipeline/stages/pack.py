@@ -247,7 +247,7 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard], own
         "train": packed["train"].total(),
         "test": packed["test"].total(),
         "classes": list(dataset.classes),
-        **size_counts(sizes, own_size),
+        **size_counts(sizes, own_size, statistics.pixels),
         "mean": mean,
         "std": std,
         "quarantined": len(refused),

@@ -54,7 +54,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     classes = protected_classes(config, names)
     section = deciding(protect)
     if protect.kind.views:
-        section |= config.recorded_views | recorded_input(config)
+        section |= config.recorded_views | recorded_input(config.input_size)
     if protect.kind.surrogate:
         _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings

@@ -34,7 +34,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
-    section = deciding(config.surrogate) | config.recorded_views | recorded_input(config)
+    section = deciding(config.surrogate) | config.recorded_views | recorded_input(config.input_size)
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest

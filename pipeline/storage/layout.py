@@ -54,6 +54,9 @@ SHARED: tuple[str, ...] = ("pack", "surrogate")  # stages that all points of a s
 COMPARISON = "comparison"  # of the points of the sweep
 ADDED = "added"  # holds a folder for each addition, `0001`, ...
 
+# Beside an exported folder, after its name
+EXPORTED = ".export.json"  # the form of the files, the digest of each, and how lossy ones differ from the originals
+
 
 def shard_name(split: str, number: int) -> str:
     """Return the file name of a shard, the same in `pack` and `protect`."""

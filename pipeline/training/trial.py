@@ -20,7 +20,6 @@ from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.work import Report
 from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.shard import read_shard
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Loading, Read
@@ -28,7 +27,7 @@ from pipeline.storage.layout import trial_name
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial_records
-from pipeline.training.batches import Batches, Split, Transform, open_batches, open_tests, unchanged
+from pipeline.training.batches import Batches, Split, Transform, open_batches, open_tests, unchanged, whole
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.training.networks import build_network
 from pipeline.training.states import StateFile
@@ -38,7 +37,7 @@ from sep.execution import share_memory, use_cpu
 from sep.fitting import Epoch, State, accuracy, fit
 from sep.pictures import Images
 from sep.train_config import Augmentation, TrainConfig
-from sep.views.own_size import training_view
+from sep.views.own_size import fitted_at_input_size, training_view, whole_view
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def accuracy_per_class(table: Tensor) -> list[float | None]:
 
 
 def _training_images(task: VictimTask, seed: int, device: torch.device, augmentation: Augmentation = "none") -> Batches:
-    """Open batches of the images after the countermeasures. A countermeasure that is fitted to the images reads them first."""
+    """Open batches of the images as they were stored and after the countermeasures, of which a fitted one reads them first."""
     trial, plan, counts, side = task.trial, task.plan, task.pack.counts, task.input_size
     shards, read = task.train.shards["train"], cast(Read, read_shard)
     if plan.clean_percent:
@@ -111,8 +110,12 @@ def _training_images(task: VictimTask, seed: int, device: torch.device, augmenta
     each = image_bytes(counts) * bytes_per_value(plan)
     opened = partial(open_batches, folder, shards, each, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
     transform: Transform = unchanged
-    for part in plan.on_images:
-        step = part.fitted(opened(transform).epoch, len(counts["classes"])) if part.fitted else partial(_whatever_class, part.on_stored)
+    for part in (*countermeasures.stored_as(task.config.stored), *plan.on_images):
+        step: Transform = partial(_whatever_class, part.on_stored)
+        if part.fitted:
+            seen = whole if side is None else partial(_as_a_whole, side)
+            step = part.fitted(opened(transform, sight=seen).epoch, len(counts["classes"]))
+            step = step if side is None else fitted_at_input_size(step, side)
         transform = partial(_one_after_the_other, transform, step)
 
     def sight(epoch: int) -> Callable[[Images], Tensor]:
@@ -122,12 +125,16 @@ def _training_images(task: VictimTask, seed: int, device: torch.device, augmenta
 
 
 def _loading(task: VictimTask) -> Loading:
-    return Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), task.input_size)
+    return Loading(task.threads, cache_gb=task.cache_gb, input_size=task.input_size)
 
 
 def bytes_per_value(plan: Plan) -> int:
     """Return the bytes that one stored value takes in memory: four where the countermeasure projects, else one."""
     return 4 if any(part.fitted for part in plan.on_images) else 1
+
+
+def _as_a_whole(side: int, _: int) -> Callable[[Images], Tensor]:
+    return partial(whole_view, side=side)
 
 
 def _one_after_the_other(first: Transform, second: Transform, images: Tensor, labels: Tensor) -> Tensor:
@@ -206,6 +213,7 @@ def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:
     others = sorted(set(range(len(table))) - set(protected))
     return {
         **asdict(task.trial),
+        "stored": task.config.stored,
         "last_accuracy": accuracy(table, protected),
         "relabelled_accuracy": relabelled_accuracy(table[protected].numpy()),
         "other_accuracy": accuracy(table, others) if others else None,

@@ -240,6 +240,19 @@ def plan(name: str) -> Plan:
     return Plan(tuple(parts))
 
 
+def stored_as(name: str) -> tuple[Countermeasure, ...]:
+    """Return the changes that a form makes to pictures when they are stored in it: `jpeg-90`, `resize-50+webp-75`; nothing of `none`.
+
+    Raises:
+        ValueError: one is unknown, or is nothing that happens to a stored picture by itself.
+    """
+    parts = plan(name).parts if name != "none" else ()
+    if not all(part.stored for part in parts):
+        forms = [known for known, each in COUNTERMEASURES.items() if each.stored]
+        raise ValueError(f"{name!r} is no form to store pictures in: expected {', '.join(forms)}, or several of them joined by +")
+    return parts
+
+
 def _named(name: str) -> Countermeasure:
     if name in COUNTERMEASURES:
         return COUNTERMEASURES[name]

@@ -26,7 +26,7 @@ ONLY_IN = {  # library -> the only modules or rooms that may import it
     "mlflow": {"pipeline.tracking.mlflow_store"},
     "matplotlib": {"pipeline.pages"},
     "jinja2": {"pipeline.pages"},
-    "PIL": {"pipeline.shards.pixels", "pipeline.sources.decoding"},
+    "PIL": {"pipeline.shards.pixels", "pipeline.shards.file_formats", "pipeline.sources.decoding"},
     "loky": {"cluster.processes"},
     "pickle": {"pipeline.sources.cifar", "cluster.processes"},
     "tyro": {"pipeline.config", *ENTRY_POINTS},
