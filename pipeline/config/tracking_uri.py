@@ -40,7 +40,9 @@ def check_tracking_uri(uri: str) -> None:
     scheme, _, rest = uri.partition(":")
     kind, _, driver = scheme.partition("+")
     if kind == "sqlite" and rest.startswith("///") and rest != "///" and ":memory:" not in rest:
-        _check_file(uri, Path(unquote(rest.removeprefix("///").partition("?")[0])).absolute())
+        file = sqlite_file(uri)
+        assert file
+        _check_file(uri, file)
     elif kind in ("http", "https", "databricks", *DRIVERS) and re.match("//[^/]", rest) and _has_port(uri):
         module = driver or DRIVERS.get(kind)
         if module and find_spec(module) is None:
@@ -52,6 +54,12 @@ def check_tracking_uri(uri: str) -> None:
         elif re.match(r"\d+", rest):
             like = f": did you mean http://{uri}?"
         raise ValueError(f"tracking-uri: {EXPECTED}; got {uri!r}{like}")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite database; None for another tracker."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(unquote(rest.partition("?")[0])).absolute() if scheme.partition("+")[0] == "sqlite" else None
 
 
 def _has_port(uri: str) -> bool:

@@ -51,7 +51,7 @@ def here(line: str) -> str:
     """Return a command for the folder and the Python of this process, where `python` or `pipeline` mean something else here.
 
     Args:
-        line: begins with `python pipeline/` or with `make`.
+        line: begins with `python pipeline/`, with `python -m` or with `make`.
     """
     words = shlex.split(line)
     at_home = Path.cwd() == PROJECT
@@ -59,7 +59,7 @@ def here(line: str) -> str:
         return line if at_home else shlex.join(["make", "-C", str(PROJECT), *words[1:]])
     found = shutil.which("python")
     words[0] = "python" if found and os.path.realpath(found) == os.path.realpath(sys.executable) and _same_site(found) else sys.executable
-    words[1] = words[1] if at_home else str(PROJECT / words[1])
+    words[1] = words[1] if at_home or words[1] == "-m" else str(PROJECT / words[1])
     return shlex.join(words)
 
 
