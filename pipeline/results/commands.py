@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.marks import marked
+from pipeline.config.marks import Mark, marked
 from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.storage.records import flatten
@@ -34,6 +34,21 @@ def command(tree: Mapping[str, Any]) -> str:
         if name not in skipped and value != base[name]:
             words += [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return shlex.join(words)
+
+
+def same_way(config: RunConfig) -> str:
+    """Return the flags with which another start computes as this one does, and logs to the same place; each begins with a blank."""
+    mine, usual = flatten(to_tree(config)), flatten(to_tree(preset(config.preset)))
+    words = []
+    for name in (*marked(RunConfig, Mark.SPEED), "tracking_uri"):
+        value, (section, dot, last) = mine[name], name.replace("_", "-").rpartition(".")
+        if value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{section}{dot}{'' if value else 'no-'}{last}")
+        else:
+            words += [f"--{section}{dot}{last}", str(value)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def _told_by_sweep(tree: Mapping[str, Any]) -> set[str]:

@@ -18,7 +18,7 @@ Job = Callable[[], None]
 
 SILENT_SECONDS = 60.0  # without any answer: opening a database on a busy machine takes ten
 WAIT_SECONDS = 300.0  # at most, at the end of a stage, however often the tracker answers
-PATIENCE_SECONDS = 5.0  # after which a line says who is waited for
+PATIENCE_SECONDS = 10.0  # after which a line says who is waited for
 LOOK_SECONDS = 0.5
 
 

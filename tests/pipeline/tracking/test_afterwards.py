@@ -17,6 +17,7 @@ from pipeline.storage.folder import Folder
 from pipeline.tracking import outbox
 from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run
+from tests.pipeline.tracking.test_faults import server
 
 STAGES = ("pack", "surrogate", "protect")
 ABROAD = "abroad.db"  # a database that several runs share, beside them
@@ -66,7 +67,7 @@ def run_of(path: Path) -> Any:
 
 
 def artifact(path: Path, run: Any, name: str) -> str:
-    return (path / "mlflow" / run.info.run_id / "artifacts" / name).read_text()
+    return Path(path, "mlflow", run.info.run_id, "artifacts", name).read_text()
 
 
 def test_the_outcome_is_in_the_run_that_was_verified(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,9 +159,7 @@ def test_runs_that_share_no_tracker_are_told_how(own: Path, shared: Path, capsys
     assert "did you mean http://localhost:5000?" in capsys.readouterr().err
 
 
-def test_a_tracker_that_never_answers_is_left_alone(shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.pipeline.tracking.test_faults import server
-
+def test_a_silent_tracker_is_left_alone(shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "SILENT_SECONDS", 0.3)
     with server(None) as uri:
         assert compare.main([str(shared / "one"), "--to", str(shared / "compared"), "--tracking-uri", uri]) == 0
