@@ -42,9 +42,10 @@ def _target(to: str) -> Folder:
     """Open the folder to write into.
 
     Raises:
-        ValueError: it holds something other than an earlier comparison.
+        ValueError: it cannot be made, or holds something other than an earlier comparison.
     """
     folder = Folder.open(to)
+    folder.make()
     if folder.names() and not folder.exists(COMPARISON_PARQUET):
         raise ValueError(f"{folder.uri} holds something other than a comparison: give --to another folder")
     return folder

@@ -64,7 +64,11 @@ def _draw_again(folder: Run, run: str) -> None:
 
     if folder.child("report").exists(MANIFEST):
         try:
-            report.execute(replace(from_tree(json.loads(folder.read(CONFIG))), run=run), folder)
+            try:
+                tree = json.loads(folder.read(CONFIG))
+            except ValueError as error:
+                raise ValueError(f"{folder.uri}/{CONFIG} is damaged: the next start of the run writes it again") from error
+            report.execute(replace(from_tree(tree), run=run), folder)
         except (ValueError, OSError) as error:
             print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
 

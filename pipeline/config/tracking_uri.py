@@ -46,7 +46,7 @@ def check_tracking_uri(uri: str) -> None:
     elif kind in ("http", "https", "databricks", *DRIVERS) and re.match("//[^/]", rest) and _has_port(uri):
         module = driver or DRIVERS.get(kind)
         if module and find_spec(module) is None:
-            raise ValueError(f"tracking-uri: {scheme}:// needs the package {module}, which is not installed: install it, or {EXPECTED}")
+            raise ValueError(f"tracking-uri: {scheme}:// needs {module}, which is not installed: install it, or give another URI")
     else:
         like = ""
         if scheme == "sqlite" and rest:
@@ -60,6 +60,12 @@ def sqlite_file(uri: str) -> Path | None:
     """Return the file of a SQLite database; None for another tracker."""
     scheme, _, rest = uri.partition(":///")
     return Path(unquote(rest.partition("?")[0])).absolute() if scheme.partition("+")[0] == "sqlite" else None
+
+
+def absolute_uri(uri: str) -> str:
+    """Return the URI of a tracker as it is to be written down: that of a SQLite database with an absolute path."""
+    scheme, slashes, path = uri.partition(":///")
+    return f"{scheme}{slashes}{os.path.abspath(path)}" if sqlite_file(uri) else uri
 
 
 def _has_port(uri: str) -> bool:
