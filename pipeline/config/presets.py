@@ -145,7 +145,7 @@ def from_tree(tree: dict[str, Any]) -> RunConfig:
         ValueError: a key is unknown or a value does not fit; the message names it.
     """
     name = tree.get("preset", RunConfig.preset)
-    if name is None:
+    if not name:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}; got nothing")
     known = to_tree(preset(name))
     base = dict(known)

@@ -273,6 +273,8 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if not self.stages:
+            raise ValueError(f"stages: expected one or more of {', '.join(STAGES)}; got none")
         check_sight(self)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")

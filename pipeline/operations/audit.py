@@ -42,7 +42,11 @@ class Audit:
             unit = UNITS[self.budget.norm]
             change = f"largest change {self.largest_change} levels, at most {self.most_used} of {self.budget.limit} {unit} in an image"
         seen = f"{images} in {self.shards} shards, {change}"
-        return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
+        return "\n".join((*self.faults, f"{seen}: " + (_faults(len(self.faults)) if self.faults else "as recorded, no fault")))
+
+
+def _faults(number: int) -> str:
+    return f"{number} fault{'s' * (number > 1)}"
 
 
 def verify(run: Run, base: Manifest | None = None) -> Audit:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.results.commands import command
+from pipeline.results.commands import command, same_way
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import held_out, untested, verdict
 from pipeline.storage.run import sweep_of
@@ -56,11 +55,8 @@ def _again(config: RunConfig, results: RunResults, countermeasures: tuple[str, .
     """Return the command that goes on with this run, asking for these countermeasures; as before if none is given."""
     run = results.folder
     tree = results.configuration(config) | {"sweep": sweep_of(run)}
-    usual = preset(config.preset)
-    flags = "" if config.executor == usual.executor else f" --executor {config.executor}"
-    flags += f" --tracking-uri {shlex.quote(config.tracking_uri)}" if config.tracking_uri not in (None, usual.tracking_uri) else ""
     if not countermeasures:
-        return command(tree | {"stages": list(config.stages)}) + flags
+        return command(tree | {"stages": list(config.stages)}) + same_way(config)
     victim = {**tree["victim"], "countermeasures": list(dict.fromkeys(countermeasures))}
     stages = [*(["protect"] if tree["sweep"] else []), "victim", "report"]
-    return command(tree | {"victim": victim, "stages": stages}) + flags + " --overwrite"
+    return command(tree | {"victim": victim, "stages": stages}) + same_way(config) + " --overwrite"

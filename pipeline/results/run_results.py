@@ -85,6 +85,8 @@ class RunResults:
         """Return the digest of what a stage has made, which may be a part of the trials; None where it has made nothing."""
         if stage == "report":
             return self._report_digest
+        if stage == "verify":
+            return digest(self.audit) if self.audit else None
         if stage in self.manifests:
             return self.manifests[stage].digest
         return digest(self.unfinished) if stage == "victim" and self.unfinished else None
@@ -95,7 +97,7 @@ class RunResults:
 
     @cached_property
     def audit(self) -> Mapping[str, Any] | None:
-        """What verify.py found in this very release: `faults`, their number, and `said`; None where it has not looked at it yet."""
+        """What verify.py found in this very release: `faults`, their number, the `first` of them, and `said`; None before it has looked."""
         try:
             found: dict[str, Any] = json.loads(self.folder.read(AUDIT))
             return found if found["release"] == self.digest_of("protect") else None

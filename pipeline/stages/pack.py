@@ -73,7 +73,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         return _finish(stage, dataset, parts, own_size)
     except ValueError as error:
         if isinstance(error, SourceError) or not stage.folder.child(PARTS).names():
-            stage.clear(str(error))
+            stage.clear("its images cannot be packed")
         raise
 
 
@@ -106,7 +106,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
             raise SourceError(f"--add: no image could be used{_why(_refused(parts))}")
         return _finish(stage, dataset, parts, own_size)
     except SourceError as error:
-        stage.clear(str(error))
+        stage.clear("its images cannot be packed")
         raise
 
 

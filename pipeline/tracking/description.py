@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.config.schema import RunConfig
 from pipeline.results.findings import findings, on_missing, scope
@@ -49,6 +49,12 @@ def describe(config: RunConfig, results: RunResults) -> str:
         parts.append(f"Accuracy on clean test images in percent, trained on clean → **on protected** images:\n\n{_matrix(results.pairs)}")
     parts += [*on_missing(results), "Pictures: artifacts, under `report`; `report/index.html` has everything on one page."]
     return cut("\n\n".join(parts))
+
+
+def of_comparison(text: str, links: Mapping[str, str]) -> str:
+    """Return the description of a comparison: its tables, and links to the runs by their names."""
+    listed = "".join(f"- [{name}]({link})\n" for name, link in links.items())
+    return f"{listed}\n```\n{cut(text.strip())[: LONGEST - len(listed)]}\n```\n\nPage and pictures: artifacts, under `comparison`.".lstrip()
 
 
 def cut(text: str) -> str:

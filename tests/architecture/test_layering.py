@@ -17,7 +17,7 @@ ENTRY_POINTS = {f"pipeline.{name}" for name in ("run", "verify", "export", "comp
 # What a package may import besides the standard library; None if the rules below, on single rooms and modules, apply instead.
 MAY_IMPORT: dict[str, set[str] | None] = {
     "sep": {"sep", "torch", "torchvision"},
-    "cluster": {"cluster", "ray", "loky", "torch"},  # these three in a few modules only: see below
+    "cluster": {"cluster", "ray", "loky", "tqdm", "torch"},  # these four in a few modules only: see below
     "pipeline": None,
 }
 ONLY_IN = {  # library -> the only modules or rooms that may import it
@@ -28,6 +28,7 @@ ONLY_IN = {  # library -> the only modules or rooms that may import it
     "jinja2": {"pipeline.pages"},
     "PIL": {"pipeline.shards.pixels", "pipeline.shards.file_formats", "pipeline.sources.decoding"},
     "loky": {"cluster.processes"},
+    "tqdm": {"cluster.display"},
     "pickle": {"pipeline.sources.cifar", "cluster.processes"},
     "tyro": {"pipeline.config", *ENTRY_POINTS},
 }

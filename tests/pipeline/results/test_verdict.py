@@ -150,6 +150,26 @@ def test_before_anything_is_measured(tmp_path: Path) -> None:
     assert [step.name for step in next_steps(config, results)] == ["measure", "verify", "export", "publish", "keep back"]
 
 
+def test_a_command_that_goes_on_keeps_to_the_machine(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run", config=finished_run.mixed_configuration(tmp_path / "run"))
+    config = replace(
+        config,
+        executor="local",
+        tracking_uri="none",
+        memory_limit_mb=64,
+        cache_gb=0.5,
+        workers=3,
+        surrogate=replace(config.surrogate, recorded=False),
+        protect=replace(config.protect, batch_size=5),
+        victim=replace(config.victim, trials_per_gpu=2),
+    )
+    steps = {step.name: step for step in next_steps(config, RunResults.read(folder))}
+    asked = parse(shlex.split(steps["test"].command)[2:])
+    wanted = replace(config, victim=asked.victim, protect=config.protect.resolved(), stages=asked.stages, overwrite=True)
+    assert replace(asked, protect=asked.protect.resolved()) == wanted
+    assert asked.victim == replace(config.victim, countermeasures=asked.victim.countermeasures)
+
+
 def test_commands_can_be_pasted_whatever_the_run_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "it's my $HOME run"
     config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))

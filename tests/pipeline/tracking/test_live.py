@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,23 @@ def test_a_live_log_ends_as_the_files_say(tracked: Live) -> None:
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     log = {entry.path for entry in tracked.seen.client.list_artifacts(found["run"].info.run_id, "log")}
     assert len(log) == 1
+
+
+def test_the_driver_s_machine_is_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil", reason="the extra `metrics` is not installed, without which nothing is measured of the machine")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    config, folder = finished_run.write(tmp_path / "run", ("pack",))
+    tracker = open_tracker(config, folder)
+    tracker.begin()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/run/mlflow.db")
+    tracker.log_stage("pack", RunResults.read(folder))  # until that is logged, the run is there
+    (run,) = client.search_runs(["1"])
+    while not client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage"):
+        time.sleep(0.1)
+    tracker.close("FINISHED")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
 
 
 class Interrupted(LocalExecutor):

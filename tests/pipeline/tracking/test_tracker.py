@@ -319,6 +319,18 @@ def test_other_settings_make_a_new_parent_with_everything_that_still_holds(copie
     assert runs(folder, view=2)[0].data.params["protect.steps"] == "4"
 
 
+def test_a_renamed_run_that_goes_on_with_other_settings_keeps_its_experiment(copied_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = copied_run
+    path = Path(folder.path).rename(Path(folder.path).with_name("renamed"))
+    folder = Folder.open(str(path))
+    redone = replace(config, run=str(path), protect=replace(config.protect, steps=2), overwrite=True)
+    finished_run.write(path, ("protect",), redone)
+    track(redone, folder, "pack", "surrogate", "protect")
+    assert {experiment.name for experiment in client(folder).search_experiments()} == {"Default", "renamed"}
+    parent, _ = runs(folder)
+    assert (parent.info.experiment_id, parent.data.params["protect.steps"]) == ("1", "2")
+
+
 def test_a_lost_database_is_begun_again_with_everything_there_is(copied_run: tuple[RunConfig, Folder]) -> None:
     config, folder = copied_run
     Path(folder.file("mlflow.db")).unlink()
