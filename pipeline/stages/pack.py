@@ -105,7 +105,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
         if not any(part.shard.count for part in parts.values()):
             raise SourceError(f"--add: no image could be used{_why(_refused(parts))}")
         return _finish(stage, dataset, parts, own_size)
-    except SourceError as error:
+    except SourceError:
         stage.clear("its images cannot be packed")
         raise
 
