@@ -93,7 +93,7 @@ def _await_answer(address: str) -> None:
                 return
         except OSError as error:
             if time.monotonic() + RETRY_SECONDS > end:
-                raise ConnectionError(f"nothing answers within {JOIN_SECONDS:.0f} s: {error}") from error
+                raise ConnectionError(f"nothing answers within {JOIN_SECONDS:.0f} s: {(error.strerror or str(error)).lower()}") from error
             time.sleep(RETRY_SECONDS)
 
 

@@ -34,8 +34,9 @@ def _serve(run: str, port: int = 5000) -> int:
         try:
             tried.bind((HOST, port))
         except (OSError, OverflowError) as error:
+            why = (getattr(error, "strerror", None) or str(error)).lower()
             raise ValueError(
-                f"port {port} of {HOST} cannot be used ({error}): end what uses it, or give another: --port, or make ui PORT=..."
+                f"port {port} of {HOST} cannot be used ({why}): end what uses it, or give another: --port, or make ui PORT=..."
             ) from error
     try:
         follow(folder.path)

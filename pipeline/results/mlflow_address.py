@@ -7,6 +7,7 @@ import shlex
 from pipeline.results.commands import here
 
 HOST, PORT = "127.0.0.1", 5000  # of `make ui`
+CLASSIC = "workflowType=machine_learning"  # of an address; without it MLflow's pages are those for language models
 VIEW = "protection"  # key of the view that the tracker saves in the experiment
 
 
@@ -35,5 +36,5 @@ def how_to_look(uri: str, experiment: str, name: str, own: str | None = None) ->
 
 
 def runs_path(experiment: str) -> str:
-    """Return the part of the address after the server; without its last setting MLflow's pages are those for language models."""
-    return f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+    """Return the part of the address after the server."""
+    return f"#/experiments/{experiment}/runs?viewStateShareKey={VIEW}&{CLASSIC}"

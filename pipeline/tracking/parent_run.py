@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.results.mlflow_address import how_to_look
+from pipeline.results.mlflow_address import CLASSIC, how_to_look
 from pipeline.storage.layout import DATABASE, TRACKING
 from pipeline.storage.records import digest, to_json
 from pipeline.storage.run import Run
@@ -123,7 +123,7 @@ class ParentRun:
     @property
     def page(self) -> str:
         """The address of an open run's page, after the server."""
-        return f"#/experiments/{self.experiment_id}/runs/{self.id}"
+        return f"#/experiments/{self.experiment_id}/runs/{self.id}?{CLASSIC}"
 
     @property
     def place(self) -> str:

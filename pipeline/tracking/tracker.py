@@ -179,7 +179,7 @@ class MlflowTracker:
         measured = {name: known[name] for name in stage_logs.HEADLINE.get(stage, ()) if name in known}
         self._run.store.log_metrics(parent, {name: value for name, value in measured.items() if not isinstance(value, str)})
         constants = {name: f"{known[name]:g}" for name in stage_logs.CONSTANTS.get(stage, ()) if name in known}
-        told = {NOTE: describe(self._config, results), "verdict": verdict(results).label}
+        told = {NOTE: describe(results), "verdict": verdict(results).label}
         self._run.store.set_tags(parent, told | constants)
         self._run.store.log_files(parent, {CONFIG: to_json(results.configuration(self._config))})
         self._run.finish_stage(stage, results.digest_of(stage), names)

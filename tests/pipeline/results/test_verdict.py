@@ -41,6 +41,10 @@ def test_a_release_that_holds_where_it_was_tested() -> None:
     assert said.sentences == ("Holds against plain training.", "Weak: renaming the answers regains 87 %.", NEVER_TRIED)
 
 
+def test_nobody_regains_more_than_was_lost() -> None:
+    assert "renaming the answers regains 100 %" in str(verdict_on([pair(60.0, 20.0, 70.0)]))
+
+
 def test_countermeasures_are_told_apart_by_what_they_do() -> None:
     said = verdict_on(
         [

@@ -148,7 +148,7 @@ def test_a_comparison_is_a_run_beside_those_that_it_compares(shared: Path, templ
     assert logged == {"comparison/index.html", "comparison/comparison.csv"}  # no victims, and so no pictures
     for name in ("one", "two"):
         found = json.loads((shared / name / "tracking.json").read_text())
-        assert f"[{name}](#/experiments/1/runs/{found['parent']})" in run.data.tags["mlflow.note.content"]
+        assert f"[{name}](#/experiments/1/runs/{found['parent']}?workflowType=machine_learning)" in run.data.tags["mlflow.note.content"]
 
 
 def test_runs_that_share_no_tracker_are_told_how(own: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow import MlflowClient
 
 from cluster.epochs import Metrics
 from cluster.local import LocalExecutor
+from pipeline.config.presets import from_tree
 from pipeline.config.schema import STAGES, RunConfig
 from pipeline.results.run_results import RunResults
 from pipeline.shards.tables import read_table
@@ -84,7 +86,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Live:
     threads = torch.get_num_threads()
     path = tmp_path_factory.mktemp("runs") / "run"
     base = finished_run.configuration(path)
-    config = replace(base, victim=replace(base.victim, seeds=(0,)))
+    config = replace(base, executor="local", victim=replace(base.victim, seeds=(0,)))
     _, folder = finished_run.write(path, ("pack",), config)
     seen = Looked(MlflowClient(tracking_uri=f"sqlite:///{path}/mlflow.db"))
     seen.client.create_experiment("run", (path / "mlflow").as_uri())  # so that one can look before anything is logged
@@ -125,6 +127,11 @@ def test_every_point_has_a_time_of_its_own_and_every_child_a_real_duration(track
     assert ends == sorted(ends)
     assert found["run"].info.start_time <= found["surrogate"].info.start_time
     assert found["run"].info.end_time >= max(run.info.end_time for name, run in found.items() if name != "run")
+
+
+def test_the_run_remembers_how_to_go_on(tracked: Live) -> None:
+    kept = from_tree(json.loads(tracked.folder.read("config.json")))
+    assert (kept.executor, kept.tracking_uri) == ("local", None)
 
 
 def test_the_pace_of_protecting_is_a_series(tracked: Live) -> None:
