@@ -204,7 +204,7 @@ class RunConfig:
 
     preset: str = "quickstart"
     """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, paper, cifar100,
-    imagenet-subset-small, imagenet-subset"""
+    imagenet-subset-small, imagenet-subset, photos-small, photos"""
     config: Annotated[str | None, Mark.START] = None
     """YAML file with the same tree; flags win over it"""
     data: str = "generated"

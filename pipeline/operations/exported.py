@@ -122,7 +122,7 @@ class ExportAudit:
 
     def __str__(self) -> str:
         """Return every fault on its line, then one line of summary."""
-        seen = f"{len(self.record.files)} files in {self.folder}, exported as {self.record.name}"
+        seen = f"{len(self.record.files)} files in {self.folder}, format {self.record.name}"
         seen += f", {said}" if (said := self.record.on_lossy()) else ""
         return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
 

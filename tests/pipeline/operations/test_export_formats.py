@@ -125,7 +125,7 @@ def test_jpeg_is_that_of_the_view_and_its_changes_are_told(finished: Path, tmp_p
     assert told["over_budget_percent"] == pytest.approx(100 * (every > 8).mean(), abs=1e-4)
     said = capsys.readouterr().out
     assert f"99 % of their values are within {told['percentile_99']} levels" in said
-    assert "as jpeg-75" in said
+    assert "format jpeg-75" in said
 
 
 def test_changes_are_counted_whole() -> None:
@@ -229,7 +229,7 @@ def test_the_audit_of_an_exported_folder_names_every_fault(
     capsys.readouterr()
     assert verify.main(["--run", run, "--exported", str(to)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"9 files in {to}, exported as {form}")
+    assert said.startswith(f"9 files in {to}, format {form}")
     assert said.endswith(": as recorded, no fault\n")
     victim = next((to / "b").glob("upright.*"))
     victim.write_bytes(encoded(smooth(1), "jpeg" if form == "as-source" else "png"))

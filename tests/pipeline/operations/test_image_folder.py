@@ -36,7 +36,7 @@ def row(key: str, source: str, class_name: str = "cat") -> dict[str, Any]:
 def test_every_protected_image_comes_back_under_its_name(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "new" / "images"
     assert main(["--run", str(finished), "--to", str(to)]) == 0
-    assert f"36 protected images in {to}, as png; 2 quarantined inputs are not among them" in capsys.readouterr().out
+    assert f"36 protected images in {to}, format png; 2 quarantined inputs are not among them" in capsys.readouterr().out
     clean = read_table(Folder.open(str(finished / "pack")), "samples.parquet").to_pylist()
     source_of = {row["key"]: Path(row["source"]) for row in clean}
     count = 0
