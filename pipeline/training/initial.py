@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from pipeline.config.initial import is_file
 from pipeline.config.schema import RunConfig
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import WEIGHT_FILES
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Manifest
 from pipeline.training.networks import build_network
@@ -166,7 +165,9 @@ def _timm(name: str) -> Trunk:
     import timm
 
     if not timm.is_model(name):
-        raise ValueError(f"victim.initial: unknown network {name!r}: give a name of torchvision or timm, {LITE}, or a file *{WEIGHT_FILES[0]}")
+        raise ValueError(
+            f"victim.initial: unknown network {name!r}: give a name of torchvision or timm, {LITE}, or a file *{WEIGHT_FILES[0]}"
+        )
     module = timm.create_model(name, pretrained=True, num_classes=0)
     levels = ([255 * value for value in module.pretrained_cfg[part]] for part in ("mean", "std"))
     return Trunk(module, module.num_features, *map(tuple, levels))
