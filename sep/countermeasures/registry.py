@@ -124,6 +124,7 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "early-stop": Countermeasure(trained=stopped_early),
     "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
     "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
+    "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
 }
 
