@@ -25,7 +25,7 @@ from sep.step import Step
 from sep.train_config import Augmentation, TrainConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-# Maps the network at rest, levels and labels `(B,)` of a batch to other levels and class probabilities `(B, K)`.
+# Maps the network at rest, levels and labels `(B,)` of a batch to other levels, and their labels or class probabilities `(B, K)`.
 Change = Callable[[AtRest, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 State = dict[str, Any]
 WARMUP_START = 0.01  # of the full rate: 0.001 -> 0.1 in the paper's warm-up epoch
@@ -217,7 +217,7 @@ def train_epoch(
                 levels = levels.contiguous(memory_format=torch.channels_last)
             step(levels, targets)
             scheduler.step()
-            seen += len(labels)
+            seen += len(targets)
     left = torch.stack([tensor.isfinite().all() for tensor in (step.loss_sum, *network.parameters(), *network.buffers())])
     return EpochResult(float(step.loss_sum) / seen, 100 * float(step.correct) / seen, bool(left.all()))
 

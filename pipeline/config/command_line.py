@@ -15,6 +15,7 @@ import yaml
 from pipeline.config import flags
 from pipeline.config.class_selection import from_files
 from pipeline.config.faults import one_line
+from pipeline.config.initial import located
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
@@ -102,6 +103,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
             # Take the content: a changed file is another configuration, and the machines of a cluster need no copy of it.
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
+            victim=dataclasses.replace(config.victim, initial=located(config.victim.initial)),
         )
         _check_places(config)
         grid(config)  # refuses an impossible sweep before anything starts

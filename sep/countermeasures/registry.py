@@ -9,12 +9,13 @@ Legend: B images, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from sep.countermeasures.countermeasure import Countermeasure as Countermeasure
 from sep.deferred import Deferred
 from sep.train_config import TrainConfig
 
@@ -22,71 +23,25 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from sep.at_rest import AtRest
+    from sep.countermeasures.first_stage import FirstStage
     from sep.fitting import Change
+    from sep.models import Network
 
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]
-Transform = Callable[["Tensor"], "Tensor"]
-OfClass = Callable[["Tensor", "Tensor"], "Tensor"]
-Epoch = Callable[[int], Iterable[tuple["Tensor", "Tensor"]]]
 EARLY = 5  # early stopping trains for one epoch in this many
+FINE_TUNING = 3  # and fine-tuning for one in this many
+FINE_RATE, HEAD_RATE = 0.02, 0.05  # peaks of their one-cycle schedules
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 NUMBER = re.compile(r"(.+)-([1-9]\d?)")
 
-as_stored = Deferred("sep.countermeasures.preprocessing:as_stored")
 jpeg = Deferred("sep.countermeasures.preprocessing:jpeg")
 webp = Deferred("sep.countermeasures.preprocessing:webp")
 resize = Deferred("sep.countermeasures.preprocessing:resize")
 bit_depth = Deferred("sep.countermeasures.preprocessing:bit_depth")
 adversarial = Deferred("sep.countermeasures.adversary:adversarial")
 one_hot = Deferred("torch.nn.functional:one_hot")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Countermeasure:
-    """One change to an ordinary training; everything else stays as it is.
-
-    Attributes:
-        stored: applied to the stored images, once, `(B, 3, H, W)` uint8 to the same.
-        fitted: maps the whole training set, `(epoch, K)`, to a function of images and their labels, like `stored`, except that its result
-            need not be whole levels.
-        mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
-            generator to other levels and probabilities.
-        distorted: like `mixed`, but classes stay as they are.
-        hardened: like `distorted`, but against the network as it is at that step, which comes first.
-        trained: applied to the settings of the training.
-        clean_percent: share of the protected images that an adversary has from elsewhere in their clean form.
-        clean_only: whether an adversary trains on that share alone.
-        cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images.
-        revision: raise it whenever the meaning of the name changes, so that earlier victims are trained again.
-    """
-
-    stored: Transform | None = None
-    fitted: Callable[[Epoch, int], OfClass] | None = None
-    mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
-    distorted: Callable[[Tensor, Generator], Tensor] | None = None
-    hardened: Callable[[AtRest, Tensor, Tensor, Generator], Tensor] | None = None
-    trained: Callable[[TrainConfig], TrainConfig] | None = None
-    clean_percent: int = 0
-    clean_only: bool = False
-    cost: float = 1.0
-    revision: int = 0
-
-    def on_stored(self, images: Tensor) -> Tensor:
-        """Return images after the change; any fractions of levels are rounded before it."""
-        assert self.stored is not None
-        return self.stored(as_stored(images))
-
-    def on_batch(self, network: AtRest, levels: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Return a training batch after the change."""
-        if self.mixed:
-            return self.mixed(levels, targets, generator)
-        if self.distorted:
-            return self.distorted(levels, generator), targets
-        if self.hardened:
-            return self.hardened(network, levels, targets, generator), targets
-        return levels, targets
 
 
 def without_augmentation(config: TrainConfig) -> TrainConfig:
@@ -103,6 +58,16 @@ def stopped_early(config: TrainConfig) -> TrainConfig:
     """
     epochs = ceil(config.epochs / EARLY)
     return replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs - 1))
+
+
+def fine_tuned(config: TrainConfig) -> TrainConfig:
+    """Train a network that has learned from other images before: a third of the epochs, at a low rate that rises and falls."""
+    return replace(config, epochs=ceil(config.epochs / FINE_TUNING), lr=FINE_RATE, schedule="one-cycle", warmup_epochs=0)
+
+
+def head_alone(config: TrainConfig) -> TrainConfig:
+    """Train a linear head on standardised features, which are computed once and therefore not augmented."""
+    return replace(config, lr=HEAD_RATE, schedule="one-cycle", warmup_epochs=0, augmentation="none")
 
 
 def dilution(percent: int) -> Countermeasure:
@@ -158,6 +123,9 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
     "early-stop": Countermeasure(trained=stopped_early),
+    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
+    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
+    "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
 }
 
@@ -174,7 +142,22 @@ class Plan:
     @property
     def on_images(self) -> list[Countermeasure]:
         """The countermeasures that change the images before training."""
-        return [part for part in self.parts if part.stored or part.fitted]
+        return [part for part in self.parts if part.stored or part.fitted or part.searched]
+
+    @property
+    def initial(self) -> bool:
+        """Whether the network is one that was trained on other images before."""
+        return any(part.initial for part in self.parts)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the linear head is trained."""
+        return any(part.frozen for part in self.parts)
+
+    @property
+    def first(self) -> Callable[[Network, TrainConfig], FirstStage] | None:
+        """The training that comes first, if there is one."""
+        return next((part.first for part in self.parts if part.first), None)
 
     @property
     def clean_percent(self) -> int:
@@ -205,7 +188,7 @@ class Plan:
 
     def change(self, num_classes: int) -> Change | None:
         """Return the change to training batches of K classes; None if they stay as they are."""
-        parts = [part for part in self.parts if part.mixed or part.distorted or part.hardened]
+        parts = [part for part in self.parts if part.on_batches]
         return partial(_change, parts, num_classes) if parts else None
 
 
@@ -235,6 +218,10 @@ def plan(name: str) -> Plan:
         reason = "a training set has one share of clean images"
     elif sum(part.hardened is not None for part in parts) > 1:
         reason = "only one can look for the hardest images"
+    elif sum(part.initial or part.first is not None for part in parts) > 1:
+        reason = "only one can say what the network begins with"
+    elif any(part.frozen for part in parts) and any(part.on_batches for part in parts):
+        reason = "a frozen network sees each image once, so that no batch is left to change"
     if reason:
         raise ValueError(f"countermeasure {name!r} cannot be: {reason}; known are {', '.join(COUNTERMEASURES)}")
     return Plan(tuple(parts))

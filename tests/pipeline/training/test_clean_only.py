@@ -30,6 +30,7 @@ from pipeline.storage.stage import Manifest
 from pipeline.tracking.tracker import open_tracker
 from pipeline.training import trial
 from pipeline.training.clean_shares import check_clean_shares, protected_labels
+from pipeline.training.victim_images import VictimImages
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.trial_outcomes import outcome
@@ -97,7 +98,7 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
     for name in ("dilution-50", "clean-only-50"):
         cell = trial.Trial("resnet8", "protected", name, 0)
         task = victim._task(cell, config, folder, pack, protect, Resources(((1, 0),), 1, 1), 1)
-        batches = trial._training_images(task, 7, torch.device("cpu"))
+        batches = VictimImages(task, 7, torch.device("cpu"), trial._network(task)).batches(task.config)
         steps.add(batches.steps)
         seen[name] = [image.permute(1, 2, 0).numpy().tobytes() for images, _ in batches.epoch(0) for image in images]
         assert len(seen[name]) == 36
