@@ -161,8 +161,8 @@ class VictimConfig(TrainConfig):
     input_size: int | None = None
     """side in pixels of what victims see, where it is another than that of the surrogate; input-size if not given"""
     stored: str = "none"
-    """form in which the training pictures, clean and protected alike, were stored before a victim or its countermeasures saw them:
-    jpeg-90, webp-75 or another countermeasure that changes stored pictures, or several joined by +; none: as they are in the release"""
+    """form of the training pictures, clean and protected, before a victim or its countermeasures see them: jpeg-90, webp-75 or another
+    countermeasure that changes stored pictures, or several joined by +; none: as they are in the release"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
     initial: str = "efficientnet-lite0"
@@ -175,11 +175,6 @@ class VictimConfig(TrainConfig):
     trials_per_gpu: Annotated[int, Mark.SPEED] = 1
     """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
 
-    @property
-    def recorded_form(self) -> dict[str, str]:
-        """What is recorded of the form: nothing of pictures as they are in the release."""
-        return {} if self.stored == "none" else {"stored": self.stored}
-
     def __post_init__(self) -> None:
         """Refuse unknown or missing names.
 
@@ -187,8 +182,6 @@ class VictimConfig(TrainConfig):
             ValueError: a countermeasure is unknown or does not go with another, a list is empty, or a number is out of range.
         """
         super().__post_init__()
-        if self.input_size is not None and self.input_size < 1:
-            raise ValueError(f"victim.input-size must be at least 1 pixel, got {self.input_size}")
         if self.trials_per_gpu < 1:
             raise ValueError(f"victim.trials-per-gpu must be at least 1, got {self.trials_per_gpu}")
         if self.initial_size < 32:
@@ -198,10 +191,6 @@ class VictimConfig(TrainConfig):
                 countermeasures.plan(name)
             except ValueError as error:
                 raise ValueError(f"victim.countermeasures: {error}") from error
-        try:
-            countermeasures.stored_as(self.stored)
-        except ValueError as error:
-            raise ValueError(f"victim.stored: {error}") from error
         _each_once("victim", networks=self.networks, countermeasures=self.countermeasures, seeds=self.seeds)
 
 
@@ -266,11 +255,6 @@ class RunConfig:
     def trains_surrogate(self) -> bool:
         """Whether these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
         return "surrogate" in self.needed_stages or ("protect" in self.stages and self.protect.kind.noise_rounds > 0)
-
-    @property
-    def recorded_views(self) -> dict[str, Any]:
-        """What a stage that looks through views records of them: nothing of networks that see pictures as they are stored."""
-        return {} if self.views == views.PLAIN else {"views": list(self.views)}
 
     def __post_init__(self) -> None:
         """Check what only the whole tree shows.

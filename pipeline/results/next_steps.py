@@ -32,8 +32,7 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
     steps = []
     if results.manifests["protect"].missing or results.missing_trials:
         steps.append(Step("finish", "some pieces failed, and are tried again", _again(config, results, ())))
-    left = [*held_out(results), *(attempt.countermeasure for attempt in untested(results))]
-    if label != "not measured" and left:
+    if label != "not measured" and (left := [*held_out(results), *(attempt.countermeasure for attempt in untested(results))]):
         names = list(dict.fromkeys(left))[:ASKED_AT_ONCE]
         asked = [*results.victim_asked["victim"]["countermeasures"], *names]
         steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))

@@ -25,7 +25,7 @@ from cluster.work import WorkFailed
 from pipeline.config.initial import is_file
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
-from pipeline.config.sight import recorded_input, victim_side
+from pipeline.config.sight import recorded_form, recorded_input, victim_side
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -96,7 +96,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         WorkFailed: trials failed, after all others were finished.
     """
     victim, inputs = config.victim, ("pack", "protect")
-    section = without(deciding(victim), ("stored", "input_size")) | victim.recorded_form | recorded_input(victim_side(config))
+    section = without(deciding(victim), ("stored", "input_size")) | recorded_form(config) | recorded_input(victim_side(config))
     stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
@@ -163,7 +163,7 @@ def _task(
     decides += [{"revision": plan.revision}] if plan.revision else []
     decides += [{"initial": identity(victim.initial, victim.initial_size)}] if plan.initial else []
     decides += [recorded_input(side)] if (side := victim_side(config)) else []
-    decides += [victim.recorded_form] if victim.recorded_form else []
+    decides += [form] if (form := recorded_form(config)) else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)
     decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
     # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.

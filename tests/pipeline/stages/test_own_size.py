@@ -243,7 +243,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(trained: tuple[RunConfig, Fo
     with pytest.raises(ValueError, match="resize-crop, through which networks look anyway"):
         replace(config, views=("none", "resize-crop"))
     with pytest.raises(ValueError, match=r"victim\.input-size must be at least 1 pixel, got 0"):
-        replace(config.victim, input_size=0)
+        replace(config, victim=replace(config.victim, input_size=0))
     with pytest.raises(ValueError, match=r"victim\.networks: densenet121 cannot take images of 3 x 3 .* or give another --input-size"):
         check(replace(config, victim=replace(config.victim, input_size=3, networks=("densenet121",))), folder)
     with pytest.raises(ValueError, match="input-size must be at least 1 pixel, got 0"):

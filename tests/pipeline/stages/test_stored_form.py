@@ -92,4 +92,4 @@ def test_the_form_is_that_of_the_same_countermeasure_and_is_told_everywhere(stri
 @pytest.mark.parametrize("name", ["mixup", "orthogonal-projection", "jpeg-10+early-stop", "dilution-10", "png"])
 def test_what_is_no_form_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"victim\.stored: "):
-        VictimConfig(stored=name)
+        RunConfig(victim=VictimConfig(stored=name))
