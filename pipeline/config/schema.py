@@ -8,12 +8,13 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
+from pipeline.config.known_names import known_countermeasures, known_methods, known_views
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.sight import check_sight
 from sep.choices import NetworkName
 from sep.countermeasures import registry as countermeasures
 from sep.craft_config import CraftConfig
-from sep.methods.registry import METHODS, Method
+from sep.methods.registry import Method
 from sep.train_config import TrainConfig
 from sep.views import registry as views
 
@@ -30,30 +31,6 @@ def _each_once(section: str, *, required: bool = True, **lists: tuple[Any, ...])
         if (required and not values) or len(set(values)) < len(values):
             needs = "one value or more, none of them twice" if required else "each value once"
             raise ValueError(f"{section}.{name} needs {needs}; got {', '.join(map(str, values)) or 'none'}")
-
-
-def _known_methods() -> str:
-    """Return the help for the methods, from their table."""
-    return "; ".join(f"{name}: {method.description}" for name, method in METHODS.items())
-
-
-def _known_countermeasures() -> str:
-    """Return the help for the countermeasures, from their table."""
-    alone = [name for name, each in countermeasures.COUNTERMEASURES.items() if each.clean_only]
-    others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
-    return (
-        f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize and dilution by any other number from "
-        "1 to 99), or several at once, in order, as in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution "
-        f"alone: {', '.join(alone)}"
-    )
-
-
-def _known_views() -> str:
-    """Return the help for the views, from their table."""
-    return (
-        f"what may happen to a picture before a network sees it; surrogates are trained, and images protected, for all of it: "
-        f"{views.known()}; a name that comes several times has as many shares"
-    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -113,7 +90,7 @@ class SurrogateConfig(TrainConfig):
 class ProtectConfig(CraftConfig):
     """Stage 3: checkpoints and clean shards become protected shards."""
 
-    method: Annotated[Method, Doc(_known_methods())] = CraftConfig.method
+    method: Annotated[Method, Doc(known_methods())] = CraftConfig.method
     classes: tuple[str, ...] = ()
     """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
     released as they are; all if not given"""
@@ -157,7 +134,7 @@ class VictimConfig(TrainConfig):
 
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures trained on the clean and on the protected images"""
-    countermeasures: Annotated[tuple[str, ...], Doc(_known_countermeasures())] = ("none",)
+    countermeasures: Annotated[tuple[str, ...], Doc(known_countermeasures())] = ("none",)
     input_size: int | None = None
     """side in pixels of what victims see, where it is another than that of the surrogate; input-size if not given"""
     stored: str = "none"
@@ -220,7 +197,7 @@ class RunConfig:
     """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
     seed: int = 0
     """everything random derives from it"""
-    views: Annotated[tuple[str, ...], Doc(_known_views())] = views.PLAIN
+    views: Annotated[tuple[str, ...], Doc(known_views())] = views.PLAIN
     input_size: int | None = None
     """side in pixels of what networks see, for images of many sizes: they are packed, protected and released at their own size, and
     networks see random crops of them in training and the centre in tests, resized to it; without it, whole images of one size"""

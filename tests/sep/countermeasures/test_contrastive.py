@@ -24,7 +24,7 @@ def pictures(count: int = 4) -> Tensor:
 def test_the_loss_is_that_of_the_paper() -> None:
     """Equation 1 of Chen et al. 2020, written out pair by pair."""
     contrast = Contrast(network()).eval()
-    copies, partners = two_copies(contrast, pictures(), torch.zeros(4, dtype=torch.long), torch.Generator().manual_seed(1))
+    copies, partners = two_copies(AtRest(contrast), pictures(), torch.zeros(4, dtype=torch.long), torch.Generator().manual_seed(1))
     assert partners.tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     features, logits = contrast(copies)
     projected = contrast.projection(features)
