@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from pipeline.config.flags import call
-from pipeline.config.tracking_uri import check_tracking_uri, refuse_password
+from pipeline.config.tracking_uri import checked
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import COMPARISON_PARQUET, PAGE
 from pipeline.storage.run import open_run
@@ -70,9 +70,7 @@ def _compare_runs(
     from pipeline.results.comparison import compare, text
     from pipeline.tracking.afterwards import log_comparison
 
-    if tracking_uri is not None:
-        refuse_password(tracking_uri)
-        check_tracking_uri(tracking_uri)
+    uri = None if tracking_uri is None else checked(tracking_uri)
     folder = _target(to)
     found = _read_all([run, *others])
     if not found:
@@ -81,7 +79,7 @@ def _compare_runs(
     write(compared, folder, title="Comparison of " + ", ".join(compared.runs))
     print(text(compared))
     print(f"\n  page      {folder.uri}/{PAGE}")
-    if logged := log_comparison({name: found.folder for name, found in compared.runs.items()}, folder, text(compared), tracking_uri):
+    if logged := log_comparison({name: found.folder for name, found in compared.runs.items()}, folder, text(compared), uri):
         print(f"  MLflow    {logged}")
     return 0
 

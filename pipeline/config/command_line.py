@@ -19,7 +19,7 @@ from pipeline.config.initial import located
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
-from pipeline.config.tracking_uri import absolute_uri, check_tracking_uri, refuse_password
+from pipeline.config.tracking_uri import checked
 from pipeline.storage.folder import absolute
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which brings the settings of another section
@@ -91,12 +91,9 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
         config = flags.read(kind, program, arguments, kind(**vars(base)))
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
-        if config.tracking_uri is not None:
-            refuse_password(config.tracking_uri)
-            check_tracking_uri(config.tracking_uri)
         config = dataclasses.replace(
             config,
-            tracking_uri=config.tracking_uri and absolute_uri(config.tracking_uri),
+            tracking_uri=None if config.tracking_uri is None else checked(config.tracking_uri),
             run=_absolute("run", config.run),
             add=None if config.add is None else _absolute("add", config.add),
             data=config.data if config.data == "generated" else absolute(config.data),

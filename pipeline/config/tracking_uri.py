@@ -62,8 +62,14 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(unquote(rest.partition("?")[0])).absolute() if scheme.partition("+")[0] == "sqlite" else None
 
 
-def absolute_uri(uri: str) -> str:
-    """Return the URI of a tracker as it is to be written down: that of a SQLite database with an absolute path."""
+def checked(uri: str) -> str:
+    """Return the URI of a tracker as it is to be written down: that of a SQLite database with an absolute path.
+
+    Raises:
+        ValueError: see `refuse_password` and `check_tracking_uri`.
+    """
+    refuse_password(uri)
+    check_tracking_uri(uri)
     scheme, slashes, path = uri.partition(":///")
     return f"{scheme}{slashes}{os.path.abspath(path)}" if sqlite_file(uri) else uri
 

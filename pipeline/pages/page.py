@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import UNTRACKED, RunConfig
 from pipeline.pages import html
 from pipeline.pages.alt_texts import alt_texts
 from pipeline.pages.gallery import COUNTERED
@@ -52,7 +52,7 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         verdict=verdict(results),
         alts=alt_texts(results, drawn["light"]),
         per_class=_per_class(results),
-        steps=next_steps(replace(config, tracking_uri=None), results),
+        steps=next_steps(config if config.tracking_uri == UNTRACKED else replace(config, tracking_uri=None), results),
         interval=partial(interval, tests=results.measured_images) if results.of_release else None,
         facts=_facts(results),
         published=published_against(results.count("protect", "method") or ""),

@@ -283,7 +283,8 @@ def test_the_page_says_what_verify_found_in_this_very_release(
 ) -> None:
     config, folder = copied_run
     folder.child("report").delete()
-    report.execute(config, folder)
+    report.execute(replace(config, tracking_uri="none"), folder)
+    assert "--tracking-uri none --overwrite" in words(folder)
     assert "Verified not yet: run the command below" in words(folder)
     assert verify_command.main(["--run", folder.path]) == 0
     said = capsys.readouterr().out.strip()
