@@ -33,14 +33,14 @@ def _check_run(run: str, exported: str | None = None) -> int:
     """
     if exported is not None:
         return _check_exported(run, exported)
-    from pipeline.operations.audit import verify  # here and below: it loads torch, which `--help` need not wait for
+    from pipeline.operations.audit import verify, verify_addition  # here and below: it loads torch, which `--help` need not wait for
 
     folder = existing_run(run)
     audit = verify(folder)
     lines, sound = [str(audit)], not audit.faults
     _record(folder, {"faults": len(audit.faults), "first": audit.faults[:NAMED], "said": lines[0].splitlines()[-1]})
     for name, addition in additions(folder).items():
-        found, whole = _check_addition(addition, Manifest.load(folder, "protect"))
+        found, whole = verify_addition(addition, Manifest.load(folder, "protect"))
         lines += [f"{name}: {line}" for line in found.splitlines()]
         sound = sound and whole
     print("\n".join(lines))
@@ -82,17 +82,6 @@ def _draw_again(folder: Run, run: str) -> None:
             report.execute(replace(from_tree(tree), run=run), folder)
         except (ValueError, OSError) as error:
             print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
-
-
-def _check_addition(addition: Folder, base: Manifest) -> tuple[str, bool]:
-    """Return the report of an addition, and whether it is complete and without fault."""
-    from pipeline.operations.audit import verify
-
-    try:
-        audit = verify(addition, base)
-    except ValueError as error:  # not finished; the rest is still reported
-        return str(error), False
-    return str(audit), not audit.faults
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:

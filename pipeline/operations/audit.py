@@ -105,6 +105,15 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
 
 
+def verify_addition(addition: Run, base: Manifest) -> tuple[str, bool]:
+    """Return the report of an addition, and whether it is complete and without fault."""
+    try:
+        audit = verify(addition, base)
+    except ValueError as error:  # not finished; the rest is still reported
+        return str(error), False
+    return str(audit), not audit.faults
+
+
 def _splits(pack: Manifest, protect: Manifest) -> tuple[str, ...]:
     return released_splits(protect.asked["protect"].get("splits", ("train",)), pack.asked)
 
