@@ -13,7 +13,7 @@ from pipeline.config.released_splits import released_splits
 from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
 from pipeline.storage.layout import MANIFEST, SAMPLES
-from pipeline.storage.records import digest
+from pipeline.storage.records import counted, digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard
 from sep.budget import UNITS, Budget
@@ -42,11 +42,7 @@ class Audit:
             unit = UNITS[self.budget.norm]
             change = f"largest change {self.largest_change} levels, at most {self.most_used} of {self.budget.limit} {unit} in an image"
         seen = f"{images} in {self.shards} shards, {change}"
-        return "\n".join((*self.faults, f"{seen}: " + (_faults(len(self.faults)) if self.faults else "as recorded, no fault")))
-
-
-def _faults(number: int) -> str:
-    return f"{number} fault{'s' * (number > 1)}"
+        return "\n".join((*self.faults, f"{seen}: " + (counted(len(self.faults), "fault") if self.faults else "as recorded, no fault")))
 
 
 def verify(run: Run, base: Manifest | None = None) -> Audit:

@@ -18,7 +18,7 @@ from pipeline.shards.pixels import Pixels, decode_whole
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EXPORTED
-from pipeline.storage.records import sha256, to_json
+from pipeline.storage.records import counted, sha256, to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 
@@ -124,7 +124,7 @@ class ExportAudit:
         """Return every fault on its line, then one line of summary."""
         seen = f"{len(self.record.files)} files in {self.folder}, format {self.record.name}"
         seen += f", {said}" if (said := self.record.on_lossy()) else ""
-        return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
+        return "\n".join((*self.faults, f"{seen}: " + (counted(len(self.faults), "fault") if self.faults else "as recorded, no fault")))
 
 
 def verify_exported(run: Run, folder: Folder) -> ExportAudit:

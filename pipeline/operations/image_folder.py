@@ -81,16 +81,20 @@ class ExportConfig:
         Raises:
             ValueError: there is a quality with a lossless format, or it is out of range.
         """
-        lossless = self.format in ("png", "webp-lossless")
-        if self.quality is not None and lossless:
+        if self.quality is not None and not self.may_lose:
             raise ValueError(f"--quality is of --format jpeg and as-source, and {self.format} loses nothing: leave it out")
-        if not 1 <= (self.quality or QUALITY) <= 100 or self.quality == 0:
+        if self.quality is not None and not 1 <= self.quality <= 100:
             raise ValueError(f"--quality must be from 1 to 100, got {self.quality}")
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether files may lose levels."""
+        return self.format in ("jpeg", "as-source")
 
     @property
     def needs_originals(self) -> bool:
         """Whether files depend on the packed originals, or are measured beside them."""
-        return self.keep_metadata or self.format in ("jpeg", "as-source")
+        return self.keep_metadata or self.may_lose
 
 
 AS_RELEASED = ExportConfig()
@@ -131,7 +135,7 @@ def export(run: Run, to: Folder, config: ExportConfig = AS_RELEASED) -> Exported
         record = Exported(
             release=protect.digest,
             format=config.format,
-            quality=None if config.format in ("png", "webp-lossless") else config.quality or QUALITY,
+            quality=(config.quality or QUALITY) if config.may_lose else None,
             keep_metadata=config.keep_metadata,
             budget=protect.counts["budget"],
             lossy=changes.summary(protect.counts["budget"]),

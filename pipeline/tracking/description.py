@@ -50,9 +50,9 @@ def describe(results: RunResults) -> str:
 
 
 def of_comparison(text: str, links: Mapping[str, str]) -> str:
-    """Return the description of a comparison: its tables, and links to the runs by their names."""
+    """Return the description of a comparison: links to the runs by their names, and its tables."""
     listed = "".join(f"- [{name}]({link})\n" for name, link in links.items())
-    return f"{listed}\n```\n{cut(text.strip())[: LONGEST - len(listed)]}\n```\n\nPage and pictures: artifacts, under `comparison`.".lstrip()
+    return cut(f"Page and pictures: artifacts, under `comparison`.\n\n{listed}\n```\n{text.strip()}\n```")
 
 
 def cut(text: str) -> str:

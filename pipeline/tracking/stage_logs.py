@@ -17,7 +17,7 @@ from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import AUDIT, CHECKPOINTS
-from pipeline.storage.records import digest, to_json
+from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
 from pipeline.tracking.live import of_an_epoch
@@ -168,7 +168,7 @@ def log_audit(parent: ParentRun, results: RunResults) -> Names:
     assert parent.id
     assert results.audit
     faults = results.audit["faults"]
-    parent.store.set_tags(parent.id, {"verified": f"{faults} fault{'s' * (faults > 1)}" if faults else "no fault"})
+    parent.store.set_tags(parent.id, {"verified": counted(faults, "fault") if faults else "no fault"})
     parent.store.log_files(parent.id, {AUDIT: to_json(results.audit)})
     return ()
 

@@ -153,7 +153,7 @@ def _epochs(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bool
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
     network = _network(task).to(device).to(memory_format=torch.channels_last)
-    images, config, kept = VictimImages(task, seed, device, network), plan.training(task.config), {}
+    images, config, kept = VictimImages(task, seed, device), plan.training(task.config), {}
     if plan.first:
         first = plan.first(network, task.config)
         if FIRST in state:

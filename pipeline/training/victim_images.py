@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -16,9 +15,7 @@ from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Loading, Read
 from pipeline.training.batches import Batches, Sight, Split, Transform, open_batches, unchanged, whole
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
-from sep.countermeasures.preprocessing import as_stored
 from sep.countermeasures.registry import Countermeasure, Plan, stored_as
-from sep.models import Network
 from sep.pictures import Images
 from sep.train_config import TrainConfig
 from sep.views.own_size import fitted_at_input_size, training_view, whole_view
@@ -30,19 +27,18 @@ if TYPE_CHECKING:
 class VictimImages:
     """The images, which each training of a victim opens as batches of its own."""
 
-    def __init__(self, task: VictimTask, seed: int, device: torch.device, network: Network) -> None:
+    def __init__(self, task: VictimTask, seed: int, device: torch.device) -> None:
         """Find what the countermeasures make of the images. Those that are fitted to the images read them, as the ones before left them.
 
         Args:
             task: of the victim.
             seed: of the batches.
             device: for images in memory.
-            network: before its training.
         """
         self.task, self.seed, self.device = task, seed, device
         self.read, self.transform = _read(task), cast(Transform, unchanged)
         for part in (*stored_as(task.config.stored), *task.plan.on_images):
-            self.transform = partial(_one_after_the_other, self.transform, self._step(part, network))
+            self.transform = partial(_one_after_the_other, self.transform, self._step(part))
 
     def batches(self, config: TrainConfig) -> Batches:
         """Open the batches of a training; pictures of their own size are seen through windows, as its augmentation says."""
@@ -68,17 +64,14 @@ class VictimImages:
             sight,
         )
 
-    def _step(self, part: Countermeasure, network: Network) -> Transform:
+    def _step(self, part: Countermeasure) -> Transform:
         if part.stored:
             return partial(_whatever_class, part.on_stored)
-        config, side, classes = self.task.config, self.task.input_size, len(self.task.pack.counts["classes"])
-        if part.fitted:
-            seen = self._opened(config.batch_size, whole if side is None else partial(_as_a_whole, side))
-            step = part.fitted(seen.epoch, classes)
-            return step if side is None else fitted_at_input_size(step, side)
-        assert part.searched is not None
-        found = part.searched(self.batches(replace(config, augmentation="none")).epoch, classes, network)
-        return partial(_whatever_class, lambda images: found(as_stored(images)))
+        assert part.fitted is not None
+        side = self.task.input_size
+        seen = self._opened(self.task.config.batch_size, whole if side is None else partial(_as_a_whole, side))
+        step = part.fitted(seen.epoch, len(self.task.pack.counts["classes"]))
+        return step if side is None else fitted_at_input_size(step, side)
 
 
 def _read(task: VictimTask) -> Read:

@@ -29,9 +29,9 @@ PROJECTED = 128  # dimensions that are compared
 # Chen et al., appendix A and B.9: chances, and half of the full strength for small images; no blur.
 JITTERED, GREYED = 0.8, 0.2
 STRENGTH, HUE = 0.4, 0.1  # of brightness, contrast and saturation; of hue, in turns
-LUMA = (0.299, 0.587, 0.114)
 # From R, G, B to luma and two coordinates of colour, which a change of hue turns.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+LUMA = YIQ[0]
 
 
 class Contrast(nn.Module):

@@ -142,7 +142,7 @@ class Plan:
     @property
     def on_images(self) -> list[Countermeasure]:
         """The countermeasures that change the images before training."""
-        return [part for part in self.parts if part.stored or part.fitted or part.searched]
+        return [part for part in self.parts if part.stored or part.fitted]
 
     @property
     def initial(self) -> bool:

@@ -28,7 +28,6 @@ from pipeline.stages import addition, pack, protect, report, surrogate, victim
 from pipeline.stages.sequence import check
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
-from pipeline.training.networks import build_network
 from pipeline.training.trial import Trial, VictimTask
 from pipeline.training.victim_images import VictimImages
 from sep.countermeasures.registry import plan
@@ -173,8 +172,7 @@ def test_what_is_fitted_to_images_takes_pictures_of_their_own_size(
     task = victim._task(cell, config, folder, pack, protected, Resources(((1, 0),), 1, 1), 1)
 
     def seen(task: VictimTask) -> Tensor:
-        network = build_network("resnet8", task.pack, task.input_size)
-        opened = VictimImages(task, 7, torch.device("cpu"), network).batches(replace(task.config, augmentation="crop-flip"))
+        opened = VictimImages(task, 7, torch.device("cpu")).batches(replace(task.config, augmentation="crop-flip"))
         return torch.cat([images for images, _ in opened.epoch(0)])
 
     images, others = seen(task), seen(replace(task, plan=plan("jpeg-50")))

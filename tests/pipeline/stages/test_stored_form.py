@@ -19,7 +19,6 @@ from pipeline.stages import victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial
-from pipeline.training.networks import build_network
 from pipeline.training.victim_images import VictimImages
 from sep.countermeasures.preprocessing import grayscale, jpeg
 from sep.views.registry import view
@@ -45,7 +44,7 @@ def images(config: RunConfig, folder: Folder, data: str, countermeasure: str = "
     """The images of an epoch, as they are batched for the victim's network."""
     cell = trial.Trial("resnet8", data, countermeasure, 0)  # type: ignore[arg-type]
     task = victim._task(cell, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), ONE_CPU, 1)
-    opened = VictimImages(task, 7, torch.device("cpu"), build_network("resnet8", task.pack))
+    opened = VictimImages(task, 7, torch.device("cpu"))
     return torch.cat([images for images, _ in opened.batches(replace(task.config, augmentation="none")).epoch(0)])
 
 
