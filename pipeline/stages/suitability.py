@@ -11,6 +11,7 @@ from pipeline.sources import decoding
 from pipeline.sources.dataset import Dataset
 from pipeline.training.clean_shares import check_clean_shares
 from pipeline.training.initial import check_initial
+from pipeline.training.known_images import check_known_images
 from pipeline.training.networks import check_networks
 
 LOOKED_AT = 8  # images, of which one must be readable for its size to be known before packing
@@ -29,11 +30,12 @@ def check_suitable(config: RunConfig, classes: Sequence[str], train: int, labels
         size: height and width of the images in pixels; None if it is not known yet.
 
     Raises:
-        ValueError: a training would have no batch, a network cannot take the images, a share of clean images lacks a class, the
-            pretrained network of a victim cannot be had, or the noise of a method does not fit memory.
+        ValueError: a training would have no batch, a network cannot take the images, a share of clean images lacks a class, too
+            many or few images are set aside, the pretrained network of a victim cannot be had, or the noise of a method does not fit memory.
     """
     check_batch_sizes(config, train)
     check_clean_shares(config, classes, labels)
+    check_known_images(config, classes, train, labels)
     check_initial(config)
     if size is not None:
         check_networks(config, len(classes), *size)

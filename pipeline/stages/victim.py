@@ -166,6 +166,10 @@ def _task(
     decides += [form] if (form := recorded_form(config)) else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)
     decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
+    if plan.dear and "streamed" in decides:
+        name = f"victim.countermeasures: {trial.countermeasure} purifies images once, and needs them all in memory"
+        raise ValueError(f"{name}: raise --memory-limit-mb")
+    decides += [{"pairs": protect.digest}] if plan.known and plan.known.known_pairs else []
     # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.
     precision = victim.precision if gpu else resolve(victim.precision, torch.device("cpu"))
     decides += [{"precision": precision}] if gpu or precision != "float32" else []
@@ -178,6 +182,7 @@ def _task(
         pack=pack,
         protected=protected,
         train=train,
+        release=protect,
         made_from=digest(decides),
         memory_limit_mb=config.memory_limit_mb,
         threads=resources.cpus_for(at_once, victim.trials_per_gpu),

@@ -22,7 +22,7 @@ from pipeline.storage.stage import Shard
 from sep.countermeasures.registry import plan
 
 
-def choose(labels: Mapping[str, int], percent: int, seed: int) -> frozenset[str]:
+def choose(labels: Mapping[str, int], percent: float, seed: int) -> frozenset[str]:
     """Choose a percentage of the keys, rounded, evenly over the classes; a larger percentage adds to the keys of a smaller one.
 
     Args:

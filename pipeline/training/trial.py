@@ -77,6 +77,7 @@ class VictimTask:
     pack: Manifest
     protected: tuple[int, ...]  # labels of the protected classes
     train: Manifest  # of the stage whose shards are trained on
+    release: Manifest
     made_from: str
     memory_limit_mb: int
     threads: int

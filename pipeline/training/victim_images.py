@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from pipeline.config.seeds import generator
 from pipeline.shards.shard import read_shard
 from pipeline.shards.sizes import image_bytes
-from pipeline.shards.tensors import Loading, Read
+from pipeline.shards.tensors import Batch, Loading, Read
 from pipeline.training.batches import Batches, Sight, Split, Transform, open_batches, unchanged, whole
+from pipeline.training.known_images import Without, known_images, known_keys
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
 from sep.countermeasures.registry import Countermeasure, Plan, stored_as
 from sep.pictures import Images
@@ -68,15 +69,20 @@ class VictimImages:
         if part.stored:
             return partial(_whatever_class, part.on_stored)
         assert part.fitted is not None
-        side = self.task.input_size
-        seen = self._opened(self.task.config.batch_size, whole if side is None else partial(_as_a_whole, side))
-        step = part.fitted(seen.epoch, len(self.task.pack.counts["classes"]))
+        classes, side = len(self.task.pack.counts["classes"]), self.task.input_size
+        if part is self.task.plan.known:
+            seen: Batches = known_images(self.task, part, self.transform, self.seed)
+        else:
+            seen = self._opened(self.task.config.batch_size, whole if side is None else partial(_as_a_whole, side))
+        step = part.fitted(partial(_on, self.device, seen), classes)
         return step if side is None else fitted_at_input_size(step, side)
 
 
 def _read(task: VictimTask) -> Read:
     """Return what reads a shard: the release as it is, or with a share of the images in their clean form."""
     plan, pack, packed = task.plan, task.run.child("pack"), task.pack.shards["train"]
+    if plan.known:
+        return Without(known_keys(task, plan.known))
     if not plan.clean_percent:
         return cast(Read, read_shard)
     labels = protected_labels(pack, task.train.shards["train"], task.protected)
@@ -92,6 +98,11 @@ def loading(task: VictimTask) -> Loading:
 def bytes_per_value(plan: Plan) -> int:
     """Return the bytes that one stored value takes in memory: four where the countermeasure projects, else one."""
     return 4 if any(part.fitted for part in plan.on_images) else 1
+
+
+def _on(device: torch.device, batches: Batches, epoch: int) -> Iterator[Batch]:
+    """Yield the batches of an epoch on the device, where a countermeasure learns from them."""
+    return ((images.to(device), labels.to(device)) for images, labels in batches.epoch(epoch))
 
 
 def _as_a_whole(side: int, _: int) -> Callable[[Images], Tensor]:

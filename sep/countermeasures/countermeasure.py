@@ -34,6 +34,11 @@ class Countermeasure:
         stored: applied to the stored images, once, `(B, 3, H, W)` uint8 to the same.
         fitted: maps the whole training set, `(epoch, K)`, to a function of images and their labels, like `stored`, except that its result
             need not be whole levels.
+        known_percent: share of the protected images that an adversary has in their clean form, for `fitted` alone, which reads them in the
+            place of the training set, with their labels. No victim trains on them.
+        known_pairs: the same for a number of images in both forms. `fitted` reads them as released, with their clean form in the place of
+            labels.
+        dear: whether `fitted` gives a change that takes too long to be made again in every epoch, so that the images must fit in memory.
         first: maps the network before its training and the settings of the victim to a training that comes first.
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
@@ -51,6 +56,9 @@ class Countermeasure:
 
     stored: Transform | None = None
     fitted: Callable[[Epoch, int], OfClass] | None = None
+    known_percent: int = 0
+    known_pairs: int = 0
+    dear: bool = False
     first: Callable[[Network, TrainConfig], FirstStage] | None = None
     mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
     distorted: Callable[[Tensor, Generator], Tensor] | None = None
@@ -62,6 +70,11 @@ class Countermeasure:
     clean_only: bool = False
     cost: float = 1.0
     revision: int = 0
+
+    @property
+    def clean_images(self) -> bool:
+        """Whether an adversary has images in their clean form, to train on or to learn a purification from."""
+        return any((self.clean_percent, self.known_percent, self.known_pairs))
 
     @property
     def on_batches(self) -> bool:

@@ -34,12 +34,16 @@ FINE_TUNING = 3  # and fine-tuning for one in this many
 FINE_RATE, HEAD_RATE = 0.02, 0.05  # peaks of their one-cycle schedules
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
-NUMBER = re.compile(r"(.+)-([1-9]\d?)")
+NUMBER = re.compile(r"(.+)-([1-9]\d*)")
+SET_ASIDE = 10  # percent of the images, for a diffusion model unless its name says how many
+MOST_PAIRS = 99_999
 
 jpeg = Deferred("sep.countermeasures.preprocessing:jpeg")
 webp = Deferred("sep.countermeasures.preprocessing:webp")
 resize = Deferred("sep.countermeasures.preprocessing:resize")
 bit_depth = Deferred("sep.countermeasures.preprocessing:bit_depth")
+diffusion = Deferred("sep.countermeasures.diffusion:diffusion")
+bridge = Deferred("sep.countermeasures.bridge:bridge")
 adversarial = Deferred("sep.countermeasures.adversary:adversarial")
 one_hot = Deferred("torch.nn.functional:one_hot")
 
@@ -99,8 +103,19 @@ def resized_to(percent: int) -> Countermeasure:
     return Countermeasure(stored=partial(resize, percent=percent))
 
 
+def purified_by_diffusion(percent: int) -> Countermeasure:
+    """Purify by a diffusion model of some of the images in their clean form, which the victim does not train on."""
+    return Countermeasure(fitted=diffusion, known_percent=percent, dear=True)
+
+
+def purified_by_bridge(pairs: int) -> Countermeasure:
+    """Purify by what pairs of clean and protected images teach, which the victim does not train on."""
+    return Countermeasure(fitted=bridge, known_pairs=pairs, dear=True)
+
+
 SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
-NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, **SHARES}
+NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, "diffusion": purified_by_diffusion, **SHARES}
+COUNTED: dict[str, Callable[[int], Countermeasure]] = {"bridge": purified_by_bridge}
 
 COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure(),
@@ -122,6 +137,9 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "random-warp": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:random_warp")),
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
+    "d-vae": Countermeasure(fitted=Deferred("sep.countermeasures.d_vae:d_vae"), dear=True),
+    "diffusion": purified_by_diffusion(SET_ASIDE),
+    **{f"bridge-{pairs}": purified_by_bridge(pairs) for pairs in (100, 500, 4000)},
     "early-stop": Countermeasure(trained=stopped_early),
     "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
     "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
@@ -143,6 +161,16 @@ class Plan:
     def on_images(self) -> list[Countermeasure]:
         """The countermeasures that change the images before training."""
         return [part for part in self.parts if part.stored or part.fitted]
+
+    @property
+    def dear(self) -> bool:
+        """Whether they change images in a way that takes too long to be done again in every epoch."""
+        return any(part.dear for part in self.parts)
+
+    @property
+    def known(self) -> Countermeasure | None:
+        """The countermeasure for which some images are set aside, if there is one."""
+        return next((part for part in self.parts if part.known_percent or part.known_pairs), None)
 
     @property
     def initial(self) -> bool:
@@ -214,8 +242,8 @@ def plan(name: str) -> Plan:
         reason = "none is nothing"
     elif len(set(names)) < len(names):
         reason = "one is named twice"
-    elif sum(part.clean_percent > 0 for part in parts) > 1:
-        reason = "a training set has one share of clean images"
+    elif sum(part.clean_images for part in parts) > 1:
+        reason = "an adversary has one share of clean images"
     elif sum(part.hardened is not None for part in parts) > 1:
         reason = "only one can look for the hardest images"
     elif sum(part.initial or part.first is not None for part in parts) > 1:
@@ -244,13 +272,14 @@ def _named(name: str) -> Countermeasure:
     if name in COUNTERMEASURES:
         return COUNTERMEASURES[name]
     numbered = NUMBER.fullmatch(name)
-    if numbered is None or numbered[1] not in NUMBERED:
+    table = COUNTED if numbered and numbered[1] in COUNTED else NUMBERED
+    if numbered is None or numbered[1] not in table or int(numbered[2]) > (MOST_PAIRS if table is COUNTED else 99):
         others = [kind for kind in NUMBERED if kind not in SHARES]
         raise ValueError(
             f"unknown countermeasure {name!r}; known are {', '.join(COUNTERMEASURES)}, {' and '.join(SHARES)} by any other percentage "
-            f"from 1 to 99, {', '.join(others)} by any other number in that range, and several of them joined by +"
+            f"from 1 to 99, {', '.join(others)} by any other number in that range, {', '.join(COUNTED)} by any up to {MOST_PAIRS}, and several of them joined by +"
         )
-    return NUMBERED[numbered[1]](int(numbered[2]))
+    return table[numbered[1]](int(numbered[2]))
 
 
 def clean_share(name: str) -> str | None:
