@@ -31,7 +31,8 @@ def check_suitable(config: RunConfig, classes: Sequence[str], train: int, labels
 
     Raises:
         ValueError: a training would have no batch, a network cannot take the images, a share of clean images lacks a class, too
-            many or few images are set aside, the pretrained network of a victim cannot be had, or the noise of a method does not fit memory.
+            many or too few images are known, the pretrained network of a victim cannot be had, or the noise of a method does not fit
+            memory.
     """
     check_batch_sizes(config, train)
     check_clean_shares(config, classes, labels)

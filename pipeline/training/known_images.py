@@ -24,6 +24,7 @@ from pipeline.storage.stage import Manifest, Shard
 from pipeline.training.batches import InMemory, Split, Transform, transformed
 from pipeline.training.clean_shares import choose, protected_labels
 from sep.countermeasures.registry import Countermeasure, plan
+from sep.pictures import one_size
 from sep.views.own_size import whole_view
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def known_images(task: VictimTask, part: Countermeasure, before: Transform, seed
     def seen(manifest: Manifest) -> tuple[Tensor, Tensor]:
         images, labels = _images(task, manifest, keys)
         changed = transformed(before, images, labels)
-        return (changed if task.input_size is None else whole_view(changed, task.input_size)), labels
+        return (one_size(changed) if task.input_size is None else whole_view(changed, task.input_size)), labels
 
     clean, labels = seen(task.pack)
     split = Split(min(BATCH, len(labels)), seed)

@@ -14,8 +14,8 @@ from pipeline.shards.shard import read_shard
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Batch, Loading, Read
 from pipeline.training.batches import Batches, Sight, Split, Transform, open_batches, unchanged, whole
-from pipeline.training.known_images import Without, known_images, known_keys
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
+from pipeline.training.known_images import Without, known_images, known_keys
 from sep.countermeasures.registry import Countermeasure, Plan, stored_as
 from sep.pictures import Images
 from sep.train_config import TrainConfig

@@ -25,11 +25,12 @@ STEPS = 1500  # of training
 
 
 def diffusion(epoch: Epoch, num_classes: int, *, steps: int = STEPS) -> OfClass:
-    """Drown images in noise and draw them out again by a model of clean images (Ho et al. 2020, "Denoising Diffusion Probabilistic Models").
+    """Drown images in noise, and draw them out again by a model of clean images.
 
-    The model learns to tell the noise (equation 14), at no later moments than those that purification needs. Steps back are those of
-    Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12, with as much fresh noise as in Ho et al. The papers train
-    at full size, for days; this is a small network, for minutes on a CPU.
+    The model is that of Ho et al. 2020, "Denoising Diffusion Probabilistic Models". It learns to tell the noise (equation 14), at no later
+    moments than those that purification needs. Steps back are those of Song et al. 2021, "Denoising Diffusion Implicit Models", equation
+    12, with as much fresh noise as in Ho et al. The papers on purification take networks that learn for days. This is a small one, which
+    learns for minutes on a CPU.
 
     Args:
         epoch: batches of an epoch, clean images `(B, C, H, W)` in levels, other ones than those that are purified, and anything else.

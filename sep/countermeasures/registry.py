@@ -36,7 +36,6 @@ DILUTED, CLEAN_ONLY = "dilution", "clean-only"
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 NUMBER = re.compile(r"(.+)-([1-9]\d*)")
 SET_ASIDE = 10  # percent of the images, for a diffusion model unless its name says how many
-MOST_PAIRS = 99_999
 
 jpeg = Deferred("sep.countermeasures.preprocessing:jpeg")
 webp = Deferred("sep.countermeasures.preprocessing:webp")
@@ -114,8 +113,9 @@ def purified_by_bridge(pairs: int) -> Countermeasure:
 
 
 SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
-NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, "diffusion": purified_by_diffusion, **SHARES}
-COUNTED: dict[str, Callable[[int], Countermeasure]] = {"bridge": purified_by_bridge}
+NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, **SHARES}
+NUMBERED |= {"diffusion": purified_by_diffusion, "bridge": purified_by_bridge}
+MOST = {"bridge": 99_999}  # pairs; all others end at 99
 
 COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure(),
@@ -272,14 +272,14 @@ def _named(name: str) -> Countermeasure:
     if name in COUNTERMEASURES:
         return COUNTERMEASURES[name]
     numbered = NUMBER.fullmatch(name)
-    table = COUNTED if numbered and numbered[1] in COUNTED else NUMBERED
-    if numbered is None or numbered[1] not in table or int(numbered[2]) > (MOST_PAIRS if table is COUNTED else 99):
-        others = [kind for kind in NUMBERED if kind not in SHARES]
+    if numbered is None or numbered[1] not in NUMBERED or int(numbered[2]) > MOST.get(numbered[1], 99):
+        others = [kind for kind in NUMBERED if kind not in (*SHARES, *MOST)]
         raise ValueError(
             f"unknown countermeasure {name!r}; known are {', '.join(COUNTERMEASURES)}, {' and '.join(SHARES)} by any other percentage "
-            f"from 1 to 99, {', '.join(others)} by any other number in that range, {', '.join(COUNTED)} by any up to {MOST_PAIRS}, and several of them joined by +"
+            f"from 1 to 99, {', '.join(others)} by any other number in that range, bridge by any up to {MOST['bridge']}, and several of them "
+            "joined by +"
         )
-    return table[numbered[1]](int(numbered[2]))
+    return NUMBERED[numbered[1]](int(numbered[2]))
 
 
 def clean_share(name: str) -> str | None:

@@ -56,8 +56,9 @@ class UNet(nn.Module):
         self.down = nn.ModuleList([Block(width, width), Block(width, wider), Block(wider, wider)])
         self.middle = Block(wider, wider)
         self.up = nn.ModuleList([Block(2 * wider, wider), Block(2 * wider, width), Block(2 * width, width)])
-        self.leave = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, 12, 3, padding=1))
-        nn.init.zeros_(self.leave[2].weight)
+        last = nn.Conv2d(width, 12, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        self.leave = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), last)
 
     def forward(self, images: Tensor, moments: Tensor) -> Tensor:
         """Map `(B, channels, H, W)`, of sides that are multiples of 8, and moments from 0 to 1, `(B,)`, to `(B, 3, H, W)`."""
