@@ -17,11 +17,13 @@ from sep.countermeasures.countermeasure import Epoch, OfClass
 from sep.countermeasures.restoration import even, restored, scaled, trained
 
 STEPS = 1000  # of training, in each stage
+RATE = 3e-3  # peak of its learning rate
 RATES = 0.02, 0.2  # of the first stage and the second, in nats for each value of an image
 EXCESS = 10.0  # what a nat beyond the rate costs, beside squared differences of numbers from -1 to 1
-PATCH, WIDTH = 4, 128  # side of a patch in pixels; channels
+DISTORTION = 1.0
+PATCH, WIDTH = 4, 64  # side of a patch in pixels; channels
 D = 3 * PATCH**2  # as many numbers as the patch has values: only the rate limits a code
-GAIN, NOISE = 4.0, -4.0  # what numbers are multiplied by in a code, and the logarithm of its variance, to begin with
+GAIN, NOISE = 2.0, -2.0  # what numbers are multiplied by in a code, and the logarithm of its variance, to begin with
 
 
 class DVAE(nn.Module):
@@ -32,16 +34,19 @@ class DVAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.auxiliary = _convolutions(2 * D), _convolutions(D), _convolutions(D)
         self.embeddings = nn.Parameter(torch.zeros(num_classes, D, height // PATCH, width // PATCH))
+        basis, gains = _cosines()
+        self.register_buffer("basis", basis)
+        self.gains, self.inverse = nn.Parameter(gains), nn.Parameter(gains / (gains.square() + 0.25))
 
     def code(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the logarithm of the variance of the code of images, `(B, D, h, w)` each."""
-        values = GAIN * functional.pixel_unshuffle(images, PATCH)
+        values = self.gains * functional.conv2d(images, self.basis, stride=PATCH)
         mean, log_variance = self.encoder(values).chunk(2, 1)
         return values + mean, NOISE + log_variance
 
     def decoded(self, code: Tensor) -> Tensor:
         """Return the images of a code, `(B, D, h, w)` to `(B, 3, H, W)`."""
-        return functional.pixel_shuffle((code + self.decoder(code)) / GAIN, PATCH)
+        return functional.conv_transpose2d(self.inverse * code + self.decoder(code), self.basis, stride=PATCH)
 
     def perturbations(self) -> Tensor:
         """Return what the images of each class have in common beyond what the decoder gives, `(K, 3, H, W)`."""
@@ -81,7 +86,7 @@ def rate(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 def _fitted(epoch: Epoch, num_classes: int, limit: float, steps: int) -> DVAE:
     network = DVAE(num_classes, *(even(side) for side in next(iter(epoch(0)))[0].shape[2:]))
-    trained(network, partial(_loss, network, limit), epoch, steps)
+    trained(network, partial(_loss, network, limit), epoch, steps, RATE)
     return network
 
 
@@ -91,12 +96,22 @@ def _loss(network: DVAE, limit: float, images: Tensor, labels: Tensor) -> Tensor
     mean, log_variance = network.code(levels)
     lost = levels - network.decoded(mean + (log_variance / 2).exp() * torch.randn(mean.shape).to(mean.device))
     unexplained = lost - network.perturbations()[labels]
-    return lost.square().mean() + EXCESS * (rate(mean, log_variance) - limit).clamp_min(0) + unexplained.square().mean()
+    return DISTORTION * lost.square().mean() + EXCESS * (rate(mean, log_variance) - limit).clamp_min(0) + unexplained.square().mean()
 
 
 def _without_own(patterns: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     height, width = images.shape[2:]
     return images.float() - patterns.to(images.device)[labels, :, :height, :width]
+
+
+def _cosines() -> tuple[Tensor, Tensor]:
+    places = torch.arange(PATCH)
+    waves = (2 / PATCH) ** 0.5 * torch.cos(torch.pi / PATCH * places[:, None] * (places + 0.5))
+    waves[0] /= 2**0.5
+    squares = places[:, None].square() + places.square()
+    patch = torch.einsum("uy,vx->uvyx", waves, waves).view(PATCH**2, PATCH, PATCH)
+    basis = torch.einsum("cd,fyx->cfdyx", torch.eye(3), patch).reshape(D, 3, PATCH, PATCH)
+    return basis, (GAIN / (1 + squares)).flatten().repeat(3)[:, None, None]
 
 
 def _convolutions(after: int) -> nn.Sequential:

@@ -115,7 +115,7 @@ def purified_by_bridge(pairs: int) -> Countermeasure:
 SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
 NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, **SHARES}
 NUMBERED |= {"diffusion": purified_by_diffusion, "bridge": purified_by_bridge}
-MOST = {"bridge": 99_999}  # pairs; all others end at 99
+MOST = {"bridge": 99_999}  # pairs; others end at 99 percent
 
 COUNTERMEASURES: dict[str, Countermeasure] = {
     "none": Countermeasure(),
@@ -161,11 +161,6 @@ class Plan:
     def on_images(self) -> list[Countermeasure]:
         """The countermeasures that change the images before training."""
         return [part for part in self.parts if part.stored or part.fitted]
-
-    @property
-    def dear(self) -> bool:
-        """Whether they change images in a way that takes too long to be done again in every epoch."""
-        return any(part.dear for part in self.parts)
 
     @property
     def known(self) -> Countermeasure | None:
@@ -276,8 +271,8 @@ def _named(name: str) -> Countermeasure:
         others = [kind for kind in NUMBERED if kind not in (*SHARES, *MOST)]
         raise ValueError(
             f"unknown countermeasure {name!r}; known are {', '.join(COUNTERMEASURES)}, {' and '.join(SHARES)} by any other percentage "
-            f"from 1 to 99, {', '.join(others)} by any other number in that range, bridge by any up to {MOST['bridge']}, and several of them "
-            "joined by +"
+            f"from 1 to 99, {', '.join(others)} by any other number in that range, bridge by any up to {MOST['bridge']}, and several of "
+            "them joined by +"
         )
     return NUMBERED[numbered[1]](int(numbered[2]))
 

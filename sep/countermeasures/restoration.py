@@ -99,8 +99,8 @@ def trained(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], epoch:
     """
     batches = chain.from_iterable(epoch(number) for number in count())
     first = next(iter(epoch(0)))[0]
-    network.to(first.device).train()
-    adam = torch.optim.Adam(network.parameters(), rate)
+    network.to(first.device).to(memory_format=torch.channels_last).train()
+    adam = torch.optim.Adam(network.parameters(), rate, fused=True)
     schedule, precision = OneCycleLR(adam, rate, total_steps=steps), resolve("auto", first.device)
     with backends(precision):
         for images, others in islice(batches, steps):
@@ -108,7 +108,6 @@ def trained(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], epoch:
             with autocast(first.device, precision):
                 value = loss(images, others)
             torch.autograd.backward(value)
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             adam.step()
             schedule.step()
     return network.eval().requires_grad_(False)
