@@ -17,8 +17,9 @@ def known_countermeasures() -> str:
     alone = [name for name, each in countermeasures.COUNTERMEASURES.items() if each.clean_only]
     others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
     return (
-        f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize and dilution by any other number from "
-        "1 to 99), or several at once, in order, as in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution "
+        f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize, diffusion and dilution by any other "
+        "number from 1 to 99, bridge by any number of pairs), or several at once, in order, as in grayscale+jpeg-10; and, as controls, "
+        "training on the clean images of a dilution "
         f"alone: {', '.join(alone)}"
     )
 

@@ -50,7 +50,7 @@ class Without:
 
 def known_keys(task: VictimTask, part: Countermeasure) -> frozenset[str]:
     """Choose the keys of the images that an adversary knows. They depend on the victim's seed, not on its network or countermeasure."""
-    labels = protected_labels(task.run.child("pack"), task.train.shards["train"], task.protected)
+    labels = protected_labels(task.run.child("pack"), task.release.shards["train"], task.protected)
     percent = part.known_percent or 100 * part.known_pairs / len(labels)  # choose rounds their number back to a whole one
     return choose(labels, percent, derive(task.run_seed, "known", task.trial.seed))
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import ceil, prod
+from math import prod
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from sep.countermeasures.countermeasure import Countermeasure as Countermeasure
+from sep.countermeasures.settings import fine_tuned, head_alone, stopped_early, without_augmentation
 from sep.deferred import Deferred
 from sep.train_config import TrainConfig
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]
-EARLY = 5  # early stopping trains for one epoch in this many
-FINE_TUNING = 3  # and fine-tuning for one in this many
-FINE_RATE, HEAD_RATE = 0.02, 0.05  # peaks of their one-cycle schedules
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 NUMBER = re.compile(r"(.+)-([1-9]\d*)")
@@ -45,32 +43,6 @@ diffusion = Deferred("sep.countermeasures.diffusion:diffusion")
 bridge = Deferred("sep.countermeasures.bridge:bridge")
 adversarial = Deferred("sep.countermeasures.adversary:adversarial")
 one_hot = Deferred("torch.nn.functional:one_hot")
-
-
-def without_augmentation(config: TrainConfig) -> TrainConfig:
-    """Train on images that are neither cropped nor flipped (a setting of Huang et al. 2021, "Unlearnable Examples")."""
-    return replace(config, augmentation="none")
-
-
-def stopped_early(config: TrainConfig) -> TrainConfig:
-    """Train for a fifth of the epochs, with the whole schedule of the learning rate in them.
-
-    Protections are learned in the course of training (Sandoval-Segura et al. 2022, "Poisons that are learned faster are more effective"),
-    so that the best epoch is an early one. An adversary without clean images cannot tell which one, and can only stop by a rule. The
-    schedule is compressed, not cut off, because a training that ends at a high rate is bad for another reason.
-    """
-    epochs = ceil(config.epochs / EARLY)
-    return replace(config, epochs=epochs, warmup_epochs=min(config.warmup_epochs, epochs - 1))
-
-
-def fine_tuned(config: TrainConfig) -> TrainConfig:
-    """Train a network that has learned from other images before: a third of the epochs, at a low rate that rises and falls."""
-    return replace(config, epochs=ceil(config.epochs / FINE_TUNING), lr=FINE_RATE, schedule="one-cycle", warmup_epochs=0)
-
-
-def head_alone(config: TrainConfig) -> TrainConfig:
-    """Train a linear head on standardised features, which are computed once and therefore not augmented."""
-    return replace(config, lr=HEAD_RATE, schedule="one-cycle", warmup_epochs=0, augmentation="none")
 
 
 def dilution(percent: int) -> Countermeasure:

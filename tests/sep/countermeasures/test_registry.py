@@ -190,6 +190,16 @@ def test_a_share_of_clean_images_is_any_whole_percentage(kind: str) -> None:
             plan(f"{kind}-{wrong}")
 
 
+def test_known_images_are_a_percentage_or_a_number_of_pairs() -> None:
+    assert [plan(f"bridge-{pairs}").parts[0].known_pairs for pairs in (1, 37, 500, 99_999)] == [1, 37, 500, 99_999]
+    assert [plan(name).parts[0].known_percent for name in ("diffusion", "diffusion-4", "diffusion-99")] == [10, 4, 99]
+    assert plan("jpeg-50+bridge-7").known == plan("bridge-7").parts[0]
+    assert plan("jpeg-50+d-vae").known is None
+    for wrong in ("bridge", "bridge-0", "bridge-100000", "bridge-07", "diffusion-100", "d-vae-1"):
+        with pytest.raises(ValueError, match=f"unknown countermeasure '{wrong}'.* bridge by any up to 99999"):
+            plan(wrong)
+
+
 def test_trainings_that_come_to_the_same_are_known() -> None:
     assert trained_as("dilution-10", "clean") == ("none", "clean")
     assert trained_as("dilution-10+cutmix", "clean") == ("cutmix", "clean")
@@ -223,6 +233,8 @@ def test_a_dilution_has_its_control() -> None:
         ("dilution-1+dilution-10", "one share of clean images"),
         ("dilution-10+clean-only-10", "one share of clean images"),
         ("none+clean-only-10", "none is nothing"),
+        ("bridge-100+dilution-10", "one share of clean images"),
+        ("bridge-100+diffusion-5", "one share of clean images"),
         ("ueraser+adversarial-4", "only one can look"),
     ],
 )
