@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from pipeline.stages import addition, pack, protect, report, surrogate, victim
 from pipeline.stages.sequence import check
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
+from pipeline.training.known_images import known_keys
 from pipeline.training.trial import Trial, VictimTask
 from pipeline.training.victim_images import VictimImages
-from sep.countermeasures.registry import plan
+from sep.countermeasures.registry import COUNTERMEASURES, plan
 from sep.views.own_size import fixed_view
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import digests
@@ -179,6 +181,28 @@ def test_what_is_fitted_to_images_takes_pictures_of_their_own_size(
     assert images.shape == others.shape == (12, 3, 24, 24)
     assert (images.dtype, others.dtype) == (torch.float32, torch.uint8)
     assert 0.5 < float((images - others).abs().mean()) < 40  # the same windows of the same pictures, changed
+
+
+@pytest.mark.parametrize("name", ["d-vae", "diffusion-20", "bridge-3"])
+def test_purifiers_take_pictures_of_their_own_size(trained: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    config, folder = trained
+    part = plan(name).parts[0]
+    assert part.fitted is not None
+    monkeypatch.setitem(COUNTERMEASURES, name, replace(part, fitted=partial(part.fitted, steps=2)))
+    pack = Manifest.load(folder, "pack")
+    released = replace(pack, counts={"classes": [0, 1, 2]})
+    cells = [Trial("resnet8", "clean", each, 0) for each in ("none", name)]
+    tasks = [victim._task(cell, config, folder, pack, released, Resources(((1, 0),), 1, 1), 1) for cell in cells]
+    before, after = (VictimImages(task, 7, torch.device("cpu")) for task in tasks)
+    known = known_keys(tasks[1], part) if part.clean_images else ()
+    whole, rest = (
+        {sample.key for shard in pack.shards["train"] for sample in each.read(folder.child("pack"), shard)} for each in (before, after)
+    )
+    assert whole - rest == set(known)
+    picture = torch.randint(256, (1, 3, *SIZES[0]), dtype=torch.uint8)
+    changed = after.transform(picture, torch.tensor([0]))
+    assert changed.shape == picture.shape
+    assert 0 < float((changed - picture).abs().mean()) < 100
 
 
 def test_victims_may_see_pictures_larger_than_the_surrogate_did(trained: tuple[RunConfig, Folder], tmp_path: Path) -> None:
