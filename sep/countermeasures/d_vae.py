@@ -20,14 +20,18 @@ STEPS = 1000  # of training, in each stage
 RATE = 3e-3  # peak of its learning rate
 RATES = 0.02, 0.2  # of the first stage and the second, in nats for each value of an image
 EXCESS = 10.0  # what a nat beyond the rate costs, beside squared differences of numbers from -1 to 1
-DISTORTION = 1.0
 PATCH, WIDTH = 4, 64  # side of a patch in pixels; channels
 D = 3 * PATCH**2  # as many numbers as the patch has values: only the rate limits a code
-GAIN, NOISE = 2.0, -2.0  # what numbers are multiplied by in a code, and the logarithm of its variance, to begin with
+GAIN, NOISE = 2.0, -2.0  # to begin with: what means of patches are multiplied by in a code, and the logarithm of its variance
 
 
 class DVAE(nn.Module):
-    """An encoder, a decoder, and an auxiliary decoder of the embeddings of classes. They begin as copies of images, patch by patch."""
+    """An encoder, a decoder, and an auxiliary decoder of the embeddings of classes.
+
+    They begin as a linear code of patches in cosines, of which fine ones count little, and convolutions beside it learn the rest.
+    """
+
+    basis: Tensor
 
     def __init__(self, num_classes: int, height: int, width: int) -> None:
         """Build it for K classes and images of H x W pixels, multiples of the side of a patch."""
@@ -96,7 +100,7 @@ def _loss(network: DVAE, limit: float, images: Tensor, labels: Tensor) -> Tensor
     mean, log_variance = network.code(levels)
     lost = levels - network.decoded(mean + (log_variance / 2).exp() * torch.randn(mean.shape).to(mean.device))
     unexplained = lost - network.perturbations()[labels]
-    return DISTORTION * lost.square().mean() + EXCESS * (rate(mean, log_variance) - limit).clamp_min(0) + unexplained.square().mean()
+    return lost.square().mean() + EXCESS * (rate(mean, log_variance) - limit).clamp_min(0) + unexplained.square().mean()
 
 
 def _without_own(patterns: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -105,6 +109,7 @@ def _without_own(patterns: Tensor, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _cosines() -> tuple[Tensor, Tensor]:
+    """Return the discrete cosines of a patch in three colours, orthonormal, `(D, 3, PATCH, PATCH)`, and their gains to begin with."""
     places = torch.arange(PATCH)
     waves = (2 / PATCH) ** 0.5 * torch.cos(torch.pi / PATCH * places[:, None] * (places + 0.5))
     waves[0] /= 2**0.5

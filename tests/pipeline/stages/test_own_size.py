@@ -188,7 +188,7 @@ def test_purifiers_take_pictures_of_their_own_size(trained: tuple[RunConfig, Fol
     config, folder = trained
     part = plan(name).parts[0]
     assert part.fitted is not None
-    monkeypatch.setitem(COUNTERMEASURES, name, replace(part, fitted=partial(part.fitted, steps=2)))
+    monkeypatch.setitem(COUNTERMEASURES, name, replace(part, fitted=partial(part.fitted, steps=2)))  # type: ignore[call-arg]
     pack = Manifest.load(folder, "pack")
     released = replace(pack, counts={"classes": [0, 1, 2]})
     cells = [Trial("resnet8", "clean", each, 0) for each in ("none", name)]
