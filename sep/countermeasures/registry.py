@@ -121,6 +121,7 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "random-warp": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:random_warp")),
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
+    "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern")),
     "early-stop": Countermeasure(trained=stopped_early),
     "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
     "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
