@@ -153,6 +153,9 @@ def _epochs(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bool
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
     network = _network(task).to(device).to(memory_format=torch.channels_last)
+    for part in plan.parts:
+        if part.prepared:
+            part.prepared(network)
     images, config, kept = VictimImages(task, seed, device, network), plan.training(task.config), {}
     if plan.first:
         first = plan.first(network, task.config)

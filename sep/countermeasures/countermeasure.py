@@ -34,6 +34,7 @@ class Countermeasure:
         fitted: maps the whole training set, `(epoch, K)`, to a function of images and their labels, like `stored`, except that its result
             need not be whole levels.
         searched: maps the whole training set and the network before its training, `(epoch, K, network)`, to a function like `stored`.
+        prepared: changes the network itself, before its training.
         first: maps the network before its training and the settings of the victim to a training that comes first.
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
@@ -52,6 +53,7 @@ class Countermeasure:
     stored: Transform | None = None
     fitted: Callable[[Epoch, int], OfClass] | None = None
     searched: Callable[[Epoch, int, Network], Transform] | None = None
+    prepared: Callable[[Network], None] | None = None
     first: Callable[[Network, TrainConfig], FirstStage] | None = None
     mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
     distorted: Callable[[Tensor, Generator], Tensor] | None = None

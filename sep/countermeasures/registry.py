@@ -123,8 +123,12 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
     "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern")),
     "early-stop": Countermeasure(trained=stopped_early),
+    "staged": Countermeasure(prepared=Deferred("sep.countermeasures.staged:staged")),
     "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
     "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
+    "nonlinear": Countermeasure(
+        initial=True, searched=Deferred("sep.countermeasures.nonlinear:nonlinear"), frozen=True, trained=head_alone, cost=2.0
+    ),
     "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
 }

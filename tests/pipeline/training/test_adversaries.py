@@ -50,7 +50,7 @@ def clean(run: Run) -> float:
     return ordinary
 
 
-@pytest.mark.parametrize("name", ["pretrained", "pretrained-frozen"])
+@pytest.mark.parametrize("name", ["pretrained", "pretrained-frozen", "nonlinear"])
 def test_it_wins_back_what_an_ordinary_training_loses(run: Run, clean: float, name: str) -> None:
     assert accuracy(run, name, "clean") > clean - 5
     assert accuracy(run, name) > 80
