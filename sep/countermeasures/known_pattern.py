@@ -44,7 +44,7 @@ def known_pattern(epoch: Epoch, num_classes: int) -> OfClass:
     patterns = _integrated(torch.cat(medians), classes[0].shape[1:])
     grey = patterns.mean(1, keepdim=True).expand_as(patterns)
     patterns = grey if (patterns - grey).abs().mean() < GREY * patterns.abs().mean() else patterns
-    return partial(_without_nearest, patterns=patterns.unflatten(0, (num_classes, count)))
+    return partial(_without_nearest, patterns=patterns.view(num_classes, count, *patterns.shape[1:]))
 
 
 def _without_nearest(images: Tensor, labels: Tensor, patterns: Tensor) -> Tensor:
@@ -91,8 +91,9 @@ def _compared(differences: Tensor, count: int) -> Tensor:
     """Return the images of a class in the few directions that patterns would span, the largest principal components: `(n, P - 1)`."""
     clipped = (differences - differences.median(0).values).clamp(-2 * LIMIT, 2 * LIMIT)
     centred = clipped - clipped.mean(0)
-    _, directions = torch.linalg.eigh(centred @ centred.T)
-    return (directions.flip(1) * (centred.T @ directions.flip(1)).norm(dim=0))[:, : count - 1]
+    variances, directions = torch.linalg.eigh(centred @ centred.T)
+    points: Tensor = directions * variances.clamp_min(0).sqrt()
+    return points[:, -(count - 1) :]
 
 
 def _clusters(points: Tensor, count: int) -> Tensor:
@@ -102,16 +103,15 @@ def _clusters(points: Tensor, count: int) -> Tensor:
         centres = torch.cat([centres, points[torch.cdist(points, centres).amin(1).argmax()][None]])
     for _ in range(ROUNDS):
         which = torch.cdist(points, centres).argmin(1)
-        centres = torch.stack(
-            [points[which == place].mean(0) if bool((which == place).any()) else centres[place] for place in range(count)]
-        )
+        members = [points[which == place] for place in range(count)]
+        centres = torch.stack([own.mean(0) if len(own) else centre for own, centre in zip(members, centres, strict=True)])
     return which
 
 
 def _apart(points: Tensor, count: int) -> float:
     """Return how much nearer points are to the centre of their cluster than to the next one: 0 to 1, a simplified silhouette."""
     which = _clusters(points, count)
-    centres = torch.stack([points[which == place].mean(0) for place in which.unique()])
+    centres = torch.stack([points[which == place].mean(0) for place in torch.unique(which)])
     nearest = torch.cdist(points, centres).sort(1).values
     return float((1 - nearest[:, 0] / nearest[:, 1]).mean())
 

@@ -27,7 +27,7 @@ def staged(network: Network) -> None:
     weights = list(network.trunk.parameters())
     for third, rate in enumerate(RATES):
         for weight in weights[third * len(weights) // 3 : (third + 1) * len(weights) // 3]:
-            weight.register_hook(partial(_scaled, by=rate))
+            weight.register_hook(partial(_scaled, by=rate))  # type: ignore[no-untyped-call]
 
 
 def _scaled(gradient: Tensor, by: float) -> Tensor:

@@ -223,6 +223,9 @@ def test_a_dilution_has_its_control() -> None:
         ("dilution-10+clean-only-10", "one share of clean images"),
         ("none+clean-only-10", "none is nothing"),
         ("ueraser+adversarial-4", "only one can look"),
+        ("pretrained+nonlinear", "only one can say what the network begins with"),
+        ("contrastive+pretrained-frozen", "only one can say what the network begins with"),
+        ("cutmix+pretrained-frozen", "no batch is left to change"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_known_names(name: str, reason: str) -> None:

@@ -20,10 +20,12 @@ def test_gradients_grow_with_the_depth_of_their_layer(name: str) -> None:
         torch.manual_seed(1)
         torch.autograd.backward(torch.nn.functional.cross_entropy(each(images)[1], torch.tensor([0, 1, 2, 0])))
     for slow, full in zip(network.trunk.parameters(), plain.trunk.parameters(), strict=True):
-        assert slow.grad is not None and full.grad is not None
+        assert slow.grad is not None
+        assert full.grad is not None
         if float(full.grad.norm()) > 1e-6:
             shares.append(round(float(slow.grad.norm() / full.grad.norm()), 4))
     assert shares == sorted(shares)
     assert list(dict.fromkeys(shares)) == [*RATES, 1.0]
-    assert network.head.weight.grad is not None and plain.head.weight.grad is not None
+    assert network.head.weight.grad is not None
+    assert plain.head.weight.grad is not None
     assert torch.equal(network.head.weight.grad, plain.head.weight.grad)
