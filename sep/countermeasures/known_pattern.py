@@ -48,8 +48,14 @@ def known_pattern(epoch: Epoch, num_classes: int) -> OfClass:
 
 
 def _without_nearest(images: Tensor, labels: Tensor, patterns: Tensor) -> Tensor:
-    own = patterns.to(images.device)[labels]  # (B, P, C, H, W)
-    return images.float() - own[torch.arange(len(images)), _nearest(_differences(images.float()), _differences(own))]
+    """Return images without that of their class's patterns which they are nearest to, by the sum of absolute differences.
+
+    Larger differences than a pattern can have count no more than the largest that it can have.
+    """
+    patterns = patterns.to(images.device)
+    clipped = _differences(images.float()).clamp(-2 * LIMIT, 2 * LIMIT)
+    far = [(clipped - _differences(patterns[labels, place])).abs().sum(-1) for place in range(patterns.shape[1])]
+    return images.float() - patterns[labels, torch.stack(far).argmin(0)]
 
 
 def _some_of_each(epoch: Epoch, num_classes: int) -> list[Tensor]:
@@ -67,15 +73,6 @@ def _some_of_each(epoch: Epoch, num_classes: int) -> list[Tensor]:
 def _differences(images: Tensor) -> Tensor:
     """Return the differences of each pixel to the one before it in its row and its column: `(..., C, H, W)` to `(..., D)`."""
     return torch.cat([images.diff(dim=dim).flatten(-3) for dim in (-1, -2)], -1)
-
-
-def _nearest(differences: Tensor, patterns: Tensor) -> Tensor:
-    """Return the place of the pattern, of its own `(n, P, D)`, that each image `(n, D)` is nearest to, by the sum of absolute differences.
-
-    Larger differences than a pattern can have count no more than the largest that it can have.
-    """
-    clipped = differences.clamp(-2 * LIMIT, 2 * LIMIT)
-    return torch.stack([(clipped - pattern).abs().sum(-1) for pattern in patterns.unbind(-2)], -1).argmin(-1)
 
 
 def _medians(differences: Tensor, count: int) -> Tensor:
