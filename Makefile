@@ -9,7 +9,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test lint on-ray test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
+.PHONY: demo test lint on-ray quick test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -20,9 +20,8 @@ export MLFLOW_DISABLE_TELEMETRY = true
 demo: .venv/installed  ## the main job on generated images
 	$(BIN)/python pipeline/run.py
 
-test: .venv/installed  ## lint, types, import contracts, and the quick suite: first what runs on one Ray cluster, which mostly waits
-	$(MAKE) --jobs 2 lint on-ray
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow"
+test: .venv/installed  ## lint, types, import contracts, and the quick suite, beside what runs on one Ray cluster, which mostly waits
+	$(MAKE) --jobs 2 on-ray lint quick
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -32,6 +31,9 @@ lint: .venv/installed
 
 on-ray: .venv/installed
 	$(BIN)/pytest -m "ray and not slow"
+
+quick: .venv/installed
+	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow"
 
 test-gpu:  ## what only a GPU can get wrong, by any Python with torch and pytest: two minutes at most
 	PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(GPU_PYTHON) -m pytest tests/gpu --device cuda

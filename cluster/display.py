@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import threading
 import time
@@ -16,10 +15,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol, TextIO
 
+from tqdm import tqdm
+
 REFRESH_SECONDS = 0.5
 PLAIN_SECONDS = 10.0  # at most this long without a line
-BAR = 20  # characters
-ERASED = "\r\x1b[2K"
 
 
 class Followed(Protocol):
@@ -80,41 +79,32 @@ def stage(name: str, number: int, total: int) -> Iterator[None]:
 
 
 class Display(logging.StreamHandler[TextIO]):
-    """Log lines, and the state of the followed work."""
+    """Log lines, and the state of the followed work: on a terminal one live line below them, elsewhere a line now and then."""
 
     def __init__(self, stream: TextIO, live: bool) -> None:
         """Show one live line, or plain ones."""
         super().__init__(stream)
-        self.live, self.shown, self.told = live, "", time.monotonic()
+        self.live, self.told = live, time.monotonic()
+        tqdm.set_lock(threading.RLock())  # the usual one is of several processes
+        self.bar = tqdm(total=1, bar_format="{desc}", file=stream, disable=not live, leave=False, dynamic_ncols=True, position=0)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a log line above the live one."""
-        self._erase()
-        super().emit(record)
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
         self.told = time.monotonic()
 
     def tick(self) -> None:
         """Bring the live line up to date, or write a plain one if it is time."""
-        with self.lock or contextlib.nullcontext():
-            work, text = _current()
-            if not self.live:
-                if text and time.monotonic() - self.told >= PLAIN_SECONDS:
-                    self.handle(logging.makeLogRecord({"msg": "%s", "args": (text,), "levelno": logging.INFO, "levelname": "INFO"}))
-                return
-            share = work.share() if work else None
-            bar = "" if share is None else "█" * round(BAR * share) + "░" * (BAR - round(BAR * share)) + " "
-            shown = f"{_stage}{bar}{text}"[: shutil.get_terminal_size().columns - 1]
-            if not text:
-                self._erase()
-            elif shown != self.shown:
-                self.stream.write(ERASED + shown)
-                self.shown = shown
-            self.stream.flush()
-
-    def _erase(self) -> None:
-        if self.shown:
-            self.stream.write(ERASED)
-            self.shown = ""
+        work, text = _current()
+        if not self.live:
+            if text and time.monotonic() - self.told >= PLAIN_SECONDS:
+                self.handle(logging.makeLogRecord({"msg": "%s", "args": (text,), "levelno": logging.INFO, "levelname": "INFO"}))
+            return
+        share = work.share() if work else None
+        self.bar.n = share or 0
+        self.bar.bar_format = (_stage if text else "") + ("" if share is None else "|{bar:20}| ") + "{desc}"
+        self.bar.set_description_str(text)
 
 
 def _current() -> tuple[Followed | None, str]:
@@ -126,23 +116,30 @@ def _current() -> tuple[Followed | None, str]:
     return None, ""
 
 
-def show(stream: TextIO | None = None) -> None:
-    """Write log lines and progress of this process to standard error, and nothing of the libraries but their warnings.
+@contextlib.contextmanager
+def showing(stream: TextIO | None = None) -> Iterator[None]:
+    """Write log lines to standard error, nothing of the libraries but their warnings, and in the block progress.
 
     With the environment variable SEP_DEBUG set, they have what is said for debugging as well, such as every epoch.
     """
     stream = stream or sys.stderr
-    display = Display(stream, stream.isatty())
+    display, ended = Display(stream, stream.isatty()), threading.Event()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[display], force=True)
     for ours in ("cluster", "pipeline", "sep"):
         logging.getLogger(ours).setLevel(logging.DEBUG if os.environ.get("SEP_DEBUG") else logging.NOTSET)
-    threading.Thread(target=_refresh, args=(display,), daemon=True).start()
+    thread = threading.Thread(target=_refresh, args=(display, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        display.bar.close()
 
 
-def _refresh(display: Display) -> None:
-    while display in logging.getLogger().handlers:
+def _refresh(display: Display, ended: threading.Event) -> None:
+    while not ended.wait(REFRESH_SECONDS):
         display.tick()
-        time.sleep(REFRESH_SECONDS)
 
 
 def duration(seconds: float) -> str:

@@ -105,8 +105,9 @@ class LocalExecutor:
         """Yield each piece with a function that gives its result: in this process, and if they take long, in others as well."""
         chain = function if isinstance(function, Chain) and capacity.gpus else None
         processes = self.processes if chain else 1 if capacity.gpus else min(self.processes, capacity.at_once or self.processes)
-        begun = time.monotonic()
-        while waiting and (processes == 1 or len(waiting) == 1 or time.monotonic() - begun < ALONE_SECONDS):
+        # A GPU waits for nothing while the others start: at once, where there is one.
+        until = time.monotonic() + (0 if chain else ALONE_SECONDS)
+        while waiting and (processes == 1 or len(waiting) == 1 or time.monotonic() < until):
             yield self._next(function, waiting, what)
         if not waiting:
             return
@@ -149,7 +150,8 @@ class LocalExecutor:
         self, chain: Chain[Result], waiting: deque[Work], what: str, most: int, others: Processes
     ) -> Iterator[tuple[Work, Callable[[], Result]]]:
         """Compute pieces in this process, on its GPU, while others read the next ones and store the last ones, `most` at a time."""
-        reading: deque[tuple[Work, Callable[[], Any]]] = deque()
+        first = waiting.popleft()  # is read here, while the others start
+        reading: deque[tuple[Work, Callable[[], Any]]] = deque([(first, _attempts(chain.before, first.arguments, first, what))])
         storing: dict[Future[bytes], tuple[Work, Callable[[], Result]]] = {}
         late = False
         while storing or ((waiting or reading) and not late):

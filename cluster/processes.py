@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any, Generic
 
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 
 from cluster.work import Result, describe
 
@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 
 def cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    """Return the number of CPUs that this process may use: those of the machine, or what affinity or a container leaves of them."""
+    count: int = cpu_count()
+    return count
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.display import doing
+from cluster.processes import cpus
 from cluster.resources import Resources, divide
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def _await_answer(address: str) -> None:
                 return
         except OSError as error:
             if time.monotonic() + RETRY_SECONDS > end:
-                raise ConnectionError(f"nothing answers within {JOIN_SECONDS:.0f} s: {error}") from error
+                raise ConnectionError(f"nothing answers within {JOIN_SECONDS:.0f} s: {(error.strerror or str(error)).lower()}") from error
             time.sleep(RETRY_SECONDS)
 
 
@@ -112,7 +113,9 @@ def _start() -> None:
     base = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108  # the folder in it gets an unpredictable name
     folder = _embedded.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir=base, ignore_cleanup_errors=True))
     with doing("starting Ray on this machine"):
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, _temp_dir=folder)
+        ray.init(
+            address="local", num_cpus=cpus(), include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, _temp_dir=folder
+        )
 
 
 def _wait_for_machines(workers: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from pipeline.config.flags import call
+from pipeline.config.tracking_uri import checked
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import COMPARISON_PARQUET, PAGE
 from pipeline.storage.run import open_run
@@ -41,16 +42,21 @@ def _target(to: str) -> Folder:
     """Open the folder to write into.
 
     Raises:
-        ValueError: it holds something other than an earlier comparison.
+        ValueError: it cannot be made, or holds something other than an earlier comparison.
     """
     folder = Folder.open(to)
+    folder.make()
     if folder.names() and not folder.exists(COMPARISON_PARQUET):
         raise ValueError(f"{folder.uri} holds something other than a comparison: give --to another folder")
     return folder
 
 
 def _compare_runs(
-    run: Annotated[Positional[str], arg(metavar="RUN")], others: Positional[tuple[str, ...]] = (), *, to: str = "runs/comparison"
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    others: Positional[tuple[str, ...]] = (),
+    *,
+    to: str = "runs/comparison",
+    tracking_uri: str | None = None,
 ) -> int:
     """Print what runs were made with, what it cost and how their victims did; write the same as tables, pictures and a page.
 
@@ -58,10 +64,13 @@ def _compare_runs(
         run: folder or URI (s3://...) of a run, or of a point of a sweep; stages that have not finished are shown as missing
         others: more runs
         to: folder or URI for comparison.csv, comparison.parquet, pictures and index.html
+        tracking_uri: MLflow server or database that logs the comparison; that of the runs if not given; none: nothing is logged
     """
     from pipeline.pages.comparison_page import write
     from pipeline.results.comparison import compare, text
+    from pipeline.tracking.afterwards import log_comparison
 
+    uri = None if tracking_uri is None else checked(tracking_uri)
     folder = _target(to)
     found = _read_all([run, *others])
     if not found:
@@ -70,6 +79,8 @@ def _compare_runs(
     write(compared, folder, title="Comparison of " + ", ".join(compared.runs))
     print(text(compared))
     print(f"\n  page      {folder.uri}/{PAGE}")
+    if logged := log_comparison({name: found.folder for name, found in compared.runs.items()}, folder, text(compared), uri):
+        print(f"  MLflow    {logged}")
     return 0
 
 

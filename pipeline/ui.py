@@ -11,13 +11,12 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 
-import tyro
-
+from pipeline.config.flags import call
 from pipeline.storage.folder import Folder, absolute
 from pipeline.storage.layout import DATABASE
 
 
-def _serve(run: str, port: int = 5000) -> None:
+def _serve(run: str, port: int = 5000) -> int:
     """Open MLflow on the database of a run.
 
     Args:
@@ -35,8 +34,9 @@ def _serve(run: str, port: int = 5000) -> None:
         try:
             tried.bind((HOST, port))
         except (OSError, OverflowError) as error:
+            why = (getattr(error, "strerror", None) or str(error)).lower()
             raise ValueError(
-                f"port {port} of {HOST} cannot be used ({error}): end what uses it, or give another: --port, or make ui PORT=..."
+                f"port {port} of {HOST} cannot be used ({why}): end what uses it, or give another: --port, or make ui PORT=..."
             ) from error
     try:
         follow(folder.path)
@@ -52,11 +52,10 @@ def _serve(run: str, port: int = 5000) -> None:
 def main(arguments: Sequence[str] | None = None, program: str = "ui.py") -> int:
     """Serve, or return the exit code: 1 with one line that says what is wrong, 2 for wrong usage."""
     try:
-        tyro.cli(_serve, prog=program, args=arguments)
+        return call(_serve, program, arguments)
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,15 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from sep.at_rest import AtRest
 from sep.augment import augment
 from sep.choices import Precision
 from sep.execution import autocast, backends, moved, resolve
-from sep.step import Step, open_step
+from sep.step import Step
 from sep.train_config import Augmentation, TrainConfig
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-# Maps the network in training, levels and labels `(B,)` of a batch to other levels, and their labels or class probabilities `(B, K)`.
-Change = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+# Maps the network at rest, levels and labels `(B,)` of a batch to other levels, and their labels or class probabilities `(B, K)`.
+Change = Callable[[AtRest, Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 State = dict[str, Any]
 WARMUP_START = 0.01  # of the full rate: 0.001 -> 0.1 in the paper's warm-up epoch
 
@@ -109,7 +110,7 @@ def fit(
     own = network.module if isinstance(network, DistributedDataParallel) else network
     device = next(network.parameters()).device
     precision = resolve(config.precision, device)
-    step, first = open_step(network, sgd, precision, recorded=config.recorded), 0
+    step, first = Step(network, sgd, precision, recorded=config.recorded), 0
     if state is not None:
         own.load_state_dict(state["network"])
         sgd.load_state_dict(state["optimizer"])
@@ -212,7 +213,7 @@ def train_epoch(
             images, targets = moved(images, device), moved(labels, device)
             levels = augment(images, augmentation, generator).to(torch.float32, memory_format=torch.channels_last)
             if change is not None:
-                levels, targets = change(network, levels, targets, generator)
+                levels, targets = change(step.at_rest, levels, targets, generator)
                 levels = levels.contiguous(memory_format=torch.channels_last)
             step(levels, targets)
             scheduler.step()

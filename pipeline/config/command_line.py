@@ -19,7 +19,7 @@ from pipeline.config.initial import located
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
-from pipeline.config.tracking_uri import check_tracking_uri, refuse_password
+from pipeline.config.tracking_uri import checked
 from pipeline.storage.folder import absolute
 
 MERGE = "tag:yaml.org,2002:merge"  # of the key `<<`, which brings the settings of another section
@@ -81,21 +81,21 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
         first.add_argument(flag, nargs="?")  # one without a value is refused below
     known, _ = first.parse_known_args(arguments)
     try:
+        if known.config == "":
+            raise ValueError("config: expected the path of a file; got ''")
         tree = _read_yaml(known.config) if known.config else {}
         try:
-            base = from_tree({"preset": preset, **tree, **({"preset": known.preset} if known.preset else {})})
+            base = from_tree({"preset": preset, **tree, **({} if known.preset is None else {"preset": known.preset})})
         except ValueError as error:
             raise ValueError(f"{known.config}: {error}" if known.config else str(error)) from error
         config = flags.read(kind, program, arguments, kind(**vars(base)))
         if not config.data:
             raise ValueError(f"preset {config.preset!r} needs --data: a folder with the images (--help lists the kinds)")
-        if config.tracking_uri:
-            refuse_password(config.tracking_uri)
-            check_tracking_uri(config.tracking_uri)
         config = dataclasses.replace(
             config,
-            run=absolute(config.run),
-            add=absolute(config.add) if config.add else None,
+            tracking_uri=None if config.tracking_uri is None else checked(config.tracking_uri),
+            run=_absolute("run", config.run),
+            add=None if config.add is None else _absolute("add", config.add),
             data=config.data if config.data == "generated" else absolute(config.data),
             # Take the content: a changed file is another configuration, and the machines of a cluster need no copy of it.
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
@@ -108,6 +108,13 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
     except (ValueError, OSError) as error:
         print(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _absolute(name: str, uri: str) -> str:
+    try:
+        return absolute(uri)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_places(config: RunConfig) -> None:

@@ -8,12 +8,13 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
+from pipeline.config.known_names import known_countermeasures, known_methods, known_views
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.sight import check_sight
 from sep.choices import NetworkName
 from sep.countermeasures import registry as countermeasures
 from sep.craft_config import CraftConfig
-from sep.methods.registry import METHODS, Method
+from sep.methods.registry import Method
 from sep.train_config import TrainConfig
 from sep.views import registry as views
 
@@ -30,30 +31,6 @@ def _each_once(section: str, *, required: bool = True, **lists: tuple[Any, ...])
         if (required and not values) or len(set(values)) < len(values):
             needs = "one value or more, none of them twice" if required else "each value once"
             raise ValueError(f"{section}.{name} needs {needs}; got {', '.join(map(str, values)) or 'none'}")
-
-
-def _known_methods() -> str:
-    """Return the help for the methods, from their table."""
-    return "; ".join(f"{name}: {method.description}" for name, method in METHODS.items())
-
-
-def _known_countermeasures() -> str:
-    """Return the help for the countermeasures, from their table."""
-    alone = [name for name, each in countermeasures.COUNTERMEASURES.items() if each.clean_only]
-    others = [name for name in countermeasures.COUNTERMEASURES if name not in alone]
-    return (
-        f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize and dilution by any other number from "
-        "1 to 99), or several at once, in order, as in grayscale+jpeg-10; and, as controls, training on the clean images of a dilution "
-        f"alone: {', '.join(alone)}"
-    )
-
-
-def _known_views() -> str:
-    """Return the help for the views, from their table."""
-    return (
-        f"what may happen to a picture before a network sees it; surrogates are trained, and images protected, for all of it: "
-        f"{views.known()}; a name that comes several times has as many shares"
-    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -113,7 +90,7 @@ class SurrogateConfig(TrainConfig):
 class ProtectConfig(CraftConfig):
     """Stage 3: checkpoints and clean shards become protected shards."""
 
-    method: Annotated[Method, Doc(_known_methods())] = CraftConfig.method
+    method: Annotated[Method, Doc(known_methods())] = CraftConfig.method
     classes: tuple[str, ...] = ()
     """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
     released as they are; all if not given"""
@@ -157,7 +134,12 @@ class VictimConfig(TrainConfig):
 
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures trained on the clean and on the protected images"""
-    countermeasures: Annotated[tuple[str, ...], Doc(_known_countermeasures())] = ("none",)
+    countermeasures: Annotated[tuple[str, ...], Doc(known_countermeasures())] = ("none",)
+    input_size: int | None = None
+    """side in pixels of what victims see, where it is another than that of the surrogate; input-size if not given"""
+    stored: str = "none"
+    """form of the training pictures, clean and protected, before a victim or its countermeasures see them: jpeg-90, webp-75 or another
+    countermeasure that changes stored pictures, or several joined by +; none: as they are in the release"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
     initial: str = "efficientnet-lite0"
@@ -192,7 +174,7 @@ class RunConfig:
 
     preset: str = "quickstart"
     """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, paper, cifar100,
-    imagenet-subset-small, imagenet-subset"""
+    imagenet-subset-small, imagenet-subset, photos-small, photos"""
     config: Annotated[str | None, Mark.START] = None
     """YAML file with the same tree; flags win over it"""
     data: str = "generated"
@@ -212,7 +194,7 @@ class RunConfig:
     """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
     seed: int = 0
     """everything random derives from it"""
-    views: Annotated[tuple[str, ...], Doc(_known_views())] = views.PLAIN
+    views: Annotated[tuple[str, ...], Doc(known_views())] = views.PLAIN
     input_size: int | None = None
     """side in pixels of what networks see, for images of many sizes: they are packed, protected and released at their own size, and
     networks see random crops of them in training and the centre in tests, resized to it; without it, whole images of one size"""
@@ -248,11 +230,6 @@ class RunConfig:
         """Whether these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
         return "surrogate" in self.needed_stages or ("protect" in self.stages and self.protect.kind.noise_rounds > 0)
 
-    @property
-    def recorded_views(self) -> dict[str, Any]:
-        """What a stage that looks through views records of them: nothing of networks that see pictures as they are stored."""
-        return {} if self.views == views.PLAIN else {"views": list(self.views)}
-
     def __post_init__(self) -> None:
         """Check what only the whole tree shows.
 
@@ -261,6 +238,8 @@ class RunConfig:
         """
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
+        if not self.stages:
+            raise ValueError(f"stages: expected one or more of {', '.join(STAGES)}; got none")
         check_sight(self)
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")

@@ -1,10 +1,10 @@
-"""How networks see images: through views, and of pictures of their own size at an input size."""
+"""How networks see images: through views, in a form that they are stored in, and of pictures of their own size at an input size."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sep.countermeasures.registry import plan
+from sep.countermeasures.registry import stored_as
 from sep.methods.registry import METHODS
 from sep.views import registry as views
 
@@ -17,26 +17,47 @@ def packed_at_own_size(config: RunConfig) -> bool:
     return config.input_size is not None and config.pack.size is None
 
 
-def recorded_input(config: RunConfig) -> dict[str, int]:
-    """Return what a stage whose networks see images through the input size records of it."""
-    return {} if config.input_size is None else {"input_size": config.input_size}
+def recorded_views(config: RunConfig) -> dict[str, list[str]]:
+    """Return what a stage that looks through views records of them: nothing of networks that see pictures as they are stored."""
+    return {} if config.views == views.PLAIN else {"views": list(config.views)}
+
+
+def recorded_input(side: int | None) -> dict[str, int]:
+    """Return what a stage whose networks see images through an input size records of it."""
+    return {} if side is None else {"input_size": side}
+
+
+def victim_side(config: RunConfig) -> int | None:
+    """Return the side in pixels of what victims see; None where they see whole images of one size."""
+    return config.victim.input_size or config.input_size
+
+
+def recorded_form(config: RunConfig) -> dict[str, str]:
+    """Return what victims record of the form of their pictures: nothing where it is that of the release."""
+    return {} if config.victim.stored == "none" else {"stored": config.victim.stored}
 
 
 def check_sight(config: RunConfig) -> None:
-    """Check the views and the input size of a run against its other settings.
+    """Check the views, the input sizes and the form of the victims' pictures of a run against its other settings.
 
     Raises:
-        ValueError: a view is unknown, or a setting does not go with them.
+        ValueError: a view or a form is unknown, or a setting does not go with them.
     """
     try:
         views.check_mix(config.views)
     except ValueError as error:
         raise ValueError(f"views: {error}") from error
-    if config.recorded_views and "protect" in config.stages and not config.protect.kind.views:
+    if recorded_views(config) and "protect" in config.stages and not config.protect.kind.views:
         mix, others = " ".join(config.views), ", ".join(name for name, kind in METHODS.items() if kind.views)
         raise ValueError(f"views = {mix}, but {config.protect.method} looks through none: leave them out, or take one of {others}")
     if config.input_size is not None:
         _check_input_size(config, config.input_size)
+    if config.victim.input_size is not None and config.victim.input_size < 1:
+        raise ValueError(f"victim.input-size must be at least 1 pixel, got {config.victim.input_size}")
+    try:
+        stored_as(config.victim.stored)
+    except ValueError as error:
+        raise ValueError(f"victim.stored: {error}") from error
 
 
 def _check_input_size(config: RunConfig, side: int) -> None:
@@ -47,6 +68,3 @@ def _check_input_size(config: RunConfig, side: int) -> None:
         raise ValueError(f"{method} cannot protect images of many sizes with an input-size: give --pack.size N, or take {', '.join(takes)}")
     if "resize-crop" in config.views:
         raise ValueError("views = resize-crop, through which networks look anyway with an input-size: leave it out")
-    for name in config.victim.countermeasures if "victim" in config.stages else ():
-        if any(part.fitted for part in plan(name).parts):
-            raise ValueError(f"victim.countermeasures: {name} is fitted to images of one size: leave it out, or give --pack.size N alone")

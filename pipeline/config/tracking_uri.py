@@ -40,11 +40,13 @@ def check_tracking_uri(uri: str) -> None:
     scheme, _, rest = uri.partition(":")
     kind, _, driver = scheme.partition("+")
     if kind == "sqlite" and rest.startswith("///") and rest != "///" and ":memory:" not in rest:
-        _check_file(uri, Path(unquote(rest.removeprefix("///").partition("?")[0])).absolute())
+        file = sqlite_file(uri)
+        assert file
+        _check_file(uri, file)
     elif kind in ("http", "https", "databricks", *DRIVERS) and re.match("//[^/]", rest) and _has_port(uri):
         module = driver or DRIVERS.get(kind)
         if module and find_spec(module) is None:
-            raise ValueError(f"tracking-uri: {scheme}:// needs the package {module}, which is not installed: install it, or {EXPECTED}")
+            raise ValueError(f"tracking-uri: {scheme}:// needs {module}, which is not installed: install it, or give another URI")
     else:
         like = ""
         if scheme == "sqlite" and rest:
@@ -52,6 +54,24 @@ def check_tracking_uri(uri: str) -> None:
         elif re.match(r"\d+", rest):
             like = f": did you mean http://{uri}?"
         raise ValueError(f"tracking-uri: {EXPECTED}; got {uri!r}{like}")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite database; None for another tracker."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(unquote(rest.partition("?")[0])).absolute() if scheme.partition("+")[0] == "sqlite" else None
+
+
+def checked(uri: str) -> str:
+    """Return the URI of a tracker as it is to be written down: that of a SQLite database with an absolute path.
+
+    Raises:
+        ValueError: see `refuse_password` and `check_tracking_uri`.
+    """
+    refuse_password(uri)
+    check_tracking_uri(uri)
+    scheme, slashes, path = uri.partition(":///")
+    return f"{scheme}{slashes}{os.path.abspath(path)}" if sqlite_file(uri) else uri
 
 
 def _has_port(uri: str) -> bool:

@@ -13,7 +13,7 @@ from pipeline.config.released_splits import released_splits
 from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
 from pipeline.storage.layout import MANIFEST, SAMPLES
-from pipeline.storage.records import digest
+from pipeline.storage.records import counted, digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard
 from sep.budget import UNITS, Budget
@@ -42,7 +42,7 @@ class Audit:
             unit = UNITS[self.budget.norm]
             change = f"largest change {self.largest_change} levels, at most {self.most_used} of {self.budget.limit} {unit} in an image"
         seen = f"{images} in {self.shards} shards, {change}"
-        return "\n".join((*self.faults, f"{seen}: " + (f"{len(self.faults)} faults" if self.faults else "as recorded, no fault")))
+        return "\n".join((*self.faults, f"{seen}: " + (counted(len(self.faults), "fault") if self.faults else "as recorded, no fault")))
 
 
 def verify(run: Run, base: Manifest | None = None) -> Audit:
@@ -99,6 +99,15 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
     if protect.counts.get("budget") != asdict(budget):
         faults.append(f"protect/{MANIFEST}: budget {protect.counts.get('budget')}, but the method's is {asdict(budget)}")
     return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
+
+
+def verify_addition(addition: Run, base: Manifest) -> tuple[str, bool]:
+    """Return the report of an addition, and whether it is complete and without fault."""
+    try:
+        audit = verify(addition, base)
+    except ValueError as error:  # not finished; the rest is still reported
+        return str(error), False
+    return str(audit), not audit.faults
 
 
 def _splits(pack: Manifest, protect: Manifest) -> tuple[str, ...]:

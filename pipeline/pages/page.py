@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import UNTRACKED, RunConfig
 from pipeline.pages import html
 from pipeline.pages.alt_texts import alt_texts
 from pipeline.pages.gallery import COUNTERED
@@ -27,6 +27,7 @@ from pipeline.results.thresholds import interval
 from pipeline.results.verdict import verdict
 from pipeline.storage.layout import MANIFEST
 from pipeline.storage.run import sweep_of
+from sep.countermeasures.registry import crafted_for
 
 SHOWN_REASONS = 10
 
@@ -46,11 +47,12 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         shared=any(pair.share for pair in results.pairs),
         findings=said.overall + on_missing(results),
         countered=said.countermeasures,
+        crafted_for=partial(crafted_for, views=results.count("protect", "views") or ()),
         scope=scope(results.pairs) if results.pairs else "",
         verdict=verdict(results),
         alts=alt_texts(results, drawn["light"]),
         per_class=_per_class(results),
-        steps=next_steps(replace(config, tracking_uri=None), results),
+        steps=next_steps(config if config.tracking_uri == UNTRACKED else replace(config, tracking_uri=None), results),
         interval=partial(interval, tests=results.measured_images) if results.of_release else None,
         facts=_facts(results),
         published=published_against(results.count("protect", "method") or ""),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.marks import marked
+from pipeline.config.marks import Mark, marked
 from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, to_tree
 from pipeline.storage.records import flatten
@@ -36,6 +36,21 @@ def command(tree: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
+def same_way(config: RunConfig) -> str:
+    """Return the flags with which another start computes as this one does, and logs to the same place; each begins with a blank."""
+    mine, usual = flatten(to_tree(config)), flatten(to_tree(preset(config.preset)))
+    words = []
+    for name in (*marked(RunConfig, Mark.SPEED), "tracking_uri"):
+        value, (section, dot, last) = mine[name], name.replace("_", "-").rpartition(".")
+        if value == usual[name]:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{section}{dot}{'' if value else 'no-'}{last}")
+        else:
+            words += [f"--{section}{dot}{last}", str(value)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
+
+
 def _told_by_sweep(tree: Mapping[str, Any]) -> set[str]:
     """Return the swept settings that need no flag besides; none where the preset's values of them do not go with the other settings."""
     swept = {text.partition("=")[0].replace("-", "_") for text in tree["sweep"]}
@@ -51,7 +66,7 @@ def here(line: str) -> str:
     """Return a command for the folder and the Python of this process, where `python` or `pipeline` mean something else here.
 
     Args:
-        line: begins with `python pipeline/` or with `make`.
+        line: begins with `python pipeline/`, with `python -m` or with `make`.
     """
     words = shlex.split(line)
     at_home = Path.cwd() == PROJECT
@@ -59,7 +74,7 @@ def here(line: str) -> str:
         return line if at_home else shlex.join(["make", "-C", str(PROJECT), *words[1:]])
     found = shutil.which("python")
     words[0] = "python" if found and os.path.realpath(found) == os.path.realpath(sys.executable) and _same_site(found) else sys.executable
-    words[1] = words[1] if at_home else str(PROJECT / words[1])
+    words[1] = words[1] if at_home or words[1] == "-m" else str(PROJECT / words[1])
     return shlex.join(words)
 
 

@@ -27,7 +27,13 @@ SCHEMA = pa.schema(
     + [("eps_levels", pa.int64()), ("budget", pa.string()), ("surrogates", pa.string()), ("checkpoints", pa.int64()), ("steps", pa.int64())]
     + [("gradients", pa.int64()), ("protected_images", pa.int64()), ("psnr_db", pa.float64())]
     + [(f"{name}_seconds", pa.float64()) for name in ("surrogate", "crafting", "victim")]
-    + [("network", pa.string()), ("countermeasure", pa.string()), ("seeds", pa.int64()), ("chance_accuracy", pa.float64())]
+    + [
+        ("network", pa.string()),
+        ("countermeasure", pa.string()),
+        ("stored", pa.string()),
+        ("seeds", pa.int64()),
+        ("chance_accuracy", pa.float64()),
+    ]
     + [(f"{name}_accuracy{std}", pa.float64()) for name in SPREADS for std in ("", "_std")]
 )
 EXPLAINED = (
@@ -168,7 +174,8 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
 def _of_victim(pair: VictimPair) -> dict[str, Any]:
     clean, protected = pair.clean, pair.protected
     spreads = (clean.last, protected.last, protected.peak, protected.relabelled, clean.other, protected.other)
-    figures: dict[str, Any] = {"network": clean.network, "countermeasure": clean.countermeasure, "seeds": len(protected.seeds)}
+    figures: dict[str, Any] = {"network": clean.network, "countermeasure": clean.countermeasure}
+    figures |= {"stored": clean.stored, "seeds": len(protected.seeds)}
     for name, spread in zip(SPREADS, spreads, strict=True):
         figures |= {f"{name}_accuracy": spread and spread.mean, f"{name}_accuracy_std": spread and spread.deviation}
     return figures

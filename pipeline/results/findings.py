@@ -52,6 +52,7 @@ def findings(results: RunResults) -> Findings:
         *_on_protection(results, pair),
         *_on_other_classes(results, pair),
         *_on_networks(results, measured),
+        *_on_input_size(results),
     ]
     if worst := _weakest(measured, guess, tests):
         left, clean = worst.protected.last.mean, worst.clean.last.mean
@@ -146,6 +147,12 @@ def _on_networks(results: RunResults, measured: Sequence[VictimPair]) -> list[st
     ]
 
 
+def _on_input_size(results: RunResults) -> list[str]:
+    """Say at which size victims saw the pictures, if the release was made for another."""
+    seen, made = results.victim_asked.get("victim", {}).get("input_size"), results.count("protect", "input_size")
+    return [f"Victims see pictures at {seen} pixels a side; the release was made for {made}."] if seen and made and seen != made else []
+
+
 def surrogates(results: RunResults) -> str:
     """Name the networks that the protection was made with."""
     return ", ".join(results.manifests["protect"].counts["networks"]) or "no network"
@@ -193,5 +200,7 @@ def scope(measured: Sequence[VictimPair]) -> str:
     countered = ", ".join(name for name in names if name != "none")
     against = " and ".join(filter(None, ["plain training" if "none" in names else "", f"training under {countered}" if countered else ""]))
     seeds = len({seed for stats in every for seed in stats.seeds})
+    forms = [stored for stored in dict.fromkeys(stats.stored for stats in every) if stored != "none"]
+    against += f", on pictures stored as {', '.join(forms)}" if forms else ""
     spread = f"over {seeds} seeds" if seeds > 1 else "over one seed, which says nothing about spread"
     return f"These figures speak for {networks} and for {against}, {spread}, and for no others."

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.results.commands import command
+from pipeline.results.commands import command, same_way
 from pipeline.results.run_results import RunResults
-from pipeline.results.verdict import untested, verdict
+from pipeline.results.verdict import held_out, untested, verdict
 from pipeline.storage.run import sweep_of
 
 ASKED_AT_ONCE = 4  # countermeasures in the command that tests more of them
@@ -33,8 +32,8 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
     steps = []
     if results.manifests["protect"].missing or results.missing_trials:
         steps.append(Step("finish", "some pieces failed, and are tried again", _again(config, results, ())))
-    if label != "not measured" and (left := untested(results)):
-        names = [attempt.countermeasure for attempt in left[:ASKED_AT_ONCE]]
+    if label != "not measured" and (left := [*held_out(results), *(attempt.countermeasure for attempt in untested(results))]):
+        names = list(dict.fromkeys(left))[:ASKED_AT_ONCE]
         asked = [*results.victim_asked["victim"]["countermeasures"], *names]
         steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))
     if not results.of_release and not results.missing_trials:
@@ -55,11 +54,8 @@ def _again(config: RunConfig, results: RunResults, countermeasures: tuple[str, .
     """Return the command that goes on with this run, asking for these countermeasures; as before if none is given."""
     run = results.folder
     tree = results.configuration(config) | {"sweep": sweep_of(run)}
-    usual = preset(config.preset)
-    flags = "" if config.executor == usual.executor else f" --executor {config.executor}"
-    flags += f" --tracking-uri {shlex.quote(config.tracking_uri)}" if config.tracking_uri not in (None, usual.tracking_uri) else ""
     if not countermeasures:
-        return command(tree | {"stages": list(config.stages)}) + flags
+        return command(tree | {"stages": list(config.stages)}) + same_way(config)
     victim = {**tree["victim"], "countermeasures": list(dict.fromkeys(countermeasures))}
     stages = [*(["protect"] if tree["sweep"] else []), "victim", "report"]
-    return command(tree | {"victim": victim, "stages": stages}) + flags + " --overwrite"
+    return command(tree | {"victim": victim, "stages": stages}) + same_way(config) + " --overwrite"

@@ -68,8 +68,11 @@ def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[s
 
 
 def regained(pair: VictimPair, guess: float) -> float | None:
-    """Return the percentage of what was lost that renaming the predicted classes regains; None where that is next to nothing."""
+    """Return the percentage of what was lost that renaming the predicted classes regains; None where that is next to nothing.
+
+    It is 100 at most.
+    """
     gain, far = pair.protected.relabelled.mean - pair.protected.last.mean, much(pair, guess)
     if gain < far or pair.protected.relabelled.mean < guess + far:
         return None
-    return 100 * gain / lost(pair)
+    return min(100.0, 100 * gain / lost(pair))

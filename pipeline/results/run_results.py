@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.marks import without
-from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.schema import RunConfig, VictimConfig, to_tree
 from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
@@ -27,6 +27,7 @@ from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
 from sep.budget import Budget
+from sep.methods.registry import METHODS
 from sep.views.registry import PLAIN
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class RunResults:
         """Return the digest of what a stage has made, which may be a part of the trials; None where it has made nothing."""
         if stage == "report":
             return self._report_digest
+        if stage == "verify":
+            return digest(self.audit) if self.audit else None
         if stage in self.manifests:
             return self.manifests[stage].digest
         return digest(self.unfinished) if stage == "victim" and self.unfinished else None
@@ -94,7 +97,7 @@ class RunResults:
 
     @cached_property
     def audit(self) -> Mapping[str, Any] | None:
-        """What verify.py found in this very release: `faults`, their number, and `said`; None where it has not looked at it yet."""
+        """What verify.py found in this very release: `faults`, their number, the `first` of them, and `said`; None before it has looked."""
         try:
             found: dict[str, Any] = json.loads(self.folder.read(AUDIT))
             return found if found["release"] == self.digest_of("protect") else None
@@ -225,10 +228,16 @@ class RunResults:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}
         for stage in ("surrogate", "protect"):
             if stage in asked:
-                tree["views"] = asked[stage].get(stage, {}).get("views", list(PLAIN))
-                tree["input_size"] = asked[stage].get(stage, {}).get("input_size")
+                recorded = asked[stage].get(stage, {})
+                tree["views"] = recorded.get("views", list(PLAIN))
+                if "method" not in recorded or METHODS[recorded["method"]].views:  # others know no input size, but the victims do
+                    tree["input_size"] = recorded.get("input_size")
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
+        if self.victim_asked:
+            own = {"stored": VictimConfig.stored, "input_size": None} | self.victim_asked.get("victim", {})
+            tree["victim"]["input_size"] = None if own["input_size"] == tree["input_size"] else own["input_size"]
+            tree["victim"]["stored"] = own["stored"]
         return tree
 
 

@@ -108,7 +108,17 @@ def _pace(results: RunResults) -> str:
 
 def summary(config: RunConfig, results: RunResults) -> str:
     """Return the text for the end of a run: the verdict, its figures, and what to do next."""
-    known, folder = headline(results), results.folder
+    folder = results.folder
+    looks = [Step("report", "", f"{folder.uri}/report/{PAGE}")] if folder.exists(f"report/{PAGE}") else []
+    if folder.is_local and not config.tracking_uri:
+        looks.append(Step("runs", f"then open {runs_address()}", here(f"make ui RUN={shlex.quote(folder.uri)}")))
+    steps = [replace(step, command=here(step.command) if step.command else "") for step in next_steps(config, results)]
+    return "\n".join(["", figures(results), "", *(part for step in looks + steps for part in _told(step))])
+
+
+def figures(results: RunResults) -> str:
+    """Return the verdict and the figures of a run, a line for each."""
+    known = headline(results)
 
     def line(label: str, name: str, unit: str, note: str = "", form: str = ".1f") -> list[str]:
         return [f"  {label:<36}{known[name]:>8{form}} {unit:<4}{note}".rstrip()] if name in known else []
@@ -131,12 +141,7 @@ def summary(config: RunConfig, results: RunResults) -> str:
         *line("quarantined", "quarantined", "", f"refused; {known.get('train_images')} + {known.get('test_images')} were packed", "d"),
     ]
     said = [f"  {sentence}" for sentence in verdict(results).sentences]
-    looks = [Step("report", "", f"{folder.uri}/report/{PAGE}")] if folder.exists(f"report/{PAGE}") else []
-    if folder.is_local and not config.tracking_uri:
-        looks.append(Step("runs", f"then open {runs_address()}", here(f"make ui RUN={shlex.quote(folder.uri)}")))
-    steps = [replace(step, command=here(step.command) if step.command else "") for step in next_steps(config, results)]
-    rows = [part for step in looks + steps for part in _told(step)]
-    return "\n".join(["", *said, "", *lines, "", *rows])
+    return "\n".join([*said, "", *lines])
 
 
 def _told(step: Step) -> list[str]:

@@ -67,6 +67,7 @@ class TrialStats:
     network: str
     countermeasure: str
     data: str
+    stored: str  # form of the training pictures, before any countermeasure
     seeds: list[int]
     last: Spread
     peak: Spread
@@ -80,7 +81,8 @@ class TrialStats:
         last, peak, relabelled = (Spread.of([row[f"{kind}_accuracy"] for row in rows]) for kind in ("last", "peak", "relabelled"))
         others = [row["other_accuracy"] for row in rows]
         other = None if None in others else Spread.of(others)
-        return cls(*name, [row["seed"] for row in rows], last, peak, relabelled, other, [row["accuracy_per_epoch"] for row in rows])
+        stored = rows[0].get("stored", "none")
+        return cls(*name, stored, [row["seed"] for row in rows], last, peak, relabelled, other, [row["accuracy_per_epoch"] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ class VictimPair:
 
     @property
     def name(self) -> str:
-        """Network, and countermeasure if there is one."""
+        """Network, form of the pictures unless it is that of the release, and countermeasure if there is one."""
         own = self.clean
-        return own.network if own.countermeasure == "none" else f"{own.network}, {own.countermeasure}"
+        network = own.network if own.stored == "none" else f"{own.network} on {own.stored}"
+        return network if own.countermeasure == "none" else f"{network}, {own.countermeasure}"
 
 
 def pairs(rows: Iterable[Row]) -> tuple[VictimPair, ...]:

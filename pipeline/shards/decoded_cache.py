@@ -13,6 +13,7 @@ import stat
 import tempfile
 import threading
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +39,13 @@ class DecodedCache:
         limit: bytes of all files together. Each process looks by itself, so several at a time may pass it by a file each.
         begun: when this training began, in seconds since the epoch. Files not used since give way to others; files used since stay, as
             one that went before it is read again would have been for nothing.
+        sound: digests of the shards whose files this training has found whole, by the checksums that torch writes with them.
     """
 
     folder: Path
     limit: int
     begun: float = field(default_factory=time.time)
+    sound: set[str] = field(default_factory=set, compare=False)
 
     @classmethod
     def of_this_machine(cls, gigabytes: float) -> DecodedCache | None:
@@ -69,11 +72,14 @@ class DecodedCache:
         """Return the images `(B, C, H, W)` uint8, mapped into memory, and the labels `(B,)` of a shard, or None if they are not there."""
         file = self.folder / decoded_name(digest)
         try:
+            if digest not in self.sound and (damaged := _damaged(file)):
+                raise ValueError(f"{damaged} is damaged")
             images, labels = torch.load(file, mmap=True, weights_only=True)
+            self.sound.add(digest)
             os.utime(file)
         except FileNotFoundError:
             return None
-        except Exception as error:  # which errors torch raises on damaged files is not documented
+        except Exception as error:  # which errors zipfile and torch raise on damaged files is not documented
             log.warning("%s cannot be read, and is made anew: %s", file, error)
             file.unlink(missing_ok=True)
             return None
@@ -112,3 +118,9 @@ class DecodedCache:
             file.unlink(missing_ok=True)
             used -= each
         return used + size <= limit
+
+
+def _damaged(file: Path) -> str | None:
+    """Return the first part of a file of torch that is not what was written; None if all are."""
+    with zipfile.ZipFile(file) as parts:
+        return parts.testzip()

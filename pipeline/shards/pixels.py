@@ -8,12 +8,21 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 Pixels = NDArray[np.uint8]
 STARTS = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp"}  # of the files that shards hold
 LEVELS = np.arange(256)
 LAST_CHUNK = b"\0\0\0\0IEND\xaeB`\x82"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def encode_png(pixels: Pixels, profile: bytes | None = None) -> bytes:
@@ -44,13 +53,22 @@ def extension(data: bytes) -> str:
 
 
 def decode(data: bytes) -> Pixels:
-    """Return the `(H, W, 3)` levels of a stored image: a PNG, or a JPEG or WebP file that is stored as it came.
+    """Return the upright `(H, W, 3)` levels of a stored image: a PNG, or a JPEG or WebP file that is stored as it came.
 
     Raises:
         OSError, SyntaxError: the bytes are not a whole image.
     """
     with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
-        return np.array(image.convert("RGB"))
+        return np.array(upright(image).convert("RGB"))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says. EXIF that cannot be read turns nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # which damaged EXIF raises is not documented
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def decode_whole(data: bytes) -> Pixels:

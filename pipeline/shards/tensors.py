@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,12 +38,19 @@ class Loading:
     Attributes:
         threads: that decode. The codec leaves the interpreter to others.
         cache: of decoded shards of images of one size.
+        cache_gb: gigabytes of the cache that streamed shards have.
         input_size: of networks that see pictures of their own size, as which all are then loaded.
     """
 
     threads: int = 2
     cache: DecodedCache | None = None
+    cache_gb: float = 0.0
     input_size: int | None = None
+
+    @property
+    def streamed(self) -> Loading:
+        """The means of loading shards again and again: with this machine's cache, which only images of one size have."""
+        return self if self.cache or self.input_size else replace(self, cache=DecodedCache.of_this_machine(self.cache_gb))
 
 
 PLAIN_LOADING = Loading()

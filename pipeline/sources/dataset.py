@@ -14,6 +14,8 @@ from pipeline.shards.pixels import Pixels
 from pipeline.storage.file_names import alike
 from pipeline.storage.records import SHOWN, shown
 
+NUMBER = "number the classes from 0, without gaps"
+
 
 class SourceError(ValueError):
     """The error for a source that cannot be packed as it is. The message says what to change."""
@@ -83,10 +85,10 @@ def numbered(labels: Iterable[int]) -> tuple[str, ...]:
     """
     found = set(labels)
     if min(found) < 0:
-        raise SourceError(f"labels must be 0..K-1, found {shown(sorted(label for label in found if label < 0))}")
+        raise SourceError(f"labels must be 0..K-1, found {shown(sorted(label for label in found if label < 0))}: {NUMBER}")
     missing = sorted(set(range(min(max(found), len(found) + SHOWN))) - found)
     if missing:
-        raise SourceError(f"labels must be 0..K-1 without gaps: the largest is {max(found)}, but missing are {shown(missing)}")
+        raise SourceError(f"labels must be 0..K-1: the largest is {max(found)}, but missing are {shown(missing)}: {NUMBER}")
     return tuple(str(label) for label in range(len(found)))
 
 
@@ -98,7 +100,9 @@ def check_entries(dataset: Dataset) -> None:
     """
     outside = sorted({e.label for e in dataset.entries if not 0 <= e.label < len(dataset.classes)})
     if outside:
-        raise SourceError(f"labels must be 0..{len(dataset.classes) - 1} for {len(dataset.classes)} classes, found {shown(outside)}")
+        raise SourceError(
+            f"labels must be 0..{len(dataset.classes) - 1} for {len(dataset.classes)} classes, found {shown(outside)}: {NUMBER}"
+        )
     repeated = [key for key, times in Counter(e.key for e in dataset.entries).items() if times > 1]
     if repeated:
         names = sorted({e.source for e in dataset.entries if e.key in set(repeated[:SHOWN])})

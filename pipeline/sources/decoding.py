@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
-from pipeline.shards.pixels import Pixels, colour_profile, decode_whole, encode_png
+from pipeline.shards.pixels import Pixels, colour_profile, decode_whole, encode_png, upright
 from pipeline.sources.content import LONGEST, described
 from pipeline.sources.metadata import without_metadata
 
@@ -26,15 +26,6 @@ KEPT = ("PNG", "JPEG", "WEBP")  # of them, those that everything opens
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")  # by which they are known, in lower case
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_WHITE, SIGNED = 0, 2  # values of tags of a TIFF
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class Refused(ValueError):
@@ -85,7 +76,7 @@ def pixels_in(data: bytes) -> int:
 def stored(data: bytes, pixels: Pixels) -> bytes:
     """Return the bytes in which a picture of its own size is stored: the file itself if it is exact, or else a PNG.
 
-    A file is exact if it is a whole and upright still of 8-bit RGB, as PNG, JPEG or WebP, and decodes here to just these levels.
+    A file is exact if it is a whole still of 8-bit RGB, as PNG, JPEG or WebP, and decodes here to just these levels.
 
     Args:
         data: the whole file.
@@ -105,7 +96,7 @@ def _is_plain(data: bytes) -> bool:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         still = image.format in KEPT and image.mode == "RGB" and getattr(image, "n_frames", 1) == 1
         deep = image.format == "PNG" and data[24] > 8
-        return still and not deep and not image.has_transparency_data and _upright(image) is image
+        return still and not deep and not image.has_transparency_data
 
 
 def fit(pixels: Pixels, size: int) -> Pixels:
@@ -144,16 +135,7 @@ def _decoded(data: bytes) -> Pixels:
         image.load()
         if image.format == "PNG":
             _scale_transparency(image, depth=data[24])
-        return _rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF says. EXIF that cannot be read turns nothing."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # which damaged EXIF raises is not documented
-        return image
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+        return _rgb(upright(image))
 
 
 def _scale_transparency(image: Image.Image, depth: int) -> None:

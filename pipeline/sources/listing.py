@@ -45,7 +45,8 @@ class Listing:
             SourceError: the folder does not exist or is empty.
         """
         if not _is_folder(folder):
-            raise SourceError(f"no folder at {folder.uri}: give the folder that holds the images, or `generated`")
+            what = "a file" if folder.exists() else "nothing"
+            raise SourceError(f"{folder.uri}: expected a folder, found {what}: give the folder that holds the images, or `generated`")
         lister = _Lister(folder)
         found = lister.inside([folder.path]) if classes is None else _inside_classes(lister, classes)
         if found is None:  # no folder per class, where more is to be entered

@@ -61,7 +61,7 @@ def shards_by_split(listing: Listing, suffix: str) -> tuple[dict[str, list[str]]
         _check_sets(listing, files)
     test, left_out = test_split(splits)
     if test:
-        log.info("pack: test images from %s*%s", test, suffix)
+        log.info("pack: test images from %s", shown(splits[test], 1))
     return {"train": splits["train"], **({"test": splits[test]} if test else {})}, left_out
 
 

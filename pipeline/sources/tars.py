@@ -146,7 +146,10 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> int:
         raise SourceError(f"{where}: expected the number of a class, found {member.size} bytes")
     text = content(tar, member)
     if not LABEL.fullmatch(text):
-        raise SourceError(f"{where}: expected the number of a class, found {text!r}")
+        said = text.decode(errors="backslashreplace")
+        raise SourceError(
+            f"{where}: expected the number of a class, found {said!r}: number the classes from 0, and list their names in {CLASS_NAMES}"
+        )
     return int(text)
 
 

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 from cluster.deadline import Deadline, TimeIsUp
-from cluster.display import show
+from cluster.display import showing
 from cluster.executor import open_executor
 from cluster.work import TrainingFailed, WorkFailed
 from pipeline.config.schema import RunConfig
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 def work(config: RunConfig) -> int:
     """Run, print the summary, and turn what went wrong into one line and an exit code: 0 done, 1 failed, 3 the time is up."""
-    show()
     signal.signal(signal.SIGTERM, _stop)
     try:
-        summary, faults = run(config)
+        with showing():
+            summary, faults = run(config)
         print(summary)
     except (ValueError, OSError, WorkFailed, TrainingFailed) as error:
         log.error("failed: %s", error)

@@ -73,7 +73,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         return _finish(stage, dataset, parts, own_size)
     except ValueError as error:
         if isinstance(error, SourceError) or not stage.folder.child(PARTS).names():
-            stage.clear(str(error))
+            stage.clear("its images cannot be packed")
         raise
 
 
@@ -105,8 +105,8 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
         if not any(part.shard.count for part in parts.values()):
             raise SourceError(f"--add: no image could be used{_why(_refused(parts))}")
         return _finish(stage, dataset, parts, own_size)
-    except SourceError as error:
-        stage.clear(str(error))
+    except SourceError:
+        stage.clear("its images cannot be packed")
         raise
 
 
@@ -247,7 +247,7 @@ def _finish(stage: Stage, dataset: Dataset, parts: dict[str, FinishedShard], own
         "train": packed["train"].total(),
         "test": packed["test"].total(),
         "classes": list(dataset.classes),
-        **size_counts(sizes, own_size),
+        **size_counts(sizes, own_size, statistics.pixels),
         "mean": mean,
         "std": std,
         "quarantined": len(refused),

@@ -20,7 +20,7 @@ from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import ProtectConfig, RunConfig, deciding
-from pipeline.config.sight import recorded_input
+from pipeline.config.sight import recorded_input, recorded_views
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
@@ -54,7 +54,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     classes = protected_classes(config, names)
     section = deciding(protect)
     if protect.kind.views:
-        section |= config.recorded_views | recorded_input(config)
+        section |= recorded_views(config) | recorded_input(config.input_size)
     if protect.kind.surrogate:
         _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings

@@ -77,6 +77,8 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
                 raise
             # The configuration of the finished stages, which may differ from this start's.
             results = RunResults.read(folder)
-            folder.write(CONFIG, to_json(results.configuration(config)))
+            folder.write(
+                CONFIG, to_json(results.configuration(config) | {"executor": config.executor, "tracking_uri": config.tracking_uri})
+            )
             tracker.log_stage(name, results)
     return missing

@@ -14,7 +14,7 @@ from cluster.progress import Epochs
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig, deciding
-from pipeline.config.sight import recorded_input
+from pipeline.config.sight import recorded_input, recorded_views
 from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
@@ -34,7 +34,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
         TrainingFailed: training broke off for good.
     """
-    section = deciding(config.surrogate) | config.recorded_views | recorded_input(config)
+    section = deciding(config.surrogate) | recorded_views(config) | recorded_input(config.input_size)
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest

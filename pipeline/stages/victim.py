@@ -23,9 +23,9 @@ from cluster.progress import Epochs
 from cluster.resources import Resources
 from cluster.work import WorkFailed
 from pipeline.config.initial import is_file
-from pipeline.config.marks import Mark, marked
+from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
-from pipeline.config.sight import recorded_input
+from pipeline.config.sight import recorded_form, recorded_input, victim_side
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
         ("network", pa.string()),
         ("data", pa.string()),
         ("countermeasure", pa.string()),
+        ("stored", pa.string()),
         ("seed", pa.int64()),
         ("last_accuracy", pa.float64()),
         ("peak_accuracy", pa.float64()),
@@ -70,7 +71,7 @@ def _outcome(folder: Folder, task: VictimTask) -> dict[str, Any] | None:
 def _rows(folder: Folder, tasks: Collection[VictimTask]) -> list[dict[str, Any]]:
     """Return the rows of `results.parquet` of the trials that have finished."""
     there = (outcome for task in tasks if (outcome := _outcome(folder, task)) is not None)
-    return [{name: outcome[name] for name in SCHEMA.names} for outcome in there]
+    return [{name: ({"stored": VictimConfig.stored} | outcome)[name] for name in SCHEMA.names} for outcome in there]
 
 
 def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
@@ -95,7 +96,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         WorkFailed: trials failed, after all others were finished.
     """
     victim, inputs = config.victim, ("pack", "protect")
-    section = deciding(victim) | recorded_input(config)
+    section = without(deciding(victim), ("stored", "input_size")) | recorded_form(config) | recorded_input(victim_side(config))
     stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
@@ -161,7 +162,8 @@ def _task(
     decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
     decides += [{"initial": identity(victim.initial, victim.initial_size)}] if plan.initial else []
-    decides += [recorded_input(config)] if config.input_size else []
+    decides += [recorded_input(side)] if (side := victim_side(config)) else []
+    decides += [form] if (form := recorded_form(config)) else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)
     decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
     # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.
@@ -181,7 +183,7 @@ def _task(
         threads=resources.cpus_for(at_once, victim.trials_per_gpu),
         cache_gb=config.cache_gb,
         gpu=gpu,
-        input_size=config.input_size,
+        input_size=victim_side(config),
     )
 
 

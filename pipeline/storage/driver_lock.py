@@ -68,9 +68,8 @@ def _who() -> str:
 
 @contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
-    path = Path(folder.file(DRIVER_LOCK))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    folder.make()
+    with Path(folder.file(DRIVER_LOCK)).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -39,12 +39,14 @@ def absolute(uri: str) -> str:
     """Return a URI unchanged and a local path absolute.
 
     Raises:
-        ValueError: the scheme is unknown, the URI carries credentials, or a relative path was given inside a Ray job,
-            whose working directory vanishes with the job.
+        ValueError: there is nothing, the scheme is unknown, the URI carries credentials, or a relative path was given inside a Ray
+            job, whose working directory vanishes with the job.
     """
     if "://" in uri:
         parts = split(uri)
         return parts.path if parts.scheme == "file" else uri
+    if not uri:
+        raise ValueError("expected the path or URI of a folder; got ''")
     if not os.path.isabs(uri) and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise ValueError(
             f"{uri!r} is a relative path, and a Ray job's working directory is deleted with the job: "
@@ -86,6 +88,23 @@ class Folder:
     def is_local(self) -> bool:
         """Whether `path` can be given to anything that opens local files."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def make(self) -> None:
+        """Make the folder, if it is a local one that is not there; object stores have none.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
+        if self.is_local:
+            try:
+                Path(self.path).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                said = (
+                    "there is a file"
+                    if isinstance(error, FileExistsError)
+                    else f"none can be made ({os.strerror(error.errno or 0).lower()})"
+                )
+                raise ValueError(f"{self.uri}: expected a folder, or a place for one, but {said}: give another path") from error
 
     def child(self, name: str) -> Folder:
         """Return the folder `name` inside this one."""
@@ -247,7 +266,8 @@ class Folder:
 
         This works for local folders that do not exist yet.
         """
-        building = Folder.open(f"{os.path.dirname(self.path)}/{TEMPORARY}{os.path.basename(self.path)}")
+        building = Folder(self.filesystem, f"{os.path.dirname(self.path)}/{TEMPORARY}{os.path.basename(self.path)}", self.uri)
+        building.make()
         building.delete()
         try:
             yield building

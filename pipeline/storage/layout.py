@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # In the folder of the run
 CONFIG = "config.json"  # the configuration that the finished stages were made with
-AUDIT = "audit.json"  # the outcome of verify.py, and the digest of the release that it looked at
+AUDIT = "audit.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
@@ -56,6 +56,9 @@ POINT = "point.json"  # marks the folder of a point, and holds what was swept, `
 SHARED: tuple[str, ...] = ("pack", "surrogate")  # stages that all points of a sweep read from the run
 COMPARISON = "comparison"  # of the points of the sweep
 ADDED = "added"  # holds a folder for each addition, `0001`, ...
+
+# Beside an exported folder, after its name
+EXPORTED = ".export.json"  # the form of the files, the digest of each, and how lossy ones differ from the originals
 
 
 def shard_name(split: str, number: int) -> str:

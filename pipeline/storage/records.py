@@ -50,6 +50,11 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, `1 fault` or `3 faults`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def shown(values: Sequence[object], most: int = SHOWN) -> str:
     """Return a list for a message, cut to a readable length."""
     return ", ".join(str(value) for value in values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")

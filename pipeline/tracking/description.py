@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pipeline.config.schema import RunConfig
 from pipeline.results.findings import findings, on_missing, scope
 from pipeline.results.mlflow_address import runs_path
 from pipeline.results.run_results import RunResults
-from pipeline.results.summary import summary
+from pipeline.results.summary import figures
 from pipeline.results.victims import VictimPair
 
 LONGEST = 7900  # characters; MLflow takes 8000
@@ -38,10 +37,9 @@ def of_experiment(experiment: str) -> str:
     return OF_EXPERIMENT.replace("ADDRESS", runs_path(experiment))
 
 
-def describe(config: RunConfig, results: RunResults) -> str:
+def describe(results: RunResults) -> str:
     """Return the description of a run, from whatever stages have finished."""
-    figures = textwrap.dedent(summary(config, results)).strip()
-    parts = [f"```\n{figures}\n```"]
+    parts = [f"```\n{textwrap.dedent(figures(results)).strip()}\n```"]  # without commands: MLflow's page is as wide as its longest line
     if results.pairs:
         said = findings(results)
         countered = "\n".join(f"- {sentence}" for sentence in said.countermeasures)
@@ -49,6 +47,12 @@ def describe(config: RunConfig, results: RunResults) -> str:
         parts.append(f"Accuracy on clean test images in percent, trained on clean → **on protected** images:\n\n{_matrix(results.pairs)}")
     parts += [*on_missing(results), "Pictures: artifacts, under `report`; `report/index.html` has everything on one page."]
     return cut("\n\n".join(parts))
+
+
+def of_comparison(text: str, links: Mapping[str, str]) -> str:
+    """Return the description of a comparison: links to the runs by their names, and its tables."""
+    listed = "".join(f"- [{name}]({link})\n" for name, link in links.items())
+    return cut(f"Page and pictures: artifacts, under `comparison`.\n\n{listed}\n```\n{text.strip()}\n```")
 
 
 def cut(text: str) -> str:

@@ -106,8 +106,12 @@ class Store:
             raise
 
     def experiment(self, name: str, tags: Mapping[str, str]) -> str:
-        """Return the id of an experiment that has these tags, made if need be."""
+        """Return the id of an experiment that has these tags, made if need be; that of a run which was renamed is renamed, too."""
         known = self.client.get_experiment_by_name(name)
+        if known is None and self.artifacts:  # a run's own database, which has a single one beside MLflow's empty default
+            known = next((other for other in self.client.search_experiments() if other.artifact_location == self.artifacts), None)
+            if known:
+                self.client.rename_experiment(known.experiment_id, name)
         if known is None:
             # The kind decides what the UI shows first: training runs, not chat traces.
             return str(self.client.create_experiment(name, self._location(), {"mlflow.experimentKind": "custom_model_development", **tags}))

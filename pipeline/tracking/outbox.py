@@ -18,6 +18,7 @@ Job = Callable[[], None]
 
 SILENT_SECONDS = 60.0  # without any answer: opening a database on a busy machine takes ten
 WAIT_SECONDS = 300.0  # at most, at the end of a stage, however often the tracker answers
+PATIENCE_SECONDS = 10.0  # after which a line says who is waited for
 LOOK_SECONDS = 0.5
 
 
@@ -80,9 +81,12 @@ class Outbox:
         done = threading.Event()
         self._jobs.put(done)
         self.answered()
-        begun = time.monotonic()
-        while not done.wait(LOOK_SECONDS):
+        begun, said = time.monotonic(), False
+        while not done.wait(min(LOOK_SECONDS, PATIENCE_SECONDS)):
             now = time.monotonic()
+            if not said and now - self._answered > PATIENCE_SECONDS:
+                said = True
+                log.warning("tracking: waiting for %s, up to %g s without an answer", self.uri, SILENT_SECONDS)
             if now - self._answered > SILENT_SECONDS or now - begun > WAIT_SECONDS:
                 self.lost = True
                 log.error(

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipeline.storage.layout import ARTIFACTS, DATABASE
+from pipeline.tracking.mlflow_store import Store
 
 EXPERIMENT = "1"  # its id: the only one in such a database but for MLflow's empty default, 0
 LOCATIONS = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}  # table -> column
@@ -24,6 +25,11 @@ def uri_of(folder: str) -> str:
 def artifacts_of(folder: str) -> str:
     """Return the URI of the artifacts in a local folder."""
     return Path(folder, ARTIFACTS).as_uri()
+
+
+def store_in(folder: str) -> Store:
+    """Return the store in a local folder. Nothing is opened yet."""
+    return Store(uri_of(folder), artifacts_of(folder))
 
 
 def follow(folder: str) -> None:

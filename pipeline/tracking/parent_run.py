@@ -13,9 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.storage.layout import TRACKING
+from pipeline.results.mlflow_address import CLASSIC, how_to_look
+from pipeline.storage.layout import DATABASE, TRACKING
 from pipeline.storage.records import digest, to_json
 from pipeline.storage.run import Run
+from pipeline.tracking import own_database
 from pipeline.tracking.description import of_experiment
 from pipeline.tracking.mlflow_store import NOTE, Point, Store
 from pipeline.tracking.saved_view import saved_view
@@ -62,16 +64,28 @@ class Child:
     note: str
 
 
+def experiment_at(uri: str) -> str:
+    """Return the name of the experiment of all runs that share a tracker; in Databricks a name is a path in the workspace."""
+    return "/Shared/sep" if uri.startswith("databricks") else "sep"
+
+
 class ParentRun:
     """The MLflow run of one run folder; that of a point of a sweep lies below that of the sweep, `above`."""
 
     def __init__(self, store: Store, folder: Run, experiment: str, above: ParentRun | None = None, *, forget: bool = False) -> None:
         """Find what was logged before, unless there is a reason to `forget` it. Nothing is logged yet."""
         self.store, self.folder, self.above = store, folder, above
-        self.name = folder.path.rstrip("/").rsplit("/", 1)[-1]
+        self.name = _last(folder)
         self.experiment, self._shared = experiment, dict[str, str]()
         self._running = dict[str, str]()  # children that this start has opened, id -> stage
         self._state: dict[str, Any] = {} if forget else self._remembered()
+
+    @classmethod
+    def of(cls, folder: Run, uri: str | None) -> ParentRun:
+        """Return the MLflow run of a run folder at a tracker, or in its own database, with the experiment that has its name."""
+        if uri:
+            return cls(Store(uri), folder, experiment_at(uri))
+        return cls(own_database.store_in(folder.path), folder, _last(folder), forget=not folder.exists(DATABASE))
 
     @property
     def _tracker(self) -> str:
@@ -105,6 +119,17 @@ class ParentRun:
     def experiment_id(self) -> str:
         """Id of the experiment of an open run."""
         return str(self._state["experiment"])
+
+    @property
+    def page(self) -> str:
+        """The address of an open run's page, after the server."""
+        return f"#/experiments/{self.experiment_id}/runs/{self.id}?{CLASSIC}"
+
+    @property
+    def place(self) -> str:
+        """Where to look at an open run, in words."""
+        own = (self.above or self).folder.uri if self.store.artifacts else None
+        return how_to_look(self.store.uri, self.experiment_id, self.experiment, own)
 
     @property
     def status(self) -> str | None:
@@ -146,6 +171,7 @@ class ParentRun:
         self.store.log_params(parent, about.params)
         self._running.clear()
         self._state = {"tracker": self._tracker, "experiment": experiment, "under": self.above and self.above.id, "tags": about.tags_digest}
+        self._state |= {} if self.store.artifacts else {"uri": self.store.uri}  # for commands that come later
         self.remember(parent=parent, identity=about.digest, images=about.images, status="RUNNING", stages={})
 
     def _experiment(self) -> str:
@@ -253,6 +279,10 @@ class ParentRun:
             self._running.clear()
             self.store.end(self.id, status)
             self.remember(status=status)
+
+
+def _last(folder: Run) -> str:
+    return folder.path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _of_before(state: dict[str, Any]) -> dict[str, Any]:

@@ -15,17 +15,20 @@ from pipeline.pages.gallery import image_drawings
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
-from pipeline.storage.layout import CHECKPOINTS
-from pipeline.storage.records import digest, to_json
+from pipeline.storage.folder import Folder
+from pipeline.storage.layout import AUDIT, CHECKPOINTS
+from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
+from pipeline.tracking.description import of_comparison
 from pipeline.tracking.live import of_an_epoch
-from pipeline.tracking.mlflow_store import DataSet, Point
+from pipeline.tracking.mlflow_store import NOTE, DataSet, Point
 from pipeline.tracking.parent_run import ParentRun
 
 Names = Collection[str]  # of the children of the stage
 Log = Callable[[ParentRun, RunResults], Names]
 
 COST = ("gradients", "gradients_per_image", "crafting_seconds")
+PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
 SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 HEADLINE = {  # figures of a run that come with a stage
@@ -92,7 +95,8 @@ def log_protect(parent: ParentRun, results: RunResults) -> Names:
         parent.end_child(about, manifest.digest)
     released = {"sha256": manifest.digest, "images": manifest.counts["images"], "shards": manifest.as_dict()["shards"]}
     parent.store.log_files(parent.id, {"release.json": to_json(released)})
-    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest})
+    verified = () if results.audit else ("verified",)  # which was said of an earlier release
+    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest}, absent=verified)
     return (about.name,)
 
 
@@ -159,6 +163,24 @@ def log_report(parent: ParentRun, results: RunResults) -> Names:
     return ()
 
 
+def log_audit(parent: ParentRun, results: RunResults) -> Names:
+    """Log what verify.py found in the release: a tag to filter by, and the record with the first faults."""
+    assert parent.id
+    assert results.audit
+    faults = results.audit["faults"]
+    parent.store.set_tags(parent.id, {"verified": counted(faults, "fault") if faults else "no fault"})
+    parent.store.log_files(parent.id, {AUDIT: to_json(results.audit)})
+    return ()
+
+
+def log_comparison(run: ParentRun, comparison: Folder, text: str, links: Mapping[str, str] | None = None) -> None:
+    """Log the files of a comparison as artifacts, and its tables as the description, with links to the runs by their names."""
+    assert run.id
+    shown = [name for name in comparison.names() if name.endswith(PUBLISHED)]
+    run.store.log_files(run.id, {f"comparison/{name}": comparison.read(name) for name in shown})
+    run.store.set_tags(run.id, {NOTE: of_comparison(text, links or {})})
+
+
 def clean(results: RunResults) -> DataSet:
     """Return the user's images, as they were packed."""
     return _data_set(results, "pack", results.manifests["pack"].asked["pack"]["data"])
@@ -186,6 +208,7 @@ OF_RUN: Mapping[str, Log] = {
     "protect": log_protect,
     "victim": log_victims,
     "report": log_report,
+    "verify": log_audit,
 }
 
 

@@ -9,14 +9,12 @@ under the former. What they differ in, the former does not have: its tag `swept`
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.config.marks import marked, without
 from pipeline.config.schema import UNTRACKED, RunConfig
 from pipeline.config.sweep_grid import swept_fields
-from pipeline.results.mlflow_address import PORT, runs_address
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.results.verdict import verdict
@@ -26,9 +24,9 @@ from pipeline.storage.records import digest, flatten, to_json
 from pipeline.storage.run import Run
 from pipeline.tracking import own_database, stage_logs
 from pipeline.tracking.children import readable
-from pipeline.tracking.description import cut, describe
+from pipeline.tracking.description import describe
 from pipeline.tracking.live import Live
-from pipeline.tracking.mlflow_store import NOTE, Store
+from pipeline.tracking.mlflow_store import NOTE
 from pipeline.tracking.origin import RunLog, origin
 from pipeline.tracking.parent_run import ABOVE, Identity, ParentRun
 from pipeline.tracking.protocol import Tracker, Watcher
@@ -37,9 +35,7 @@ from sep.methods.registry import METHODS
 
 log = logging.getLogger(__name__)
 
-SHARED_EXPERIMENT = "sep"  # with a tracking URI of one's own; the run folder's own database has one named after the run
 PLACES = {"data", "run", "config", "add"}  # settings that are paths; the tags `dataset` and `run_folder` have them
-PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
 FOLLOWS_FROM = {  # tags, and the settings that decide them
     "method": {"protect.method"},
     "budget": {"protect.method", "protect.eps_levels"},
@@ -105,12 +101,8 @@ class MlflowTracker:
         self._said: RunLog | None = None
         if above:
             self._run = ParentRun(above.store, folder, above.experiment, above)
-        elif config.tracking_uri:
-            self._run = ParentRun(Store(config.tracking_uri), folder, SHARED_EXPERIMENT)
         else:
-            store = Store(own_database.uri_of(folder.path), own_database.artifacts_of(folder.path))
-            name = folder.path.rstrip("/").rsplit("/", 1)[-1]
-            self._run = ParentRun(store, folder, name, forget=not folder.exists(DATABASE))
+            self._run = ParentRun.of(folder, config.tracking_uri)
         self._outbox = self._run.store.outbox
 
     def begin(self) -> None:
@@ -140,19 +132,9 @@ class MlflowTracker:
         self._run.open(self._identity(results))
         if self._above is None and not self._shown:
             self._shown = True
-            if where := self._where():
-                log.info("tracking: %s", where)
+            log.info("tracking: %s", self._run.place)
             self._run.store.set_tags(str(self._run.id), origin(self._run.store))
             self._machine = self._run.store.watch_machine(str(self._run.id))
-
-    def _where(self) -> str:
-        """Return where to look at the run while it goes on; the end of a run says it again of its own database."""
-        if self._run.store.artifacts:
-            return f"make ui RUN={shlex.quote(self._folder.uri)}, then {runs_address()}"
-        if self._run.store.uri.startswith("http"):
-            return runs_address(self._run.store.uri, self._run.experiment_id)
-        server = f"mlflow server --port {PORT} --backend-store-uri {shlex.quote(self._run.store.uri)}"
-        return f"{server}, then {runs_address(experiment=self._run.experiment_id)}"
 
     def log_stage(self, name: str, results: RunResults) -> None:
         """Log a stage unless it was logged already; what was logged of an earlier making of it is superseded.
@@ -161,13 +143,15 @@ class MlflowTracker:
         next start logs what is missing. Without a sweep's run above it, nothing is logged of a point.
         """
         self._outbox.wait()  # for what is still on its way, which may change what was logged
-        there = results.digest_of(name)
-        if there and self._run.logged(name) != there and (self._above is None or self._above.id):
+        there = {stage: results.digest_of(stage) for stage in (name, "verify")}
+        news = any(content and self._run.logged(stage) != content for stage, content in there.items())
+        if news and (self._above is None or self._above.id):
             self._log_missing(name, results)
 
     def _log_missing(self, name: str, results: RunResults) -> None:
         """Log every stage that was not logged; `name` is the one that this is about."""
         stages = [*results.manifests, *(["victim"] if results.missing_trials else []), *(["report"] if name == "report" else [])]
+        stages += ["verify"] if results.audit else []
         self._run.store.load()
         self._outbox.post(name, lambda: self._log_all(stages, results), again=True)
         self._outbox.wait()
@@ -195,7 +179,7 @@ class MlflowTracker:
         measured = {name: known[name] for name in stage_logs.HEADLINE.get(stage, ()) if name in known}
         self._run.store.log_metrics(parent, {name: value for name, value in measured.items() if not isinstance(value, str)})
         constants = {name: f"{known[name]:g}" for name in stage_logs.CONSTANTS.get(stage, ()) if name in known}
-        told = {NOTE: describe(self._config, results), "verdict": verdict(results).label}
+        told = {NOTE: describe(results), "verdict": verdict(results).label}
         self._run.store.set_tags(parent, told | constants)
         self._run.store.log_files(parent, {CONFIG: to_json(results.configuration(self._config))})
         self._run.finish_stage(stage, results.digest_of(stage), names)
@@ -253,9 +237,7 @@ class MlflowTracker:
         run = self._run
         assert run.id
         run.resume()
-        shown = [name for name in comparison.names() if name.endswith(PUBLISHED)]
-        run.store.log_files(run.id, {f"comparison/{name}": comparison.read(name) for name in shown})
-        run.store.set_tags(run.id, {NOTE: f"```\n{cut(text.strip())}\n```\n\nPictures: artifacts, under `comparison`."})
+        stage_logs.log_comparison(run, comparison, text)
         run.remember(outcome=outcome)
 
     def close(self, status: str) -> None:

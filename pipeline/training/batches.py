@@ -193,6 +193,7 @@ def open_tests(
     if fits(shards, 3 * loading.input_size**2 if loading.input_size else image_bytes, memory_limit_mb):
         images, labels = (part.to(device) for part in load_seen(folder, shards, replace(loading, cache=None)))
         return lambda: in_order(images, labels)
+    loading = loading.streamed
     return lambda: _ahead(
         (batch for shard in shards for batch in in_order(*load_seen(folder, [shard], loading))), pinned=device.type == "cuda"
     )
@@ -233,7 +234,7 @@ def open_batches(
         ValueError: the images do not fill one batch on every rank.
     """
     if not fits(shards, image_bytes, memory_limit_mb):
-        return Streaming(folder, shards, split, transform, read, loading, device.type == "cuda", sight)
+        return Streaming(folder, shards, split, transform, read, loading.streamed, device.type == "cuda", sight)
     images, labels = load_images(folder, shards, read, replace(loading, cache=None))
     if transform is not unchanged:  # some at a time: to blur all at once would take many times their memory
         parts = (slice(start, start + TRANSFORMED_TOGETHER) for start in range(0, len(labels), TRANSFORMED_TOGETHER))

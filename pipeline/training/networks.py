@@ -20,14 +20,16 @@ def check_networks(config: RunConfig, num_classes: int, height: int, width: int)
     Raises:
         ValueError: a network cannot take images of their size.
     """
+    side = config.victim.input_size
     trained = {
-        "surrogate.networks": config.surrogate.networks if config.trains_surrogate else (),
-        "victim.networks": config.victim.networks if "victim" in config.stages else (),
+        "surrogate.networks": (config.surrogate.networks if config.trains_surrogate else (), (height, width)),
+        "victim.networks": (config.victim.networks if "victim" in config.stages else (), (side or height, side or width)),
     }
-    for setting, names in trained.items():
+    for setting, (names, size) in trained.items():
         for name in names:
             try:
-                models.check_input_size(name, num_classes, height, width)
+                models.check_input_size(name, num_classes, *size)
             except ValueError as error:
-                remedy = "give another --input-size" if config.input_size else "pack images of another size (--pack.size cuts squares out)"
+                own = config.input_size or (side and setting.startswith("victim"))
+                remedy = "give another --input-size" if own else "pack images of another size (--pack.size cuts squares out)"
                 raise ValueError(f"{setting}: {error}. Choose another network, or {remedy}") from error

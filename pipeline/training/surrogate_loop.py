@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from cluster.epochs import Worker
 from pipeline.config.schema import SurrogateConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Batch, Loading
 from pipeline.storage.folder import Folder
@@ -64,7 +63,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     distributed = worker.distribute(network)
     split = Split(max(1, config.batch_size // worker.size), seed, worker.rank, worker.size)
-    loading = Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), side)
+    loading = Loading(task.threads, cache_gb=task.cache_gb, input_size=side)
 
     def sight(epoch: int) -> Callable[[Images], Tensor]:
         mixing, windows = (generator(task.seed, purpose, epoch, worker.rank) for purpose in ("views", "windows"))

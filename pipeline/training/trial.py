@@ -215,6 +215,7 @@ def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:
     others = sorted(set(range(len(table))) - set(protected))
     return {
         **asdict(task.trial),
+        "stored": task.config.stored,
         "last_accuracy": accuracy(table, protected),
         "relabelled_accuracy": relabelled_accuracy(table[protected].numpy()),
         "other_accuracy": accuracy(table, others) if others else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -11,18 +10,16 @@ import torch
 from torch import Tensor
 
 from pipeline.config.seeds import generator
-from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.shard import read_shard
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Loading, Read
-from pipeline.training.batches import Batches, Split, Transform, open_batches, unchanged
+from pipeline.training.batches import Batches, Sight, Split, Transform, open_batches, unchanged, whole
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
-from sep.countermeasures.preprocessing import as_stored
-from sep.countermeasures.registry import Countermeasure, Plan
+from sep.countermeasures.registry import Countermeasure, Plan, stored_as
 from sep.models import Network
 from sep.pictures import Images
 from sep.train_config import TrainConfig
-from sep.views.own_size import training_view
+from sep.views.own_size import fitted_at_input_size, training_view, whole_view
 
 if TYPE_CHECKING:
     from pipeline.training.trial import VictimTask
@@ -31,33 +28,37 @@ if TYPE_CHECKING:
 class VictimImages:
     """The images, which each training of a victim opens as batches of its own."""
 
-    def __init__(self, task: VictimTask, seed: int, device: torch.device, network: Network) -> None:
+    def __init__(self, task: VictimTask, seed: int, device: torch.device, network: Network | None = None) -> None:
         """Find what the countermeasures make of the images. Those that are fitted to the images read them, as the ones before left them.
 
         Args:
             task: of the victim.
             seed: of the batches.
             device: for images in memory.
-            network: before its training.
+            network: of the victim before its training, for countermeasures that search with it.
         """
         self.task, self.seed, self.device = task, seed, device
         self.read, self.transform = _read(task), cast(Transform, unchanged)
-        for part in task.plan.on_images:
+        for part in (*stored_as(task.config.stored), *task.plan.on_images):
             self.transform = partial(_one_after_the_other, self.transform, self._step(part, network))
 
     def batches(self, config: TrainConfig) -> Batches:
         """Open the batches of a training; pictures of their own size are seen through windows, as its augmentation says."""
-        task, side, seed = self.task, self.task.input_size, self.seed
+        side, seed = self.task.input_size, self.seed
 
         def sight(epoch: int) -> Callable[[Images], Tensor]:
             return partial(training_view, side=side, augmentation=config.augmentation, generator=generator(seed, "windows", epoch))
 
+        return self._opened(config.batch_size, sight)
+
+    def _opened(self, batch_size: int, sight: Sight) -> Batches:
+        task = self.task
         return open_batches(
             task.run.child(task.train.stage),
             task.train.shards["train"],
             image_bytes(task.pack.counts) * bytes_per_value(task.plan),
             task.memory_limit_mb,
-            Split(config.batch_size, seed),
+            Split(batch_size, self.seed),
             self.device,
             self.transform,
             self.read,
@@ -65,15 +66,17 @@ class VictimImages:
             sight,
         )
 
-    def _step(self, part: Countermeasure, network: Network) -> Transform:
+    def _step(self, part: Countermeasure, network: Network | None) -> Transform:
         if part.stored:
             return partial(_whatever_class, part.on_stored)
-        epoch, classes = self.batches(replace(self.task.config, augmentation="none")).epoch, len(self.task.pack.counts["classes"])
+        side, classes = self.task.input_size, len(self.task.pack.counts["classes"])
+        seen = self._opened(self.task.config.batch_size, whole if side is None else partial(_as_a_whole, side))
         if part.fitted:
-            return part.fitted(epoch, classes)
-        assert part.searched is not None
-        found = part.searched(epoch, classes, network)
-        return partial(_whatever_class, lambda images: found(as_stored(images)))
+            step = part.fitted(seen.epoch, classes)
+            return step if side is None else fitted_at_input_size(step, side)
+        assert part.searched
+        assert network
+        return partial(_whatever_class, part.searched(seen.epoch, classes, network))
 
 
 def _read(task: VictimTask) -> Read:
@@ -88,12 +91,16 @@ def _read(task: VictimTask) -> Read:
 
 def loading(task: VictimTask) -> Loading:
     """Return the means of loading a victim's images."""
-    return Loading(task.threads, DecodedCache.of_this_machine(task.cache_gb), task.input_size)
+    return Loading(task.threads, cache_gb=task.cache_gb, input_size=task.input_size)
 
 
 def bytes_per_value(plan: Plan) -> int:
     """Return the bytes that one stored value takes in memory: four where the countermeasure projects, else one."""
     return 4 if any(part.fitted for part in plan.on_images) else 1
+
+
+def _as_a_whole(side: int, _: int) -> Callable[[Images], Tensor]:
+    return partial(whole_view, side=side)
 
 
 def _one_after_the_other(first: Transform, second: Transform, images: Tensor, labels: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from sep.at_rest import AtRest
 from sep.augment import beside, flip, resized_crop
 from sep.countermeasures.first_stage import FirstStage
 from sep.models import Network
@@ -28,9 +29,9 @@ PROJECTED = 128  # dimensions that are compared
 # Chen et al., appendix A and B.9: chances, and half of the full strength for small images; no blur.
 JITTERED, GREYED = 0.8, 0.2
 STRENGTH, HUE = 0.4, 0.1  # of brightness, contrast and saturation; of hue, in turns
-LUMA = (0.299, 0.587, 0.114)
 # From R, G, B to luma and two coordinates of colour, which a change of hue turns.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+LUMA = YIQ[0]
 
 
 class Contrast(nn.Module):
@@ -68,7 +69,7 @@ def simclr(network: Network, config: TrainConfig) -> FirstStage:
     return FirstStage(network=Contrast(network), config=own, change=two_copies)
 
 
-def two_copies(_: nn.Module, levels: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def two_copies(_: AtRest, levels: Tensor, labels: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Return two distorted copies of each image, `(2B, C, H, W)`, and the place of the other copy of each, `(2B,)`; labels are not read."""
     copies = torch.cat([distorted(levels, generator) for _ in range(2)])
     return copies, torch.arange(len(copies), device=levels.device).roll(len(labels))

@@ -13,8 +13,9 @@ from sep.deferred import Deferred
 from sep.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Generator, Tensor
 
+    from sep.at_rest import AtRest
     from sep.countermeasures.first_stage import FirstStage
     from sep.models import Network
 
@@ -39,7 +40,7 @@ class Countermeasure:
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
         distorted: like `mixed`, but classes stay as they are.
-        hardened: like `distorted`, but against the network as it is at that step.
+        hardened: like `distorted`, but against the network as it is at that step, which comes first.
         trained: applied to the settings of the training.
         initial: whether the network is one that was trained on other images before.
         frozen: whether only the linear head is trained, on features that are computed once and without augmentation.
@@ -57,7 +58,7 @@ class Countermeasure:
     first: Callable[[Network, TrainConfig], FirstStage] | None = None
     mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
     distorted: Callable[[Tensor, Generator], Tensor] | None = None
-    hardened: Callable[[nn.Module, Tensor, Tensor, Generator], Tensor] | None = None
+    hardened: Callable[[AtRest, Tensor, Tensor, Generator], Tensor] | None = None
     trained: Callable[[TrainConfig], TrainConfig] | None = None
     initial: bool = False
     frozen: bool = False
@@ -76,7 +77,7 @@ class Countermeasure:
         assert self.stored is not None
         return self.stored(as_stored(images))
 
-    def on_batch(self, network: nn.Module, levels: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def on_batch(self, network: AtRest, levels: Tensor, targets: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Return a training batch after the change."""
         if self.mixed:
             return self.mixed(levels, targets, generator)

@@ -1,4 +1,4 @@
-"""The training that comes before the victim's own: of its trunk without labels, or of a network that purifies the images."""
+"""The training that comes before the victim's own, such as one of its trunk without labels."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def nonlinear(epoch: Epoch, num_classes: int, network: Network) -> Transform:
         network: pretrained.
 
     Returns:
-        A function of stored images, `(B, 3, H, W)` uint8 to the same.
+        A function of images, `(B, 3, H, W)` to uint8 of the same shape, which rounds fractions of levels before.
     """
     images, labels = _some(epoch)
     half = len(labels) // 2
@@ -90,6 +90,7 @@ def nonlinear(epoch: Epoch, num_classes: int, network: Network) -> Transform:
 
 
 def _one_after_the_other(changes: list[Transform], images: Tensor) -> Tensor:
+    images = as_stored(images)
     for change in changes:
         images = change(images)
     return images

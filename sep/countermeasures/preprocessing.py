@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.io import decode_webp
 from torchvision.transforms import v2
 
+LONGEST_WEBP = 16383  # pixels a side
 ON_SCREEN, SCREENSHOT_QUALITY = 0.75, 80  # of the sides; of the JPEG
 
 
@@ -28,8 +29,8 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
 
 
 def webp(images: Tensor, quality: int) -> Tensor:
-    """Compress and decode by a real WebP codec, lossy."""
-    return torch.stack([_webp(image, quality) for image in images])
+    """Compress and decode by a real WebP codec, lossy. Images that are too large for WebP stay as they are."""
+    return torch.stack([_webp(image, quality) for image in images]) if max(images.shape[-2:]) <= LONGEST_WEBP else images
 
 
 def _webp(image: Tensor, quality: int) -> Tensor:
@@ -52,8 +53,9 @@ def screenshot(images: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
-    resized: Tensor = v2.functional.resize(images, list(size), antialias=True)
-    return resized
+    if max(size) == 1:  # torch cannot resize uint8 images to one pixel
+        images = images.float()
+    return as_stored(v2.functional.resize(images, list(size), antialias=True))
 
 
 def bit_depth(images: Tensor, bits: int) -> Tensor:

@@ -20,8 +20,9 @@ from sep.deferred import Deferred
 from sep.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Generator, Tensor
 
+    from sep.at_rest import AtRest
     from sep.countermeasures.first_stage import FirstStage
     from sep.fitting import Change
     from sep.models import Network
@@ -197,7 +198,7 @@ class Plan:
 
 
 def _change(
-    parts: list[Countermeasure], num_classes: int, network: nn.Module, levels: Tensor, labels: Tensor, generator: Generator
+    parts: list[Countermeasure], num_classes: int, network: AtRest, levels: Tensor, labels: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     targets = one_hot(labels, num_classes).float()
     for part in parts:
@@ -229,6 +230,19 @@ def plan(name: str) -> Plan:
     if reason:
         raise ValueError(f"countermeasure {name!r} cannot be: {reason}; known are {', '.join(COUNTERMEASURES)}")
     return Plan(tuple(parts))
+
+
+def stored_as(name: str) -> tuple[Countermeasure, ...]:
+    """Return the changes that a form makes to pictures when they are stored in it: `jpeg-90`, `resize-50+webp-75`; nothing of `none`.
+
+    Raises:
+        ValueError: one is unknown, or is nothing that happens to a stored picture by itself.
+    """
+    parts = plan(name).parts if name != "none" else ()
+    if not all(part.stored for part in parts):
+        forms = [known for known, each in COUNTERMEASURES.items() if each.stored]
+        raise ValueError(f"{name!r} is no form to store pictures in: expected {', '.join(forms)}, or several of them joined by +")
+    return parts
 
 
 def _named(name: str) -> Countermeasure:

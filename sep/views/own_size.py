@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from hashlib import blake2b
 
 import torch
@@ -20,6 +21,7 @@ from sep.views.operations import LARGEST, Window, cut
 from sep.views.registry import OwnSize
 
 LEAST_AREA: dict[Augmentation, float] = {"crop": 0.64, "crop-flip": 0.64, "resized-crop-flip": 0.08}  # of a window; 0.64: sides of 80 %
+OfClass = Callable[[Tensor, Tensor], Tensor]
 FLIPS: tuple[Augmentation, ...] = ("crop-flip", "resized-crop-flip")
 
 
@@ -74,6 +76,31 @@ def training_view(images: Images, side: int | None, augmentation: Augmentation, 
         window = interpolate(window, (side, side), mode="bilinear", antialias=True)
         seen.append(window.flip(3) if augmentation in FLIPS and coin[number] < 0.5 else window)
     return torch.cat(seen)
+
+
+def fitted_at_input_size(change: OfClass, side: int) -> OfClass:
+    """Make a function of images of one size and their labels one of pictures of any size.
+
+    It is made to pictures that are resized to S x S as a whole, and its change, resized to each picture, is added to that picture. So
+    patterns that a protection has resized to pictures lie on one another. The result is float32, neither whole nor clamped.
+
+    Args:
+        change: of levels `(B, 3, S, S)`, fitted to what `whole_view` gives.
+        side: S.
+    """
+
+    def of_any_size(images: Tensor, labels: Tensor) -> Tensor:
+        small = whole_view(images, side)
+        added = change(small, labels) - small
+        return images.float() + interpolate(added, tuple(images.shape[2:]), mode="bilinear", antialias=True)
+
+    return of_any_size
+
+
+def whole_view(images: Images, side: int) -> Tensor:
+    """Return whole images resized to S x S, whatever their shape, `(B, 3, S, S)` float32, antialiased."""
+    size = (side, side)
+    return torch.cat([interpolate(stack.float(), size, mode="bilinear", antialias=True) for stack in stacks(images)])
 
 
 def seen_at_input_size(levels: Tensor, looks: Looks) -> list[Tensor]:

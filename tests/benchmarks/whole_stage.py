@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import statistics
 import time
@@ -17,6 +16,7 @@ from typing import Any, cast
 import torch
 
 from cluster import session
+from cluster.processes import cpus
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.protection import crafting
@@ -53,7 +53,7 @@ class Prepared:
 
 def prepare(root: Path, trained: Trained, steps: int) -> Prepared:
     """Pack the images that `trained` was trained on, and put its checkpoints beside them."""
-    workers = 1 if device().type == "cuda" else len(os.sched_getaffinity(0))
+    workers = 1 if device().type == "cuda" else cpus()
     base, images, epochs = preset("quickstart"), len(trained.images), len(trained.networks)
     config = replace(
         base,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import logging
+import os
+import pty
+import struct
+import termios
+import time
+from collections.abc import Iterator
 
 import pytest
 
 from cluster import display
-from cluster.display import Display, doing, duration, stage
+from cluster.display import Display, doing, duration, showing, stage
 from cluster.progress import Epochs, Progress
 
 
@@ -22,40 +30,82 @@ def log_line(shown: Display, text: str) -> None:
     shown.handle(logging.LogRecord("test", logging.INFO, "", 0, text, (), None))
 
 
-def test_a_terminal_has_one_line_below_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.monotonic", lambda: 7.0)
-    stream = io.StringIO()
-    shown = Display(stream, live=True)
+class Terminal:
+    """A pseudo-terminal of 60 columns: a stream, and the lines that are to be seen after something was written to it."""
+
+    def __init__(self) -> None:
+        self._seen, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 60, 0, 0))
+        os.set_blocking(self._seen, False)
+        self.stream = open(slave, "w", encoding="utf-8")  # noqa: SIM115 - `close` closes it
+        self._written = ""
+
+    def lines(self) -> list[str]:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._written += os.read(self._seen, 65536).decode()
+        lines = []
+        for line in self._written.replace("\r\n", "\n").split("\n"):
+            cells: list[str] = []
+            for text in line.split("\r"):
+                cells[: len(text)] = text
+            lines.append("".join(cells).rstrip())
+        return lines
+
+    def close(self) -> None:
+        self.stream.close()
+        os.close(self._seen)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """An empty terminal."""
+    opened = Terminal()
+    yield opened
+    opened.close()
+
+
+def test_a_terminal_has_one_line_below_the_log(terminal: Terminal) -> None:
+    shown = Display(terminal.stream, live=True)
+    log_line(shown, "before anything goes on")
     work = Progress("protect", "images", 200)
     work.done = 50
     with stage("protect", 3, 5):
         display.follow(work)
         shown.tick()
-        shown.tick()  # nothing has changed
         log_line(shown, "a line of the log")
+        first, second, live = terminal.lines()
+        assert (first, second) == ("before anything goes on", "a line of the log")
+        assert live.startswith("[3/5] |█████               | protect: 50 of 200 images, ")
+        assert len(live) <= 60
         shown.tick()
-    live = "[3/5] █████░░░░░░░░░░░░░░░ protect: 50 of 200 images, "
-    before, log, after = filter(None, stream.getvalue().split("\r\x1b[2K"))
-    assert before.startswith(live)
-    assert log == "a line of the log\n"
-    assert after.startswith(live)
+        assert len(terminal.lines()) == 3
 
 
-def test_a_live_line_is_never_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
-    stream = io.StringIO()
+def test_a_live_line_is_never_wider_than_the_terminal(terminal: Terminal) -> None:
     with doing("a task with a long name, " * 3):
-        Display(stream, live=True).tick()
-    assert len(stream.getvalue().removeprefix("\r\x1b[2K")) == 29
+        shown = Display(terminal.stream, live=True)
+        shown.tick()
+    assert terminal.lines() == [("a task with a long name, " * 3)[:59]]
 
 
-def test_a_live_line_goes_when_the_work_has_ended() -> None:
-    stream = io.StringIO()
-    shown = Display(stream, live=True)
+def test_a_live_line_goes_when_the_work_has_ended(terminal: Terminal) -> None:
+    shown = Display(terminal.stream, live=True)
     with doing("starting 2 workers"):
         shown.tick()
+        assert terminal.lines() == ["starting 2 workers (0 s so far)"]
     shown.tick()
-    assert stream.getvalue() == "\r\x1b[2Kstarting 2 workers (0 s so far)\r\x1b[2K"
+    assert terminal.lines() == [""]
+
+
+def test_nothing_is_left_of_a_live_line_after_the_end(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "REFRESH_SECONDS", 0.01)
+    with showing(terminal.stream), stage("victim", 4, 5):
+        while not terminal.lines()[0].startswith("[4/5] victim ("):
+            time.sleep(0.01)
+    logging.getLogger("pipeline").info("the summary")
+    before, after = terminal.lines()
+    assert (before[9:], after) == ("the summary", "")  # after the time
 
 
 def test_a_pipe_gets_a_plain_line_only_after_silence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -265,7 +264,8 @@ def test_what_stops_for_the_time_itself_has_not_failed() -> None:
 
 
 def test_it_is_one_worker_with_all_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5}, raising=False)
+    for place in ("processes", "local"):
+        monkeypatch.setattr(f"cluster.{place}.cpus", lambda: 3)
     executor = open_executor("local", NEVER)
     assert isinstance(executor, LocalExecutor)
     assert executor.processes == 3

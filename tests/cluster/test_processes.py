@@ -19,6 +19,7 @@ from torch import Tensor
 from cluster import local
 from cluster.deadline import Deadline, TimeIsUp
 from cluster.local import LocalExecutor
+from cluster.processes import cpus
 from cluster.work import Capacity, Chain, Work, WorkFailed
 from tests import ROOT
 
@@ -90,6 +91,13 @@ def pieces(folder: Path, *names: str) -> list[Work]:
 
 def starts(folder: Path) -> list[str]:
     return sorted(path.name.partition(" ")[0] for path in folder.iterdir())
+
+
+def test_a_limit_of_this_process_is_one_of_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is that of a container, which loky reads as well."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5}, raising=False)
+    assert cpus() == 1
 
 
 def test_pieces_are_shared_and_troubles_are_those_of_one_process(tmp_path: Path) -> None:
@@ -188,7 +196,8 @@ def test_only_what_needs_the_gpu_is_done_here(tmp_path: Path) -> None:
     assert raised.value.causes == {"2": "ValueError: altered", "3": "ValueError: not finite"}
     assert {name: steps.total.tolist() for name, steps in found.items()} == {str(n): [11 * n] * 3 for n in (0, 1, 4, 5)}
     assert {steps.computed for steps in found.values()} == {os.getpid()}
-    assert os.getpid() not in {place for steps in found.values() for place in (steps.read, steps.stored)}
+    assert found["0"].read == os.getpid()  # while the others start
+    assert os.getpid() not in {steps.read for name, steps in found.items() if name != "0"} | {steps.stored for steps in found.values()}
 
 
 def test_what_was_computed_in_time_is_stored(tmp_path: Path) -> None:

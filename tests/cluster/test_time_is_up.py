@@ -74,7 +74,7 @@ def test_a_sweep_ends_with_the_last_trial_that_began_in_time() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources) -> None:
     done: list[str] = []
 
     def on_result(name: str, result: dict[str, Any]) -> None:
@@ -86,10 +86,9 @@ def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources, caplog: py
     begun = time.monotonic()
     RayExecutor().sweep(trial, {"first": 0.0}, **settings)
     start, done[:] = time.monotonic() - begun, []
-    with caplog.at_level("DEBUG", logger="cluster"), pytest.raises(TimeIsUp):
+    with pytest.raises(TimeIsUp):
         RayExecutor(Deadline(time.time() + start + 6)).sweep(trial, cells, **settings)
     assert 1 <= len(done) <= 2
-    assert f"{done[0]} done, 1 of 6" in caplog.text
     with pytest.raises(TimeIsUp):
         RayExecutor().sweep(stopping, {"cell": 0.0}, **settings)
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from sep.at_rest import AtRest
 from sep.countermeasures.distortion import trivial_augment
 from sep.countermeasures.registry import COUNTERMEASURES, plan
 from sep.execution import backends
 from sep.models import Network
 from tests.gpu.conftest import CLASSES
+from tests.gpu.waiting import waits
 
 CHANGES = [name for name, each in COUNTERMEASURES.items() if each.mixed or each.distorted or each.hardened]
 
@@ -29,7 +31,7 @@ def test_a_changed_batch_is_that_of_the_cpu(
     for place in (torch.device("cpu"), device):
         network, levels = copy.deepcopy(networks[0]).train().to(place), images.float().to(place)
         with backends("float32"):
-            changed, targets = change(network, levels, labels.to(place), torch.Generator().manual_seed(1))
+            changed, targets = change(AtRest(network), levels, labels.to(place), torch.Generator().manual_seed(1))
         assert (changed.device.type, changed.dtype, changed.shape) == (place.type, torch.float32, levels.shape)
         assert (targets.device.type, targets.shape) == (place.type, (len(labels), CLASSES))
         assert network.training
@@ -39,6 +41,22 @@ def test_a_changed_batch_is_that_of_the_cpu(
     assert float(((found - wanted).abs() <= 1).double().mean()) > 0.95
     assert float(((found - images).abs() > 1).double().mean()) > 0.05
     assert 0 <= float(found.min()) <= float(found.max()) <= 255
+
+
+@pytest.mark.counted
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_waits_for_the_device_once_at_most(networks: list[Network], images: Tensor, device: torch.device, name: str) -> None:
+    """One of them works on the CPU."""
+    if device.type == "cpu":
+        pytest.skip("nothing waits for a CPU")
+    change, at_rest = plan(name).change(CLASSES), AtRest(copy.deepcopy(networks[0]).to(device))
+    assert change is not None
+    given = images.float().to(device), torch.arange(64, device=device) % CLASSES
+    assert waits(device, lambda: change(at_rest, *given, draws())) == (name == "trivial-augment")
+
+
+def draws() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
 
 
 def test_what_changes_one_image_at_a_time_does_not_wait_for_the_device_at_each(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,16 @@ import pytest
 import torch
 
 pytest.importorskip("tyro", reason="the pipeline needs what docs/reproduce.md lists")
-from cluster import local
 from cluster.deadline import Deadline
-from cluster.resources import Resources
+from cluster.local import LocalExecutor
+from cluster.work import Capacity
 from pipeline import reproduce
+from pipeline.config.schema import RunConfig
 from pipeline.protection import release
+from pipeline.stages import protect
+from pipeline.storage.folder import Folder
 from sep.execution import resolve
+from tests.fixtures import packed_run
 
 TRAINING = ("--networks", "resnet8", "--epochs", "2", "--batch-size", "20")
 COMMAND = [
@@ -30,15 +33,29 @@ COMMAND = [
 @pytest.fixture(autouse=True)
 def only_the_device(request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sums in one order on a CPU, no GPU beside it, and one process, which knows what this test changes."""
-    monkeypatch.setattr(local, "ALONE_SECONDS", math.inf)
+    for place in ("processes", "local"):
+        monkeypatch.setattr(f"cluster.{place}.cpus", lambda: 1)
     if request.config.getoption("--no-values"):
         monkeypatch.setattr(release, "check_budget", lambda *_: None)
     threads = torch.get_num_threads()
-    monkeypatch.setattr(Resources, "cpus_for", lambda *_: 1)
     if device.type == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     yield
     torch.set_num_threads(threads)
+
+
+def test_reading_and_storing_beside_the_device_change_nothing(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class means and crafting: another process reads the next shard and stores the last one."""
+    monkeypatch.setattr(protect, "_capacity", lambda *_: Capacity(gpus=1))  # decides who computes, whether there is a GPU or not
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        manifest = protect.execute(*packed_run.copy(packed, folder, steps=2), LocalExecutor(processes=processes))
+        names = ("samples.parquet", *(shard.name for shard in manifest.shards["train"]))
+        found.append((packed_run.digests(manifest), [(folder / "protect" / name).read_bytes() for name in names]))
+    assert found[0] == found[1]
 
 
 def made(run: Path) -> dict[str, bytes]:
@@ -69,9 +86,13 @@ def stopped_often(run: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return starts
 
 
-def test_the_protocol_in_pieces_is_the_protocol_in_one(device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_protocol_in_pieces_is_the_protocol_in_one(
+    request: pytest.FixtureRequest, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two epochs of a surrogate, class means, two shards, and two victims: weights, bytes and accuracies are the same."""
     assert reproduce.main([*COMMAND, "--run", str(tmp_path / "whole")]) == 0
+    if request.config.getoption("--no-values"):
+        return  # it went through every stage on the device; what its pieces come to, values would show
     assert stopped_often(tmp_path / "run", monkeypatch) >= 8
     whole, pieces = made(tmp_path / "whole"), made(tmp_path / "run")
     assert whole.keys() == pieces.keys()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Callable
+import threading
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sep import fitting
+from sep.at_rest import AtRest
 from sep.choices import Precision
+from sep.countermeasures.registry import plan
+from sep.execution import moved
 from sep.fitting import accuracy, confusion, fit, optimiser
 from sep.models import build
-from sep.step import WARM_UP, RecordedStep, Step, open_step
+from sep.recording import WARM_UP, Recorder
+from sep.step import Step
 from sep.train_config import TrainConfig
 from sep.trunks import TRUNKS
 from tests.fixtures.dropping import Dropping
+from tests.gpu.waiting import waits
 
 STEPS = 8  # of an epoch, of eight images each
 
@@ -64,33 +67,6 @@ def test_a_step_is_one_kernel_and_the_rule_of_the_cpu(device: torch.device) -> N
         torch.testing.assert_close(one, other.cpu(), rtol=1e-5, atol=1e-7)
 
 
-class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the reads of a tensor's value, each of which would make the host wait for a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        waits = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
-        self.count += func in waits
-        return func(*args, **(kwargs or {}))
-
-
-def waits(device: torch.device, action: Callable[[], object]) -> int:
-    """Return how often an action waits for the device: on a GPU by torch's own check, which includes copies."""
-    if device.type == "cpu":
-        with Reads() as reads:  # type: ignore[no-untyped-call]
-            action()
-        return int(reads.count)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")  # several waits may be on one line, which by default warns once
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            action()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
-
-
 @pytest.mark.counted
 def test_nothing_waits_for_the_device_within_an_epoch(device: torch.device) -> None:
     """Three values are read at its end: the loss, the accuracy, and whether all is finite. A test reads its table, and no batch."""
@@ -106,44 +82,88 @@ def test_nothing_waits_for_the_device_within_an_epoch(device: torch.device) -> N
     assert counts == [3 + (device.type == "cuda")] * 2  # a table on a CPU need not be copied there
 
 
+@pytest.mark.counted
+def test_a_search_for_hard_images_is_recorded_at_the_first_batch_and_follows_the_training(device: torch.device) -> None:
+    """It takes seven gradients a batch. On a CPU none is recorded."""
+    network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
+    levels, targets = torch.full((8, 3, 16, 16), 60.0, device=device), torch.ones(8, 2, device=device) / 2
+    recorded, change = AtRest(network, recorded=device.type == "cuda"), plan("adversarial-8").change(2)
+    assert change is not None
+    change(recorded, levels, torch.zeros(8, dtype=torch.long, device=device), draws(0))
+    found = recorded._of_slopes
+    assert (isinstance(found, Recorder) and found.recording is not None) == (device.type == "cuda")
+    for _ in range(2):
+        with torch.no_grad():
+            network.head.weight.mul_(2)
+        with recorded, AtRest(network) as plain:
+            assert recorded.slopes(levels, targets).shape == plain.slopes(levels, targets).shape == levels.shape
+    assert network.training
+
+
+def test_other_threads_go_on_while_a_step_is_recorded(device: torch.device) -> None:
+    """They read ahead: they ask for memory, pin it, and copy and launch on the stream of all."""
+    network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device).to(memory_format=torch.channels_last)
+    done, sums = threading.Event(), list[Tensor]()
+
+    def read_ahead() -> None:
+        while not done.is_set():
+            sums.append(moved(torch.ones(len(sums) % 64 + 1, 100), device).sum())
+
+    reader = threading.Thread(target=read_ahead)
+    reader.start()
+    try:
+        for _ in range(3):
+            (epoch,) = fit(network, TrainConfig(epochs=1, lr=1e-3), partial(_itself, in_batches(device)), STEPS, draws)
+            assert epoch.result.finite
+    finally:
+        done.set()
+        reader.join()
+    assert [float(each) for each in sums] == [100.0 * (place % 64 + 1) for place in range(len(sums))]
+    assert len(sums) > 10
+
+
 def _itself(batches: list[tuple[Tensor, Tensor]], epoch: int) -> list[tuple[Tensor, Tensor]]:
     return batches
 
 
-def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("countermeasure", ["none", "adversarial-8", "ueraser"])
+def test_recorded_steps_are_plain_steps(device: torch.device, monkeypatch: pytest.MonkeyPatch, countermeasure: str) -> None:
     """Also where the last batch is smaller. Not even rounding should differ; a GPU's libraries promise no more than rounding."""
     images, labels = (part.to(device) for part in squares(76, seed=1))
     batches = list(zip(torch.split(images, 16), torch.split(labels, 16), strict=True))
     opened: list[Step] = []
 
-    def noted(*given: Any, recorded: bool) -> Step:
-        opened.append(open_step(*given, recorded=recorded))
-        return opened[-1]
+    class Noted(Step):
+        def __init__(self, *given: Any, recorded: bool) -> None:
+            super().__init__(*given, recorded=recorded)
+            opened.append(self)
 
-    monkeypatch.setattr(fitting, "open_step", noted)
+    monkeypatch.setattr(fitting, "Step", Noted)
     results, found = [], []
     for recorded in (True, False):
         torch.manual_seed(0)
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device).to(memory_format=torch.channels_last)
         config = TrainConfig(epochs=4, lr=0.02, schedule="one-cycle", augmentation="crop", precision="float32", recorded=recorded)
-        results.append([epoch.result.loss for epoch in fit(network, config, partial(_itself, batches), 5, draws)])
+        epochs = fit(network, config, partial(_itself, batches), 5, draws, change=plan(countermeasure).change(2))
+        results.append([epoch.result.loss for epoch in epochs])
         found.append(weights(network))
-    assert [isinstance(step, RecordedStep) for step in opened] == [device.type == "cuda", False]
-    assert all(step.recorded is not None and len(step.recorded[1]) == 16 for step in opened if isinstance(step, RecordedStep))
+    recorders = [step.run for step in opened if isinstance(step.run, Recorder)]
+    assert [isinstance(step.run, Recorder) for step in opened] == [device.type == "cuda", False]
+    assert all(recorder.recording is not None and len(recorder.recording.given[0]) == 16 for recorder in recorders)
     assert results[0] == pytest.approx(results[1], rel=1e-3)
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 1e-3
-    assert results[0][-1] < 0.8 * results[0][0]
+    assert countermeasure != "none" or results[0][-1] < 0.8 * results[0][0]
 
 
 @pytest.mark.counted
 def test_only_a_step_that_was_warmed_up_is_recorded(device: torch.device) -> None:
     """By batches of its own shape. On a CPU none is."""
     network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
-    step = open_step(network, optimiser(network, TrainConfig(epochs=1), STEPS)[0], "float32", recorded=True)
+    step = Step(network, optimiser(network, TrainConfig(epochs=1), STEPS)[0], "float32", recorded=True)
     recorded = []
     for size in (8, 8, 4, 8, 8, 8, 8, 4):
         step(torch.full((size, 3, 16, 16), 60.0, device=device), torch.zeros(size, dtype=torch.long, device=device))
-        recorded.append(len(step.recorded[1]) if isinstance(step, RecordedStep) and step.recorded else None)
+        recorded.append(len(step.run.recording.given[0]) if isinstance(step.run, Recorder) and step.run.recording else None)
     assert recorded == [None] * 6 + [8 if device.type == "cuda" else None] * 2
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sep.budget import linf_levels
+from sep.countermeasures.projection import class_residual
 from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, freeze
 from sep.execution import MicroBatch
@@ -52,6 +53,26 @@ def ensemble(config: CraftConfig, images: Pictures, labels: Tensor) -> list[Memb
         sums, counts = class_sums(network, [(fixed_view(images, SIDE), labels)], K)
         members.append(Member(network, (sums / counts[:, None]).float() if config.aligns_features else None))
     return members
+
+
+def test_a_pattern_that_was_resized_to_pictures_is_removed_from_each_at_its_own_size() -> None:
+    draw = torch.Generator().manual_seed(1)
+    patterns = 8 * torch.randint(2, (K, 3, SIDE, SIDE), generator=draw).float().mul(2).sub(1)
+    clean, labels = pictures(60 * SIZES), torch.arange(60 * len(SIZES)) % K
+    added = [interpolate(patterns[label][None], image.shape[1:], mode="bilinear")[0] for label, image in zip(labels, clean, strict=True)]
+    released = Pictures([(x + d).round().clamp(0, 255).to(torch.uint8) for x, d in zip(clean, added, strict=True)])
+    small = own_size.whole_view(released, SIDE)
+    change = own_size.fitted_at_input_size(class_residual(lambda _: [(small, labels)], K), SIDE)
+
+    def left(images: Pictures | list[Tensor]) -> float:
+        """The share of the patterns that is still there."""
+        parts = [((y - x.float()) * d).sum() / d.square().sum() for y, x, d in zip(images, clean, added, strict=True)]
+        return float(torch.stack(parts).mean())
+
+    after = [change(image[None], label[None])[0] for image, label in zip(released, labels, strict=True)]
+    assert [image.shape for image in after] == [image.shape for image in clean]
+    assert left(released) > 0.9
+    assert left(after) < 0.5
 
 
 def request(config: CraftConfig, images: Pictures, only: slice = slice(None), size: int = 2) -> Request:

@@ -14,6 +14,7 @@ from tests.fixtures import source_kinds
 
 PAGE = (ROOT / "docs" / "reproduce.md").read_text()
 MACHINE = ("torch", "torchvision", "numpy", "pyarrow", "pillow", "pyyaml", "scipy")
+FOREIGN = re.compile("extra ==|platform_system == .Windows")  # what another choice or machine would need
 BLOCKED = {"ray", "mlflow", "matplotlib", "jinja2", "markupsafe", "sep-pipeline", "pytest"}
 # Everything that other distributions brought is out of reach, as if it was not installed: modules, and their versions.
 PROGRAM = """
@@ -64,7 +65,7 @@ def closure(names: set[str]) -> set[str]:
                 needed = requires(name) or []
             except PackageNotFoundError:
                 continue
-            waiting += [match[0] for line in needed if "extra ==" not in line and (match := re.match(r"[\w.-]+", line))]
+            waiting += [match[0] for line in needed if not FOREIGN.search(line) and (match := re.match(r"[\w.-]+", line))]
     return found
 
 

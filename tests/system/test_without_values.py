@@ -9,12 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import ROOT
+
+HANGS_SECONDS = 120  # of one test there, of which the longest takes ten on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +38,18 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "suites",
     [
-        ("tests/gpu", "tests/cluster/test_local.py", "tests/sep/test_fitting.py"),
-        pytest.param(("tests/sep",), marks=pytest.mark.slow),  # which compute on the CPU, beside a GPU
+        ("tests/gpu", "tests/cluster/test_local.py"),
+        pytest.param(("tests/sep",), marks=pytest.mark.slow),  # which compute on the CPU, beside a GPU: minutes
     ],
     ids=["on the device", "beside it"],
 )
 def test_nothing_but_values_is_wrong(python: Path, suites: tuple[str, ...]) -> None:
+    """A test that hangs says where each thread is. As the device shares one mark of a recording among all threads, it has a second try."""
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", "--no-values", *suites]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stdout
+    command += ["-o", f"timeout={HANGS_SECONDS}", "-o", "timeout_method=thread"]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+        if "+ Timeout +" not in done.stderr:
+            break
+        warnings.warn(done.stderr, stacklevel=1)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -16,7 +16,7 @@ from tests import ROOT
 
 WHEELS = (
     *("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
-    *("tyro", "docstring-parser", "typeguard", "webdataset", "braceexpand", "loky", "cloudpickle"),
+    *("tyro", "docstring-parser", "typeguard", "webdataset", "braceexpand", "loky", "cloudpickle", "tqdm"),
 )
 MOST_MIB = 64  # of the tree and the kit together, in one transfer
 

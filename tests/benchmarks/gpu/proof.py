@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,17 +139,18 @@ def _put(path: Path, card: Card) -> None:
     building.replace(path)
 
 
-def work(proof: Proof, minutes: float, named: Collection[str] = (), again: bool = False) -> int:
+def work(proof: Proof, minutes: float, named: Sequence[str] = (), again: bool = False) -> int:
     """Do what is left of the proof, what failed last, and return the exit code.
 
     Args:
         proof: its pieces and its folder.
         minutes: begin nothing after so many.
-        named: only these pieces, if there are any.
+        named: only these pieces in this order, if there are any.
         again: do pieces that are finished, too.
     """
     end, up = time.monotonic() + 60 * minutes, False
-    chosen = [piece for piece in proof.pieces if (piece.name in named if named else not piece.closes)]
+    known = {piece.name: piece for piece in proof.pieces}
+    chosen = [known[name] for name in named] or [piece for piece in proof.pieces if not piece.closes]
     asked = [piece for piece in chosen if again or _left(proof, piece)]
     closing = [piece for piece in proof.pieces if piece.closes and piece not in asked]
     for piece in sorted(asked, key=lambda each: proof.card(each)["status"] == "failed"):
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", help="folder for the runs and cards; runs/gpu-proof if not given")
     parser.add_argument("--out", type=Path, help="folder for what comes back: cards, log, and once the release at 2/255")
     parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many minutes; ends at most 2 minutes later")
-    parser.add_argument("--pieces", nargs="+", default=[], help="only these")
+    parser.add_argument("--pieces", nargs="+", default=[], help="only these, in this order")
     parser.add_argument("--again", action="store_true", help="do what is finished once more")
     parser.add_argument("--victims", nargs="+", default=[*default.victims], help="countermeasures of the recipes' victims")
     parser.add_argument("--methods", nargs="+", default=[*default.methods], help="recipes to measure at 8/255")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline import console
 from pipeline.config.command_line import parse
+from tests.fixtures import finished_run
 
 
 def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,6 +39,8 @@ FLAGS = {
     "--pack.size None --minutes soon": "minutes: expected a number; got 'soon'",
     "--protect.batch-size x": "protect.batch-size: expected a whole number or 'auto'; got 'x'",
     "--executor rai": "executor: expected one of 'ray' or 'local'; got 'rai'",
+    "--stages": "stages: expected one or more of pack, surrogate, protect, victim, report; got none",
+    "--stages --seed 3": "stages: expected one or more of pack",
     "--stages pack pak": "stages: expected one of 'pack', 'surrogate', 'protect', 'victim' or 'report'; got 'pak'",
     "--victim.seeds 1 x": "victim.seeds: expected a whole number; got 'x'",
     "--victim.seeds 1_x 2": "victim.seeds: expected a whole number; got '1_x'",
@@ -65,7 +69,13 @@ FLAGS = {
     "--tracking-uri sqlite:////dev/null/x.db": "no folder can be made in /dev/null: give another path",
     "--tracking-uri sqlite:////usr": "got 'sqlite:////usr', but it is a folder",
     "--tracking-uri sqlite:////etc/passwd": "it is another kind of file",
-    "--tracking-uri mysql+nosuchdriver://host/db": "needs the package nosuchdriver, which is not installed",
+    "--tracking-uri mysql+nosuchdriver://host/db": "needs nosuchdriver, which is not installed",
+    "--tracking-uri=": "tracking-uri: expected http://host:port, sqlite:////absolute/path.db, another database's URI, or none; got ''",
+    "--tracking-uri postgresql+nosuchdriver://host/db": "which is not installed: install it, or give another URI",
+    "--run=": "run: expected the path or URI of a folder; got ''",
+    "--add=": "add: expected the path or URI of a folder; got ''",
+    "--config=": "config: expected the path of a file; got ''",
+    "--preset=": "preset: expected one of quickstart, smoke,",
     "--config nowhere.yaml": "nowhere.yaml: no such file or directory",
     "--data /photos --run /photos/runs/mine": "--run /photos/runs/mine lies in --data /photos, and its files would be taken for images",
     "--data /photos --run /photos": "--run /photos lies in --data /photos",
@@ -81,6 +91,8 @@ def test_a_wrong_flag_is_one_line(flags: str, capsys: pytest.CaptureFixture[str]
 
 COMMANDS = {
     "verify": "missing: --run STR: --help lists all",
+    "ui": "missing: --run STR: --help lists all",
+    "ui --run a --port x": "--port",
     "verify --run": "Missing value for argument '--run'",
     "verify --run a b": "no such option: b: --help lists all",
     "export --run a": "missing: --to STR",
@@ -101,6 +113,29 @@ def test_a_wrong_flag_of_any_command_is_one_line(line: str, capsys: pytest.Captu
     assert (code, printed.out, printed.err.count("\n")) == (2, "", 1)
     assert printed.err.startswith(f"sep {line.split()[0]}: ")
     assert COMMANDS[line] in printed.err
+
+
+PLACES = {  # what is no place for a folder -> the commands that would make or read one there
+    "": ["verify --run", "export --to out --run", "compare RUN --to"],
+    "file": ["run --preset smoke --executor local --tracking-uri none --run", "compare RUN --to", "export --run RUN --to"],
+    "file/below": ["run --preset smoke --executor local --tracking-uri none --run", "compare RUN --to", "export --run RUN --to"],
+    "/proc/there": ["run --preset smoke --executor local --tracking-uri none --run", "compare RUN --to", "export --run RUN --to"],
+}
+
+
+@pytest.mark.parametrize(("place", "command"), [(place, command) for place, commands in PLACES.items() for command in commands])
+def test_a_place_where_no_folder_can_be_is_refused_in_one_line(
+    place: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    finished_run.write(tmp_path / "RUN", ("pack", "surrogate", "protect"))
+    assert console.main([*command.split(), place]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert re.search("expected |is not an empty folder: give --to a new one", printed.err)
+    assert "Errno" not in printed.err
+    assert place in printed.err
 
 
 FILES = {
@@ -165,6 +200,13 @@ def test_a_section_may_begin_with_the_settings_of_another(tmp_path: Path) -> Non
     config = parse(["--config", str(file)])
     assert (config.victim.epochs, config.victim.batch_size) == (6, 16)
     assert (config.surrogate.epochs, config.surrogate.batch_size) == (7, 16)
+
+
+def test_a_database_is_the_same_wherever_a_command_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--tracking-uri", "sqlite:///runs/x.db"]).tracking_uri == f"sqlite:///{tmp_path}/runs/x.db"
+    for uri in ("sqlite:////tmp/x.db", "http://host:5000", "none"):
+        assert parse(["--tracking-uri", uri]).tracking_uri == uri
 
 
 def test_data_beside_and_inside_the_run_are_fine(tmp_path: Path) -> None:

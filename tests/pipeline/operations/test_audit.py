@@ -308,5 +308,17 @@ def test_what_cannot_be_audited_is_one_clear_line(run: Path, capsys: pytest.Capt
     assert line.count("\n") == 1
 
 
+def test_a_damaged_configuration_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run / "pack", run / "report")
+    (run / "config.json").write_text("{")
+    assert main(["--run", str(run)]) == 0
+    assert f"not on the page of the run: {run}/config.json is damaged" in capsys.readouterr().err
+
+
+def test_a_single_fault_is_no_faults(run: Path) -> None:
+    (run / "protect" / "train-000009.tar").touch()
+    assert str(verify(Folder.open(str(run)))).endswith(": 1 fault")
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     assert main(["--nonsense"]) == 2

@@ -36,7 +36,7 @@ def row(key: str, source: str, class_name: str = "cat") -> dict[str, Any]:
 def test_every_protected_image_comes_back_under_its_name(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "new" / "images"
     assert main(["--run", str(finished), "--to", str(to)]) == 0
-    assert f"36 protected images in {to}; 2 quarantined inputs are not among them" in capsys.readouterr().out
+    assert f"36 protected images in {to}, format png; 2 quarantined inputs are not among them" in capsys.readouterr().out
     clean = read_table(Folder.open(str(finished / "pack")), "samples.parquet").to_pylist()
     source_of = {row["key"]: Path(row["source"]) for row in clean}
     count = 0
@@ -49,7 +49,7 @@ def test_every_protected_image_comes_back_under_its_name(finished: Path, tmp_pat
             count += 1
     assert count == len([path for path in to.rglob("*") if path.is_file()]) == 36
     assert sorted(path.name for path in to.iterdir()) == sorted(finished_run.CLASSES)
-    assert [path.name for path in to.parent.iterdir()] == ["images"]  # nothing half-built beside it
+    assert sorted(path.name for path in to.parent.iterdir()) == ["images", "images.export.json"]  # nothing half-built beside it
 
 
 def test_names_are_the_original_ones() -> None:
@@ -127,7 +127,7 @@ def test_a_folder_with_anything_in_it_is_refused_and_an_empty_one_is_filled(fini
     assert [path.name for path in to.iterdir()] == ["mine.txt"]
     assert main(["--run", str(finished), "--to", str(to / "mine.txt")]) == 1
     (to / "mine.txt").unlink()
-    assert export(run, Folder.open(str(to))) == 36
+    assert len(export(run, Folder.open(str(to))).files) == 36
 
 
 def test_a_link_to_an_empty_folder_stays_a_link(finished: Path, tmp_path: Path) -> None:
@@ -186,7 +186,8 @@ def test_hostile_names_in_a_run_stay_inside(finished: Path, tmp_path: Path) -> N
     rows = [{**row, "source": "../../../" + row["source"], "class_name": "../" + row["class_name"]} for row in table.to_pylist()]
     write_table(folder, "samples.parquet", rows_to_table(rows, table.schema))
     before = {path for path in tmp_path.rglob("*") if run not in path.parents}
-    assert export(Folder.open(str(run)), Folder.open(str(tmp_path / "images"))) == 36
+    assert len(export(Folder.open(str(run)), Folder.open(str(tmp_path / "images"))).files) == 36
     after = {path for path in tmp_path.rglob("*") if run not in path.parents} - before
-    assert all(path == tmp_path / "images" or tmp_path / "images" in path.parents for path in after)
-    assert len([path for path in after if path.is_file()]) == 36
+    own = {tmp_path / "images", tmp_path / "images.export.json"}
+    assert all(path in own or tmp_path / "images" in path.parents for path in after)
+    assert len([path for path in after if path.is_file()]) == 36 + 1

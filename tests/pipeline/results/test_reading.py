@@ -81,7 +81,7 @@ def test_the_tracker_opens_each_file_once(
     store.create.side_effect = map(str, range(100))
     store.log_points.side_effect = lambda run, points: logged.setdefault(run, []).extend(points)
     store.curve.side_effect = lambda run, metric: logged.get(run, [])
-    monkeypatch.setattr("pipeline.tracking.tracker.Store", lambda uri: store)
+    monkeypatch.setattr("pipeline.tracking.parent_run.Store", lambda uri: store)
     results = RunResults.read(folder)
     tracker = MlflowTracker(replace(config, tracking_uri="sqlite:///elsewhere.db"), folder)
     for stage in finished_run.STAGES:

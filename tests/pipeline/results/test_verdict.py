@@ -15,7 +15,7 @@ from pipeline.results.commands import PROJECT, here
 from pipeline.results.next_steps import next_steps
 from pipeline.results.run_results import RunResults
 from pipeline.results.thresholds import interval
-from pipeline.results.verdict import ATTEMPTS, Verdict, untested, verdict
+from pipeline.results.verdict import ATTEMPTS, Verdict, held_out, untested, verdict
 from pipeline.results.victims import VictimPair
 from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import COUNTERMEASURES
@@ -44,6 +44,10 @@ def test_a_release_that_holds_where_it_was_tested() -> None:
     assert said.sentences == ("Holds against plain training.", "Weak: renaming the answers regains 87 %.", NEVER_TRIED)
 
 
+def test_nobody_regains_more_than_was_lost() -> None:
+    assert "renaming the answers regains 100 %" in str(verdict_on([pair(60.0, 20.0, 70.0)]))
+
+
 def test_countermeasures_are_told_apart_by_what_they_do() -> None:
     said = verdict_on(
         [
@@ -63,6 +67,27 @@ def test_countermeasures_are_told_apart_by_what_they_do() -> None:
 
 def test_a_network_that_the_protection_does_not_touch_is_named() -> None:
     assert "Does not hold against vit-small." in str(verdict_on([pair(94.0, 10.2, 12.0), pair(80.0, 78.0, 79.0, network="vit-small")]))
+
+
+def test_two_changes_of_pictures_are_held_out_of_the_mix() -> None:
+    plain, crafted = pair(94.0, 10.2, 12.0), pair(93.0, 12.0, 14.0, "jpeg-10")
+
+    def seen(*measured: VictimPair, views: Sequence[str] = ("none", "jpeg-10", "jpeg-75", "blur")) -> RunResults:
+        results = results_of([plain, crafted, *measured])
+        results.manifests["protect"].counts["views"] = list(views)
+        return results
+
+    said = "not crafted for"
+    assert said in str(verdict(seen()))
+    assert held_out(seen()) == ["resize-50", "webp-75"]
+    assert held_out(seen(views=("none", "webp-75"))) == ["resize-50"]  # jpeg-10 is one
+    one = seen(pair(93.0, 12.0, 14.0, "resize-50"), pair(90.0, 30.0, 30.0, "adversarial-4"))
+    assert held_out(one) == ["webp-75"]
+    assert said in str(verdict(one))
+    two = seen(pair(93.0, 12.0, 14.0, "resize-50"), pair(93.0, 12.0, 14.0, "grayscale+jpeg-10"))
+    assert held_out(two) == []
+    assert said not in str(verdict(two))
+    assert held_out(results_of([plain])) == []
 
 
 HEARD, DEAF, UNTAUGHT = pair(92.0, 12.0, 13.0), pair(91.0, 90.0, 90.0, network="vgg16-bn"), pair(15.0, 10.0, 11.0, network="vit-small")
@@ -131,6 +156,26 @@ def test_before_anything_is_measured(tmp_path: Path) -> None:
     results = RunResults.read(folder)
     assert str(verdict(results)) == "Not measured: no victim is finished that was trained on this release alone."
     assert [step.name for step in next_steps(config, results)] == ["measure", "verify", "export", "publish", "keep back"]
+
+
+def test_a_command_that_goes_on_keeps_to_the_machine(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run", config=finished_run.mixed_configuration(tmp_path / "run"))
+    config = replace(
+        config,
+        executor="local",
+        tracking_uri="none",
+        memory_limit_mb=64,
+        cache_gb=0.5,
+        workers=3,
+        surrogate=replace(config.surrogate, recorded=False),
+        protect=replace(config.protect, batch_size=5),
+        victim=replace(config.victim, trials_per_gpu=2),
+    )
+    steps = {step.name: step for step in next_steps(config, RunResults.read(folder))}
+    asked = parse(shlex.split(steps["test"].command)[2:])
+    wanted = replace(config, victim=asked.victim, protect=config.protect.resolved(), stages=asked.stages, overwrite=True)
+    assert replace(asked, protect=asked.protect.resolved()) == wanted
+    assert asked.victim == replace(config.victim, countermeasures=asked.victim.countermeasures)
 
 
 def test_commands_can_be_pasted_whatever_the_run_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tensors import Loading, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from pipeline.training.batches import Split, open_batches, open_tests
 from tests.fixtures.pictures import picture
 
 ONE = 40_000  # bytes of a decoded shard of the fixture with what torch writes around it, at most
@@ -91,6 +92,36 @@ def test_what_is_half_written_or_cut_short_is_not_read(
     assert "cannot be read, and is made anew" in caplog.text
     assert equal(load(folder, [first, second], loading=loading), wanted)
     assert sum(decoded) == IMAGES
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("place", [0.2, 0.9])
+def test_an_altered_byte_is_found_by_the_next_training(
+    place: float, shards: tuple[Folder, list[Shard]], decoded: list[int], cache: DecodedCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, (first, *_) = shards
+    wanted = load(folder, [first], loading=Loading(2, cache))
+    file = cache.folder / f"{first.sha256}.pt"
+    content = bytearray(file.read_bytes())
+    content[int(place * IMAGES * 32 * 32 * 3)] ^= 1
+    file.write_bytes(content)
+    decoded.clear()
+    assert equal(load(folder, [first], loading=Loading(2, DecodedCache(cache.folder, cache.limit))), wanted)
+    assert sum(decoded) == IMAGES
+    assert "is damaged" in caplog.text
+
+
+def test_what_is_held_in_memory_needs_no_folder(
+    shards: tuple[Folder, list[Shard]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place, loading = tmp_path / f"decoded-shards-{os.getuid()}", Loading(2, cache_gb=1.0)
+    for limit_mb in (100, 0):
+        batches = open_batches(*shards, 3072, limit_mb, Split(12, 0), torch.device("cpu"), loading=loading)
+        tests = open_tests(*shards, 3072, limit_mb, torch.device("cpu"), loading)
+        assert sum(len(labels) for source in (batches.epoch(0), tests()) for _, labels in source) == 6 * IMAGES
+        assert place.exists() is (limit_mb == 0)
+    assert len(list(place.iterdir())) == 3
 
 
 def test_it_stays_below_its_limit_and_keeps_what_this_training_uses(

@@ -196,8 +196,8 @@ REFUSED: dict[str, tuple[Writer, str]] = {
         lambda root: tar_with_label(root, b" " * 40 + b"1"),
         r"a\.cls: expected the number of a class, found 41 bytes",
     ),
-    "digits with a line between them": (lambda root: tar_with_label(root, b"1_0"), r"a\.cls: expected the number of a class, found b'1_0'"),
-    "text as the label of a tar": (lambda root: tar_with_label(root, b"ant"), r"a\.cls: expected the number of a class, found b'ant'"),
+    "digits with a line between them": (lambda root: tar_with_label(root, b"1_0"), r"a\.cls: expected the number of a class, found '1_0'"),
+    "text as the label of a tar": (lambda root: tar_with_label(root, b"ant"), r"a\.cls: expected the number of a class, found 'ant'"),
 }
 
 

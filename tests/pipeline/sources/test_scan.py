@@ -111,6 +111,21 @@ def tar_without_label(root: Path) -> None:
         add(tar, "0001.png", encoded(IMAGES[0]))
 
 
+def tar_with_labels(*labels: bytes) -> Callable[[Path], None]:
+    def write_it(root: Path) -> None:
+        with tarfile.open(root / "train-0.tar", "w") as tar:
+            for number, label in enumerate(labels):
+                add(tar, f"{number}.png", encoded(IMAGES[number]))
+                add(tar, f"{number}.cls", label)
+
+    return write_it
+
+
+def a_file(root: Path) -> None:
+    root.rmdir()
+    root.touch()
+
+
 def parquet_with_labels(labels: list[int | None]) -> Callable[[Path], None]:
     def write_it(root: Path) -> None:
         struct = [{"bytes": encoded(IMAGES[0]), "path": None} for _ in labels]
@@ -136,7 +151,14 @@ def missing_batch(root: Path) -> None:
 
 
 ERRORS: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
-    "no such folder": (lambda root: root.rmdir(), {}, "no folder at"),
+    "no such folder": (lambda root: root.rmdir(), {}, "expected a folder, found nothing"),
+    "a file": (a_file, {}, "expected a folder, found a file"),
+    "tar labels in words": (
+        tar_with_labels(b"ant", b"bee"),
+        {},
+        "found 'ant': number the classes from 0, and list their names in classes.txt",
+    ),
+    "tar labels from 1": (tar_with_labels(b"1", b"2"), {}, "the largest is 2, but missing are 0: number the classes from 0, without gaps"),
     "nothing in it": (lambda root: None, {}, "is empty"),
     "no layout": (lambda root: write(root / "1.jpg", b""), {}, "no layout that is understood: expected folders of class folders"),
     "images without classes": (lambda root: write(root / "train" / "1.jpg", b""), {}, "no layout that is understood"),
@@ -162,7 +184,7 @@ ERRORS: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "a limit below the classes": (folders(top={"a": 2, "b": 2}), {"max_train_images": 1}, "max-train-images = 1 leaves classes"),
     "nothing left to train on": (folders(top={"a": 1, "b": 4}), {"test_fraction": 0.5}, "that training lacks: a$"),
     "negative labels": (parquet_with_labels([0, 1, -1]), {}, "0..K-1, found -1"),
-    "gaps in labels": (parquet_with_labels([0, 1, 4]), {}, "missing are 2, 3$"),
+    "gaps in labels": (parquet_with_labels([0, 1, 4]), {}, "missing are 2, 3: number"),
     "one label far off": (parquet_with_labels([0, 1, 10**9]), {}, "missing are 2, 3, .* more"),
     "no label": (parquet_with_labels([0, 1, None]), {}, "1 rows have no label"),
     "no parquet": (

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from torch import Tensor
 
+from cluster.resources import Resources
 from pipeline.config.plan_config import PlanConfig
 from pipeline.config.presets import from_tree, preset
-from pipeline.config.schema import RunConfig, to_tree
+from pipeline.config.schema import RunConfig, VictimConfig, to_tree
 from pipeline.operations import image_folder
 from pipeline.operations.audit import verify
 from pipeline.operations.probe import look
+from pipeline.results.findings import findings
 from pipeline.results.run_results import RunResults
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tables import read_table
@@ -25,6 +28,9 @@ from pipeline.stages import addition, pack, protect, report, surrogate, victim
 from pipeline.stages.sequence import check
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
+from pipeline.training.trial import Trial, VictimTask
+from pipeline.training.victim_images import VictimImages
+from sep.countermeasures.registry import plan
 from sep.views.own_size import fixed_view
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import digests
@@ -154,6 +160,52 @@ def test_streamed_and_held_pictures_are_seen_alike(trained: tuple[RunConfig, Fol
     assert len(read_table(folder.child("victim"), "results.parquet")) == 2
 
 
+@pytest.mark.parametrize("memory_limit_mb", [0, 100])
+@pytest.mark.parametrize("name", ["orthogonal-projection", "class-residual"])
+def test_what_is_fitted_to_images_takes_pictures_of_their_own_size(
+    trained: tuple[RunConfig, Folder], tmp_path: Path, name: str, memory_limit_mb: int
+) -> None:
+    config, folder = trained
+    pack, cell = Manifest.load(folder, "pack"), Trial("resnet8", "clean", f"jpeg-50+{name}", 0)
+    config = replace(config, memory_limit_mb=memory_limit_mb, victim=replace(config.victim, input_size=24))
+    protected = replace(Manifest.load(folder, "surrogate"), counts={"classes": [0, 1, 2]})
+    task = victim._task(cell, config, folder, pack, protected, Resources(((1, 0),), 1, 1), 1)
+
+    def seen(task: VictimTask) -> Tensor:
+        opened = VictimImages(task, 7, torch.device("cpu")).batches(replace(task.config, augmentation="crop-flip"))
+        return torch.cat([images for images, _ in opened.epoch(0)])
+
+    images, others = seen(task), seen(replace(task, plan=plan("jpeg-50")))
+    assert images.shape == others.shape == (12, 3, 24, 24)
+    assert (images.dtype, others.dtype) == (torch.float32, torch.uint8)
+    assert 0.5 < float((images - others).abs().mean()) < 40  # the same windows of the same pictures, changed
+
+
+def test_victims_may_see_pictures_larger_than_the_surrogate_did(trained: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copied(trained, tmp_path / "run")
+    protect.execute(config, folder, LOCAL)
+    larger = replace(config, victim=replace(config.victim, input_size=24))
+    victim.execute(larger, folder, LOCAL)
+    manifest = Manifest.load(folder, "victim")
+    assert manifest.asked["victim"]["input_size"] == 24
+    tree = RunResults.read(folder).configuration(replace(config, victim=VictimConfig()))
+    assert (tree["input_size"], tree["victim"]["input_size"]) == (SIDE, 24)
+    said = f"Victims see pictures at 24 pixels a side; the release was made for {SIDE}."
+    assert said in findings(RunResults.read(folder)).overall
+    with pytest.raises(ValueError, match=r"victim\.input_size"):
+        victim.execute(config, folder, LOCAL)
+    same = replace(config, overwrite=True, victim=replace(config.victim, input_size=SIDE))
+    victim.execute(same, folder, LOCAL)
+    assert victim.execute(config, folder, LOCAL).digest == Manifest.load(folder, "victim").digest  # asks for the same
+    assert RunResults.read(folder).configuration(config)["victim"]["input_size"] is None
+
+
+def test_a_method_that_knows_no_input_size_does_not_hide_that_of_the_victims(trained: tuple[RunConfig, Folder], tmp_path: Path) -> None:
+    config, folder = copied(trained, tmp_path / "run", method="noise")
+    protect.execute(config, folder, LOCAL)
+    assert RunResults.read(folder).configuration(config)["input_size"] == SIDE
+
+
 def test_pictures_of_further_sizes_are_added(trained: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     config, folder = copied(trained, tmp_path / "run")
     protect.execute(config, folder, LOCAL)
@@ -188,8 +240,10 @@ def test_what_cannot_be_done_is_refused_in_one_line(trained: tuple[RunConfig, Fo
         replace(config, protect=replace(config.protect, method="linear-separable"))
     with pytest.raises(ValueError, match="resize-crop, through which networks look anyway"):
         replace(config, views=("none", "resize-crop"))
-    with pytest.raises(ValueError, match="orthogonal-projection is fitted to images of one size"):
-        replace(config, victim=replace(config.victim, countermeasures=("none", "orthogonal-projection")))
+    with pytest.raises(ValueError, match=r"victim\.input-size must be at least 1 pixel, got 0"):
+        replace(config, victim=replace(config.victim, input_size=0))
+    with pytest.raises(ValueError, match=r"victim\.networks: densenet121 cannot take images of 3 x 3 .* or give another --input-size"):
+        check(replace(config, victim=replace(config.victim, input_size=3, networks=("densenet121",))), folder)
     with pytest.raises(ValueError, match="input-size must be at least 1 pixel, got 0"):
         replace(config, input_size=0)
     with pytest.raises(ValueError, match=r"densenet121 cannot take images of 3 x 3 .* or give another --input-size"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.config.schema import PackConfig, RunConfig
@@ -53,9 +53,9 @@ def test_pictures_are_stored_as_they_came_where_that_is_exact(tmp_path: Path) ->
         "a/plain.png": encoded(levels),
         "a/plain.webp": encoded(levels, "webp", lossless=True),
         "a/upright.jpg": encoded(levels, "jpeg", exif=_orientation(1)),
+        "a/turned.jpg": encoded(levels, "jpeg", exif=_orientation(6)),
     }
     changed = {
-        "b/turned.jpg": encoded(levels, "jpeg", exif=_orientation(6)),
         "b/grey.jpg": encoded(Image.fromarray(levels).convert("L"), "jpeg"),
         "b/clear.png": encoded(Image.fromarray(np.dstack([levels, levels[..., 0]]))),
         "b/map.bmp": encoded(levels, "bmp"),
@@ -63,19 +63,28 @@ def test_pictures_are_stored_as_they_came_where_that_is_exact(tmp_path: Path) ->
     }
     for name, content in {**kept, **changed}.items():
         write(data / name, content)
-    manifest, samples = pack(data, tmp_path / "run")
+    for name in "ab":
+        write(data.with_name("source") / "test" / name / "large.png", encoded(picture(1, 40, 36)))
+    data = data.rename(data.with_name("source") / "train")
+    manifest, samples = pack(data.parent, tmp_path / "run")
+    tests = [samples.pop(name) for name in sorted(samples) if name.startswith("test/")]
+    samples = {name.removeprefix("train/"): sample for name, sample in samples.items()}
     for name, sample in samples.items():
         if name in changed:
             assert extension(sample.image) == "png", name
         else:
             assert sample.image == (data / name).read_bytes(), name
-        assert np.array_equal(sample.pixels, np.array(Image.open(data / name).convert("RGB"))) or name in changed
-    assert samples["b/turned.jpg"].pixels.shape == (33, 20, 3)
+        assert np.array_equal(sample.pixels, np.array(ImageOps.exif_transpose(Image.open(data / name)).convert("RGB"))) or name in changed
+    assert samples["a/turned.jpg"].pixels.shape == (33, 20, 3)
     counts = manifest.counts
-    assert (counts["height"], counts["width"], counts["sizes"], counts["shortest"]) == (40, 36, 5, 20)
-    held = [sample.pixels.nbytes for sample in samples.values()]
+    assert (counts["height"], counts["width"], counts["sizes"], counts["shortest"]) == (40, 36, 6, 20)
+    held = [sample.pixels.nbytes for sample in samples.values()]  # of the images for training
+    assert len(tests) == 2
     assert image_bytes(counts) == pytest.approx(np.mean(held))
-    rows = {row["source"]: row for row in read_table(Folder.open(str(tmp_path / "run")).child("pack"), "samples.parquet").to_pylist()}
+    rows = {
+        row["source"].removeprefix("train/"): row
+        for row in read_table(Folder.open(str(tmp_path / "run")).child("pack"), "samples.parquet").to_pylist()
+    }
     assert all((rows[name]["height"], rows[name]["width"]) == sample.pixels.shape[:2] for name, sample in samples.items())
     with tarfile.open(tmp_path / "run" / "pack" / "train-000000.tar") as tar:
         assert {Path(name).suffix for name in tar.getnames()} == {".jpg", ".webp", ".png", ".json", ".cls"}

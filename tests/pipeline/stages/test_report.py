@@ -283,11 +283,12 @@ def test_the_page_says_what_verify_found_in_this_very_release(
 ) -> None:
     config, folder = copied_run
     folder.child("report").delete()
-    report.execute(config, folder)
+    report.execute(replace(config, tracking_uri="none"), folder)
+    assert "--tracking-uri none --overwrite" in words(folder)
     assert "Verified not yet: run the command below" in words(folder)
     assert verify_command.main(["--run", folder.path]) == 0
     said = capsys.readouterr().out.strip()
     assert f"Verified {said}" in words(folder)
-    assert RunResults.read(folder).audit == {"faults": 0, "release": Manifest.load(folder, "protect").digest, "said": said}
+    assert RunResults.read(folder).audit == {"faults": 0, "first": [], "release": Manifest.load(folder, "protect").digest, "said": said}
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
     assert RunResults.read(folder).audit is None  # of the earlier release

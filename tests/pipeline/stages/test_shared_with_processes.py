@@ -33,11 +33,11 @@ def test_packed_shards_are_the_same(packed: tuple[RunConfig, Folder], tmp_path: 
             assert (tmp_path / "pack" / name).read_bytes() == folder.child("pack").read(name)
 
 
-@pytest.mark.parametrize("gpus", [pytest.param(0, marks=pytest.mark.slow), 1])  # decides who crafts, whether there is a GPU or not
-def test_released_shards_are_the_same(packed: tuple[RunConfig, Folder], tmp_path: Path, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow  # with a GPU the work is shared in another way, which a test in `tests/gpu` looks at
+def test_released_shards_are_the_same(packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = copy(packed, tmp_path / "alone", steps=2)
     alone = protect.execute(config, folder, LOCAL)
-    monkeypatch.setattr(protect, "_capacity", lambda config, resources: Capacity(config.workers, gpus=gpus))
+    monkeypatch.setattr(protect, "_capacity", lambda config, resources: Capacity(config.workers))
     config, folder = copy(packed, tmp_path / "shared", steps=2)
     shared = protect.execute(config, folder, TWO)
     assert digests(shared) == digests(alone)

@@ -253,10 +253,10 @@ def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: 
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     cell = trial.Trial("resnet8", "protected", "grayscale+orthogonal-projection", 0)
     task = victim._task(cell, config, folder, pack, protect, Resources(nodes=((1, 0),), workers=1, tasks=1), 1)
-    batches = VictimImages(task, 7, torch.device("cpu"), trial._network(task)).batches(task.config)
+    batches = VictimImages(task, 7, torch.device("cpu")).batches(task.config)
     images = torch.cat([images for images, _ in batches.epoch(0)])
     plain = replace(task, plan=countermeasure_plan("grayscale"))
-    grey = VictimImages(plain, 7, torch.device("cpu"), trial._network(plain)).batches(plain.config)
+    grey = VictimImages(plain, 7, torch.device("cpu")).batches(plain.config)
     assert torch.allclose(images[:, 0], images[:, 1], atol=0.01), "grey stays grey: what is taken out is grey as well"
     basis = directions(fit(grey.epoch, len(pack.counts["classes"])))
     before = torch.cat([images for images, _ in grey.epoch(0)]).float()

@@ -125,8 +125,10 @@ def test_a_server_that_went_away(packed: Any, caplog: pytest.LogCaptureFixture) 
 def test_a_server_that_never_answers_is_left_alone(packed: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = packed
     monkeypatch.setattr(outbox, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.1)
     with server(None) as uri:
         track(replace(config, tracking_uri=uri), folder)
+    assert caplog.text.count(f"waiting for {uri}, up to 0.3 s without an answer") == 1
     assert caplog.text.count("the run goes on without it: the next start logs what is missing") == 1
 
 

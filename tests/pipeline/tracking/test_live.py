@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 
 from cluster.epochs import Metrics
 from cluster.local import LocalExecutor
+from pipeline.config.presets import from_tree
 from pipeline.config.schema import STAGES, RunConfig
 from pipeline.results.run_results import RunResults
 from pipeline.shards.tables import read_table
@@ -83,7 +86,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Live:
     threads = torch.get_num_threads()
     path = tmp_path_factory.mktemp("runs") / "run"
     base = finished_run.configuration(path)
-    config = replace(base, victim=replace(base.victim, seeds=(0,)))
+    config = replace(base, executor="local", victim=replace(base.victim, seeds=(0,)))
     _, folder = finished_run.write(path, ("pack",), config)
     seen = Looked(MlflowClient(tracking_uri=f"sqlite:///{path}/mlflow.db"))
     seen.client.create_experiment("run", (path / "mlflow").as_uri())  # so that one can look before anything is logged
@@ -126,6 +129,11 @@ def test_every_point_has_a_time_of_its_own_and_every_child_a_real_duration(track
     assert found["run"].info.end_time >= max(run.info.end_time for name, run in found.items() if name != "run")
 
 
+def test_the_run_remembers_how_to_go_on(tracked: Live) -> None:
+    kept = from_tree(json.loads(tracked.folder.read("config.json")))
+    assert (kept.executor, kept.tracking_uri) == ("local", None)
+
+
 def test_the_pace_of_protecting_is_a_series(tracked: Live) -> None:
     client, run = tracked.seen.client, runs(tracked)["protect"].info.run_id
     pace, gradients = (client.get_metric_history(run, f"{name}_per_second") for name in ("images", "gradients"))
@@ -144,6 +152,23 @@ def test_a_live_log_ends_as_the_files_say(tracked: Live) -> None:
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     log = {entry.path for entry in tracked.seen.client.list_artifacts(found["run"].info.run_id, "log")}
     assert len(log) == 1
+
+
+def test_the_driver_s_machine_is_a_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil", reason="the extra `metrics` is not installed, without which nothing is measured of the machine")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    config, folder = finished_run.write(tmp_path / "run", ("pack",))
+    tracker = open_tracker(config, folder)
+    tracker.begin()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/run/mlflow.db")
+    tracker.log_stage("pack", RunResults.read(folder))  # until that is logged, the run is there
+    (run,) = client.search_runs(["1"])
+    while not client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage"):
+        time.sleep(0.1)
+    tracker.close("FINISHED")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
 
 
 class Interrupted(LocalExecutor):

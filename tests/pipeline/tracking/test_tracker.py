@@ -117,7 +117,9 @@ def test_one_parent_holds_a_child_per_stage_and_victim(tracked_run: tuple[RunCon
     assert parent.data.params["protect.steps"] == str(config.protect.steps)
     assert parent.data.params["surrogate.networks"] == "resnet8"
     assert not {"None", "[]", ""} & {value for run in (parent, *children.values()) for value in run.data.params.values()}
-    assert "PSNR" in parent.data.tags["mlflow.note.content"]
+    note = parent.data.tags["mlflow.note.content"]
+    assert "PSNR" in note
+    assert "--run" not in note  # a command in a line of its own would push the figures off MLflow's page
     assert {entry.dataset.name for entry in parent.inputs.dataset_inputs} == {"clean", "protected"}
     trained_on = {name: children[name].inputs.dataset_inputs[0].dataset.name for name in VICTIMS}
     assert all(data == ("clean" if "clean" in name else "protected") for name, data in trained_on.items())
@@ -317,6 +319,18 @@ def test_other_settings_make_a_new_parent_with_everything_that_still_holds(copie
     assert "targets" not in parent.data.tags  # noise has no target classes
     assert set(children) == {"surrogate", "protect"}
     assert runs(folder, view=2)[0].data.params["protect.steps"] == "4"
+
+
+def test_a_renamed_run_that_goes_on_with_other_settings_keeps_its_experiment(copied_run: tuple[RunConfig, Folder]) -> None:
+    config, folder = copied_run
+    path = Path(folder.path).rename(Path(folder.path).with_name("renamed"))
+    folder = Folder.open(str(path))
+    redone = replace(config, run=str(path), protect=replace(config.protect, steps=2), overwrite=True)
+    finished_run.write(path, ("protect",), redone)
+    track(redone, folder, "pack", "surrogate", "protect")
+    assert {experiment.name for experiment in client(folder).search_experiments()} == {"Default", "renamed"}
+    parent, _ = runs(folder)
+    assert (parent.info.experiment_id, parent.data.params["protect.steps"]) == ("1", "2")
 
 
 def test_a_lost_database_is_begun_again_with_everything_there_is(copied_run: tuple[RunConfig, Folder]) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sep.at_rest import AtRest
 from sep.countermeasures import adversary
-from sep.countermeasures.adversary import adversarial, losses, ueraser
+from sep.countermeasures.adversary import COPIES, adversarial, ueraser
 from sep.countermeasures.distortion import strong
 from sep.countermeasures.registry import plan
 from sep.fitting import optimiser, train_epoch
@@ -54,7 +55,7 @@ def test_adversarial_images_are_harder_and_within_the_budget(network: Network, e
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
     network.zero_grad(set_to_none=True)
-    moved, targets = change(network, levels, labels, draws(0))
+    moved, targets = change(AtRest(network), levels, labels, draws(0))
     assert network.training
     assert torch.equal(targets, probabilities(labels))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -65,10 +66,9 @@ def test_adversarial_images_are_harder_and_within_the_budget(network: Network, e
     assert float(change_in_levels.max()) > 0.99 * eps_levels
     assert float(moved.min()) >= 0
     assert float(moved.max()) <= 255
-    network.eval()
-    with torch.no_grad():
-        plain, hard = losses(network, levels, targets), losses(network, moved, targets)
-        noisy = losses(network, (levels + eps_levels * (2 * torch.rand(levels.shape, generator=draws(2)) - 1)).clamp(0, 255), targets)
+    noisy_levels = (levels + eps_levels * (2 * torch.rand(levels.shape, generator=draws(2)) - 1)).clamp(0, 255)
+    with AtRest(network) as resting:
+        plain, hard, noisy = (resting.losses(each, targets) for each in (levels, moved, noisy_levels))
     assert float(hard.mean()) > 2 * float(plain.mean())
     assert float(hard.mean()) > 1.5 * float(noisy.mean())
     assert float((hard > plain).float().mean()) > 0.95
@@ -89,7 +89,7 @@ class Unfolded(nn.Module):
 def test_folding_moves_images_as_the_network_itself_would(network: Network) -> None:
     levels, labels = problem()
     unfolded = Unfolded(network).train()
-    folded, plain = (adversarial(each, levels, probabilities(labels), draws(0), eps_levels=8) for each in (network, unfolded))
+    folded, plain = (adversarial(AtRest(each), levels, probabilities(labels), draws(0), eps_levels=8) for each in (network, unfolded))
     assert unfolded.training
     assert network.training
     # The sign of a slope near zero may be either.
@@ -101,18 +101,18 @@ def test_a_larger_budget_is_harder_and_the_start_is_random(network: Network) -> 
     targets = probabilities(labels)
     hard = []
     for eps_levels in (4, 8):
-        moved = adversarial(network, levels, targets, draws(0), eps_levels=eps_levels)
-        with torch.no_grad():
-            hard.append(float(losses(network.eval(), moved, targets).mean()))
+        moved = adversarial(AtRest(network), levels, targets, draws(0), eps_levels=eps_levels)
+        with AtRest(network) as resting:
+            hard.append(float(resting.losses(moved, targets).mean()))
     assert hard[1] > hard[0]
-    assert not torch.equal(moved, adversarial(network, levels, targets, draws(1), eps_levels=8))
+    assert not torch.equal(moved, adversarial(AtRest(network), levels, targets, draws(1), eps_levels=8))
 
 
 def test_levels_out_of_range_stay_within_the_budget(network: Network) -> None:
     """A projection leaves such levels."""
     levels, labels = problem()
     levels = levels - 60
-    moved = adversarial(network, levels, probabilities(labels), draws(0), eps_levels=4)
+    moved = adversarial(AtRest(network), levels, probabilities(labels), draws(0), eps_levels=4)
     assert float((moved - levels).abs().max()) <= 4 + 1e-4
 
 
@@ -128,7 +128,7 @@ def test_training_on_hard_images_makes_the_network_robust() -> None:
             batches = zip(torch.split(images, 16), torch.split(labels, 16), strict=True)
             train_epoch(network, optimizer, scheduler, batches, "none", draws(epoch), change=plan(name).change(2))
         network.eval()
-        moved = adversarial(network, images, probabilities(labels), draws(9), eps_levels=8)
+        moved = adversarial(AtRest(network), images, probabilities(labels), draws(9), eps_levels=8)
         robust[name] = float((network(moved)[1].argmax(1) == labels).float().mean())
     assert robust["adversarial-8"] > robust["none"] + 0.2
 
@@ -150,13 +150,12 @@ def test_ueraser_takes_for_each_image_the_copy_with_the_largest_loss(monkeypatch
     """With this network, that is the darkest copy for class 0 and the brightest for class 1."""
     copies = [torch.full((4, 3, 8, 8), level) for level in (50.0, 20.0, 90.0, 70.0, 60.0)]
     copies[1][2:] = 95.0
-    waiting = iter(copies)
-    monkeypatch.setattr(adversary, "strong", lambda levels, generator: next(waiting))
+    monkeypatch.setattr(adversary, "strong", lambda levels, generator: torch.cat(copies))
     network = Brightness().train()
     targets = probabilities(torch.tensor([0, 1, 0, 1]))
-    chosen = ueraser(network, torch.zeros(4, 3, 8, 8), targets, draws(0))
+    chosen = ueraser(AtRest(network), torch.zeros(4, 3, 8, 8), targets, draws(0))
     assert chosen[:, 0, 0, 0].tolist() == [20.0, 90.0, 50.0, 95.0]
-    assert network.modes == [False] * 5
+    assert network.modes == [False] * COPIES
     assert network.training
 
 
@@ -165,11 +164,10 @@ def test_ueraser_gives_larger_losses_than_one_strong_distortion(network: Network
     targets = probabilities(labels)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
-    chosen = ueraser(network, levels, targets, draws(0))
+    chosen = ueraser(AtRest(network), levels, targets, draws(0))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    network.eval()
-    with torch.no_grad():
-        hard = losses(network, chosen, targets)
-        single = losses(network, strong(levels, draws(0)), targets)
-    assert bool((hard >= single).all())
-    assert float(hard.mean()) > 1.2 * float(single.mean())
+    with AtRest(network) as resting:
+        single = strong(torch.cat([levels] * COPIES), draws(0))[: len(levels)]  # the first of the copies
+        hard, first = (resting.losses(each, targets) for each in (chosen, single))
+    assert bool((hard >= first).all())
+    assert float(hard.mean()) > 1.2 * float(first.mean())

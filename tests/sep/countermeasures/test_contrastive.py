@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.at_rest import AtRest
 from sep.countermeasures.contrastive import TEMPERATURE, Contrast, distorted, simclr, two_copies
 from sep.models import Network, build
 from sep.train_config import TrainConfig
@@ -23,7 +24,7 @@ def pictures(count: int = 4) -> Tensor:
 def test_the_loss_is_that_of_the_paper() -> None:
     """Equation 1 of Chen et al. 2020, written out pair by pair."""
     contrast = Contrast(network()).eval()
-    copies, partners = two_copies(contrast, pictures(), torch.zeros(4, dtype=torch.long), torch.Generator().manual_seed(1))
+    copies, partners = two_copies(AtRest(contrast), pictures(), torch.zeros(4, dtype=torch.long), torch.Generator().manual_seed(1))
     assert partners.tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     features, logits = contrast(copies)
     projected = contrast.projection(features)
@@ -39,7 +40,9 @@ def test_labels_are_not_read_and_the_network_itself_is_trained() -> None:
     first = simclr(own, TrainConfig(epochs=4, batch_size=64))
     assert first.network.network is own
     assert (first.config.epochs, first.config.batch_size, first.config.augmentation) == (20, 64, "none")
-    copies = [first.change(own, pictures(), labels, torch.Generator().manual_seed(1))[0] for labels in (torch.arange(4), torch.zeros(4))]
+    copies = [
+        first.change(AtRest(own), pictures(), labels, torch.Generator().manual_seed(1))[0] for labels in (torch.arange(4), torch.zeros(4))
+    ]
     assert torch.equal(*copies)
     assert not torch.equal(copies[0][:4], copies[0][4:])
 

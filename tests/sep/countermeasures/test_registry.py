@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sep.at_rest import AtRest
 from sep.countermeasures import preprocessing
 from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
 from sep.fitting import optimiser, train_epoch
@@ -134,7 +135,7 @@ def test_several_are_done_in_the_order_given(images: Tensor) -> None:
     both = plan("cutmix+cutout").change(3)
     assert both is not None
     grey = torch.full((3, 3, 8, 8), 10.0)
-    levels, targets = both(torch.nn.Identity(), grey, torch.arange(3), torch.Generator().manual_seed(1))
+    levels, targets = both(AtRest(torch.nn.Identity()), grey, torch.arange(3), torch.Generator().manual_seed(1))
     assert 127.5 in levels.flatten().tolist()
     assert torch.allclose(targets.sum(1), torch.ones(3))
 
@@ -283,6 +284,6 @@ def test_what_is_drawn_does_not_depend_on_the_images(name: str) -> None:
     for level in (20.0, 200.0):
         generator = torch.Generator().manual_seed(3)
         levels = level + torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(int(level)))
-        change(network, levels, torch.arange(4), generator)
+        change(AtRest(network), levels, torch.arange(4), generator)
         states.append(generator.get_state())
     assert torch.equal(*states)
