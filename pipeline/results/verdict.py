@@ -32,7 +32,8 @@ class Attempt:
         return any(part.startswith(kind) for name in countermeasures for part in name.split("+"))
 
 
-# What has undone protections of this kind in the literature (Liu et al. 2023; Sandoval-Segura et al. 2023; Qin et al. 2023; APBench).
+# What has undone protections of this kind in the literature (Liu et al. 2023; Sandoval-Segura et al. 2023; Qin et al. 2023; APBench; Li et
+# al. 2026; Wang et al. 2024).
 ATTEMPTS = (
     Attempt("JPEG", "jpeg-10"),
     Attempt("grayscale", "grayscale"),
@@ -40,6 +41,8 @@ ATTEMPTS = (
     Attempt("adversarial training", "adversarial-8"),
     Attempt("UEraser", "ueraser"),
     Attempt("orthogonal projection", "orthogonal-projection"),
+    Attempt("pretrained networks", "pretrained"),
+    Attempt("contrastive learning", "contrastive"),
 )
 
 

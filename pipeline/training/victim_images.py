@@ -17,6 +17,7 @@ from pipeline.training.batches import Batches, Sight, Split, Transform, open_bat
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.training.known_images import Without, known_images, known_keys
 from sep.countermeasures.registry import Countermeasure, Plan, stored_as
+from sep.models import Network
 from sep.pictures import Images
 from sep.train_config import TrainConfig
 from sep.views.own_size import fitted_at_input_size, training_view, whole_view
@@ -28,18 +29,19 @@ if TYPE_CHECKING:
 class VictimImages:
     """The images, which each training of a victim opens as batches of its own."""
 
-    def __init__(self, task: VictimTask, seed: int, device: torch.device) -> None:
+    def __init__(self, task: VictimTask, seed: int, device: torch.device, network: Network | None = None) -> None:
         """Find what the countermeasures make of the images. Those that are fitted to the images read them, as the ones before left them.
 
         Args:
             task: of the victim.
             seed: of the batches.
             device: for images in memory.
+            network: of the victim before its training, for countermeasures that search with it.
         """
         self.task, self.seed, self.device = task, seed, device
         self.read, self.transform = _read(task), cast(Transform, unchanged)
         for part in (*stored_as(task.config.stored), *task.plan.on_images):
-            self.transform = partial(_one_after_the_other, self.transform, self._step(part))
+            self.transform = partial(_one_after_the_other, self.transform, self._step(part, network))
 
     def batches(self, config: TrainConfig) -> Batches:
         """Open the batches of a training; pictures of their own size are seen through windows, as its augmentation says."""
@@ -65,17 +67,21 @@ class VictimImages:
             sight,
         )
 
-    def _step(self, part: Countermeasure) -> Transform:
+    def _step(self, part: Countermeasure, network: Network | None) -> Transform:
         if part.stored:
             return partial(_whatever_class, part.on_stored)
-        assert part.fitted is not None
-        classes, side = len(self.task.pack.counts["classes"]), self.task.input_size
+        side, classes = self.task.input_size, len(self.task.pack.counts["classes"])
         if part is self.task.plan.known:
             seen: Batches = known_images(self.task, part, self.transform, self.seed)
         else:
             seen = self._opened(self.task.config.batch_size, whole if side is None else partial(_as_a_whole, side))
-        step = part.fitted(partial(_on, self.device, seen), classes)
-        return step if side is None else fitted_at_input_size(step, side)
+        epoch = partial(_on, self.device, seen)
+        if part.fitted:
+            step = part.fitted(epoch, classes)
+            return step if side is None else fitted_at_input_size(step, side)
+        assert part.searched
+        assert network
+        return partial(_whatever_class, part.searched(epoch, classes, network))
 
 
 def _read(task: VictimTask) -> Read:

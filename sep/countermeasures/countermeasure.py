@@ -34,6 +34,8 @@ class Countermeasure:
         stored: applied to the stored images, once, `(B, 3, H, W)` uint8 to the same.
         fitted: maps the whole training set, `(epoch, K)`, to a function of images and their labels, like `stored`, except that its result
             need not be whole levels.
+        searched: maps the whole training set and the network before its training, `(epoch, K, network)`, to a function like `stored`.
+        prepared: changes the network itself, before its training.
         known_percent: share of the protected images that an adversary has in their clean form, for `fitted` alone, which reads them in the
             place of the training set, with their labels. No victim trains on them.
         known_pairs: the same for a number of images in both forms. `fitted` reads them as released, with their clean form in the place of
@@ -56,6 +58,8 @@ class Countermeasure:
 
     stored: Transform | None = None
     fitted: Callable[[Epoch, int], OfClass] | None = None
+    searched: Callable[[Epoch, int, Network], Transform] | None = None
+    prepared: Callable[[Network], None] | None = None
     known_percent: int = 0
     known_pairs: int = 0
     dear: bool = False

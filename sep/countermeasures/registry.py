@@ -109,12 +109,17 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "random-warp": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:random_warp")),
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
+    "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern")),
     "d-vae": Countermeasure(fitted=Deferred("sep.countermeasures.d_vae:d_vae"), dear=True),
     "diffusion": purified_by_diffusion(SET_ASIDE),
     **{f"bridge-{pairs}": purified_by_bridge(pairs) for pairs in (100, 500, 4000)},
     "early-stop": Countermeasure(trained=stopped_early),
+    "staged": Countermeasure(prepared=Deferred("sep.countermeasures.staged:staged")),
     "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
     "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
+    "nonlinear": Countermeasure(
+        initial=True, searched=Deferred("sep.countermeasures.nonlinear:nonlinear"), frozen=True, trained=head_alone, cost=2.0
+    ),
     "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
 }
@@ -132,7 +137,7 @@ class Plan:
     @property
     def on_images(self) -> list[Countermeasure]:
         """The countermeasures that change the images before training."""
-        return [part for part in self.parts if part.stored or part.fitted]
+        return [part for part in self.parts if part.stored or part.fitted or part.searched]
 
     @property
     def known(self) -> Countermeasure | None:

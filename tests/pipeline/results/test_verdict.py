@@ -22,7 +22,10 @@ from sep.countermeasures.registry import COUNTERMEASURES
 from tests.fixtures import finished_run
 from tests.pipeline.results.test_findings import found_of, pair
 
-NEVER_TRIED = "Not tested: JPEG, grayscale, blur, adversarial training, UEraser, orthogonal projection, other networks."
+NEVER_TRIED = (
+    "Not tested: JPEG, grayscale, blur, adversarial training, UEraser, orthogonal projection, pretrained networks, contrastive learning, "
+    "other networks."
+)
 
 
 def results_of(measured: Sequence[VictimPair], tests: int = 10_000) -> RunResults:
@@ -58,7 +61,7 @@ def test_countermeasures_are_told_apart_by_what_they_do() -> None:
     )
     assert str(said) == (
         "Holds against plain training and gaussian-blur. Weak: ueraser regains 50 %. Undone by jpeg-10 and grayscale+adversarial-4. "
-        "Not tested: orthogonal projection."
+        "Not tested: orthogonal projection, pretrained networks, contrastive learning."
     )
 
 
@@ -140,8 +143,9 @@ def test_the_interval_is_the_one_of_wilson() -> None:
 
 def test_what_is_worth_testing_can_be_asked_for() -> None:
     assert {attempt.countermeasure for attempt in ATTEMPTS} <= COUNTERMEASURES.keys()
-    tried = [pair(94.0, 10.0, 12.0), pair(94.0, 10.0, 12.0, "jpeg-30"), pair(94.0, 10.0, 12.0, "grayscale+adversarial-4")]
-    assert [attempt.name for attempt in untested(results_of(tried))] == ["blur", "UEraser", "orthogonal projection"]
+    names = ("none", "jpeg-30", "grayscale+adversarial-4", "pretrained-frozen")
+    tried = [pair(94.0, 10.0, 12.0, name) for name in names]
+    assert [attempt.name for attempt in untested(results_of(tried))] == ["blur", "UEraser", "orthogonal projection", "contrastive learning"]
 
 
 def test_before_anything_is_measured(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def clean(run: Run) -> float:
     return ordinary
 
 
-@pytest.mark.parametrize("name", ["pretrained", "pretrained-frozen"])
+@pytest.mark.parametrize("name", ["pretrained", "pretrained-frozen", "nonlinear"])
 def test_it_wins_back_what_an_ordinary_training_loses(run: Run, clean: float, name: str) -> None:
     assert accuracy(run, name, "clean") > clean - 5
     assert accuracy(run, name) > 80
@@ -84,3 +84,10 @@ def test_a_first_stage_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     assert starts == 6, "five epochs of the first stage and one of the head"
     found = outcome(run[1], whole.trial.name)
     assert all(found[figure] == expected[figure] for figure in ("loss_per_epoch", "confusion"))
+
+
+def test_somebody_who_knows_the_product_finds_several_patterns_of_a_class(tmp_path: Path, clean: float) -> None:
+    run = shortcut_run.write(tmp_path, patterns=4)
+    assert accuracy(run, "none") < 45
+    assert accuracy(run, "known-pattern", "clean") > clean - 5
+    assert accuracy(run, "known-pattern") > clean - 5

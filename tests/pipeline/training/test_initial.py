@@ -96,6 +96,8 @@ def test_a_file_that_is_no_file_of_weights_is_one_line(run: tuple[RunConfig, Fol
     pack, file = Manifest.load(run[1], "pack"), tmp_path / "weights.pt"
     with pytest.raises(ValueError, match=r"victim\.initial: .*weights\.pt does not exist"):
         check_initial(asking(str(file)))
+    with pytest.raises(ValueError, match=r"initial-size must be at least 32 pixels, got 16"):
+        check_initial(asking(str(file), initial_size=16))
     file.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="not a file of weights that torch can read"):
         check_initial(asking(str(file)))

@@ -236,6 +236,9 @@ def test_a_dilution_has_its_control() -> None:
         ("bridge-100+dilution-10", "one share of clean images"),
         ("bridge-100+diffusion-5", "one share of clean images"),
         ("ueraser+adversarial-4", "only one can look"),
+        ("pretrained+nonlinear", "only one can say what the network begins with"),
+        ("contrastive+pretrained-frozen", "only one can say what the network begins with"),
+        ("cutmix+pretrained-frozen", "no batch is left to change"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_known_names(name: str, reason: str) -> None:
