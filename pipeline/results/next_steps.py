@@ -38,8 +38,8 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
         steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))
     if not results.of_release and not results.missing_trials:
         steps.append(Step("measure", "train victims on the release", _again(config, results, ("none",))))
-    audit = "hold every released image to its original, the budget and the records"
-    steps.append(Step("verify", audit, f"python pipeline/verify.py --run {where}"))
+    check = "hold every released image to its original, the budget and the records"
+    steps.append(Step("verify", check, f"python pipeline/verify.py --run {where}"))
     if label == "does not hold":
         return [*steps, Step("publish", "not this release as a protected one: it teaches nearly what the originals teach")]
     return [

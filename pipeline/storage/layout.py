@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # In the folder of the run
 CONFIG = "config.json"  # the configuration that the finished stages were made with
-AUDIT = "audit.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
+VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
