@@ -5,18 +5,16 @@ Shards are read one pair at a time; see `inspection` for what is looked at in ea
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from pipeline.config.flags import call
-from pipeline.config.presets import from_tree
+from pipeline.config.recorded import recorded
 from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import CONFIG, MANIFEST, VERIFIED
+from pipeline.storage.layout import MANIFEST, VERIFIED
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Point, Run, additions, existing_run
 from pipeline.storage.stage import Manifest
@@ -63,23 +61,19 @@ def _record(folder: Run, outcome: dict[str, Any]) -> None:
     try:
         folder.write(VERIFIED, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
         with driver_lock(own):
-            _draw_again(folder, own.uri)
+            _draw_again(folder)
             log_verification(folder)
     except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
         print(f"the outcome is not with the run: {error}", file=sys.stderr)
 
 
-def _draw_again(folder: Run, run: str) -> None:
+def _draw_again(folder: Run) -> None:
     """Draw the report again, if there is one; where the run is too damaged for it, say so."""
     from pipeline.stages import report
 
     if folder.child("report").exists(MANIFEST):
         try:
-            try:
-                tree = json.loads(folder.read(CONFIG))
-            except ValueError as error:
-                raise ValueError(f"{folder.uri}/{CONFIG} is damaged: the next start of the run writes it again") from error
-            report.execute(replace(from_tree(tree), run=run), folder)
+            report.execute(recorded(folder), folder)
         except (ValueError, OSError) as error:
             print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
 

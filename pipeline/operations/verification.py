@@ -22,7 +22,7 @@ from sep.methods.registry import METHODS
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of a verification: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
+    """The outcome: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
 
     images: int
     unprotected: int  # of them, in classes that are released as they are

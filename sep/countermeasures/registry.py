@@ -33,6 +33,7 @@ EARLY = 5  # early stopping trains for one epoch in this many
 FINE_TUNING = 3  # and fine-tuning for one in this many
 FINE_RATE, HEAD_RATE = 0.02, 0.05  # peaks of their one-cycle schedules
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
+OTHERS, PRODUCT = "a network trained on other images", "the method and its budget"  # what an adversary has besides
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 NUMBER = re.compile(r"(.+)-([1-9]\d?)")
 
@@ -122,13 +123,18 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "random-warp": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:random_warp")),
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
-    "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern")),
+    "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern"), knowledge=PRODUCT),
     "early-stop": Countermeasure(trained=stopped_early),
     "staged": Countermeasure(prepared=Deferred("sep.countermeasures.staged:staged")),
-    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
-    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
+    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0, knowledge=OTHERS),
+    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5, knowledge=OTHERS),
     "nonlinear": Countermeasure(
-        initial=True, searched=Deferred("sep.countermeasures.nonlinear:nonlinear"), frozen=True, trained=head_alone, cost=2.0
+        initial=True,
+        searched=Deferred("sep.countermeasures.nonlinear:nonlinear"),
+        frozen=True,
+        trained=head_alone,
+        cost=2.0,
+        knowledge=OTHERS,
     ),
     "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
@@ -173,6 +179,11 @@ class Plan:
     def clean_only(self) -> bool:
         """Whether the adversary trains on that share alone."""
         return any(part.clean_only for part in self.parts)
+
+    @property
+    def knowledge(self) -> str:
+        """What they take besides the release, in words; empty for nothing."""
+        return " and ".join(dict.fromkeys(part.knowledge for part in self.parts if part.knowledge))
 
     @property
     def revision(self) -> int:
