@@ -53,6 +53,7 @@ class Tried:
         figure: the accuracy that speaks on the release: relabelled where renaming the answers wins back much.
         cost: of a training on the release.
         clean_pictures: how many originals of released images it takes.
+        knowledge: what it takes besides, in words; empty for nothing.
         crafted_for: whether the release was made through a view that does the same.
     """
 
@@ -62,6 +63,7 @@ class Tried:
     figure: Figure
     cost: Cost
     clean_pictures: int
+    knowledge: str
     crafted_for: bool
 
     @property
@@ -72,12 +74,7 @@ class Tried:
     @property
     def title(self) -> str:
         """The name in a sentence."""
-        return titled(self.name)
-
-    @property
-    def knowledge(self) -> str:
-        """What it takes besides the release, in words; empty for nothing."""
-        return plan(self.name).knowledge
+        return titled(self.name) + (" with the answers renamed" if self.figure == "relabelled" else "")
 
 
 @dataclass(frozen=True)
@@ -135,11 +132,14 @@ class Audit:
         if worst.outcome is Outcome.HOLDS:
             against = f"all {tried} adversaries that were tried" if tried > 1 else "the only adversary that was tried"
             return f"Holds against {against}; the strongest, {worst.title}, gets {figures}, for {takes}."
-        return f"{WORDS[worst.outcome].capitalize()} by {worst.title}: {figures}, for {takes}."
+        said = f"{WORDS[worst.outcome].capitalize()} by"
+        if worst.name == "none":
+            said = "Does not hold against" if worst.outcome is Outcome.UNDONE else "Holds in part against"
+        return f"{said} {worst.title}: {figures}, for {takes}."
 
     def _with_clean_pictures(self) -> tuple[str, ...]:
         undone = self.named(Outcome.UNDONE, clean_pictures=True)
-        return (f"With clean pictures besides, {shown(undone, SHOWN)} undo it.",) if undone else ()
+        return (f"With clean pictures besides: undone by {shown(undone, SHOWN)}.",) if undone else ()
 
 
 def titled(name: str) -> str:
@@ -170,6 +170,7 @@ def _by(figure: Figure, pair: VictimPair) -> VictimPair:
 def _tried(results: RunResults) -> tuple[Tried, ...]:
     pairs, guess = results.of_release, results.chance
     tests, views = results.measured_images, results.count("protect", "views") or ()
+    renaming = "the method's map of classes" if results.count("protect", "targets") == "shift" else "a few labelled pictures"
     spoken: dict[str, list[tuple[Figure, VictimPair, VictimPair]]] = {}
     for pair in pairs:
         renamed = lost(pair) >= much(pair, guess) and regained(pair, guess) is not None
@@ -182,7 +183,8 @@ def _tried(results: RunResults) -> tuple[Tried, ...]:
         worst, figure, pair, _ = min(judged, key=lambda each: (WORST_FIRST.index(each[0]), lost(each[3])))
         cost = _cost(_spent(results, pair.protected), takes.get(pair.clean.network))
         clean = round((results.count("protect", "protected") or 0) * plan(name).clean_percent / 100)
-        tried.append(Tried(name, pair, worst, figure, cost, clean, name != "none" and crafted_for(name, views)))
+        has = filter(None, (plan(name).knowledge, renaming if figure == "relabelled" else ""))
+        tried.append(Tried(name, pair, worst, figure, cost, clean, " and ".join(has), name != "none" and crafted_for(name, views)))
     return tuple(tried)
 
 
