@@ -26,7 +26,7 @@ def _audit_run(
 ) -> int:
     """Train adversaries against a release, cheapest and strongest first, and say in one page, one card and one line how it holds.
 
-    They become victims of the run, trained with its settings and seeds: its report, its table and MLflow show them, too.
+    They become victims of the run, trained with its settings and seeds: its report, if it has one, its table and MLflow show them.
 
     Args:
         run: folder or URI (s3://...) of a run with a release, or of a point of a sweep

@@ -11,14 +11,14 @@ from typing import Any
 
 from pipeline.config.faults import one_line
 from pipeline.config.recorded import recorded
-from pipeline.config.schema import RunConfig, StageName
+from pipeline.config.schema import STAGES, RunConfig
 from pipeline.pages.audit_page import render
 from pipeline.results.audit import audit, card
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import held_out
 from pipeline.stages import job
 from pipeline.stages.sequence import check
-from pipeline.storage.layout import AUDIT, CARD, PAGE
+from pipeline.storage.layout import AUDIT, CARD, MANIFEST, PAGE
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run, sweep_of
 from pipeline.storage.stage import Manifest
@@ -39,7 +39,8 @@ def work(run: Run, command: str, adversaries: Sequence[str] = (), **start: Any) 
     """
     Manifest.load(run, "protect")
     before, swept = recorded(run), sweep_of(run)
-    stages: tuple[StageName, ...] = (*(("protect",) if swept else ()), "victim", "report")
+    asked = {"victim", *(["protect"] if swept else []), *(["report"] if _has_report(run, before) else [])}
+    stages = tuple(name for name in STAGES if name in asked)
     try:
         config = replace(before, sweep=tuple(swept), stages=stages, overwrite=True, add=None, **start)
         results = RunResults.read(run)
@@ -50,6 +51,10 @@ def work(run: Run, command: str, adversaries: Sequence[str] = (), **start: Any) 
     except ValueError as error:
         raise ValueError(one_line(error)) from error
     return job.work(config, lambda _: conclude(run, config.victim.countermeasures, unsuited, command))
+
+
+def _has_report(run: Run, before: RunConfig) -> bool:
+    return "report" in before.stages or run.child("report").exists(MANIFEST)
 
 
 def _against(config: RunConfig, names: Sequence[str]) -> RunConfig:

@@ -53,8 +53,8 @@ def test_the_worst_adversary_decides_with_figure_cost_and_spread(tmp_path: Path)
     found = audit_of(tmp_path, {**PLAIN, "jpeg-10": (84.0, 83.0, 83.0), "gaussian-blur": (90.0, 12.0, 13.0), "cutout": (90.0, 60.0, 60.0)})
     assert found.label == "undone"
     assert found.sentences == (
-        "Undone by jpeg-10: 84.0 ± 1.0 % from the release, 85.0 ± 1.0 % from the originals treated alike (last epoch, n = 3), for 2.0 times "
-        "a plain training (4 CPU-hours), no clean pictures.",
+        "Undone by jpeg-10: 84.0 ± 1.0 % from the release, 85.0 ± 1.0 % from the originals treated alike (last epoch, n = 3), for "
+        "2.0 times a plain training (4 CPU-hours), no clean pictures.",
         "Of 4 tried: undone by 1, weakened by 1, holds against 2.",
     )
     assert "\n" not in found.line
@@ -124,9 +124,8 @@ def test_the_network_with_which_it_hurts_most_speaks_for_an_adversary(tmp_path: 
 @pytest.mark.parametrize(("resources", "unit", "hours"), [({"gpus": 0.5}, "GPU-hours", 0.5), ({}, "hours", 1.0)])
 def test_hours_are_of_what_the_training_ran_on(tmp_path: Path, resources: dict[str, float], unit: str, hours: float) -> None:
     found = audit_of(tmp_path, {**PLAIN, "grayscale": (90.0, 10.0, 13.0)}, seeds=(0,))
-    trial = {"network": "resnet8", "countermeasure": "none", "data": "protected", "seed": 0}
-    record = {**trial, "seconds": 3600.0, "resources": resources, "made_from": ""}
-    trial_records.write(found.results.folder.child("victim"), trial_name(**trial), record)
+    record = {"seconds": 3600.0, "resources": resources, "made_from": ""}
+    trial_records.write(found.results.folder.child("victim"), trial_name("resnet8", "protected", "none", 0), record)
     plain, other = audit(found.results, ("none",), {}).tried
     assert (plain.cost.unit, plain.cost.hours, plain.cost.times) == (unit, hours, 1.0)
     assert (other.cost.unit, other.cost.times) == ("CPU-hours", None)  # which are nothing to compare with GPU-hours

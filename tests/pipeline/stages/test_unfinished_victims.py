@@ -89,6 +89,15 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert headline(RunResults.read(folder))["seeds"] == 2
 
 
+def test_a_start_that_asks_for_a_report_reports_what_is_there(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    tracker = open_tracker(replace(config, tracking_uri="none"), folder)
+    with pytest.raises(WorkFailed, match="no luck"):
+        run_stages(config, folder, tracker, LOCAL, ["victim", "report"])
+    assert "1 of 4 results are missing" in said(folder)
+
+
 def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
     config, folder = protected
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
