@@ -113,8 +113,10 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {_shared(trial, victim): tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
+    turns = {name: turn for turn, name in enumerate(victim.countermeasures)}
     alone = [(name, task) for name, task in missing.items() if twins[_shared(task.trial, victim)] is task]
-    trained = dict(sorted(alone, key=lambda each: each[1].trial.data == "clean"))  # last: where time is up, other runs may know its figure
+    # One countermeasure after the other, with both of its figures; clean images last, whose figure other runs may know where time is up.
+    trained = dict(sorted(alone, key=lambda each: (turns[each[1].trial.countermeasure], each[1].trial.data == "clean")))
     states.remove_others(stage.folder, trained)
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
