@@ -200,6 +200,31 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]
 
 
+def test_fewer_countermeasures_than_an_audit_asked_for_are_done_or_finished(
+    protected: tuple[RunConfig, Folder], trainings: Trainings
+) -> None:
+    config, folder = protected
+
+    def with_victims(*names: str, seed: int = 0) -> list[str]:
+        """Ask for these countermeasures, without `--overwrite`, and return those of the trials in the results."""
+        victim.execute(replace(config, victim=replace(config.victim, countermeasures=names, seeds=(seed,))), folder, LOCAL)
+        return [row["countermeasure"] for row in RunResults.read(folder).trials if row["data"] == "clean"]
+
+    trainings.broken = {"resnet8-protected-grayscale-seed0"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        with_victims("none", "grayscale")
+    assert with_victims("none") == ["none"]
+    trainings.broken = set()
+    with pytest.raises(ValueError, match="countermeasures"):
+        with_victims("none", "grayscale")
+    config = replace(config, overwrite=True)
+    with_victims("none", "grayscale")
+    config = replace(config, overwrite=False)
+    assert with_victims("none") == ["none", "grayscale"]
+    with pytest.raises(ValueError, match=r"victim\.seeds"):
+        with_victims("none", seed=1)
+
+
 def test_states_of_finished_and_of_unwanted_trainings_are_removed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
     config, folder = protected
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
