@@ -123,7 +123,7 @@ class Audit:
         counts = [len(self.named(each)) for each in (Outcome.UNDONE, Outcome.WEAKENED, Outcome.HOLDS)]
         tally = "Of {} tried: undone by {}, weakened by {}, holds against {}.".format(sum(counts), *counts)
         doubt = uncertain(self.worst.speaks.mean, self.results.measured_images)
-        return self._decided(self.worst, sum(counts)), *doubt, tally, *self._with_clean_pictures(), *untried
+        return self._decided(self.worst, sum(counts)), *doubt, *self._cheaper(self.worst), tally, *self._with_clean_pictures(), *untried
 
     def _decided(self, worst: Tried, tried: int) -> str:
         how = f"{worst.figure}, n = {len(worst.pair.protected.seeds)}"
@@ -136,6 +136,12 @@ class Audit:
         if worst.name == "none":
             said = "Does not hold against" if worst.outcome is Outcome.UNDONE else "Holds in part against"
         return f"{said} {worst.title}: {figures}, for {takes}."
+
+    def _cheaper(self, worst: Tried) -> tuple[str, ...]:
+        """Name what undoes the protection for less."""
+        undone = [each for each in self.tried if each.outcome is worst.outcome is Outcome.UNDONE and not each.clean_pictures]
+        cheapest = min(undone, key=lambda each: each.cost.hours, default=worst)
+        return () if cheapest is worst else (f"Undone for least by {cheapest.title}: {cheapest.cost}.",)
 
     def _with_clean_pictures(self) -> tuple[str, ...]:
         undone = self.named(Outcome.UNDONE, clean_pictures=True)

@@ -60,6 +60,12 @@ def test_the_worst_adversary_decides_with_figure_cost_and_spread(tmp_path: Path)
     assert "\n" not in found.line
 
 
+def test_what_undoes_it_for_less_is_named_besides(tmp_path: Path) -> None:
+    found = audit_of(tmp_path, {"none": (94.0, 90.0, 91.0), "jpeg-10": (84.0, 83.0, 83.0), "cutout": (90.0, 60.0, 60.0)})
+    assert found.sentences[0].startswith("Undone by jpeg-10: ")
+    assert found.sentences[1] == "Undone for least by plain training: 1.0 times a plain training (2 CPU-hours)."
+
+
 def test_what_holds_holds_against_what_was_tried_alone(tmp_path: Path) -> None:
     wanted = ("none", "gaussian-blur", "ueraser", "pretrained")
     found = audit_of(tmp_path, {**PLAIN, "gaussian-blur": (90.0, 12.0, 13.0)}, wanted, unsuited={"pretrained": "needs the extra"})
