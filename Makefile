@@ -9,7 +9,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo test lint on-ray quick test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
+.PHONY: demo audit-demo test lint on-ray quick test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -19,6 +19,10 @@ export MLFLOW_DISABLE_TELEMETRY = true
 
 demo: .venv/installed  ## the main job on generated images
 	$(BIN)/python pipeline/run.py
+
+audit-demo: .venv/installed  ## nine minutes of adversaries against the demo's release; again, and it tries those that are left
+	@test -f runs/quickstart/protect/manifest.json || $(MAKE) demo
+	$(BIN)/python pipeline/audit.py --run runs/quickstart --minutes 9 || [ $$? -eq 3 ]
 
 test: .venv/installed  ## lint, types, import contracts, and the quick suite, beside what runs on one Ray cluster, which mostly waits
 	$(MAKE) --jobs 2 on-ray lint quick

@@ -11,7 +11,8 @@ from pkgutil import resolve_name
 
 COMMANDS = {
     "run": "protect an image data set, and measure the protection",
-    "verify": "audit a run from its files alone",
+    "audit": "train adversaries against a release, for one verdict",
+    "verify": "check a run from its files alone",
     "export": "write the protected images as a folder of PNGs",
     "compare": "show several runs side by side",
     "plan": "estimate time, machines and storage of a run without starting it",

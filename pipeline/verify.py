@@ -1,22 +1,20 @@
-"""Audit a run from its files alone: `python pipeline/verify.py --run URI`.
+"""Check a run from its files alone: `python pipeline/verify.py --run URI`.
 
 Shards are read one pair at a time; see `inspection` for what is looked at in each.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from pipeline.config.flags import call
-from pipeline.config.presets import from_tree
+from pipeline.config.recorded import recorded
 from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import AUDIT, CONFIG, MANIFEST
+from pipeline.storage.layout import MANIFEST, VERIFIED
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Point, Run, additions, existing_run
 from pipeline.storage.stage import Manifest
@@ -25,23 +23,23 @@ NAMED = 50  # faults that the record of the outcome names
 
 
 def _check_run(run: str, exported: str | None = None) -> int:
-    """Audit the release in the shards of a run from its files alone: keys, labels, hashes, counts, and the budget of every pixel.
+    """Check the release in the shards of a run from its files alone: keys, labels, hashes, counts, and the budget of every pixel.
 
     Args:
         run: folder or URI (s3://...) of a finished run, of an addition to one, or of a point of a sweep
-        exported: folder that export.py wrote: audit its files, by the record beside it, in the place of the shards
+        exported: folder that export.py wrote: check its files, by the record beside it, in the place of the shards
     """
     if exported is not None:
         return _check_exported(run, exported)
-    from pipeline.operations.audit import verify, verify_addition  # here and below: it loads torch, which `--help` need not wait for
+    from pipeline.operations.verification import verify, verify_addition  # here and below: loads torch, for which `--help` need not wait
 
     folder = existing_run(run)
-    audit = verify(folder)
-    lines, sound = [str(audit)], not audit.faults
-    _record(folder, {"faults": len(audit.faults), "first": audit.faults[:NAMED], "said": lines[0].splitlines()[-1]})
+    found = verify(folder)
+    lines, sound = [str(found)], not found.faults
+    _record(folder, {"faults": len(found.faults), "first": found.faults[:NAMED], "said": lines[0].splitlines()[-1]})
     for name, addition in additions(folder).items():
-        found, whole = verify_addition(addition, Manifest.load(folder, "protect"))
-        lines += [f"{name}: {line}" for line in found.splitlines()]
+        said, whole = verify_addition(addition, Manifest.load(folder, "protect"))
+        lines += [f"{name}: {line}" for line in said.splitlines()]
         sound = sound and whole
     print("\n".join(lines))
     return 0 if sound else 1
@@ -50,42 +48,38 @@ def _check_run(run: str, exported: str | None = None) -> int:
 def _check_exported(run: str, exported: str) -> int:
     from pipeline.operations.exported import verify_exported
 
-    audit = verify_exported(existing_run(run), Folder.open(exported))
-    print(audit)
-    return 1 if audit.faults else 0
+    found = verify_exported(existing_run(run), Folder.open(exported))
+    print(found)
+    return 1 if found.faults else 0
 
 
 def _record(folder: Run, outcome: dict[str, Any]) -> None:
     """Keep the outcome with the run, on the page of its report, if there is one, and in MLflow, if the run is there."""
-    from pipeline.tracking.afterwards import log_audit
+    from pipeline.tracking.afterwards import log_verification
 
     own = folder.parent if isinstance(folder, Point) else folder
     try:
-        folder.write(AUDIT, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
+        folder.write(VERIFIED, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
         with driver_lock(own):
-            _draw_again(folder, own.uri)
-            log_audit(folder)
+            _draw_again(folder)
+            log_verification(folder)
     except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
         print(f"the outcome is not with the run: {error}", file=sys.stderr)
 
 
-def _draw_again(folder: Run, run: str) -> None:
+def _draw_again(folder: Run) -> None:
     """Draw the report again, if there is one; where the run is too damaged for it, say so."""
     from pipeline.stages import report
 
     if folder.child("report").exists(MANIFEST):
         try:
-            try:
-                tree = json.loads(folder.read(CONFIG))
-            except ValueError as error:
-                raise ValueError(f"{folder.uri}/{CONFIG} is damaged: the next start of the run writes it again") from error
-            report.execute(replace(from_tree(tree), run=run), folder)
+            report.execute(recorded(folder), folder)
         except (ValueError, OSError) as error:
             print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:
-    """Audit, and return the exit code: 0 with a summary, 1 with every fault by name, 2 for wrong usage."""
+    """Check, and return the exit code: 0 with a summary, 1 with every fault by name, 2 for wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     try:
         return call(_check_run, program, arguments)

@@ -10,7 +10,7 @@ shift 3
 python pipeline/run.py --data "$folder" --run "$run" --stages pack surrogate protect \
     --executor local --tracking-uri none "$@"
 
-# Audit the run from its files alone: every image, label and grey level.
+# Check the run from its files alone: every image, label and grey level.
 python pipeline/verify.py --run "$run"
 
 # Give the images back under their original names; the folder must be new or empty.

@@ -1,4 +1,4 @@
-"""The record of an exported folder, which lies beside it, and the audit of the folder by that record.
+"""The record of an exported folder, which lies beside it, and the verification of the folder by that record.
 
 Legend: images are `(H, W, 3)` uint8 arrays of grey levels 0..255.
 """
@@ -113,8 +113,8 @@ def _place(folder: Folder) -> tuple[Folder, str]:
 
 
 @dataclass(frozen=True)
-class ExportAudit:
-    """The outcome of the audit of an exported folder: its record, and every fault as `path: what is wrong`."""
+class ExportVerification:
+    """The outcome of the verification of an exported folder: its record, and every fault as `path: what is wrong`."""
 
     folder: str
     record: Exported
@@ -127,7 +127,7 @@ class ExportAudit:
         return "\n".join((*self.faults, f"{seen}: " + (counted(len(self.faults), "fault") if self.faults else "as recorded, no fault")))
 
 
-def verify_exported(run: Run, folder: Folder) -> ExportAudit:
+def verify_exported(run: Run, folder: Folder) -> ExportVerification:
     """Hold every file of an exported folder to its record, to the release in the run, and to the originals.
 
     Raises:
@@ -148,7 +148,7 @@ def verify_exported(run: Run, folder: Folder) -> ExportAudit:
     found = changes.summary(record.budget)
     if not faults and found != record.lossy:
         faults.append(f"changes beside the originals come to {found}, recorded {record.lossy}")
-    return ExportAudit(folder.path, record, tuple(faults))
+    return ExportVerification(folder.path, record, tuple(faults))
 
 
 def _faults(folder: Folder, recorded: Sequence[str], clean: Sample, protected: Sample, changes: Changes) -> Iterator[str]:

@@ -184,12 +184,12 @@ def _on_other_classes(results: RunResults, pair: VictimPair) -> list[str]:
 
 
 def on_missing(results: RunResults) -> tuple[str, ...]:
-    """Name the victims whose training failed, if there are any."""
+    """Name the victims whose training failed or was not begun in time, if there are any."""
     missing = results.missing_trials
     if not missing:
         return ()
     every, names = len(results.trials) + len(missing), shown(missing, SHOWN_MISSING)
-    return (f"The victims are not finished: {len(missing)} of {every} results are missing here, because trainings failed: {names}.",)
+    return (f"The victims are not finished: {len(missing)} of {every} results are missing, by failure or for lack of time: {names}.",)
 
 
 def scope(measured: Sequence[VictimPair]) -> str:

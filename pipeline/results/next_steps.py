@@ -9,9 +9,10 @@ from pipeline.config.schema import RunConfig
 from pipeline.results.commands import command, same_way
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import held_out, untested, verdict
+from pipeline.storage.records import shown
 from pipeline.storage.run import sweep_of
 
-ASKED_AT_ONCE = 4  # countermeasures in the command that tests more of them
+NAMED = 4  # countermeasures that nobody has tried
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,12 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
     if results.manifests["protect"].missing or results.missing_trials:
         steps.append(Step("finish", "some pieces failed, and are tried again", _again(config, results, ())))
     if label != "not measured" and (left := [*held_out(results), *(attempt.countermeasure for attempt in untested(results))]):
-        names = list(dict.fromkeys(left))[:ASKED_AT_ONCE]
-        asked = [*results.victim_asked["victim"]["countermeasures"], *names]
-        steps.append(Step("test", "try what an adversary may: " + ", ".join(names), _again(config, results, asked)))
+        why = f"try what an adversary may, for one verdict: {shown(list(dict.fromkeys(left)), NAMED)}"
+        steps.append(Step("audit", why, f"python pipeline/audit.py --run {where}"))
     if not results.of_release and not results.missing_trials:
         steps.append(Step("measure", "train victims on the release", _again(config, results, ("none",))))
-    audit = "hold every released image to its original, the budget and the records"
-    steps.append(Step("verify", audit, f"python pipeline/verify.py --run {where}"))
+    check = "hold every released image to its original, the budget and the records"
+    steps.append(Step("verify", check, f"python pipeline/verify.py --run {where}"))
     if label == "does not hold":
         return [*steps, Step("publish", "not this release as a protected one: it teaches nearly what the originals teach")]
     return [

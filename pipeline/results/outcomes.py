@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from pipeline.results.thresholds import ALIKE, FAR, error, lost, much, share_lost
@@ -36,6 +36,19 @@ def unaided(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[st
     return {pair.clean.network: pair for pair in plain if pair.clean.last.mean >= enough and lost(pair) >= much(pair, guess)}
 
 
+def outcome(pair: VictimPair, plain: Mapping[str, VictimPair], guess: float, tests: int) -> Outcome:
+    """Return how a victim came out, beside the victim of its network without countermeasure: see `unaided`.
+
+    Where that one is not among `plain`, the protection holds if it takes nearly all that the victim could lose.
+    """
+    if pair.clean.last.mean < least(guess, tests):
+        return Outcome.UNKNOWN
+    if lost(pair) < much(pair, guess):
+        return Outcome.UNDONE
+    usual = share_lost(plain[pair.clean.network], guess) if pair.clean.network in plain else 1.0
+    return Outcome.HOLDS if share_lost(pair, guess) >= usual - ALIKE else Outcome.WEAKENED
+
+
 def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[str, tuple[Outcome, VictimPair]]:
     """Return the outcome of every countermeasure, and the victim that decides it: the network with which the protection does worst.
 
@@ -47,24 +60,14 @@ def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[s
         guess: what guessing gets right, in percent.
         tests: number of test images that they were measured on.
     """
-    plain, enough = unaided(measured, guess, tests), least(guess, tests)
-
-    def outcome(pair: VictimPair) -> Outcome:
-        if pair.clean.last.mean < enough:
-            return Outcome.UNKNOWN
-        if lost(pair) < much(pair, guess):
-            return Outcome.UNDONE
-        usual = share_lost(plain[pair.clean.network], guess) if pair.clean.network in plain else 1.0
-        held = share_lost(pair, guess) >= usual - ALIKE
-        return Outcome.HOLDS if held else Outcome.WEAKENED
-
+    plain = unaided(measured, guess, tests)
     countered: dict[str, list[VictimPair]] = {}
     unaided_too = {pair.clean.network for pair in measured if pair.clean.countermeasure == "none"}
     for pair in measured:
         if (pair.clean.network in plain or pair.clean.network not in unaided_too) and pair.clean.countermeasure != "none":
             countered.setdefault(pair.clean.countermeasure, []).append(pair)
-    worst = {name: min(pairs, key=lambda pair: (WORST_FIRST.index(outcome(pair)), lost(pair))) for name, pairs in countered.items()}
-    return {name: (outcome(pair), pair) for name, pair in worst.items()}
+    judged = {name: [(outcome(pair, plain, guess, tests), pair) for pair in pairs] for name, pairs in countered.items()}
+    return {name: min(pairs, key=lambda each: (WORST_FIRST.index(each[0]), lost(each[1]))) for name, pairs in judged.items()}
 
 
 def regained(pair: VictimPair, guess: float) -> float | None:

@@ -22,7 +22,7 @@ from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_p
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import AUDIT, CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
+from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, VERIFIED, trial_name, trial_record
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
@@ -86,7 +86,7 @@ class RunResults:
         if stage == "report":
             return self._report_digest
         if stage == "verify":
-            return digest(self.audit) if self.audit else None
+            return digest(self.verified) if self.verified else None
         if stage in self.manifests:
             return self.manifests[stage].digest
         return digest(self.unfinished) if stage == "victim" and self.unfinished else None
@@ -96,10 +96,10 @@ class RunResults:
         return Manifest.load(self.folder, "report").digest if self.folder.child("report").exists(MANIFEST) else None
 
     @cached_property
-    def audit(self) -> Mapping[str, Any] | None:
+    def verified(self) -> Mapping[str, Any] | None:
         """What verify.py found in this very release: `faults`, their number, the `first` of them, and `said`; None before it has looked."""
         try:
-            found: dict[str, Any] = json.loads(self.folder.read(AUDIT))
+            found: dict[str, Any] = json.loads(self.folder.read(VERIFIED))
             return found if found["release"] == self.digest_of("protect") else None
         except (FileNotFoundError, ValueError, KeyError):
             return None

@@ -82,7 +82,7 @@ def verdict(results: RunResults) -> Verdict:
     trained = "plain training" if plain else _listed(sorted({pair.clean.countermeasure for pair in heard or group}))
     if not heard:
         said = f"Does not hold against {trained}: the release teaches {protected:.1f} %, the originals {clean:.1f} %."
-        return Verdict("does not hold", (said, *_uncertain(worst, tests)))
+        return Verdict("does not hold", (said, *uncertain(protected, tests)))
     whole = protected <= guess + error(guess, tests) or share_lost(worst, guess) >= 1 - ALIKE
     judged = outcomes(measured, guess, tests)
     held = [name for name, (outcome, _) in judged.items() if outcome is Outcome.HOLDS] if plain else []
@@ -91,7 +91,7 @@ def verdict(results: RunResults) -> Verdict:
     undone = any(outcome is Outcome.UNDONE for outcome, _ in judged.values())
     weak = _weak(measured, guess, tests)
     label: Label = "holds" if whole and not undone and len(heard) == len(group) else "holds in part"
-    return Verdict(label, (holds, *weak, *_untested(results), *_uncertain(worst, tests)))
+    return Verdict(label, (holds, *weak, *_untested(results), *uncertain(protected, tests)))
 
 
 def untested(results: RunResults) -> list[Attempt]:
@@ -144,12 +144,12 @@ def _untested(results: RunResults) -> list[str]:
     return said + ([mix] if held_out(results) else [])
 
 
-def _uncertain(pair: VictimPair, tests: int) -> list[str]:
-    """Say how uncertain the accuracies are, where few test images decide."""
-    low, high = interval(pair.protected.last.mean, tests)
+def uncertain(accuracy: float, tests: int) -> list[str]:
+    """Say how uncertain an accuracy is, in percent, where few test images decide."""
+    low, high = interval(accuracy, tests)
     if high - low <= 2 * LARGE:
         return []
-    return [f"With {tests:,} test images, {pair.protected.last.mean:.1f} % may be anything from {low:.0f} to {high:.0f} %."]
+    return [f"With {tests:,} test images, {accuracy:.1f} % may be anything from {low:.0f} to {high:.0f} %."]
 
 
 def _listed(names: Sequence[str]) -> str:

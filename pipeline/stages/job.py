@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from cluster.deadline import Deadline, TimeIsUp
@@ -23,25 +24,39 @@ from pipeline.tracking.tracker import open_tracker
 log = logging.getLogger(__name__)
 
 
-def work(config: RunConfig) -> int:
-    """Run, print the summary, and turn what went wrong into one line and an exit code: 0 done, 1 failed, 3 the time is up."""
+def work(config: RunConfig, conclude: Callable[[str], str] = str) -> int:
+    """Run, print the summary, and turn what went wrong into one line and an exit code: 0 done, 1 failed, 3 the time is up.
+
+    Args:
+        config: of the run.
+        conclude: maps the summary, which is empty where time was up or work failed for good, to what is printed.
+    """
     signal.signal(signal.SIGTERM, _stop)
     try:
         with showing():
-            summary, faults = run(config)
-        print(summary)
-    except (ValueError, OSError, WorkFailed, TrainingFailed) as error:
+            summary, code = _finished(config)
+        if text := conclude(summary):
+            print(text)
+        return code
+    except (ValueError, OSError) as error:
         log.error("failed: %s", error)
-        return 1
-    except TimeIsUp:
-        log.error("the %g minutes are used up: run the same command again", config.minutes)
-        return 3
     except KeyboardInterrupt:
         log.error("stopped: everything finished so far is kept, and the same command goes on from there")
-        return 1
+    return 1
+
+
+def _finished(config: RunConfig) -> tuple[str, int]:
+    """Run, and say what was not finished, in one line each. Return the summary and the exit code."""
+    try:
+        summary, faults = run(config)
+    except (WorkFailed, TrainingFailed) as error:
+        summary, faults = "", [str(error)]
+    except TimeIsUp:
+        log.error("the %g minutes are used up: run the same command again", config.minutes)
+        return "", 3
     for fault in faults:
         log.error("failed: %s", fault)
-    return 1 if faults else 0
+    return summary, 1 if faults else 0
 
 
 def _stop(number: int, frame: Any) -> None:

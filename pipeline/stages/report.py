@@ -27,7 +27,7 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     if not results.manifests:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
-    section, inputs = {"version": VERSION, "audit": results.audit, **results.unfinished}, tuple(results.manifests)
+    section, inputs = {"version": VERSION, "verified": results.verified, **results.unfinished}, tuple(results.manifests)
     stage = Stage(folder, "report", section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest:
         return stage.manifest

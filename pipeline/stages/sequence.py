@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+from cluster.deadline import TimeIsUp
 from cluster.display import stage
 from cluster.executor import Executor
 from cluster.watched import watched
@@ -59,7 +60,8 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
 
     Raises:
         ValueError: something the user can mend.
-        WorkFailed, TrainingFailed: some work failed for good; the rest is kept.
+        WorkFailed, TrainingFailed: some work failed for good; the rest is kept, and victims that are finished are reported.
+        TimeIsUp: some work was not begun in time; the same.
         OSError: storage gave up.
     """
     missing: list[str] = []
@@ -72,8 +74,11 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
             watching = watched(executor, tracker.watch(name))
             try:
                 missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, watching).missing]
-            except WorkFailed:
+            except (WorkFailed, TimeIsUp):
                 tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
+                if name == "victim" and "report" in stages:
+                    _report(config, folder, executor)
+                    tracker.log_stage("report", RunResults.read(folder))
                 raise
             # The configuration of the finished stages, which may differ from this start's.
             results = RunResults.read(folder)

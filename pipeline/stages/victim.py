@@ -26,13 +26,14 @@ from pipeline.config.initial import is_file
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
 from pipeline.config.sight import recorded_form, recorded_input, victim_side
+from pipeline.results.run_results import RunResults
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
 from pipeline.storage.records import digest, shown, to_json
 from pipeline.storage.run import Run, sibling_points
-from pipeline.storage.stage import Manifest, Stage
+from pipeline.storage.stage import Manifest, Stage, read_started
 from pipeline.training import states, trial_records
 from pipeline.training.batches import fits
 from pipeline.training.initial import identity
@@ -87,6 +88,7 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
 def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """Train the victims that have no outcome yet; with `--overwrite`, also those that a changed configuration asks for anew.
 
+    A stage that was finished for more countermeasures is done. One that was begun for more is finished for these, without `--overwrite`.
     Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again. The
     states of unfinished trials are large, and are removed.
 
@@ -97,7 +99,11 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     """
     victim, inputs = config.victim, ("pack", "protect")
     section = without(deciding(victim), ("stored", "input_size")) | recorded_form(config) | recorded_input(victim_side(config))
-    stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite, pieces_know=True)
+    more = not config.overwrite and _asked_for_more(folder, section)
+    if more and (done := RunResults.read(folder).manifests.get("victim")):
+        log.info("victim: done before, under more countermeasures than these")
+        return done
+    stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite or more, pieces_know=True)
     if stage.manifest:
         return stage.manifest
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
@@ -113,8 +119,10 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {_shared(trial, victim): tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
+    turns = {name: turn for turn, name in enumerate(victim.countermeasures)}
     alone = [(name, task) for name, task in missing.items() if twins[_shared(task.trial, victim)] is task]
-    trained = dict(sorted(alone, key=lambda each: each[1].trial.data == "clean"))  # last: where time is up, other runs may know its figure
+    # One countermeasure after the other, with both of its figures; clean images last, whose figure other runs may know where time is up.
+    trained = dict(sorted(alone, key=lambda each: (turns[each[1].trial.countermeasure], each[1].trial.data == "clean")))
     states.remove_others(stage.folder, trained)
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
@@ -140,6 +148,16 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     stage.folder.remove(UNFINISHED)
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     return stage.finish({"trials": len(rows)})
+
+
+def _asked_for_more(folder: Run, section: dict[str, Any]) -> bool:
+    """Return whether an earlier start, such as an audit, asked for the same as this one and for further countermeasures."""
+    try:
+        earlier = read_started(folder, "victim").get("victim", {})
+    except (FileNotFoundError, ValueError):  # which the stage itself says
+        return False
+    names = earlier.get("countermeasures", [])
+    return {*section["countermeasures"]} < {*names} and bool(earlier == {**section, "countermeasures": names})
 
 
 def _shared(trial: Trial, victim: VictimConfig) -> Trial:

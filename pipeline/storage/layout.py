@@ -8,8 +8,8 @@ from __future__ import annotations
 
 # In the folder of the run
 CONFIG = "config.json"  # the configuration that the finished stages were made with
-AUDIT = "audit.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
-CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines
+VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
+CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines; in `audit`, the verdict of audit.py
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
 ARTIFACTS = "mlflow"  # folder of MLflow's artifacts, beside its own database
@@ -42,7 +42,7 @@ RESULTS = "results.parquet"  # one row per trial; written when all have finished
 STATE = ".pt"  # after the name of an unfinished trial: its state, to go on from
 UNFINISHED = "unfinished.json"  # where trials failed: the rows of the others, and the names of those that are missing
 
-# In `report`, and in the folder of a comparison
+# In `report`, in `audit`, and in the folder of a comparison
 PAGE = "index.html"
 COMPARISON_CSV = "comparison.csv"
 COMPARISON_PARQUET = "comparison.parquet"
@@ -55,6 +55,7 @@ SWEEP = "sweep"  # holds a folder for each point
 POINT = "point.json"  # marks the folder of a point, and holds what was swept, `{"protect.steps": 5, ...}`
 SHARED: tuple[str, ...] = ("pack", "surrogate")  # stages that all points of a sweep read from the run
 COMPARISON = "comparison"  # of the points of the sweep
+AUDIT = "audit"  # the page and the card of audit.py
 ADDED = "added"  # holds a folder for each addition, `0001`, ...
 
 # Beside an exported folder, after its name

@@ -50,7 +50,7 @@ def _check_there(store: Store) -> None:
         raise ValueError(f"{file} is not there any more")
 
 
-def log_audit(folder: Run) -> None:
+def log_verification(folder: Run) -> None:
     """Log what verify.py found in a release, and the page that shows it, in the MLflow run of that release, if there is one.
 
     Raises:
@@ -58,14 +58,14 @@ def log_audit(folder: Run) -> None:
         OSError: storage refused.
     """
     results, parent = RunResults.read(folder), logged_run(folder)
-    if parent is None or results.audit is None or parent.logged("protect") != results.digest_of("protect"):
+    if parent is None or results.verified is None or parent.logged("protect") != results.digest_of("protect"):
         return
     parent.store.load()
-    parent.store.outbox.post("what verify found", lambda: _log_audit(parent, results))
+    parent.store.outbox.post("what verify found", lambda: _log_verification(parent, results))
     parent.store.outbox.wait()
 
 
-def _log_audit(parent: ParentRun, results: RunResults) -> None:
+def _log_verification(parent: ParentRun, results: RunResults) -> None:
     _check_there(parent.store)
     if parent.store.artifacts:
         own_database.follow((parent.above or parent).folder.path)

@@ -16,7 +16,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import AUDIT, CHECKPOINTS
+from pipeline.storage.layout import CHECKPOINTS, VERIFIED
 from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
@@ -95,7 +95,7 @@ def log_protect(parent: ParentRun, results: RunResults) -> Names:
         parent.end_child(about, manifest.digest)
     released = {"sha256": manifest.digest, "images": manifest.counts["images"], "shards": manifest.as_dict()["shards"]}
     parent.store.log_files(parent.id, {"release.json": to_json(released)})
-    verified = () if results.audit else ("verified",)  # which was said of an earlier release
+    verified = () if results.verified else ("verified",)  # which was said of an earlier release
     parent.store.set_tags(parent.id, {"release_sha256": manifest.digest}, absent=verified)
     return (about.name,)
 
@@ -163,13 +163,13 @@ def log_report(parent: ParentRun, results: RunResults) -> Names:
     return ()
 
 
-def log_audit(parent: ParentRun, results: RunResults) -> Names:
+def log_verification(parent: ParentRun, results: RunResults) -> Names:
     """Log what verify.py found in the release: a tag to filter by, and the record with the first faults."""
     assert parent.id
-    assert results.audit
-    faults = results.audit["faults"]
+    assert results.verified
+    faults = results.verified["faults"]
     parent.store.set_tags(parent.id, {"verified": counted(faults, "fault") if faults else "no fault"})
-    parent.store.log_files(parent.id, {AUDIT: to_json(results.audit)})
+    parent.store.log_files(parent.id, {VERIFIED: to_json(results.verified)})
     return ()
 
 
@@ -208,7 +208,7 @@ OF_RUN: Mapping[str, Log] = {
     "protect": log_protect,
     "victim": log_victims,
     "report": log_report,
-    "verify": log_audit,
+    "verify": log_verification,
 }
 
 

@@ -151,7 +151,7 @@ class MlflowTracker:
     def _log_missing(self, name: str, results: RunResults) -> None:
         """Log every stage that was not logged; `name` is the one that this is about."""
         stages = [*results.manifests, *(["victim"] if results.missing_trials else []), *(["report"] if name == "report" else [])]
-        stages += ["verify"] if results.audit else []
+        stages += ["verify"] if results.verified else []
         self._run.store.load()
         self._outbox.post(name, lambda: self._log_all(stages, results), again=True)
         self._outbox.wait()

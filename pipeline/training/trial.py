@@ -223,5 +223,6 @@ def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:
         "accuracy_per_class": accuracy_per_class(table),
         "confusion": table.tolist(),
         "precision": last.precision,
+        "resources": {"gpus": 1 / task.config.trials_per_gpu} if task.gpu else {"cpus": task.threads},
         "made_from": task.made_from,
     }

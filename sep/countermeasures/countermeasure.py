@@ -51,6 +51,7 @@ class Countermeasure:
         frozen: whether only the linear head is trained, on features that are computed once and without augmentation.
         clean_percent: share of the protected images that an adversary has from elsewhere in their clean form.
         clean_only: whether an adversary trains on that share alone.
+        knowledge: what it takes besides the release and any training code, in words; empty for nothing.
         cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images; what comes before the
             training is shared out among its epochs.
         revision: raise it whenever the meaning of the name changes, so that earlier victims are trained again.
@@ -72,6 +73,7 @@ class Countermeasure:
     frozen: bool = False
     clean_percent: int = 0
     clean_only: bool = False
+    knowledge: str = ""
     cost: float = 1.0
     revision: int = 0
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]
 DILUTED, CLEAN_ONLY = "dilution", "clean-only"
+OTHERS, PRODUCT = "a network trained on other images", "the method and its budget"  # what an adversary has besides
 SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 NUMBER = re.compile(r"(.+)-([1-9]\d*)")
 SET_ASIDE = 10  # percent of the images, for a diffusion model unless its name says how many
@@ -109,16 +110,21 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "random-warp": Countermeasure(distorted=Deferred("sep.countermeasures.distortion:random_warp")),
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
-    "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern")),
+    "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern"), knowledge=PRODUCT),
     "d-vae": Countermeasure(fitted=Deferred("sep.countermeasures.d_vae:d_vae"), dear=True, cost=2.0),
     "diffusion": purified_by_diffusion(SET_ASIDE),
     **{f"bridge-{pairs}": purified_by_bridge(pairs) for pairs in (100, 500, 4000)},
     "early-stop": Countermeasure(trained=stopped_early),
     "staged": Countermeasure(prepared=Deferred("sep.countermeasures.staged:staged")),
-    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
-    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
+    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0, knowledge=OTHERS),
+    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5, knowledge=OTHERS),
     "nonlinear": Countermeasure(
-        initial=True, searched=Deferred("sep.countermeasures.nonlinear:nonlinear"), frozen=True, trained=head_alone, cost=2.0
+        initial=True,
+        searched=Deferred("sep.countermeasures.nonlinear:nonlinear"),
+        frozen=True,
+        trained=head_alone,
+        cost=2.0,
+        knowledge=OTHERS,
     ),
     "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
@@ -164,10 +170,19 @@ class Plan:
         """Share of the protected images that are taken in their clean form."""
         return sum(part.clean_percent for part in self.parts)
 
+    def clean_pictures(self, protected: int) -> int:
+        """Return how many of the protected images an adversary has in their clean form, to train on or to learn a restoration from."""
+        return sum(part.known_pairs + round(protected * (part.clean_percent + part.known_percent) / 100) for part in self.parts)
+
     @property
     def clean_only(self) -> bool:
         """Whether the adversary trains on that share alone."""
         return any(part.clean_only for part in self.parts)
+
+    @property
+    def knowledge(self) -> str:
+        """What they take besides the release, in words; empty for nothing."""
+        return " and ".join(dict.fromkeys(part.knowledge for part in self.parts if part.knowledge))
 
     @property
     def revision(self) -> int:

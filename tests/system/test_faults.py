@@ -18,7 +18,7 @@ import pytest
 
 from cluster.work import Chain, WorkFailed
 from pipeline.config.schema import RunConfig
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.protection import crafting, release
 from pipeline.shards.finished_shards import FinishedShard
 from pipeline.stages import protect

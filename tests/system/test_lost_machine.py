@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import run
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from tests.benchmarks.memory import in_a_fresh_process

@@ -16,7 +16,7 @@ import torch
 from cluster.work import Chain, WorkFailed
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.protection import crafting, release
 from pipeline.shards.pixels import Pixels, encode_png
 from pipeline.shards.shard import read_shard, write_shard

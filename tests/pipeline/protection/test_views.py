@@ -12,7 +12,7 @@ import torch
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import ProtectConfig, RunConfig
 from pipeline.config.seeds import derive
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.protection import class_means
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.protection.class_means import SUM_SHARD

@@ -19,6 +19,7 @@ from pipeline.results.verdict import ATTEMPTS, Verdict, held_out, untested, verd
 from pipeline.results.victims import VictimPair
 from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import COUNTERMEASURES
+from sep.countermeasures.standing import STANDING
 from tests.fixtures import finished_run
 from tests.pipeline.results.test_findings import found_of, pair
 
@@ -148,6 +149,14 @@ def test_what_is_worth_testing_can_be_asked_for() -> None:
     assert [attempt.name for attempt in untested(results_of(tried))] == ["blur", "UEraser", "orthogonal projection", "contrastive learning"]
 
 
+def test_an_audit_is_the_next_step_where_adversaries_are_left(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "a run")
+    steps = {step.name: step for step in next_steps(config, RunResults.read(folder))}
+    assert shlex.split(steps["audit"].command) == ["python", "pipeline/audit.py", "--run", folder.uri]
+    assert steps["audit"].why.endswith("jpeg-10, grayscale, gaussian-blur, adversarial-8 and 4 more")
+    assert {attempt.countermeasure for attempt in ATTEMPTS} <= {*STANDING}
+
+
 def test_before_anything_is_measured(tmp_path: Path) -> None:
     config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate"))
     results = RunResults.read(folder)
@@ -159,7 +168,8 @@ def test_before_anything_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_command_that_goes_on_keeps_to_the_machine(tmp_path: Path) -> None:
-    config, folder = finished_run.write(tmp_path / "run", config=finished_run.mixed_configuration(tmp_path / "run"))
+    mixed = finished_run.mixed_configuration(tmp_path / "run")
+    config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"), mixed)
     config = replace(
         config,
         executor="local",
@@ -172,22 +182,21 @@ def test_a_command_that_goes_on_keeps_to_the_machine(tmp_path: Path) -> None:
         victim=replace(config.victim, trials_per_gpu=2),
     )
     steps = {step.name: step for step in next_steps(config, RunResults.read(folder))}
-    asked = parse(shlex.split(steps["test"].command)[2:])
+    asked = parse(shlex.split(steps["measure"].command)[2:])
     wanted = replace(config, victim=asked.victim, protect=config.protect.resolved(), stages=asked.stages, overwrite=True)
     assert replace(asked, protect=asked.protect.resolved()) == wanted
-    assert asked.victim == replace(config.victim, countermeasures=asked.victim.countermeasures)
+    assert asked.victim == config.victim
 
 
 def test_commands_can_be_pasted_whatever_the_run_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "it's my $HOME run"
-    config, folder = finished_run.write(path, config=finished_run.mixed_configuration(path))
+    config, folder = finished_run.write(path, ("pack", "surrogate", "protect"), finished_run.mixed_configuration(path))
     steps = {step.name: step for step in next_steps(replace(config, executor="local"), RunResults.read(folder))}
     assert shlex.split(steps["verify"].command) == ["python", "pipeline/verify.py", "--run", str(path)]
     assert shlex.split(steps["export"].command)[-2:] == ["--to", f"{path}-export"]
-    asked = parse(shlex.split(steps["test"].command)[2:])
-    assert asked.victim.countermeasures == ("none", "jpeg-10", "grayscale", "gaussian-blur", "adversarial-8")
+    asked = parse(shlex.split(steps["measure"].command)[2:])
     assert (asked.run, asked.stages, asked.overwrite, asked.executor) == (str(path), ("victim", "report"), True, "local")
-    assert replace(asked.victim, countermeasures=("none",)) == config.victim
+    assert asked.victim == config.victim
     assert (asked.surrogate, asked.protect.resolved()) == (config.surrogate, config.protect.resolved())
     monkeypatch.chdir(tmp_path)  # where neither pipeline/ nor a Makefile is
     words = shlex.split(here(steps["verify"].command))

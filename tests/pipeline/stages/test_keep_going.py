@@ -9,8 +9,8 @@ import pytest
 
 from cluster.work import Chain, WorkFailed
 from pipeline.config.schema import RunConfig
-from pipeline.operations.audit import verify
 from pipeline.operations.image_folder import export
+from pipeline.operations.verification import verify
 from pipeline.protection import crafting, release
 from pipeline.shards.tables import read_table
 from pipeline.stages import protect

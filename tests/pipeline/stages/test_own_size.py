@@ -18,8 +18,8 @@ from pipeline.config.plan_config import PlanConfig
 from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig, VictimConfig, to_tree
 from pipeline.operations import image_folder
-from pipeline.operations.audit import verify
 from pipeline.operations.probe import look
+from pipeline.operations.verification import verify
 from pipeline.results.findings import findings
 from pipeline.results.run_results import RunResults
 from pipeline.shards.shard import read_shard

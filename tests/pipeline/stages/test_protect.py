@@ -15,7 +15,7 @@ import torch
 
 from cluster.work import WorkFailed
 from pipeline.config.schema import RunConfig
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline import export, verify
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig, StageName
-from pipeline.operations.audit import verify as audit
+from pipeline.operations.verification import verify as audit
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import summary
 from pipeline.shards.shard import read_shard

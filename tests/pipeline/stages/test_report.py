@@ -19,7 +19,7 @@ from pipeline import verify as verify_command
 from pipeline.config.command_line import parse
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, to_tree
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.results import summary
 from pipeline.results.commands import command
 from pipeline.results.findings import findings
@@ -289,6 +289,6 @@ def test_the_page_says_what_verify_found_in_this_very_release(
     assert verify_command.main(["--run", folder.path]) == 0
     said = capsys.readouterr().out.strip()
     assert f"Verified {said}" in words(folder)
-    assert RunResults.read(folder).audit == {"faults": 0, "first": [], "release": Manifest.load(folder, "protect").digest, "said": said}
+    assert RunResults.read(folder).verified == {"faults": 0, "first": [], "release": Manifest.load(folder, "protect").digest, "said": said}
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
-    assert RunResults.read(folder).audit is None  # of the earlier release
+    assert RunResults.read(folder).verified is None  # of the earlier release

@@ -71,9 +71,8 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert "victim" not in there.manifests
     assert {(row["data"], row["seed"]) for row in there.trials} == {("clean", 0), ("clean", 1), ("protected", 0)}
     first = report.execute(config, folder)
-    assert "The victims are not finished: 1 of 4 results are missing here, because trainings failed: resnet8-protected-none-seed1." in said(
-        folder
-    )
+    missing = "1 of 4 results are missing, by failure or for lack of time: resnet8-protected-none-seed1."
+    assert f"The victims are not finished: {missing}" in said(folder)
     assert "accuracy" in first.counts["pictures"]
     known = headline(RunResults.read(folder))
     of_seed_0 = {row["data"]: row["last_accuracy"] for row in there.trials if row["seed"] == 0}
@@ -90,6 +89,15 @@ def test_what_is_there_is_shown_beside_the_names_of_what_is_not(protected: tuple
     assert headline(RunResults.read(folder))["seeds"] == 2
 
 
+def test_a_start_that_asks_for_a_report_reports_what_is_there(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
+    config, folder = protected
+    trainings.broken = {"resnet8-protected-none-seed1"}
+    tracker = open_tracker(replace(config, tracking_uri="none"), folder)
+    with pytest.raises(WorkFailed, match="no luck"):
+        run_stages(config, folder, tracker, LOCAL, ["victim", "report"])
+    assert "1 of 4 results are missing" in said(folder)
+
+
 def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
     config, folder = protected
     trainings.broken = {f"resnet8-protected-none-seed{seed}" for seed in (0, 1)}
@@ -97,7 +105,7 @@ def test_clean_victims_alone_say_nothing_but_that_others_failed(protected: tuple
         victim.execute(config, folder, LOCAL)
     report.execute(config, folder)
     assert "No victim is finished yet on both clean and protected images" in said(folder)
-    assert "2 of 4 results are missing here" in said(folder)
+    assert "2 of 4 results are missing" in said(folder)
 
 
 def test_no_other_victim_stands_in_for_the_one_a_run_is_known_by(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
@@ -121,7 +129,7 @@ def test_what_is_there_of_an_earlier_protection_is_not_shown(protected: tuple[Ru
     results = RunResults.read(folder)
     assert not [*results.trials, *results.missing_trials, *results.victim_asked]
     report.execute(config, folder)
-    assert "trainings failed" not in said(folder)
+    assert "results are missing" not in said(folder)
 
 
 def test_a_comparison_has_what_is_there_over_the_seeds_of_both_sides(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:
@@ -190,6 +198,31 @@ def test_what_is_not_asked_for_any_more_stays_and_is_not_trained_again(protected
     assert with_victims("jpeg-10") == ["jpeg-10", "jpeg-10"]
     assert {name: folder.child("victim").read(name) for name in before} == before
     assert with_victims("none", "grayscale", "jpeg-10") == [name for name in ("none", "grayscale", "jpeg-10") for _ in range(2)]
+
+
+def test_fewer_countermeasures_than_an_audit_asked_for_are_done_or_finished(
+    protected: tuple[RunConfig, Folder], trainings: Trainings
+) -> None:
+    config, folder = protected
+
+    def with_victims(*names: str, seed: int = 0) -> list[str]:
+        """Ask for these countermeasures, without `--overwrite`, and return those of the trials in the results."""
+        victim.execute(replace(config, victim=replace(config.victim, countermeasures=names, seeds=(seed,))), folder, LOCAL)
+        return [row["countermeasure"] for row in RunResults.read(folder).trials if row["data"] == "clean"]
+
+    trainings.broken = {"resnet8-protected-grayscale-seed0"}
+    with pytest.raises(WorkFailed, match="no luck"):
+        with_victims("none", "grayscale")
+    assert with_victims("none") == ["none"]
+    trainings.broken = set()
+    with pytest.raises(ValueError, match="countermeasures"):
+        with_victims("none", "grayscale")
+    config = replace(config, overwrite=True)
+    with_victims("none", "grayscale")
+    config = replace(config, overwrite=False)
+    assert with_victims("none") == ["none", "grayscale"]
+    with pytest.raises(ValueError, match=r"victim\.seeds"):
+        with_victims("none", seed=1)
 
 
 def test_states_of_finished_and_of_unwanted_trainings_are_removed(protected: tuple[RunConfig, Folder], trainings: Trainings) -> None:

@@ -77,7 +77,7 @@ def test_the_outcome_is_in_the_run_that_was_verified(own: Path, capsys: pytest.C
     run = run_of(own)
     assert said.err == ""
     assert (run.data.tags["verified"], run.info.status) == ("no fault", "FINISHED")
-    assert json.loads(artifact(own, run, "audit.json"))["said"] == said.out.strip()
+    assert json.loads(artifact(own, run, "verified.json"))["said"] == said.out.strip()
     assert said.out.strip() in artifact(own, run, "report/index.html")
 
 
@@ -88,12 +88,12 @@ def test_faults_are_named_even_where_the_report_cannot_be_drawn(own: Path, capsy
     assert "not on the page of the run" in capsys.readouterr().err
     run = run_of(own)
     assert run.data.tags["verified"].endswith(" faults")
-    assert any("train-000001.tar" in fault for fault in json.loads(artifact(own, run, "audit.json"))["first"])
+    assert any("train-000001.tar" in fault for fault in json.loads(artifact(own, run, "verified.json"))["first"])
 
 
 def test_the_next_start_logs_what_verify_could_not(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as away:
-        away.setattr("pipeline.tracking.afterwards.log_audit", lambda folder: None)
+        away.setattr("pipeline.tracking.afterwards.log_verification", lambda folder: None)
         assert verify.main(["--run", str(own)]) == 0
     assert "verified" not in run_of(own).data.tags
     track(own)

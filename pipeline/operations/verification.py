@@ -1,4 +1,4 @@
-"""The audit of a run: every image, label and grey level held to the manifests and to the clean shards."""
+"""The verification of a run: every image, label and grey level held to the manifests and to the clean shards."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sep.methods.registry import METHODS
 
 
 @dataclass(frozen=True)
-class Audit:
-    """The outcome of an audit: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
+class Verification:
+    """The outcome: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
 
     images: int
     unprotected: int  # of them, in classes that are released as they are
@@ -45,7 +45,7 @@ class Audit:
         return "\n".join((*self.faults, f"{seen}: " + (counted(len(self.faults), "fault") if self.faults else "as recorded, no fault")))
 
 
-def verify(run: Run, base: Manifest | None = None) -> Audit:
+def verify(run: Run, base: Manifest | None = None) -> Verification:
     """Recompute everything that the manifests and tables of the pack and protect stages record of the images.
 
     Args:
@@ -98,16 +98,16 @@ def verify(run: Run, base: Manifest | None = None) -> Audit:
         faults.append(f"protect/{MANIFEST}: protected classes {protect.counts.get('classes')}, asked for {list(classes)}")
     if protect.counts.get("budget") != asdict(budget):
         faults.append(f"protect/{MANIFEST}: budget {protect.counts.get('budget')}, but the method's is {asdict(budget)}")
-    return Audit(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
+    return Verification(images, unprotected, len(protected_shards), budget, largest, most_used, tuple(faults))
 
 
 def verify_addition(addition: Run, base: Manifest) -> tuple[str, bool]:
     """Return the report of an addition, and whether it is complete and without fault."""
     try:
-        audit = verify(addition, base)
+        found = verify(addition, base)
     except ValueError as error:  # not finished; the rest is still reported
         return str(error), False
-    return str(audit), not audit.faults
+    return str(found), not found.faults
 
 
 def _splits(pack: Manifest, protect: Manifest) -> tuple[str, ...]:

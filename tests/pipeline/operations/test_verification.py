@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from pipeline.operations.audit import verify
+from pipeline.operations.verification import verify
 from pipeline.shards.pixels import encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, decode_shard, encode_shard
 from pipeline.shards.tables import read_table, rows_to_table, write_table
