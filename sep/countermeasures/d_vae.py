@@ -18,7 +18,7 @@ from sep.countermeasures.restoration import even, restored, scaled, trained
 
 STEPS = 1000  # of training, in each stage
 RATE = 3e-3  # peak of its learning rate
-RATES = 0.02, 0.6  # of the first stage and the second, in nats for each value of an image
+RATES = 0.2, 0.6  # of the first stage and the second, in nats for each value of an image
 EXCESS = 10.0  # what a nat beyond the rate costs, beside squared differences of numbers from -1 to 1
 PATCH, WIDTH = 4, 64  # side of a patch in pixels; channels
 D = 3 * PATCH**2  # as many numbers as the patch has values: only the rate limits a code
