@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pipeline.results.outcomes import WORST_FIRST, Outcome, outcome, regained
 from pipeline.results.run_results import RunResults
-from pipeline.results.thresholds import interval, lost, much, share_lost
+from pipeline.results.thresholds import interval, lost, much
 from pipeline.results.verdict import uncertain
 from pipeline.results.victims import Spread, TrialStats, VictimPair
 from pipeline.storage.records import shown
@@ -93,12 +93,9 @@ class Audit:
 
     @cached_property
     def worst(self) -> Tried | None:
-        """The adversary that decides: of those without clean pictures, the one with which the protection does worst."""
+        """The adversary that decides: of those without clean pictures, the one that gets the most from the release."""
         able = [each for each in self.tried if not each.clean_pictures and each.outcome is not Outcome.UNKNOWN]
-        return min(able, key=lambda each: (WORST_FIRST.index(each.outcome), self._share_lost(each)), default=None)
-
-    def _share_lost(self, tried: Tried) -> float:
-        return share_lost(_by(tried.figure, tried.pair), self.results.chance)
+        return max(able, key=lambda each: each.speaks.mean, default=None)
 
     @property
     def label(self) -> str:
@@ -138,10 +135,12 @@ class Audit:
         return f"{said} {worst.title}: {figures}, for {takes}."
 
     def _cheaper(self, worst: Tried) -> tuple[str, ...]:
-        """Name what undoes the protection for less."""
-        undone = [each for each in self.tried if each.outcome is worst.outcome is Outcome.UNDONE and not each.clean_pictures]
+        """Name the cheapest of those that undo the protection, if it is another one."""
+        undone = [each for each in self.tried if each.outcome is Outcome.UNDONE and not each.clean_pictures]
         cheapest = min(undone, key=lambda each: each.cost.hours, default=worst)
-        return () if cheapest is worst else (f"Undone for least by {cheapest.title}: {cheapest.cost}.",)
+        if cheapest is worst:
+            return ()
+        return (f"Undone for least by {cheapest.title}: {cheapest.speaks} of {cheapest.pair.clean.last} %, {cheapest.cost}.",)
 
     def _with_clean_pictures(self) -> tuple[str, ...]:
         undone = self.named(Outcome.UNDONE, clean_pictures=True)
