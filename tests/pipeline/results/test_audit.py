@@ -54,7 +54,7 @@ def test_the_worst_adversary_decides_with_figure_cost_and_spread(tmp_path: Path)
     assert found.label == "undone"
     assert found.sentences == (
         "Undone by jpeg-10: 84.0 ± 1.0 % from the release, 85.0 ± 1.0 % from the originals treated alike (last epoch, n = 3), for "
-        "2.0 times a plain training (4 CPU-hours), no clean pictures.",
+        "2.00 times a plain training (4 CPU-hours), no clean pictures.",
         "Of 4 tried: undone by 1, weakened by 1, holds against 2.",
     )
     assert "\n" not in found.line
@@ -63,7 +63,7 @@ def test_the_worst_adversary_decides_with_figure_cost_and_spread(tmp_path: Path)
 def test_what_undoes_it_for_less_is_named_besides(tmp_path: Path) -> None:
     found = audit_of(tmp_path, {"none": (94.0, 90.0, 91.0), "jpeg-10": (84.0, 83.0, 83.0), "cutout": (90.0, 60.0, 60.0)})
     assert found.sentences[0].startswith("Undone by jpeg-10: ")
-    assert found.sentences[1] == "Undone for least by plain training: 1.0 times a plain training (2 CPU-hours)."
+    assert found.sentences[1] == "Undone for least by plain training: 1.00 times a plain training (2 CPU-hours)."
 
 
 def test_what_holds_holds_against_what_was_tried_alone(tmp_path: Path) -> None:
