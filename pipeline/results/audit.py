@@ -37,9 +37,9 @@ class Cost:
     times: float | None
 
     def __str__(self) -> str:
-        """Return both: `5.1 times a plain training (0.3 CPU-hours)`."""
+        """Return both: `5.10 times a plain training (0.3 CPU-hours)`."""
         spent = f"{self.hours:.2g} {self.unit}"
-        return spent if self.times is None else f"{self.times:.1f} times a plain training ({spent})"
+        return spent if self.times is None else f"{self.times:.2f} times a plain training ({spent})"
 
 
 @dataclass(frozen=True)

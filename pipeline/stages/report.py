@@ -9,6 +9,7 @@ from pipeline.pages.gallery import drawings
 from pipeline.pages.page import render
 from pipeline.results.run_results import RunResults
 from pipeline.storage.layout import PAGE
+from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Stage
 
@@ -27,7 +28,8 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     if not results.manifests:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
-    section, inputs = {"version": VERSION, "verified": results.verified, **results.unfinished}, tuple(results.manifests)
+    left = {"unfinished": digest(results.unfinished)} if results.unfinished else {}  # of any number of victims
+    section, inputs = {"version": VERSION, "verified": results.verified, **left}, tuple(results.manifests)
     stage = Stage(folder, "report", section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest:
         return stage.manifest

@@ -119,10 +119,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
     twins = {_shared(trial, victim): tasks[trial.name] for trial in reversed(trials)}  # the first of several that share a training
-    turns = {name: turn for turn, name in enumerate(victim.countermeasures)}
-    alone = [(name, task) for name, task in missing.items() if twins[_shared(task.trial, victim)] is task]
-    # One countermeasure after the other, with both of its figures; clean images last, whose figure other runs may know where time is up.
-    trained = dict(sorted(alone, key=lambda each: (turns[each[1].trial.countermeasure], each[1].trial.data == "clean")))
+    trained = _in_turn({name: task for name, task in missing.items() if twins[_shared(task.trial, victim)] is task}, victim)
     states.remove_others(stage.folder, trained)
     if missing and len(missing) < len(tasks):
         log.info("victim: %d of %d trials are there already; left: %s", len(tasks) - len(missing), len(tasks), shown([*missing]))
@@ -158,6 +155,15 @@ def _asked_for_more(folder: Run, section: dict[str, Any]) -> bool:
         return False
     names = earlier.get("countermeasures", [])
     return {*section["countermeasures"]} < {*names} and bool(earlier == {**section, "countermeasures": names})
+
+
+def _in_turn(tasks: dict[str, VictimTask], victim: VictimConfig) -> dict[str, VictimTask]:
+    """Return tasks by countermeasure, so that each has both of its figures before the next begins.
+
+    Clean images come last: where time is up, other runs may know their figure.
+    """
+    turns = {name: turn for turn, name in enumerate(victim.countermeasures)}
+    return dict(sorted(tasks.items(), key=lambda each: (turns[each[1].trial.countermeasure], each[1].trial.data == "clean")))
 
 
 def _shared(trial: Trial, victim: VictimConfig) -> Trial:

@@ -208,9 +208,10 @@ class ParentRun:
         return [run["id"] for stage in self._state.get("stages", {}).values() for run in stage["runs"].values()]
 
     def finish_stage(self, stage: str, logged: str | None, names: Collection[str]) -> None:
-        """Remember that a stage was logged whole, with children of these names; others are of an earlier making and are superseded."""
+        """Remember that a stage was logged, with children of these names; others are superseded, but for those that have not ended."""
         runs = self._stage(stage)["runs"]
-        self.store.supersede(runs.pop(name)["id"] for name in runs.keys() - set(names))
+        earlier = [name for name in runs.keys() - set(names) if runs[name]["id"] not in self._running]
+        self.store.supersede(runs.pop(name)["id"] for name in earlier)
         self._stage(stage)["digest"] = logged
         self.remember()
 

@@ -51,7 +51,7 @@ class Countermeasure:
         frozen: whether only the linear head is trained, on features that are computed once and without augmentation.
         clean_percent: share of the protected images that an adversary has from elsewhere in their clean form.
         clean_only: whether an adversary trains on that share alone.
-        knowledge: what it takes besides the release and any training code, in words; empty for nothing.
+        knowledge: what it takes besides the release and any training code, in words; empty for nothing, or with `initial`.
         cost: of a training epoch, in ordinary ones, as measured on a CPU with ResNet-8 and 32-pixel images; what comes before the
             training is shared out among its epochs.
         revision: raise it whenever the meaning of the name changes, so that earlier victims are trained again.

@@ -116,15 +116,10 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     **{f"bridge-{pairs}": purified_by_bridge(pairs) for pairs in (100, 500, 4000)},
     "early-stop": Countermeasure(trained=stopped_early),
     "staged": Countermeasure(prepared=Deferred("sep.countermeasures.staged:staged")),
-    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0, knowledge=OTHERS),
-    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5, knowledge=OTHERS),
+    "pretrained": Countermeasure(initial=True, trained=fine_tuned, cost=10.0),
+    "pretrained-frozen": Countermeasure(initial=True, frozen=True, trained=head_alone, cost=0.5),
     "nonlinear": Countermeasure(
-        initial=True,
-        searched=Deferred("sep.countermeasures.nonlinear:nonlinear"),
-        frozen=True,
-        trained=head_alone,
-        cost=2.0,
-        knowledge=OTHERS,
+        initial=True, searched=Deferred("sep.countermeasures.nonlinear:nonlinear"), frozen=True, trained=head_alone, cost=2.0
     ),
     "contrastive": Countermeasure(first=Deferred("sep.countermeasures.contrastive:simclr"), frozen=True, trained=head_alone, cost=11.0),
     **{f"{kind}-{percent}": share(percent) for kind, share in SHARES.items() for percent in (1, 10, 20, 50)},
@@ -182,7 +177,7 @@ class Plan:
     @property
     def knowledge(self) -> str:
         """What they take besides the release, in words; empty for nothing."""
-        return " and ".join(dict.fromkeys(part.knowledge for part in self.parts if part.knowledge))
+        return " and ".join([OTHERS] * self.initial + [part.knowledge for part in self.parts if part.knowledge])
 
     @property
     def revision(self) -> int:

@@ -54,7 +54,7 @@ def test_the_worst_adversary_decides_with_figure_cost_and_spread(tmp_path: Path)
     assert found.label == "undone"
     assert found.sentences == (
         "Undone by jpeg-10: 84.0 ± 1.0 % from the release, 85.0 ± 1.0 % from the originals treated alike (last epoch, n = 3), for "
-        "2.0 times a plain training (4 CPU-hours), no clean pictures.",
+        "2.00 times a plain training (4 CPU-hours), no clean pictures.",
         "Of 4 tried: undone by 1, weakened by 1, holds against 2.",
     )
     assert "\n" not in found.line
@@ -65,7 +65,7 @@ def test_who_gets_the_most_decides_and_what_undoes_it_for_least_is_named_besides
     found = audit_of(tmp_path, {"none": (94.0, 20.0, 70.0), "jpeg-10": (64.0, 63.0, 63.0), "early-stop": (25.0, 24.0, 30.0)})
     assert found.label == "weakened"
     assert found.sentences[0].startswith("Holds in part against plain training with the answers renamed: 71.0 ± 1.0 % from the release")
-    assert found.sentences[1] == "Undone for least by jpeg-10: 64.0 ± 1.0 of 65.0 ± 1.0 %, 2.0 times a plain training (4 CPU-hours)."
+    assert found.sentences[1] == "Undone for least by jpeg-10: 64.0 ± 1.0 of 65.0 ± 1.0 %, 2.00 times a plain training (4 CPU-hours)."
 
 
 def test_what_holds_holds_against_what_was_tried_alone(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_the_page_says_what_verify_found_in_this_very_release(
     config, folder = copied_run
     folder.child("report").delete()
     report.execute(replace(config, tracking_uri="none"), folder)
-    assert "--tracking-uri none --overwrite" in words(folder)
+    assert f"python pipeline/audit.py --run {folder.uri}" in words(folder)
     assert "Verified not yet: run the command below" in words(folder)
     assert verify_command.main(["--run", folder.path]) == 0
     said = capsys.readouterr().out.strip()

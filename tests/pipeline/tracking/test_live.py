@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from cluster.deadline import Deadline, TimeIsUp
 from cluster.epochs import Metrics
 from cluster.local import LocalExecutor
 from pipeline.config.presets import from_tree
-from pipeline.config.schema import STAGES, RunConfig
+from pipeline.config.schema import STAGES, RunConfig, StageName
 from pipeline.results.run_results import RunResults
 from pipeline.shards.tables import read_table
 from pipeline.stages.sequence import run_stages
@@ -23,6 +25,7 @@ from pipeline.storage.folder import Folder
 from pipeline.tracking import live
 from pipeline.tracking.tracker import MlflowTracker, open_tracker
 from tests.fixtures import finished_run
+from tests.fixtures.executors import LOCAL
 
 TRAINED = STAGES[:4]
 
@@ -54,7 +57,9 @@ class Live:
     seen: Looked
 
 
-def go(config: RunConfig, folder: Folder, executor: LocalExecutor, seen: Looked | None = None) -> None:
+def go(
+    config: RunConfig, folder: Folder, executor: LocalExecutor, seen: Looked | None = None, stages: Collection[StageName] = TRAINED
+) -> None:
     """Run the stages that train, and look after everything that is told."""
     tracker = open_tracker(config, folder)
     assert isinstance(tracker, MlflowTracker)
@@ -75,7 +80,7 @@ def go(config: RunConfig, folder: Folder, executor: LocalExecutor, seen: Looked 
             tracker._outbox.wait()
             if seen:
                 seen.look()
-            run_stages(config, folder, tracker, executor, TRAINED)
+            run_stages(config, folder, tracker, executor, stages)
             status = "FINISHED"
         finally:
             tracker.close(status)
@@ -200,3 +205,26 @@ def test_an_interrupted_training_goes_on_in_its_run(tmp_path: Path) -> None:
     assert {name: after[name].info.run_id for name in before} == {name: run.info.run_id for name, run in before.items()}
     history = client.get_metric_history(after["surrogate"].info.run_id, "train_loss")
     assert [point.step for point in history] == [0, 1, 2, 3]
+
+
+def test_a_victim_whose_time_is_up_goes_on_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = finished_run.configuration(tmp_path / "run")
+    config = replace(base, victim=replace(base.victim, seeds=(0,), epochs=2))
+    _, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"), config)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/run/mlflow.db")
+    victims = [f"none · {data} · resnet8 · seed 0" for data in ("protected", "clean")]
+
+    def logged() -> dict[str, Any]:
+        return {run.info.run_name: run.info for run in client.search_runs(["1"])}
+
+    in_time = iter([False])  # to begin the second victim, and not for its second epoch
+    monkeypatch.setattr(Deadline, "passed", lambda _: folder.exists("victim/resnet8-protected-none-seed0.json") and next(in_time, True))
+    with pytest.raises(TimeIsUp):
+        go(config, folder, LOCAL, stages=["victim"])
+    before = logged()
+    assert [before[name].status for name in ("run", *victims)] == ["FAILED", "FINISHED", "FAILED"]
+    monkeypatch.undo()
+    go(config, folder, LOCAL, stages=["victim"])
+    after = logged()
+    assert [after[name].status for name in ("run", *victims)] == ["FINISHED"] * 3
+    assert {name: run.run_id for name, run in after.items()} == {name: run.run_id for name, run in before.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sep.countermeasures.registry import COUNTERMEASURES
+from sep.countermeasures.registry import COUNTERMEASURES, plan
 from sep.countermeasures.standing import STANDING, cheapest_first, expected_cost
 from sep.train_config import TrainConfig
 
@@ -13,6 +13,12 @@ def test_the_standing_set_is_of_the_table_and_takes_no_clean_pictures() -> None:
     assert len({*STANDING}) == len(STANDING)
     assert {*STANDING} < COUNTERMEASURES.keys() - {"none"}
     assert not any(COUNTERMEASURES[name].clean_images for name in STANDING)
+
+
+def test_what_an_adversary_has_besides_the_release_is_said() -> None:
+    assert plan("jpeg-10").knowledge == ""
+    assert plan("jpeg-10+pretrained").knowledge == "a network trained on other images"
+    assert plan("known-pattern+pretrained").knowledge == "a network trained on other images and the method and its budget"
 
 
 def test_a_cost_is_that_of_the_whole_training() -> None:
