@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
@@ -23,11 +24,22 @@ from pipeline.storage.stage import Manifest
 from pipeline.tracking.protocol import Tracker
 from pipeline.training.clean_shares import protected_labels
 
+log = logging.getLogger(__name__)
+
 
 def _report(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     from pipeline.stages import report  # draws with matplotlib, which no other stage needs
 
     return report.execute(config, folder)
+
+
+def _report_what_there_is(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor) -> None:
+    """Report the victims that have finished. If that fails as well, as on the same damaged file, say so: what failed first is raised."""
+    try:
+        _report(config, folder, executor)
+        tracker.log_stage("report", RunResults.read(folder))
+    except (ValueError, OSError) as error:
+        log.warning("report: not drawn: %s", error)
 
 
 RUN: dict[StageName, Callable[[RunConfig, Any, Executor], Manifest]] = {  # of a Run; a point packs nothing and trains no surrogate
@@ -77,8 +89,7 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
             except (WorkFailed, TimeIsUp):
                 tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
                 if name == "victim" and "report" in stages:
-                    _report(config, folder, executor)
-                    tracker.log_stage("report", RunResults.read(folder))
+                    _report_what_there_is(config, folder, tracker, executor)
                 raise
             # The configuration of the finished stages, which may differ from this start's.
             results = RunResults.read(folder)
