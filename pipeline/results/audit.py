@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from pipeline.results.outcomes import WORST_FIRST, Outcome, outcome, regained
+from pipeline.results.outcomes import Outcome, outcome, regained
 from pipeline.results.run_results import RunResults
 from pipeline.results.thresholds import interval, lost, much
 from pipeline.results.verdict import uncertain
@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Tried:
-    """An adversary that was tried, by the network with which it hurts the protection most.
+    """An adversary that was tried, by the network with which it gets the most from the release.
 
     Attributes:
         name: its countermeasure.
@@ -185,7 +185,7 @@ def _tried(results: RunResults) -> tuple[Tried, ...]:
     tried = []
     for name, found in spoken.items():
         judged = [(outcome(by, {}, guess, tests), figure, pair, by) for figure, pair, by in found]
-        worst, figure, pair, _ = min(judged, key=lambda each: (WORST_FIRST.index(each[0]), lost(each[3])))
+        worst, figure, pair, _ = max(judged, key=lambda each: (each[0] is not Outcome.UNKNOWN, each[3].protected.last.mean))
         cost = _cost(_spent(results, pair.protected), takes.get(pair.clean.network))
         clean = plan(name).clean_pictures(results.count("protect", "protected") or 0)
         has = filter(None, (plan(name).knowledge, renaming if figure == "relabelled" else ""))

@@ -71,7 +71,7 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
     runs = [found for wanted in asked if "protect" in (found := RunResults.read(point(folder, wanted.name))).manifests]
     if not runs:
         return "no point of the sweep is protected yet"
-    # From cheap to dear.
+    # From cheap to costly.
     runs.sort(key=lambda measured: (measured.gradients_per_image, measured.folder.uri))
     compared = compare(runs)
     if "report" not in config.stages:

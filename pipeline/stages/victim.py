@@ -190,7 +190,7 @@ def _task(
     decides += [form] if (form := recorded_form(config)) else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)
     decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
-    if "streamed" in decides and any(part.dear for part in plan.parts):
+    if "streamed" in decides and any(part.costly for part in plan.parts):
         name = f"victim.countermeasures: {trial.countermeasure} purifies images once, and needs them all in memory"
         raise ValueError(f"{name}: raise --memory-limit-mb")
     decides += [{"pairs": protect.digest}] if plan.known and plan.known.known_pairs else []

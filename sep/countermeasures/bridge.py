@@ -25,12 +25,12 @@ def bridge(epoch: Epoch, num_classes: int, *, steps: int = STEPS) -> OfClass:
     """Lead images back over a bridge from protected to clean ones, which is learned from pairs.
 
     The paper takes a diffusion bridge (Zhou et al. 2024, "Denoising Diffusion Bridge Models") with a network for diffusion at full size.
-    Here it is a Brownian bridge, whose network sees the released image beside the one on the way and tells the clean one. Images cross it
-    without further noise, so that purified ones are the same whenever they are made.
+    Here it is a Brownian bridge, whose network sees the released image beside the one on the way, and predicts the clean one. Images
+    cross it without further noise, so that purified ones are the same whenever they are made.
 
     Args:
         epoch: batches of an epoch, protected images and their clean form, `(B, C, H, W)` in levels each.
-        num_classes: not used; the network is told no class.
+        num_classes: not used; the network does not see the class.
         steps: of training.
 
     Returns:
@@ -59,11 +59,11 @@ def on_the_bridge(clean: Tensor, protected: Tensor, share: Tensor, noise: Tensor
 def _loss(network: nn.Module, protected: Tensor, clean: Tensor) -> Tensor:
     end, start = scaled(clean), scaled(protected)
     share, noise = (draw.to(end.device) for draw in (torch.rand(len(end)), torch.randn(end.shape)))
-    return functional.mse_loss(_told(network, on_the_bridge(end, start, share, noise), start, share), end)
+    return functional.mse_loss(_predicted(network, on_the_bridge(end, start, share, noise), start, share), end)
 
 
-def _told(network: nn.Module, now: Tensor, protected: Tensor, share: Tensor) -> Tensor:
-    """Return the clean images that the network tells, `(B, 3, H, W)`; it gives what differs from the protected ones."""
+def _predicted(network: nn.Module, now: Tensor, protected: Tensor, share: Tensor) -> Tensor:
+    """Return the predicted clean images, `(B, 3, H, W)`; the network gives their difference from the protected ones."""
     clean: Tensor = protected + network(torch.cat([now, protected], 1), share)
     return clean
 
@@ -71,6 +71,6 @@ def _told(network: nn.Module, now: Tensor, protected: Tensor, share: Tensor) -> 
 def _crossed(network: nn.Module, protected: Tensor) -> Tensor:
     now = protected
     for stop in range(STOPS, 0, -1):
-        clean = _told(network, now, protected, protected.new_full((len(protected),), stop / STOPS))
+        clean = _predicted(network, now, protected, protected.new_full((len(protected),), stop / STOPS))
         now = torch.lerp(clean, now, (stop - 1) / stop)
     return now

@@ -40,7 +40,7 @@ class Countermeasure:
             place of the training set, with their labels. No victim trains on them.
         known_pairs: the same for a number of images in both forms. `fitted` reads them as released, with their clean form in the place of
             labels.
-        dear: whether `fitted` gives a change that takes too long to be made again in every epoch, so that the images must fit in memory.
+        costly: whether `fitted` gives a change that takes too long to be made again in every epoch, so that the images must fit in memory.
         first: maps the network before its training and the settings of the victim to a training that comes first.
         mixed: applied to each training batch after augmentation: float levels `(B, C, H, W)`, class probabilities `(B, K)` and a
             generator to other levels and probabilities.
@@ -63,7 +63,7 @@ class Countermeasure:
     prepared: Callable[[Network], None] | None = None
     known_percent: int = 0
     known_pairs: int = 0
-    dear: bool = False
+    costly: bool = False
     first: Callable[[Network, TrainConfig], FirstStage] | None = None
     mixed: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
     distorted: Callable[[Tensor, Generator], Tensor] | None = None

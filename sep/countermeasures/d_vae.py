@@ -1,4 +1,4 @@
-"""Purifying a release by an auto-encoder that may keep little of an image, and by what the images of a class have in common beyond that.
+"""Purifying a release by variational auto-encoders of a limited rate, which lose a perturbation that the class predicts.
 
 After Yu et al. 2024, "Purify Unlearnable Examples via Rate-Constrained Variational Autoencoders" (D-VAE).
 
@@ -58,7 +58,7 @@ class DVAE(nn.Module):
 
 
 def d_vae(epoch: Epoch, num_classes: int, *, steps: int = STEPS) -> OfClass:
-    """Subtract what auto-encoders lose of all images of a class, and replace images by what another one keeps, in two stages.
+    """Subtract the perturbation that an auto-encoder of a low rate loses and the class predicts, then decode images at a higher rate.
 
     With a low rate, an auto-encoder loses the perturbation, and the auxiliary decoder finds its predictable part in what was lost; the
     first stage subtracts it. With a higher rate, the second stage encodes what is left, and decodes the mean of the code (section 4 of the

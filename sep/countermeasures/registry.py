@@ -77,12 +77,12 @@ def resized_to(percent: int) -> Countermeasure:
 
 def purified_by_diffusion(percent: int) -> Countermeasure:
     """Purify by a diffusion model of some of the images in their clean form, which the victim does not train on."""
-    return Countermeasure(fitted=diffusion, known_percent=percent, dear=True, cost=2.0)
+    return Countermeasure(fitted=diffusion, known_percent=percent, costly=True, cost=2.0)
 
 
 def purified_by_bridge(pairs: int) -> Countermeasure:
     """Purify by what pairs of clean and protected images teach, which the victim does not train on."""
-    return Countermeasure(fitted=bridge, known_pairs=pairs, dear=True, cost=2.0)
+    return Countermeasure(fitted=bridge, known_pairs=pairs, costly=True, cost=2.0)
 
 
 SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
@@ -111,7 +111,7 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
     "orthogonal-projection": Countermeasure(fitted=Deferred("sep.countermeasures.projection:orthogonal_projection")),
     "class-residual": Countermeasure(fitted=Deferred("sep.countermeasures.projection:class_residual")),
     "known-pattern": Countermeasure(fitted=Deferred("sep.countermeasures.known_pattern:known_pattern"), knowledge=PRODUCT),
-    "d-vae": Countermeasure(fitted=Deferred("sep.countermeasures.d_vae:d_vae"), dear=True, cost=2.0),
+    "d-vae": Countermeasure(fitted=Deferred("sep.countermeasures.d_vae:d_vae"), costly=True, cost=2.0),
     "diffusion": purified_by_diffusion(SET_ASIDE),
     **{f"bridge-{pairs}": purified_by_bridge(pairs) for pairs in (100, 500, 4000)},
     "early-stop": Countermeasure(trained=stopped_early),

@@ -19,7 +19,7 @@ from sep.execution import autocast, backends, moved, resolve
 
 RATE = 2e-3  # peak of the learning rate
 WIDTH = 32  # N
-GROUPS, EMBEDDED = 8, 64  # of channels that are normalised together; numbers that say a moment
+GROUPS, EMBEDDED = 8, 64  # of channels that are normalised together; numbers in the embedding of a timestep
 TOGETHER = 250  # images that are restored at a time
 MULTIPLE = 8  # sides that the network takes as they are: it halves them three times
 
@@ -31,14 +31,14 @@ class Block(nn.Module):
         """Build them, from `before` channels to `after`."""
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(GROUPS, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
-        self.moment = nn.Linear(EMBEDDED, 2 * after)
+        self.timestep = nn.Linear(EMBEDDED, 2 * after)
         self.norm, self.second = nn.GroupNorm(GROUPS, after), nn.Conv2d(after, after, 3, padding=1)
         self.beside = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         nn.init.zeros_(self.second.weight)
 
-    def forward(self, images: Tensor, moment: Tensor) -> Tensor:
-        """Map `(B, before, H, W)` and the embedding of a moment, `(B, EMBEDDED)`, to `(B, after, H, W)`."""
-        scale, shift = self.moment(moment)[:, :, None, None].chunk(2, 1)
+    def forward(self, images: Tensor, embedded: Tensor) -> Tensor:
+        """Map `(B, before, H, W)` and the embedding of a timestep, `(B, EMBEDDED)`, to `(B, after, H, W)`."""
+        scale, shift = self.timestep(embedded)[:, :, None, None].chunk(2, 1)
         inner = functional.silu(self.norm(self.first(images)) * (1 + scale) + shift)
         added: Tensor = self.beside(images) + self.second(inner)
         return added
@@ -60,19 +60,19 @@ class UNet(nn.Module):
         nn.init.zeros_(last.weight)
         self.leave = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), last)
 
-    def forward(self, images: Tensor, moments: Tensor) -> Tensor:
-        """Map `(B, channels, H, W)`, of sides that are multiples of 8, and moments from 0 to 1, `(B,)`, to `(B, 3, H, W)`."""
+    def forward(self, images: Tensor, timesteps: Tensor) -> Tensor:
+        """Map `(B, channels, H, W)`, of sides that are multiples of 8, and timesteps from 0 to 1, `(B,)`, to `(B, 3, H, W)`."""
         rates = torch.exp(-math.log(1e4) * torch.linspace(0, 1, EMBEDDED // 2, device=images.device))
-        angles = 1000 * moments[:, None] * rates
-        moment = self.embed(torch.cat([angles.sin(), angles.cos()], 1))
+        angles = 1000 * timesteps[:, None] * rates
+        embedded = self.embed(torch.cat([angles.sin(), angles.cos()], 1))
         seen, skips = self.enter(functional.pixel_unshuffle(images, 2)), []
         for place, block in enumerate(self.down):
-            seen = block(functional.avg_pool2d(seen, 2) if place else seen, moment)
+            seen = block(functional.avg_pool2d(seen, 2) if place else seen, embedded)
             skips.append(seen)
-        seen = self.middle(seen, moment)
+        seen = self.middle(seen, embedded)
         for place, block in enumerate(self.up):
             seen = functional.interpolate(seen, scale_factor=2.0) if place else seen
-            seen = block(torch.cat([seen, skips.pop()], 1), moment)
+            seen = block(torch.cat([seen, skips.pop()], 1), embedded)
         return functional.pixel_shuffle(self.leave(seen), 2)
 
 
@@ -98,14 +98,15 @@ def trained(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], epoch:
         rate: peak of the learning rate, which rises and falls once.
     """
     batches = chain.from_iterable(epoch(number) for number in count())
-    first = next(iter(epoch(0)))[0]
-    network.to(first.device).to(memory_format=torch.channels_last).train()
+    first = next(batches)
+    device = first[0].device
+    network.to(device).to(memory_format=torch.channels_last).train()
     adam = torch.optim.Adam(network.parameters(), rate, fused=True)
-    schedule, precision = OneCycleLR(adam, rate, total_steps=steps), resolve("auto", first.device)
+    schedule, precision = OneCycleLR(adam, rate, total_steps=steps), resolve("auto", device)
     with backends(precision):
-        for images, others in islice(batches, steps):
+        for images, others in islice(chain([first], batches), steps):
             adam.zero_grad(set_to_none=True)
-            with autocast(first.device, precision):
+            with autocast(device, precision):
                 value = loss(images, others)
             torch.autograd.backward(value)
             adam.step()

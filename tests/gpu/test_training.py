@@ -118,7 +118,8 @@ def test_other_threads_go_on_while_a_step_is_recorded(device: torch.device) -> N
     finally:
         done.set()
         reader.join()
-    assert [float(each) for each in sums] == [100.0 * (place % 64 + 1) for place in range(len(sums))]
+    # one by one: where CI is set, pytest explains how two lists differ, and with thousands of numbers that takes it hours
+    assert all(float(each) == 100.0 * (place % 64 + 1) for place, each in enumerate(sums))
     assert len(sums) > 10
 
 

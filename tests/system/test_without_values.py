@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -44,12 +43,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["on the device", "beside it"],
 )
 def test_nothing_but_values_is_wrong(python: Path, suites: tuple[str, ...]) -> None:
-    """A test that hangs says where each thread is. As the device shares one mark of a recording among all threads, it has a second try."""
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", "cuda", "--no-values", *suites]
-    command += ["-o", f"timeout={HANGS_SECONDS}", "-o", "timeout_method=thread"]
-    for _ in range(2):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
-        if "+ Timeout +" not in done.stderr:
-            break
-        warnings.warn(done.stderr, stacklevel=1)
+    """Comparisons are not explained: nearly all fail there, and telling two long lists of noise apart can take pytest hours."""
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--assert", "plain", "--device", "cuda", "--no-values", *suites]
+    command += ["-o", f"timeout={HANGS_SECONDS}", "-o", "timeout_method=thread"]  # a test that hangs says where each thread is
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

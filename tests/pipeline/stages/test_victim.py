@@ -224,8 +224,8 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
     alone = Resources(nodes=((1, 0),), workers=1, tasks=1)
     folder.write("initial.pt", to_bytes(build_network("resnet8", pack).state_dict()))
     config = replace(config, victim=replace(config.victim, initial=folder.file("initial.pt")))
-    # One percent of 36 images is none; the dear ones learn for minutes, and have tests of their own with fewer steps.
-    names = [name for name, each in COUNTERMEASURES.items() if name != "clean-only-1" and not each.dear]
+    # One percent of 36 images is none; the costly ones learn for minutes, and have tests of their own with fewer steps.
+    names = [name for name, each in COUNTERMEASURES.items() if name != "clean-only-1" and not each.costly]
     for name in names:
         reports: list[dict[str, float]] = []
         for data in ("clean", "protected"):

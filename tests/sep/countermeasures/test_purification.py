@@ -15,7 +15,7 @@ from sep.countermeasures import d_vae as encoders
 from sep.countermeasures.bridge import bridge, on_the_bridge
 from sep.countermeasures.countermeasure import Epoch, OfClass
 from sep.countermeasures.d_vae import d_vae
-from sep.countermeasures.diffusion import diffusion, drowned
+from sep.countermeasures.diffusion import diffusion, noised
 from sep.countermeasures.restoration import scaled
 from tests.fixtures.shortcut_run import CLASSES, pictures, protected, textures
 
@@ -42,10 +42,10 @@ def test_images_in_a_diffusion_have_the_mean_and_the_variance_of_the_paper() -> 
     """Equation 4 of Ho et al. 2020: the mean is sqrt(alpha-bar) x, the variance 1 - alpha-bar."""
     image, draws = torch.full((4000, 1, 4, 4), 0.6), torch.Generator().manual_seed(0)
     kept = 1.0
-    for moment in range(1, 101):
-        kept *= 1 - (1e-4 + (0.02 - 1e-4) * (moment - 1) / 999)
-        if moment in (1, 50, 100):
-            there = drowned(image, torch.full((4000,), moment), torch.randn(image.shape, generator=draws))
+    for timestep in range(1, 101):
+        kept *= 1 - (1e-4 + (0.02 - 1e-4) * (timestep - 1) / 999)
+        if timestep in (1, 50, 100):
+            there = noised(image, torch.full((4000,), timestep), torch.randn(image.shape, generator=draws))
             assert abs(float(there.mean()) - 0.6 * kept**0.5) < 0.005
             assert abs(float(there.var()) / (1 - kept) - 1) < 0.03
 

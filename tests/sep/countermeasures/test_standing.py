@@ -1,4 +1,4 @@
-"""The standing set: adversaries that exist, tried from cheap to dear, and the strongest of equal cost first."""
+"""The standing set: adversaries that exist, tried from cheap to costly, and the strongest of equal cost first."""
 
 from __future__ import annotations
 
