@@ -45,12 +45,38 @@ def field(coefficients: Tensor, start: Tensor) -> Tensor:
     Returns:
         `(..., H, W)`, without the edge.
     """
-    values, before = start.clone(), WINDOW - 1
-    for row in range(before, start.shape[-2]):
-        for column in range(before, start.shape[-1]):
-            window = values[..., row - before : row + 1, column - before : column + 1].flatten(-2)[..., :ORDER]
-            values[..., row, column] = (coefficients * window).sum(-1)
+    values = start.clone()
+    for row in range(WINDOW - 1, start.shape[-2]):
+        _continue(coefficients, values, row)
     return values[..., EDGE:, EDGE:]
+
+
+def _continue(coefficients: Tensor, values: Tensor, row: int) -> None:
+    """Continue processes by one row, in place."""
+    before = WINDOW - 1
+    for column in range(before, values.shape[-1]):
+        window = values[..., row - before : row + 1, column - before : column + 1].flatten(-2)[..., :ORDER]
+        values[..., row, column] = (coefficients * window).sum(-1)
+
+
+def steady(drawn: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the processes whose fields do not diverge, with those fields. Most diverge within a few rows, and are left there.
+
+    Args:
+        drawn: `(P, C, 8)`.
+        start: `(P, C, H + 4, W + 4)`, which is written over.
+
+    Returns:
+        `(Q, C, 8)` and `(Q, C, H, W)`.
+    """
+    hopeless = 2 * STRONGEST**2 * start[0, :, EDGE:, EDGE:].numel()  # a sum of squares; twice the limit, as sums are rounded
+    for row in range(WINDOW - 1, start.shape[-2]):
+        _continue(drawn, start, row)
+        going = start[..., EDGE : row + 1, EDGE:].square().sum((1, 2, 3)) <= hopeless  # false also for NaN
+        drawn, start = drawn[going], start[going]
+    made = start[..., EDGE:, EDGE:]
+    limited = made.square().mean((1, 2, 3)).sqrt() <= STRONGEST
+    return drawn[limited], made[limited]
 
 
 def answer(coefficients: Tensor, fields: Tensor) -> Tensor:
@@ -84,9 +110,7 @@ def processes(count: int, channels: int, height: int, width: int, seed: int) -> 
         drawn /= drawn.sum(-1, keepdim=True)
         for size in ((min(height, SIDE), min(width, SIDE)), (height, width)):
             start = torch.randn(len(drawn), channels, *(side + EDGE for side in size), generator=generator, dtype=torch.float64)
-            made = field(drawn, start)
-            steady = made.square().mean((1, 2, 3)).sqrt() <= STRONGEST  # false also for NaN
-            drawn, made = drawn[steady], made[steady]
+            drawn, made = steady(drawn, start)
         found, fields = torch.cat([found, drawn]), torch.cat([fields, made])
     answers = torch.stack([answer(one, fields) for one in found])
     weakest = torch.minimum(answers, answers.T)

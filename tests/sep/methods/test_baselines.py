@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sep.budget import Budget, budget_used, check_budget
-from sep.methods.autoregressive import EDGE, ORDER, STRONGEST, answer, autoregressive, field, processes
+from sep.methods.autoregressive import EDGE, ORDER, STRONGEST, answer, autoregressive, field, processes, steady
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import METHODS, Method
 from sep.methods.request import Request
@@ -236,6 +236,19 @@ def test_noise_of_a_class_is_the_same_for_its_images_and_that_of_an_image_is_its
     ends = torch.tensor([0, 255], dtype=torch.uint8).repeat(K)[:, None, None, None].expand(-1, 3, SIDE, SIDE).contiguous()
     clipped = perturbed(request("error-min", ends, prepared=own), "error-min").int()
     assert torch.equal(clipped, (ends.int() + own).clamp(0, 255))
+
+
+def test_processes_that_are_left_early_are_those_that_diverge() -> None:
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.randn(300, 3, ORDER, generator=draws, dtype=torch.float64)
+    drawn /= drawn.sum(-1, keepdim=True)
+    start = torch.randn(300, 3, 20, 16, generator=draws, dtype=torch.float64)
+    whole = field(drawn, start)
+    limited = whole.square().mean((1, 2, 3)).sqrt() <= STRONGEST
+    assert 3 < int(limited.sum()) < 100
+    found, made = steady(drawn, start)
+    assert torch.equal(found, drawn[limited])
+    assert torch.equal(made, whole[limited])
 
 
 def test_autoregressive_draws_do_not_depend_on_the_number_of_images() -> None:
