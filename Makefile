@@ -37,7 +37,7 @@ on-ray: .venv/installed
 	$(BIN)/pytest -m "ray and not slow"
 
 quick: .venv/installed
-	$(BIN)/pytest -n 2 --dist loadfile -m "not ray and not slow"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ray and not slow"
 
 test-gpu:  ## what only a GPU can get wrong, by any Python with torch and pytest: two minutes at most
 	PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(GPU_PYTHON) -m pytest tests/gpu --device cuda
