@@ -55,14 +55,14 @@ def _check_exported(run: str, exported: str) -> int:
 
 def _record(folder: Run, outcome: dict[str, Any]) -> None:
     """Keep the outcome with the run, on the page of its report, if there is one, and in MLflow, if the run is there."""
-    from pipeline.tracking.afterwards import log_verification
+    from pipeline.tracking.afterwards import log_outcome
 
     own = folder.parent if isinstance(folder, Point) else folder
     try:
         folder.write(VERIFIED, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
         with driver_lock(own):
             _draw_again(folder)
-            log_verification(folder)
+            log_outcome(folder, "verify")
     except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
         print(f"the outcome is not with the run: {error}", file=sys.stderr)
 

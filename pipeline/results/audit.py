@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -51,20 +51,27 @@ class Tried:
         pair: that network, trained on clean and on protected images.
         outcome: by the figure that speaks.
         figure: the accuracy that speaks on the release: relabelled where renaming the answers wins back much.
-        cost: of a training on the release.
         clean_pictures: how many originals of released images it takes.
         knowledge: what it takes besides, in words; empty for nothing.
         crafted_for: whether the release was made through a view that does the same.
+        results: of the run.
     """
 
     name: str
     pair: VictimPair
     outcome: Outcome
     figure: Figure
-    cost: Cost
     clean_pictures: int
     knowledge: str
     crafted_for: bool
+    results: RunResults = field(repr=False)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What a training on the release took; read from the records of the trials."""
+        plain = (pair.protected for pair in self.results.of_release if pair.clean.countermeasure == "none")
+        like = next((stats for stats in plain if stats.network == self.pair.clean.network), None)
+        return _cost(_spent(self.results, self.pair.protected), _spent(self.results, like) if like else None)
 
     @property
     def speaks(self) -> Spread:
@@ -181,15 +188,13 @@ def _tried(results: RunResults) -> tuple[Tried, ...]:
         renamed = lost(pair) >= much(pair, guess) and regained(pair, guess) is not None
         figure: Figure = "relabelled" if renamed else "last epoch"
         spoken.setdefault(pair.clean.countermeasure, []).append((figure, pair, _by(figure, pair)))
-    takes = {pair.clean.network: _spent(results, pair.protected) for pair in pairs if pair.clean.countermeasure == "none"}
     tried = []
     for name, found in spoken.items():
         judged = [(outcome(by, {}, guess, tests), figure, pair, by) for figure, pair, by in found]
         worst, figure, pair, _ = max(judged, key=lambda each: (each[0] is not Outcome.UNKNOWN, each[3].protected.last.mean))
-        cost = _cost(_spent(results, pair.protected), takes.get(pair.clean.network))
         clean = plan(name).clean_pictures(results.count("protect", "protected") or 0)
         has = filter(None, (plan(name).knowledge, renaming if figure == "relabelled" else ""))
-        tried.append(Tried(name, pair, worst, figure, cost, clean, " and ".join(has), name != "none" and crafted_for(name, views)))
+        tried.append(Tried(name, pair, worst, figure, clean, " and ".join(has), name != "none" and crafted_for(name, views), results))
     return tuple(tried)
 
 
@@ -220,6 +225,7 @@ def card(found: Audit) -> dict[str, Any]:
         "verdict": found.label,
         "line": found.line,
         "decided_by": found.worst and found.worst.name,
+        "decided_accuracy": found.worst and round(found.worst.speaks.mean, 2),
         "chance_accuracy": results.chance,
         "test_images": results.measured_images,
         "victim": dict(results.victim_asked.get("victim", {})),

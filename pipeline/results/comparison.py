@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.results.audit import Tried, audit
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import verdict
 from pipeline.results.victims import Spread, VictimPair
@@ -33,6 +34,8 @@ SCHEMA = pa.schema(
         ("stored", pa.string()),
         ("seeds", pa.int64()),
         ("chance_accuracy", pa.float64()),
+        ("strongest_adversary", pa.string()),
+        ("strongest_adversary_accuracy", pa.float64()),
     ]
     + [(f"{name}_accuracy{std}", pa.float64()) for name in SPREADS for std in ("", "_std")]
 )
@@ -40,7 +43,8 @@ EXPLAINED = (
     "Gradients are counted over all images. Surrogate is the training time of the networks whose checkpoints a method reads, shared by all "
     "points of a sweep; – means that the method reads none. Crafting is extrapolated from the rate of the last start; – means that this "
     "start crafted nothing. It includes a network that a method trains for itself, as error-minimising noise does. Surrogate and victims "
-    "show the duration of their last start, the victims all together."
+    "show the duration of their last start, the victims all together. The strongest adversary is the victim that gets the most from the "
+    "release without clean pictures, with its accuracy, relabelled where renaming its answers helps it."
 )
 
 
@@ -167,8 +171,15 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "victim_seconds": run.manifests["victim"].seconds if "victim" in run.manifests else None,
             "chance_accuracy": run.chance,
         }
+        if strongest := _strongest(run):
+            of_run |= {"strongest_adversary": strongest.name, "strongest_adversary_accuracy": strongest.speaks.mean}
         flat += [of_run | _of_victim(pair) for pair in run.pairs] or [of_run]
     return [{column: row.get(column) for column in SCHEMA.names} for row in flat]
+
+
+def _strongest(run: RunResults) -> Tried | None:
+    """Return the adversary that an audit of the run would name, by the victims that it has."""
+    return audit(run, (), {}).worst if "protect" in run.manifests else None
 
 
 def _of_victim(pair: VictimPair) -> dict[str, Any]:
@@ -203,8 +214,12 @@ def made(comparison: Comparison) -> Table:
     """Return the table of what each run was made with, and what that cost."""
     settings = ("method", "targets", "networks", "budget", "checkpoints", "steps")
     costs = ("gradients", "surrogate", "crafting", "victims", "PSNR")
-    lines = [(name, verdict(run).label, _data(run), *_made(run)) for name, run in comparison.runs.items()]
-    return Table(("run", "verdict", "data", *settings, *costs), lines, numbers=6)
+    lines = [(name, verdict(run).label, _gets(_strongest(run)), _data(run), *_made(run)) for name, run in comparison.runs.items()]
+    return Table(("run", "verdict", "strongest adversary", "data", *settings, *costs), lines, numbers=7)
+
+
+def _gets(strongest: Tried | None) -> str:
+    return f"{strongest.title}: {strongest.speaks} %" if strongest else NONE
 
 
 def _made(run: RunResults) -> tuple[str, ...]:

@@ -22,7 +22,19 @@ from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_p
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, VERIFIED, trial_name, trial_record
+from pipeline.storage.layout import (
+    AUDIT,
+    CARD,
+    CHECKPOINTS,
+    MANIFEST,
+    QUARANTINE,
+    RESULTS,
+    SAMPLES,
+    UNFINISHED,
+    VERIFIED,
+    trial_name,
+    trial_record,
+)
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
@@ -85,8 +97,9 @@ class RunResults:
         """Return the digest of what a stage has made, which may be a part of the trials; None where it has made nothing."""
         if stage == "report":
             return self._report_digest
-        if stage == "verify":
-            return digest(self.verified) if self.verified else None
+        if stage in ("verify", "audit"):
+            found = self.verified if stage == "verify" else self.audited
+            return digest(found) if found else None
         if stage in self.manifests:
             return self.manifests[stage].digest
         return digest(self.unfinished) if stage == "victim" and self.unfinished else None
@@ -98,9 +111,18 @@ class RunResults:
     @cached_property
     def verified(self) -> Mapping[str, Any] | None:
         """What verify.py found in this very release: `faults`, their number, the `first` of them, and `said`; None before it has looked."""
+        return self._found(VERIFIED, "release")
+
+    @cached_property
+    def audited(self) -> Mapping[str, Any] | None:
+        """The card of audit.py about this very release; None before there is one."""
+        return self._found(f"{AUDIT}/{CARD}", "release_sha256")
+
+    def _found(self, name: str, release: str) -> Mapping[str, Any] | None:
+        """Return a record that another command has left, if the entry `release` of it is the digest of this release."""
         try:
-            found: dict[str, Any] = json.loads(self.folder.read(VERIFIED))
-            return found if found["release"] == self.digest_of("protect") else None
+            found: dict[str, Any] = json.loads(self.folder.read(name))
+            return found if found[release] == self.digest_of("protect") else None
         except (FileNotFoundError, ValueError, KeyError):
             return None
 

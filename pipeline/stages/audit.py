@@ -11,17 +11,19 @@ from typing import Any
 
 from pipeline.config.faults import one_line
 from pipeline.config.recorded import recorded
-from pipeline.config.schema import STAGES, RunConfig
+from pipeline.config.schema import STAGES, UNTRACKED, RunConfig
 from pipeline.pages.audit_page import render
 from pipeline.results.audit import audit, card
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import held_out
 from pipeline.stages import job
 from pipeline.stages.sequence import check
+from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.layout import AUDIT, CARD, MANIFEST, PAGE
 from pipeline.storage.records import to_json
-from pipeline.storage.run import Run, sweep_of
+from pipeline.storage.run import Point, Run, sweep_of
 from pipeline.storage.stage import Manifest
+from pipeline.tracking.afterwards import log_outcome
 from sep.countermeasures.standing import STANDING, cheapest_first
 
 
@@ -50,7 +52,7 @@ def work(run: Run, command: str, adversaries: Sequence[str] = (), **start: Any) 
         config = _against(config, [name for name in names if name not in unsuited])
     except ValueError as error:
         raise ValueError(one_line(error)) from error
-    return job.work(config, lambda _: conclude(run, config.victim.countermeasures, unsuited, command))
+    return job.work(config, lambda _: conclude(config, run, unsuited, command))
 
 
 def _has_report(run: Run, before: RunConfig) -> bool:
@@ -72,14 +74,17 @@ def _unsuited(config: RunConfig, run: Run, names: Sequence[str]) -> Mapping[str,
     return found
 
 
-def conclude(run: Run, asked: Sequence[str], unsuited: Mapping[str, str], command: str) -> str:
-    """Write page and card of what there is, and return what to print.
+def conclude(config: RunConfig, run: Run, unsuited: Mapping[str, str], command: str) -> str:
+    """Write page and card of what there is, log them where the run was logged, and return what to print.
 
     Raises:
         ValueError: a record of the run is damaged.
         OSError: storage refused.
     """
-    found, folder = audit(RunResults.read(run), asked, unsuited), run.child(AUDIT)
+    found, folder = audit(RunResults.read(run), config.victim.countermeasures, unsuited), run.child(AUDIT)
     folder.write(CARD, to_json(card(found)))
     folder.write(PAGE, render(found, command).encode())
+    if config.tracking_uri != UNTRACKED:
+        with driver_lock(run.parent if isinstance(run, Point) else run):
+            log_outcome(run, "audit")
     return f"\n{found.line}\n\n  page      {folder.uri}/{PAGE}\n  card      {folder.uri}/{CARD}"

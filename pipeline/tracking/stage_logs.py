@@ -16,7 +16,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import CHECKPOINTS, VERIFIED
+from pipeline.storage.layout import AUDIT, CARD, CHECKPOINTS, PAGE, VERIFIED
 from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
@@ -29,6 +29,7 @@ Log = Callable[[ParentRun, RunResults], Names]
 
 COST = ("gradients", "gradients_per_image", "crafting_seconds")
 PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
+AFTERWARDS = ("verify", "audit")  # commands that look at a release when the run is over
 SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 HEADLINE = {  # figures of a run that come with a stage
@@ -173,6 +174,18 @@ def log_verification(parent: ParentRun, results: RunResults) -> Names:
     return ()
 
 
+def log_audit(parent: ParentRun, results: RunResults) -> Names:
+    """Log what audit.py found: the verdict to filter by, what the strongest adversary gets to sort by, the page and the card."""
+    assert parent.id
+    assert results.audited
+    parent.store.set_tags(parent.id, {"audit": results.audited["verdict"]})
+    gets = results.audited["decided_accuracy"]
+    parent.store.log_metrics(parent.id, {} if gets is None else {"strongest_adversary_accuracy": gets})
+    files = {PAGE: results.folder.child(AUDIT).read(PAGE), CARD: to_json(results.audited)}
+    parent.store.log_files(parent.id, {f"{AUDIT}/{name}": data for name, data in files.items()})
+    return ()
+
+
 def log_comparison(run: ParentRun, comparison: Folder, text: str, links: Mapping[str, str] | None = None) -> None:
     """Log the files of a comparison as artifacts, and its tables as the description, with links to the runs by their names."""
     assert run.id
@@ -209,6 +222,7 @@ OF_RUN: Mapping[str, Log] = {
     "victim": log_victims,
     "report": log_report,
     "verify": log_verification,
+    "audit": log_audit,
 }
 
 

@@ -63,7 +63,8 @@ def test_prints_what_the_runs_measured(runs: dict[str, Path], tmp_path: Path, ca
         spreads = " ".join(str(spread) for spread in (pair.clean.last, pair.protected.last, pair.protected.peak, pair.protected.relabelled))
         assert f"resnet8 {name} 2 {spreads}" in words(out)
         gradients = 36 * steps * 2  # images, steps, checkpoints
-        made_with = f"{name} does not hold generated sep-fa shift resnet8 {levels}/255 2 {steps} {gradients}"
+        strongest = f"plain training: {pair.protected.last} %"
+        made_with = f"{name} does not hold {strongest} generated sep-fa shift resnet8 {levels}/255 2 {steps} {gradients}"
         assert made_with in words(out)
         assert f"{known['psnr_db']:.1f} dB" in out
     assert str(to / "index.html") in out
@@ -130,8 +131,8 @@ def test_what_a_run_lacks_is_shown_as_missing(runs: dict[str, Path], tmp_path: P
     finished_run.write(tmp_path / "begun", ("pack",))
     compared = side_by_side(both(runs["eight"], runs["without"], tmp_path / "begun"))
     assert [line[0] for line in made(compared).lines] == ["eight", "without", "begun"]
-    assert made(compared).lines[2] == ("begun", "not measured", "generated", *(NONE,) * 11)
-    assert made(compared).lines[1][1:4] == ("not measured", "generated", "sep-fa")
+    assert made(compared).lines[2] == ("begun", "not measured", NONE, "generated", *(NONE,) * 11)
+    assert made(compared).lines[1][1:5] == ("not measured", NONE, "generated", "sep-fa")
     assert [line[1:] for line in measured(compared).lines if line[1] != "eight"] == [(name, *(NONE,) * 5) for name in ("without", "begun")]
     assert "begun: nothing is protected yet" in compared.warnings
 

@@ -13,7 +13,9 @@ import pytest
 from pipeline import compare, verify
 from pipeline.results.run_results import RunResults
 from pipeline.stages import report
+from pipeline.stages.audit import conclude
 from pipeline.storage.folder import Folder
+from pipeline.storage.run import open_run
 from pipeline.tracking import outbox
 from pipeline.tracking.tracker import open_tracker
 from tests.fixtures import finished_run
@@ -93,11 +95,26 @@ def test_faults_are_named_even_where_the_report_cannot_be_drawn(own: Path, capsy
 
 def test_the_next_start_logs_what_verify_could_not(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as away:
-        away.setattr("pipeline.tracking.afterwards.log_verification", lambda folder: None)
+        away.setattr("pipeline.tracking.afterwards.log_outcome", lambda folder, command: None)
         assert verify.main(["--run", str(own)]) == 0
     assert "verified" not in run_of(own).data.tags
     track(own)
     assert run_of(own).data.tags["verified"] == "no fault"
+
+
+def test_the_verdict_of_an_audit_is_in_the_run_that_was_audited(own: Path) -> None:
+    finished_run.write(own, ("victim",), replace(finished_run.configuration(own), overwrite=True))
+    config = replace(finished_run.configuration(own), victim=replace(finished_run.configuration(own).victim, countermeasures=("none",)))
+    said = conclude(config, open_run(str(own)), {}, "audit.py again")
+    run, card = run_of(own), json.loads((own / "audit" / "card.json").read_text())
+    assert run.data.tags["audit"] == card["verdict"]
+    assert run.data.metrics["strongest_adversary_accuracy"] == card["decided_accuracy"]
+    assert json.loads(artifact(own, run, "audit/card.json")) == card
+    assert artifact(own, run, "audit/index.html") == (own / "audit" / "index.html").read_text()
+    assert card["line"] in said
+    before = (own / "tracking.json").read_bytes()
+    conclude(replace(config, tracking_uri="none"), open_run(str(own)), {}, "audit.py again")
+    assert (own / "tracking.json").read_bytes() == before
 
 
 def test_a_run_that_logs_nothing_stays_so(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
