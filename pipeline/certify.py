@@ -16,8 +16,8 @@ from sep.choices import NetworkName
 def _certify_run(
     run: str,
     network: NetworkName | None = None,
-    sigma: float = 0.01,
-    eta: float = 0.01,
+    sigma: float = 0.02,
+    eta: float = 0.02,
     q: float = 0.9,
     draws: int = 500,
     confidence: float = 0.99,

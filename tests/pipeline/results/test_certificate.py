@@ -94,7 +94,7 @@ def certificate(clean: float) -> Certificate:
         network="resnet8",
         release="abc",
         protected=Certified(20.0, 23.45, (20.0, 23.45)),
-        clean=Certified(60.0, clean, (60.0, clean)),
+        clean=Certified(60.0, clean, (clean - 1, clean)),
         distance=41.26,
         guess=10.0,
         tests=1000,
