@@ -2,7 +2,7 @@
 
 The method `aue` is the same under the augmentation of contrastive learning, as a view in both loops (Wang et al. 2024, "Efficient
 Availability Attacks against Supervised and Contrastive Learning Simultaneously", AUE): noise that is learned through such augmentation
-lowers the loss of contrastive learning too, whose features then show little else.
+lowers the loss of contrastive learning too, the authors find.
 
 Legend: B images, C channels, H W pixels, R rows of noise, one for each image or one or more for each class, c channels of the noise.
 """
