@@ -12,6 +12,7 @@ from pkgutil import resolve_name
 COMMANDS = {
     "run": "protect an image data set, and measure the protection",
     "audit": "train adversaries against a release, for one verdict",
+    "certify": "bound what networks near one trained on a release can learn",
     "verify": "check a run from its files alone",
     "export": "write the protected images as a folder of PNGs",
     "compare": "show several runs side by side",

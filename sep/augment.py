@@ -17,6 +17,8 @@ from torch.nn import functional
 from sep.execution import moved
 from sep.train_config import Augmentation
 
+LEAST_AREA = 0.08  # of a window, as a share of the image
+
 
 def beside(images: Tensor, draws: Tensor) -> Tensor:
     """Copy draws from the CPU to the images' device."""
@@ -45,27 +47,33 @@ def crop(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability one half."""
-    coins = beside(images, torch.rand(len(images), generator=generator)) < 0.5
+def flip(images: Tensor, generator: torch.Generator, draws: int | None = None) -> Tensor:
+    """Mirror each image left to right with probability one half; with one draw, all of them or none."""
+    coins = beside(images, torch.rand(draws or len(images), generator=generator)) < 0.5
     return torch.where(coins[:, None, None, None], images.flip(3), images)
 
 
-def resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
+def resized_crop(images: Tensor, generator: torch.Generator, least: float = LEAST_AREA, draws: int | None = None) -> Tensor:
     """Replace each image by a random window of it, 8 % to 100 % of the area, aspect 3/4 to 4/3, bilinearly resized back.
 
     The distribution is that of torchvision's RandomResizedCrop, except that a window that does not fit is cut to the image.
+
+    Args:
+        images: `(B, C, H, W)`.
+        generator: on the CPU.
+        least: smallest share of the area.
+        draws: number of windows: B if not given, or one for all images.
     """
-    count = len(images)
+    count = draws or len(images)
     area, aspect, x, y = torch.rand(4, count, generator=generator)
-    scale = 0.08 + 0.92 * area
+    scale = least + (1 - least) * area
     ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3)) * images.shape[2] / images.shape[3]  # in pixels, not in shares of the sides
     width, height = (scale * ratio).sqrt().clamp(max=1), (scale / ratio).sqrt().clamp(max=1)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width, height
     theta[:, 0, 2], theta[:, 1, 2] = (2 * x - 1) * (1 - width), (2 * y - 1) * (1 - height)
     levels = images.float()
-    grid = functional.affine_grid(beside(images, theta), list(images.shape), align_corners=False)
+    grid = functional.affine_grid(beside(images, theta), [count, *images.shape[1:]], align_corners=False).expand(len(images), -1, -1, -1)
     return functional.grid_sample(levels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from sep.countermeasures.registry import stored_as
 from sep.methods.registry import METHODS
@@ -11,10 +12,17 @@ from sep.views import registry as views
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
 
+Config = TypeVar("Config", bound="RunConfig")
+
 
 def packed_at_own_size(config: RunConfig) -> bool:
     """Return whether images are packed at their own size, whatever it is."""
     return config.input_size is not None and config.pack.size is None
+
+
+def looked_through(config: Config) -> Config:
+    """Return the configuration with the views that the networks of the method look through: its own where those given are `none` alone."""
+    return replace(config, views=config.protect.kind.mix) if config.views == views.PLAIN else config
 
 
 def recorded_views(config: RunConfig) -> dict[str, list[str]]:

@@ -17,6 +17,7 @@ from pipeline.config.class_selection import protected_classes
 from pipeline.config.plan_config import PlanConfig
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import SPLITS, RunConfig, to_tree
+from pipeline.config.sight import looked_through
 from pipeline.operations.probe import LOOKED_AT, Images, Speed, fresh, look, measure, scaled
 from pipeline.operations.reference_gpu import NAME, NETWORK, SIDE, reference_images, reference_speed
 from pipeline.sources.dataset import Dataset
@@ -168,7 +169,7 @@ def plan(config: PlanConfig) -> str:
         ValueError: the source cannot be packed as it is, or a setting does not fit it.
         WorkFailed: the probe failed.
     """
-    dataset = scan(config)
+    config, dataset = looked_through(config), scan(config)
     executor = open_executor(config.executor, NEVER)
     try:
         resources = executor.connect(config.workers)

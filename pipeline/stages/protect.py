@@ -20,7 +20,7 @@ from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import ProtectConfig, RunConfig, deciding
-from pipeline.config.sight import recorded_input, recorded_views
+from pipeline.config.sight import looked_through, recorded_input, recorded_views
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
@@ -49,7 +49,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
             other views, or a class is unknown.
         WorkFailed: shards failed, after all others were finished.
     """
-    pack, protect = Manifest.load(folder, "pack"), config.protect.resolved()
+    config, pack, protect = looked_through(config), Manifest.load(folder, "pack"), config.protect.resolved()
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
     section = deciding(protect)

@@ -114,7 +114,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     trials = [Trial(n, d, c, s) for n, c, s, d in product(victim.networks, victim.countermeasures, victim.seeds, kinds)]
     each = victim.trials_per_gpu if resources.gpu else 1
     at_once = min(len(trials), resources.tasks * each)  # not of the missing ones: a trial that is done again gets as many threads as before
-    made = {trial.name: _task(trial, config, folder, pack, protect, resources, at_once) for trial in trials}
+    made = {trial.name: task_of(trial, config, folder, pack, protect, resources, at_once) for trial in trials}
     tasks = {name: replace(task, deadline=executor.deadline) for name, task in made.items()}
     _trained_elsewhere(tasks.values(), folder)
     missing = {name: task for name, task in tasks.items() if _outcome(stage.folder, task) is None}
@@ -173,7 +173,7 @@ def _shared(trial: Trial, victim: VictimConfig) -> Trial:
     return replace(trained, network=victim.networks[0]) if named else trained
 
 
-def _task(
+def task_of(
     trial: Trial, config: RunConfig, folder: Run, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
 ) -> VictimTask:
     """Return a trial's task. A clean victim depends on nothing that was protected, and no victim depends on the other trials."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 # In the folder of the run
 CONFIG = "config.json"  # the configuration that the finished stages were made with
 VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
+CERTIFIED = "certificate.json"  # of certify.py: the certificate, and the digest of the release that it is for
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines; in `audit`, the verdict of audit.py
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
@@ -56,6 +57,7 @@ POINT = "point.json"  # marks the folder of a point, and holds what was swept, `
 SHARED: tuple[str, ...] = ("pack", "surrogate")  # stages that all points of a sweep read from the run
 COMPARISON = "comparison"  # of the points of the sweep
 AUDIT = "audit"  # the page and the card of audit.py
+CERTIFICATE = "certificate"  # the weights that certify.py trained, so that another certificate trains nothing
 ADDED = "added"  # holds a folder for each addition, `0001`, ...
 
 # Beside an exported folder, after its name

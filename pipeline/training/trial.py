@@ -119,7 +119,7 @@ def train_victim(task: VictimTask, report: Report) -> None:
     accuracies, losses = state.get("accuracies", []), state.get("losses", [])
     seconds, waiting = state.get("seconds", 0.0), state.get("waiting_seconds", 0.0)
     begun = time.monotonic()
-    for epoch, kept, last in _epochs(task, state):
+    for epoch, kept, last in epochs_of(task, state):
         seconds, waiting = seconds + time.monotonic() - begun, waiting + epoch.waiting_seconds
         if epoch.table is not None:
             accuracies.append(accuracy(epoch.table, protected))
@@ -139,7 +139,7 @@ def train_victim(task: VictimTask, report: Report) -> None:
     file.remove()
 
 
-def _epochs(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bool]]:
+def epochs_of(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bool]]:
     """Open the training of a victim, with a test after each epoch, and before it a first stage without tests, where the plan has one.
 
     Clean and protected victims of one seed start from the same weights and see their images in the same order.

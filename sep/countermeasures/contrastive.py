@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from sep.at_rest import AtRest
-from sep.augment import beside, flip, resized_crop
+from sep.augment import LEAST_AREA, beside, flip, resized_crop
 from sep.countermeasures.first_stage import FirstStage
 from sep.models import Network
 from sep.train_config import TrainConfig
@@ -75,14 +75,24 @@ def two_copies(_: AtRest, levels: Tensor, labels: Tensor, generator: Generator) 
     return copies, torch.arange(len(copies), device=levels.device).roll(len(labels))
 
 
-def distorted(levels: Tensor, generator: Generator) -> Tensor:
-    """Apply the distortions of Chen et al.: a random window, a flip, random colours, and sometimes grey. Float levels to the same."""
-    levels = flip(resized_crop(levels, generator), generator)
-    shape = (len(levels), 1, 1, 1)
-    draws = beside(levels, 2 * torch.rand(4, *shape, generator=generator) - 1)
+def distorted(levels: Tensor, generator: Generator, strength: float = 1.0, draws: int | None = None) -> Tensor:
+    """Apply the distortions of Chen et al.: a random window, a flip, random colours, and sometimes grey.
+
+    Args:
+        levels: `(B, 3, H, W)`, floats.
+        generator: on the CPU.
+        strength: factor on how far windows and colours go, and on the chances of colours and of grey, as Wang et al. have it.
+        draws: number of draws: B if not given, or one for all images.
+
+    Returns:
+        Levels, `(B, 3, H, W)`, not whole.
+    """
+    levels = flip(resized_crop(levels, generator, 1 - strength * (1 - LEAST_AREA), draws), generator, draws)
+    shape = (draws or len(levels), 1, 1, 1)
+    shifts = beside(levels, strength * (2 * torch.rand(4, *shape, generator=generator) - 1))
     coins = beside(levels, torch.rand(2, *shape, generator=generator))
-    jittered = torch.where(coins[0] < JITTERED, _jittered(levels, *draws), levels)
-    return torch.where(coins[1] < GREYED, _luma(jittered).expand_as(levels), jittered).clamp(0, 255)
+    jittered = torch.where(coins[0] < strength * JITTERED, _jittered(levels, *shifts), levels)
+    return torch.where(coins[1] < strength * GREYED, _luma(jittered).expand_as(levels), jittered).clamp(0, 255)
 
 
 def _luma(levels: Tensor) -> Tensor:
@@ -97,8 +107,10 @@ def _jittered(levels: Tensor, brightness: Tensor, contrast: Tensor, saturation: 
     grey = _luma(contrasted)
     saturated = grey + (1 + STRENGTH * saturation) * (contrasted - grey)
     angle = 2 * math.pi * HUE * hue.flatten()
-    turn = torch.eye(3, device=levels.device).repeat(len(levels), 1, 1)
+    turn = torch.eye(3, device=levels.device).repeat(len(angle), 1, 1)
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
     colours = levels.new_tensor(YIQ)
-    return torch.einsum("bij,bjhw->bihw", torch.linalg.inv(colours) @ turn @ colours, saturated)
+    mixing = torch.linalg.inv(colours) @ turn @ colours
+    # Channel by channel: the sums of a product of matrices would depend on the number of images.
+    return torch.stack([(mixing[:, channel, :, None, None] * saturated).sum(1) for channel in range(3)], 1)

@@ -126,7 +126,8 @@ COUNTERMEASURES: dict[str, Countermeasure] = {
 }
 
 
-VIEW_OF = {"grayscale": "gray", "bit-depth-2": "bits-2", "gaussian-blur": "blur", "random-warp": "warp"}  # others share the name
+# Others share the name.
+VIEW_OF = {"grayscale": "gray", "bit-depth-2": "bits-2", "gaussian-blur": "blur", "random-warp": "warp", "contrastive": "simclr-100"}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable").
 
+The method `aue` is the same under the augmentation of contrastive learning, as a view in both loops (Wang et al. 2024, "Efficient
+Availability Attacks against Supervised and Contrastive Learning Simultaneously", AUE): noise that is learned through such augmentation
+lowers the loss of contrastive learning too, the authors find.
+
 Legend: B images, C channels, H W pixels, R rows of noise, one for each image or one or more for each class, c channels of the noise.
 """
 
@@ -142,6 +146,10 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
 
     With views, each training batch is seen in one view of the mix, and each step over the noise follows gradients through one. Momentum,
     normalised gradients, one noise for all channels and several noises a class are not in the paper either.
+
+    For `aue`, Wang et al. take another path through the same two loops: 60 rounds of a whole epoch of training each, at a falling rate,
+    and 5 steps over the noise of an image, each with draws of its own. Here images share the draws of a step, a window has at least 45
+    percent of the area where they have 46, and training images are augmented once more, as an adversary augments them.
 
     Three numbers differ from the commands of the paper's code. Noise of single images takes 20 steps a round there, and here as many as
     any crafting method (`CraftConfig.steps`: 30 by default, 15 or fewer in the presets of small networks). Noise of a class is finished

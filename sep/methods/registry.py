@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from sep.budget import Budget, largest_change
 from sep.choices import Channels
 from sep.deferred import Deferred
+from sep.views.registry import PLAIN
 
 if TYPE_CHECKING:
     from sep.methods.request import Request
@@ -30,6 +31,7 @@ Method = Literal[
     "noise",
     "error-min",
     "error-min-class",
+    "aue",
     "linear-separable",
     "autoregressive",
     "one-pixel",
@@ -57,6 +59,7 @@ class MethodSpec:
         preparation: what it must know of the whole training set before the first shard; None: nothing.
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
         noise_rounds: rounds of training a network against the noise, at most; 0: it trains none.
+        mix: views that its networks look through where those of the run are `none` alone.
         grows: whether it can protect images that come later in the same way.
         own_size: whether it can protect pictures of many sizes, each at its own.
     """
@@ -75,6 +78,7 @@ class MethodSpec:
     preparation: Preparation | None = None
     budget: Callable[[int, Sequence[int]], Budget] = largest_change
     noise_rounds: int = 0
+    mix: tuple[str, ...] = PLAIN
     grows: bool = True
     own_size: bool = False
 
@@ -146,6 +150,7 @@ METHODS: dict[Method, MethodSpec] = {
         grows=True,
         own_size=True,
     ),
+    "aue": replace(_ERROR_MIN, description="error-min under the augmentation of contrastive learning", mix=("simclr-60",)),
     "linear-separable": MethodSpec(
         description="a random pattern of each class, which a linear model can tell apart",
         perturb=Deferred("sep.methods.linear_separable:linear_separable"),

@@ -97,4 +97,4 @@ def _seed(generator: torch.Generator) -> int:
 
 
 def _seen(images: Tensor, view: View, seed: int) -> Tensor:
-    return images if view.name == "none" else as_stored(view.on_levels(images.float(), Look(seed)))
+    return images if view.name == "none" else as_stored(view.on_levels(images.float(), Look(seed, each=True)))

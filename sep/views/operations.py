@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sep.augment import beside
 from sep.countermeasures import preprocessing
+from sep.countermeasures.contrastive import distorted
 from sep.countermeasures.distortion import warped
 from sep.views.registry import Look
 from sep.views.rounding import as_levels, passed, slope
@@ -88,6 +89,14 @@ def resize_crop(levels: Tensor, look: Look) -> Tensor:
     resized = round(height * factor), round(width * factor)
     (seen,) = cut(levels, [Window(resized, (round(top * (resized[0] - height)), round(left * (resized[1] - width))))], (height, width))
     return seen
+
+
+def simclr(levels: Tensor, look: Look, percent: int) -> Tensor:
+    """Distort as contrastive learning does, at a percentage of its full strength: a window, a flip, colours, grey.
+
+    On a GPU the gradient of the sampling is added up in no fixed order.
+    """
+    return as_levels(distorted(levels.float(), look.draws, percent / 100, None if look.each else 1)).to(levels.dtype)
 
 
 class Window(NamedTuple):

@@ -51,11 +51,13 @@ class Look:
         seed: of the view's draws.
         eps_levels: levels that the images may still move, by which a rounding decides what a gradient can reach.
         own_size: of pictures of their own size, which lie one after the other.
+        each: whether each image may have draws of its own, as in training; otherwise they share them.
     """
 
     seed: int = 0
     eps_levels: int = 8
     own_size: OwnSize | None = None
+    each: bool = False
 
     @property
     def draws(self) -> Generator:
@@ -71,7 +73,7 @@ class View:
     Attributes:
         name: as it is given on the command line.
         crafted: the differentiable form, batched on the device: `(B, 3, H, W)` whole float levels and a look to the same; of a numbered
-            view, also the number. All images of a call share its draws.
+            view, also the number. All images of a call share its draws, unless the look says otherwise.
         stored: the real thing, by a real codec: `(B, 3, H, W)` uint8 to the same; of a numbered view, also the number. None: `crafted`,
             which gives whole levels.
         numbers: the numbers that the name may end with; none of them: the name stands alone.
@@ -130,6 +132,7 @@ VIEWS: dict[str, View] = {
     "noise": View(crafted=Deferred("sep.views.operations:noise"), numbers=range(1, 65)),
     "band-drop": View(crafted=Deferred("sep.views.operations:band_drop")),
     "resize-crop": View(crafted=Deferred("sep.views.operations:resize_crop")),
+    "simclr": View(crafted=Deferred("sep.views.operations:simclr"), numbers=range(1, 101)),
 }
 
 

@@ -27,6 +27,7 @@ from pipeline.operations.probe import Images, Speed, Step, flops, fresh, look, r
 from pipeline.operations.reference_gpu import reference_images, reference_speed
 from pipeline.sources.scan import scan
 from sep.countermeasures.registry import plan as plan_of
+from sep.methods.registry import MOST_ROUNDS
 from tests.fixtures.pictures import class_folders
 
 CONFIG = replace(preset("cifar10-small"), data="somewhere")
@@ -48,6 +49,7 @@ def test_gradients_are_counted_as_the_method_takes_them() -> None:
     several = replace(CONFIG, surrogate=replace(CONFIG.surrogate, networks=("resnet8", "vit-small")))
     assert WORK.gradients(several) == 2 * WORK.gradients(CONFIG)
     assert WORK.gradients(replace(CONFIG, protect=replace(CONFIG.protect, method="noise"))) == 0
+    assert WORK.gradients(replace(CONFIG, protect=replace(CONFIG.protect, method="aue"))) == 2000 * 15 * MOST_ROUNDS
 
 
 def test_stages_take_what_their_parts_take() -> None:

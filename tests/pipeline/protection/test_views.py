@@ -12,6 +12,7 @@ import torch
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import ProtectConfig, RunConfig
 from pipeline.config.seeds import derive
+from pipeline.config.sight import looked_through
 from pipeline.operations.verification import verify
 from pipeline.protection import class_means
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
@@ -139,6 +140,22 @@ def test_error_minimising_noise_in_grey_with_patterns_through_views(packed: tupl
             wanted = torch.from_numpy(clean[sample.key].pixels).int() + noise[3 * sample.label + pattern, 0, :, :, None]
             assert torch.equal(torch.from_numpy(sample.pixels).int(), wanted.clamp(0, 255))
     assert verify(folder).faults == ()
+
+
+def test_aue_is_error_minimising_noise_through_the_augmentation_of_contrastive_learning(
+    packed: tuple[RunConfig, Folder], tmp_path: Path
+) -> None:
+    settings = {"noise_rounds": 2, "steps": 2}
+    config, folder = seen(packed, tmp_path / "aue", "aue", **settings)
+    plain = replace(config, views=("none",), surrogate=replace(config.surrogate, lr=0.05))
+    made = protect.execute(plain, folder, LOCAL)
+    assert made.counts["views"] == made.asked["protect"]["views"] == ["simclr-60"]
+    assert protect.execute(plain, folder, LOCAL) == made
+    other, same = seen(packed, tmp_path / "error-min", "error-min", **settings)
+    through = replace(plain, protect=other.protect, views=("simclr-60",))
+    assert digests(protect.execute(through, same, LOCAL)) == digests(made)
+    assert looked_through(replace(plain, views=MIX)).views == MIX  # those that are given
+    assert looked_through(replace(through, views=("none",))).views == ("none",)
 
 
 def packed_shard(folder: Folder, name: str) -> Shard:

@@ -123,7 +123,7 @@ def test_the_outcome_of_pairs_depends_on_the_release(run: Run) -> None:
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     for name, differs in (("bridge-48", True), ("diffusion", False), ("d-vae", False)):
         made = [
-            victim._task(Trial("resnet8", "clean", name, 0), config, folder, pack, each, Resources(((1, 0),), 1, 1), 1).made_from
+            victim.task_of(Trial("resnet8", "clean", name, 0), config, folder, pack, each, Resources(((1, 0),), 1, 1), 1).made_from
             for each in (protect, replace(protect, hash="another"))
         ]
         assert (made[0] != made[1]) == differs, name

@@ -37,7 +37,7 @@ def task(folder: Folder, resources: Resources = ONE_CPU, **training: Any) -> Vic
     config = finished_run.configuration(Path(folder.path))
     settings = {"epochs": 3, "augmentation": "crop-flip", **training}
     config = replace(config, victim=replace(config.victim, **settings))
-    return victim._task(TRIAL, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), resources, 1)
+    return victim.task_of(TRIAL, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), resources, 1)
 
 
 def trained(task: VictimTask) -> tuple[list[int], bytes]:

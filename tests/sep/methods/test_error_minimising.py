@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.at_rest import AtRest
 from sep.choices import Channels
+from sep.countermeasures.contrastive import distorted
 from sep.craft_config import CraftConfig
 from sep.ensemble import freeze
-from sep.fitting import optimiser, train_epoch
+from sep.fitting import Change, optimiser, train_epoch
 from sep.methods import error_minimising
 from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, class_rows, minimise
-from sep.methods.registry import MOST_ROUNDS
+from sep.methods.registry import METHODS, MOST_ROUNDS, Method
 from sep.methods.request import Request, protect
 from sep.models import Network, build
 from sep.pictures import one_size
@@ -47,13 +49,14 @@ def made(
     return data, minimise(network(), data, config, torch.Generator().manual_seed(1), threads)
 
 
-def trained_loss(levels: Tensor) -> tuple[float, Network]:
-    """The training loss that a fresh network reaches on some images in a few epochs, and that network."""
+def trained_loss(levels: Tensor, change: Change | None = None) -> tuple[float, Network]:
+    """The training loss that a fresh network reaches on some images, changed or not, in a few epochs, and that network."""
     labels, own = images()[1], network(seed=7)
     sgd, schedule = optimiser(own, replace(TRAIN, warmup_epochs=0), COUNT // 32)
     batches = list(zip(torch.split(levels, 32), torch.split(labels, 32), strict=True))
+    generator = torch.Generator()
     for _ in range(TRAIN.epochs):
-        loss = train_epoch(own, sgd, schedule, batches, "none", torch.Generator()).loss
+        loss = train_epoch(own, sgd, schedule, batches, "none", generator, change=change).loss
     return loss, own
 
 
@@ -137,7 +140,7 @@ def test_a_diverging_training_says_what_to_lower() -> None:
         made(torch.arange(COUNT), COUNT, replace(CONFIG, training=replace(TRAIN, lr=1e30)))
 
 
-MIX = ("none", "jpeg-50", "gray", "noise-4")
+MIX = ("none", "jpeg-50", "gray", "noise-4", "simclr-60")
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
@@ -150,6 +153,18 @@ def test_noise_through_views_lowers_the_loss_in_each_of_them(shared: bool) -> No
     for name in ("none", "gray"):
         on_noise, on_clean = (trained_loss(view(name).on_stored(levels))[0] for levels in (released, clean))
         assert on_noise < 0.7 * on_clean, name
+
+
+def test_noise_made_under_contrastive_augmentation_is_easier_to_learn_under_it() -> None:
+    def augmented(_: AtRest, levels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return distorted(levels, generator, strength=0.6), labels
+
+    methods: tuple[Method, ...] = ("error-min", "aue")
+    losses = {}
+    for method in methods:
+        data, _ = made(torch.arange(COUNT), COUNT, replace(CONFIG, views=METHODS[method].mix, rounds=10))
+        losses[method] = trained_loss(data.released(torch.arange(COUNT)), augmented)[0]
+    assert losses["aue"] < 0.7 * losses["error-min"]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from sep.views.registry import VIEWS, Look, check_mix, view
 
-NUMBERS = {"jpeg": (10, 50, 75, 90, 100), "webp": (20, 75), "bits": (1, 2, 3), "noise": (4,)}
+NUMBERS = {"jpeg": (10, 50, 75, 90, 100), "webp": (20, 75), "bits": (1, 2, 3), "noise": (4,), "simclr": (60, 100)}
 NAMES = [name for kind in VIEWS for name in ([f"{kind}-{number}" for number in NUMBERS[kind]] if kind in NUMBERS else [kind])]
-DRAWN = ("warp", "noise-4", "band-drop", "resize-crop")
+DRAWN = ("warp", "noise-4", "band-drop", "resize-crop", "simclr-60", "simclr-100")
 # Largest mean difference of the two forms in levels, and largest percentage of values more than two levels apart.
 AGREEMENT = {"jpeg": (0.3, 2.5), "blur": (1e-3, 0.0)}
 
@@ -71,6 +71,20 @@ def test_draws_are_those_of_the_look(name: str) -> None:
     seen = [view(name).on_levels(images, Look(seed)) for seed in (1, 1, 2, 3, 4)]
     assert torch.equal(seen[0], seen[1])
     assert (name in DRAWN) == any(not torch.equal(seen[0], other) for other in seen[2:])
+
+
+def test_each_training_image_may_be_distorted_in_its_own_way() -> None:
+    images = pictures(32, 32, count=1).float().expand(8, -1, -1, -1)
+    together, each = (view("simclr-60").on_levels(images, Look(3, each=own)) for own in (False, True))
+    assert len({tuple(image.flatten().tolist()) for image in together}) == 1
+    assert len({tuple(image.flatten().tolist()) for image in each}) == 8
+
+
+def test_a_stronger_distortion_changes_more() -> None:
+    images = pictures(32, 32).float()
+    changes = [[(view(f"simclr-{s}").on_levels(images, Look(seed)) - images).abs().mean() for seed in range(20)] for s in (1, 30, 60, 100)]
+    means = [float(torch.stack(each).mean()) for each in changes]
+    assert means == sorted(means)
 
 
 def test_a_view_leaves_its_input_alone() -> None:
