@@ -27,7 +27,7 @@ from pipeline.shards.tensors import Loading, load_seen, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Manifest, Shard
-from pipeline.training.networks import build_network
+from pipeline.training.initial import new_network
 from sep.execution import use_cpu
 from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
@@ -173,7 +173,7 @@ def _noise(site: Site, executor: Executor) -> None:
     check_noise_memory(site.config, images, side or counts["height"], side or counts["width"])
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
-    log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
+    log.info("protect: training a %s against its noise", site.config.surrogate.trained[0])
     for _ in executor.run_all(make_noise, [Work("noise", (site, cpus), images)], what="noise", capacity=capacity):
         pass
 
@@ -190,9 +190,9 @@ def make_noise(site: Site, threads: int) -> None:
     ranks = torch.searchsorted(among, labels)
     numbers, count = (protected.cumsum(0) - 1, int(protected.sum())) if own_rows else _class_rows(site, ranks)
     rows = torch.where(protected, numbers, -1)
-    name = site.config.surrogate.networks[0]
+    (name,), initial = site.config.surrogate.trained, site.config.surrogate.pretrained
     torch.manual_seed(derive(site.config.seed, "noise"))
-    network = build_network(name, site.pack, site.config.input_size).to(device).to(memory_format=torch.channels_last)
+    network = new_network(name, initial, site.pack, site.config.input_size).to(device).to(memory_format=torch.channels_last)
     settings = NoiseConfig(
         training=site.config.surrogate,
         steps=config.noise_steps,

@@ -234,6 +234,8 @@ class RunResults:
                     tree["input_size"] = recorded.get("input_size")
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
+        if "surrogate" in asked:
+            tree["surrogate"]["initial"] = asked["surrogate"].get("surrogate", {}).get("initial")
         if self.victim_asked:
             own = {"stored": VictimConfig.stored, "input_size": None} | self.victim_asked.get("victim", {})
             tree["victim"]["input_size"] = None if own["input_size"] == tree["input_size"] else own["input_size"]

@@ -33,6 +33,7 @@ from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY, split_of
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard, Stage
+from pipeline.training.initial import recorded_training
 from sep.budget import Budget
 from sep.choices import Precision
 from sep.execution import resolve
@@ -58,7 +59,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     if protect.kind.surrogate:
         _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
-        section["training"] = deciding(config.surrogate)
+        section["training"] = recorded_training(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:

@@ -34,6 +34,7 @@ OWN_UNITS = {
     "protect.tasks_per_gpu": "shards",
     "victim.batch_size": "images",
     "victim.trials_per_gpu": "victims",
+    "surrogate.initial_size": "pixels",
     "victim.initial_size": "pixels",
     "workers": "tasks or ranks",
 }
