@@ -32,6 +32,7 @@ from sep.execution import use_cpu
 from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import Preparation
+from sep.objective import choose_targets
 
 log = logging.getLogger(__name__)
 
@@ -196,12 +197,16 @@ def make_noise(site: Site, threads: int) -> None:
     settings = NoiseConfig(
         training=site.config.surrogate,
         steps=config.noise_steps,
-        rounds=config.noise_rounds,
+        rounds=config.noise_rounds or (config.kind.noise_rounds if config.kind.targets else None),
         views=site.config.views,
         **{name: getattr(config, name) for name in ("eps_levels", "momentum", "normalised", "precision", "kernels")},
     )
     assert config.channels is not None
-    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels)
+    wanted = labels.clone()
+    if config.kind.targets:
+        drawn, own = generator(site.config.seed, "targets"), labels[protected]
+        wanted[protected] = choose_targets(config.targets, own, site.classes, drawn, torch.zeros_like(own))
+    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels, wanted.to(device))
     noise = minimise(network, data, settings, generator(site.config.seed, "noise"), threads)
     if own_rows:
         held = torch.split(protected, [shard.count for shard in site.shards])
