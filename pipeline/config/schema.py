@@ -110,6 +110,11 @@ class ProtectConfig(CraftConfig):
     classes: tuple[str, ...] = ()
     """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
     released as they are; all if not given"""
+    share: float = 1.0
+    """share of each protected class whose images are protected; the others are released as they are"""
+    chosen: Literal["random", "near-mean", "far-mean"] = "random"
+    """which images that share has; random: by a hash of key and seed; near-mean, far-mean: those whose features, in the surrogate's last
+    checkpoint, are nearest to or farthest from the mean of their class"""
     splits: tuple[SplitName, ...] = ("train",)
     """which images of a source that comes with test images are protected and released: train, or train test"""
     epochs: tuple[int, ...] = ()
@@ -136,6 +141,10 @@ class ProtectConfig(CraftConfig):
             raise ValueError(f"protect.epochs = {self.epochs} names more checkpoints than {self.method} reads, which is {self.per_network}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"protect.batch-size must be at least 1, or auto; got {self.batch_size}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"protect.share must be above 0 and at most 1, got {self.share}")
+        if self.share < 1 and self.chosen != "random" and not self.kind.surrogate:
+            raise ValueError(f"protect.chosen = {self.chosen} needs a surrogate's features, and {self.method} has none: take random")
         if self.tasks_per_gpu < 1:
             raise ValueError(f"protect.tasks-per-gpu must be at least 1, got {self.tasks_per_gpu}")
 

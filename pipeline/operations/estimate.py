@@ -13,7 +13,7 @@ from cluster.display import duration
 from cluster.executor import Executor, open_executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work
-from pipeline.config.class_selection import protected_classes
+from pipeline.config.class_selection import portion, protected_classes
 from pipeline.config.plan_config import PlanConfig
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import SPLITS, RunConfig, to_tree
@@ -207,7 +207,7 @@ def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
     labels = Counter(entry.label for split in splits for entry in dataset.split(split))
     chosen = protected_classes(config, dataset.classes)
     sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
-    protected = sum(labels[label] for label in chosen)
+    protected = sum(portion(config.protect.share, labels[label]) for label in chosen)
     train, test = (len(dataset.split(split)) for split in SPLITS)
     return Workload(train, test, labels.total(), protected, len(dataset.classes), tuple(sizes))
 
