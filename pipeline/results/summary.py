@@ -67,6 +67,8 @@ def _released(results: RunResults) -> str:
     if "protect" not in results.manifests:
         return ""
     packed, protect = results.manifests["pack"], results.manifests["protect"]
+    if share := protect.counts.get("share"):
+        return f"images, {protect.counts['protected']} of them protected: {100 * share:.3g} % of each class ({protect.counts['chosen']})"
     tests = sum(shard.count for shard in protect.shards.get("test", []))
     if tests:
         how = "set aside for testing" if sets_aside(packed.asked) else "of the test split"
