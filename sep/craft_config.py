@@ -14,6 +14,7 @@ from sep.choices import Channels, Kernels, Precision, Targets
 from sep.methods.registry import METHODS, Method, MethodSpec
 
 OPTIONS = ("members_per_step", "momentum", "normalised", "channels", "patterns")  # settings that only some methods have
+BINDING: tuple[Targets, ...] = ("shift", "random-class")  # targets that noise can be bound to
 USUAL = ("checkpoints", *OPTIONS)  # settings whose values are the method's where nobody gives one
 
 
@@ -26,7 +27,7 @@ class CraftConfig:
     eps_levels: int = 8
     """L-infinity budget, in grey levels of 255; linear-separable, autoregressive (both L2) and one-pixel have their papers' own"""
     steps: int = 30
-    """outer steps T, one grey level each; of error-min, in each round"""
+    """outer steps T, one grey level each; of error-min and bait, in each round"""
     checkpoints: int | None = None
     """ensemble size N, equally spaced over the epochs of each surrogate network; the paper's if not given: 30, and 15 of sep-fa-vr"""
     inner_steps: int | None = None
@@ -43,13 +44,14 @@ class CraftConfig:
     """of error-minimising noise; colour: each channel has its own, if not given; grey: one for red, green and blue, because JPEG and
     grayscale remove colour"""
     patterns: int | None = None
-    """patterns a class of error-min-class, chosen for each image by a hash of its key and the seed, against averaging a class; 1 if not
-    given"""
+    """patterns a class of error-min-class and bait-class, chosen for each image by a hash of its key and the seed, against averaging a
+    class; 1 if not given"""
     noise_rounds: int | None = None
-    """rounds of training a network and moving error-minimising noise; if not given, until the training error is 1 percent, at most 30"""
+    """rounds of training a network and moving error-minimising noise; if not given, 30 in bait and bait-class, else until the training
+    error is 1 percent, at most 30"""
     targets: Targets = "shift"
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
-    wrong class; untargeted: away from the true class"""
+    wrong class; untargeted: away from the true class; bait and bait-class take the first two"""
     precision: Precision = "auto"
     """arithmetic of the gradients; auto: bf16 on a GPU that has it, float32 on a CPU"""
     kernels: Kernels = "fused"
@@ -71,6 +73,9 @@ class CraftConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be from 0 up to, not including, 1; got {self.momentum}")
+        if self.kind.targets and self.kind.noise_rounds and self.targets not in BINDING:
+            known = " or ".join(BINDING)
+            raise ValueError(f"targets of {self.method} must be {known}, which give a class one wrong class; got {self.targets}")
         for name in (*OPTIONS, "noise_rounds"):
             if getattr(self, name) is not None and not _takes(self.kind, name):
                 others = ", ".join(method for method, kind in METHODS.items() if _takes(kind, name))

@@ -80,6 +80,11 @@ def choose_classes(named: Sequence[str], classes: Sequence[str], flag: str) -> t
     return tuple(sorted(labels))
 
 
+def portion(share: float, count: int) -> int:
+    """Return how many of so many images of a class are protected, where it is a share of them: rounded, and a half up."""
+    return int(share * count + 0.5)
+
+
 def protected_classes(config: RunConfig, classes: Sequence[str]) -> tuple[int, ...]:
     """Return the labels of the classes that `--protect.classes` names, ascending.
 

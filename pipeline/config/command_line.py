@@ -100,6 +100,7 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
             # Take the content: a changed file is another configuration, and the machines of a cluster need no copy of it.
             pack=dataclasses.replace(config.pack, classes=from_files(config.pack.classes)),
             protect=dataclasses.replace(config.protect, classes=from_files(config.protect.classes)),
+            surrogate=dataclasses.replace(config.surrogate, initial=config.surrogate.initial and located(config.surrogate.initial)),
             victim=dataclasses.replace(config.victim, initial=located(config.victim.initial)),
         )
         _check_places(config)

@@ -8,6 +8,8 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 from typing_extensions import Doc
 
+from pipeline.config.ensemble import check_ensemble
+from pipeline.config.initial import Initial, is_file
 from pipeline.config.known_names import known_countermeasures, known_methods, known_views
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.sight import check_sight
@@ -73,6 +75,10 @@ class SurrogateConfig(TrainConfig):
 
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures, trained one after the other; the checkpoints of all of them together make the ensemble"""
+    initial: str | None = None
+    """pretrained network that the training begins with, against pretrained victims: as victim.initial; fresh weights if not given"""
+    initial_size: int = 96
+    """side in pixels to which that network resizes what it sees; larger is better and slower"""
     recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
     """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
 
@@ -85,6 +91,16 @@ class SurrogateConfig(TrainConfig):
         super().__post_init__()
         _each_once("surrogate", networks=self.networks)
 
+    @property
+    def pretrained(self) -> Initial | None:
+        """The pretrained network that the training begins with; None for fresh weights."""
+        return None if self.initial is None else Initial(self.initial, self.initial_size, "surrogate.initial")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Names of the networks that are trained: a pretrained network of a library takes the place of the architecture."""
+        return self.networks if self.initial is None or is_file(self.initial) else (self.initial,)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class ProtectConfig(CraftConfig):
@@ -94,6 +110,11 @@ class ProtectConfig(CraftConfig):
     classes: tuple[str, ...] = ()
     """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
     released as they are; all if not given"""
+    share: float = 1.0
+    """share of each protected class whose images are protected; the others are released as they are"""
+    chosen: Literal["random", "near-mean", "far-mean"] = "random"
+    """which images that share has; random: by a hash of key and seed; near-mean, far-mean: those whose features, in the surrogate's last
+    checkpoint, are nearest to or farthest from the mean of their class"""
     splits: tuple[SplitName, ...] = ("train",)
     """which images of a source that comes with test images are protected and released: train, or train test"""
     epochs: tuple[int, ...] = ()
@@ -120,6 +141,10 @@ class ProtectConfig(CraftConfig):
             raise ValueError(f"protect.epochs = {self.epochs} names more checkpoints than {self.method} reads, which is {self.per_network}")
         if self.batch_size != "auto" and self.batch_size < 1:
             raise ValueError(f"protect.batch-size must be at least 1, or auto; got {self.batch_size}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"protect.share must be above 0 and at most 1, got {self.share}")
+        if self.share < 1 and self.chosen != "random" and not self.kind.surrogate:
+            raise ValueError(f"protect.chosen = {self.chosen} needs a surrogate's features, and {self.method} has none: take random")
         if self.tasks_per_gpu < 1:
             raise ValueError(f"protect.tasks-per-gpu must be at least 1, got {self.tasks_per_gpu}")
 
@@ -150,6 +175,11 @@ class VictimConfig(TrainConfig):
     """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
     trials_per_gpu: Annotated[int, Mark.SPEED] = 1
     """victims trained on one GPU at a time, each with an equal part of its memory: for small networks, which do not fill it alone"""
+
+    @property
+    def pretrained(self) -> Initial:
+        """The network that pretrained victims begin with."""
+        return Initial(self.initial, self.initial_size, "victim.initial")
 
     def __post_init__(self) -> None:
         """Refuse unknown or missing names.
@@ -250,23 +280,7 @@ class RunConfig:
             )
         if not self.cache_gb >= 0:
             raise ValueError(f"cache-gb must be at least 0, got {self.cache_gb}")
-        if self.protect.kind.noise_rounds and len(self.surrogate.networks) > 1:
-            several = ", ".join(self.surrogate.networks)
-            raise ValueError(f"{self.protect.method} trains one network against its noise, but surrogate.networks names {several}")
-        drawn, members = self.protect.members_per_step, self.protect.members(len(self.surrogate.networks))
-        if drawn is not None and drawn > members:
-            raise ValueError(f"protect.members-per-step = {drawn} draws more than the ensemble has, which is {members}: draw fewer")
-        trained = self.surrogate.epochs
-        if self.protect.epochs:
-            if max(self.protect.epochs) >= trained:
-                raise ValueError(
-                    f"protect.epochs are counted from 0 to {trained - 1}, as surrogate.epochs = {trained}; got {max(self.protect.epochs)}"
-                )
-        elif self.protect.per_network > trained:
-            usual = f" (the paper's for {self.protect.method})" if self.protect.checkpoints is None else ""
-            raise ValueError(
-                f"protect.checkpoints = {self.protect.per_network}{usual} needs as many surrogate epochs, but surrogate.epochs = {trained}"
-            )
+        check_ensemble(self)
 
 
 def to_tree(config: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from cluster.display import duration
 from cluster.executor import Executor, open_executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work
-from pipeline.config.class_selection import protected_classes
+from pipeline.config.class_selection import portion, protected_classes
 from pipeline.config.plan_config import PlanConfig
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import SPLITS, RunConfig, to_tree
@@ -86,12 +86,18 @@ def _training(name: str, config: RunConfig, work: Workload, speed: Speed, worker
     ranks = workers.count if workers.gpu else min(workers.count, MOST_CPU_RANKS)
     each = max(1, config.surrogate.batch_size // ranks)
     steps = work.train // (each * ranks)
-    return config.surrogate.epochs * (EPOCH_SECONDS + steps * speed.training[name].seconds(each))
+    return config.surrogate.epochs * (EPOCH_SECONDS + steps * _cost(config) * speed.training[name].seconds(each))
+
+
+def _cost(config: RunConfig) -> float:
+    """Return the cost of a surrogate's step beside that of its architecture, whose place a pretrained network of a library takes."""
+    own = config.surrogate.trained == config.surrogate.networks
+    return 1.0 if own else countermeasures.plan("pretrained").cost
 
 
 def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, workers: Workers) -> float:
     networks = config.surrogate.networks
-    rate = len(networks) / sum(1 / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
+    rate = len(networks) / sum(_cost(config) / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
     members = config.protect.members(len(networks))
     passes = work.train * members * len(set(config.views)) / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
     coding = SHARD_PASSES * work.released / (images.per_second * workers.cpus_each)
@@ -202,7 +208,7 @@ def _count(config: PlanConfig, dataset: Dataset, images: Images) -> Workload:
     labels = Counter(entry.label for split in splits for entry in dataset.split(split))
     chosen = protected_classes(config, dataset.classes)
     sizes = [sum(p.numel() for p in fresh(name, images.pixels, len(dataset.classes)).parameters()) for name in config.surrogate.networks]
-    protected = sum(labels[label] for label in chosen)
+    protected = sum(portion(config.protect.share, labels[label]) for label in chosen)
     train, test = (len(dataset.split(split)) for split in SPLITS)
     return Workload(train, test, labels.total(), protected, len(dataset.classes), tuple(sizes))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.class_selection import choose_classes
+from pipeline.config.class_selection import choose_classes, portion
 from pipeline.config.released_splits import released_splits
 from pipeline.operations.shard_inspection import Row, compare, inspect
 from pipeline.shards.tables import read_table
-from pipeline.storage.layout import MANIFEST, SAMPLES
+from pipeline.storage.layout import CHOSEN, MANIFEST, SAMPLES
 from pipeline.storage.records import counted, digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard
@@ -25,7 +26,7 @@ class Verification:
     """The outcome: the number of images and shards, and every fault as `stage/shard: key (original name): what is wrong`."""
 
     images: int
-    unprotected: int  # of them, in classes that are released as they are
+    unprotected: int  # of them, released as they are, by their class or beyond a share of it
     shards: int
     budget: Budget
     largest_change: int  # in levels
@@ -34,7 +35,7 @@ class Verification:
 
     def __str__(self) -> str:
         """Return every fault on its line, then one line of summary."""
-        others = f" and {self.unprotected} of other classes" if self.unprotected else ""
+        others = f" and {self.unprotected} released as they are" if self.unprotected else ""
         images = f"{self.images - self.unprotected} protected images{others}"
         if self.budget.norm == "linf":
             change = f"largest change {self.largest_change} of {self.budget.limit} levels"
@@ -64,6 +65,8 @@ def verify(run: Run, base: Manifest | None = None) -> Verification:
     protected_shards = {shard.name: shard for shards in protect.shards.values() for shard in shards}
     faults = [f"protect/{MANIFEST}: made with another release of the run than the present one"] if old else []
     faults += [*_manifest_faults(run, pack, protect), *_table_faults(pack, clean_table), *_table_faults(protect, protected_table)]
+    kept, found_of_share = _beyond_share(run, pack, protect, clean_table, classes)
+    faults += found_of_share
     clean_by_shard, protected_by_shard = _by_shard(clean_table), _by_shard(protected_table)
     nothing = replace(budget, limit=0)
     images = unprotected = chosen = largest = most_used = 0
@@ -74,7 +77,7 @@ def verify(run: Run, base: Manifest | None = None) -> Verification:
             faults += [*clean.conclude(), f"protect/{shard.name}: missing: crafting it failed, and the run kept going without it"]
             continue
         protected = inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
-        others = {key for key, row in clean_rows.items() if row["label"] not in classes}
+        others = {key for key, row in clean_rows.items() if row["label"] not in classes or key in kept}
         for key in sorted(clean.samples.keys() & protected.samples.keys()):
             allowed = nothing if key in others else budget
             change, found = compare(clean.samples[key], protected.samples[key], protected_rows.get(key, {}), allowed)
@@ -90,7 +93,7 @@ def verify(run: Run, base: Manifest | None = None) -> Verification:
         faults += inspect(run, "pack", shard, rows, rows).conclude()
     if protect.counts.get("protected") != chosen:
         faults.append(
-            f"protect/{MANIFEST}: {protect.counts.get('protected')} protected images recorded, but {chosen} clean ones of their classes"
+            f"protect/{MANIFEST}: {protect.counts.get('protected')} protected images recorded, but {chosen} clean ones were to be"
         )
     if protect.counts.get("linf_levels") != largest:
         faults.append(f"protect/{MANIFEST}: largest change {largest} levels, recorded {protect.counts.get('linf_levels')}")
@@ -131,6 +134,27 @@ def _budget(run: Run, pack: Manifest, protect: Manifest) -> Budget:
     if method not in METHODS:
         raise ValueError(f"{run.uri}/protect/{MANIFEST} names the method {method!r}; known are {', '.join(METHODS)}")
     return METHODS[method].budget(eps_levels, (3, pack.counts["height"], pack.counts["width"]))
+
+
+def _beyond_share(run: Run, pack: Manifest, protect: Manifest, clean: pa.Table, classes: Sequence[int]) -> tuple[frozenset[str], list[str]]:
+    """Return the keys of protected classes that are beyond the share that was asked for, and faults of the record of those within it."""
+    share, where = protect.asked["protect"].get("share", 1), f"protect/{CHOSEN}"
+    if share == 1:
+        return frozenset(), []
+    names = pa.array([shard.name for shard in _shards(pack, _splits(pack, protect))])
+    rows = clean.filter(pc.and_(pc.is_in(clean["shard"], names), pc.is_in(clean["label"], pa.array(classes, clean["label"].type))))
+    labels = dict(zip(rows["key"].to_pylist(), rows["label"].to_pylist(), strict=True))
+    try:
+        chosen = read_table(run.child("protect"), CHOSEN)["key"].to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{run.uri}/{where} is missing or damaged ({error}): delete that folder and run the stage again") from error
+    faults = [] if digest(chosen) == protect.counts.get("chosen_sha256") else [f"{where}: not as recorded in {MANIFEST}"]
+    faults += [f"{where}: {key}: not in a class that is protected" for key in chosen if key not in labels]
+    every, found = Counter(labels.values()), Counter(labels[key] for key in {*chosen} & labels.keys())
+    for label, count in sorted(every.items()):
+        if found[label] != (expected := portion(share, count)):
+            faults.append(f"{where}: {found[label]} of the {count} images of class {label}, expected {expected}")
+    return frozenset(labels.keys() - set(chosen)), faults
 
 
 def _manifest_faults(run: Run, pack: Manifest, protect: Manifest) -> Iterator[str]:

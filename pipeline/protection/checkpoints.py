@@ -18,7 +18,7 @@ from pipeline.storage.layout import CHECKPOINTS
 from pipeline.storage.records import digest, sha256
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
-from pipeline.training.networks import build_network
+from pipeline.training.initial import checkpoint_network
 from sep.choices import Kernels
 from sep.ensemble import Member, compile_together, equally_spaced, freeze
 from sep.execution import share_memory
@@ -147,10 +147,11 @@ def load_networks(ensemble: Ensemble) -> Sequence[Network]:
 @lru_cache(maxsize=1)  # once per worker process, and not per shard; again if its GPU changes
 def _networks(ensemble: Ensemble, device: torch.device) -> Sequence[Network]:
     share_memory(device, ensemble.tasks_per_gpu)
-    pack, checkpoints = Manifest.load(ensemble.run, "pack"), ensemble.checkpoints
+    trained, pack = (Manifest.load(ensemble.run, stage) for stage in ("surrogate", "pack"))
+    checkpoints = ensemble.checkpoints
 
     def load(place: int) -> Network:
-        return _load(ensemble, checkpoints[place], pack).to(device)
+        return _load(ensemble, checkpoints[place], trained, pack).to(device)
 
     def load_one_more(place: int) -> Network:
         gc.collect()  # torch.fx ties a trunk and its graph into a cycle, so that what gave way before would stay in memory
@@ -165,7 +166,7 @@ def _networks(ensemble: Ensemble, device: torch.device) -> Sequence[Network]:
     return networks
 
 
-def _load(ensemble: Ensemble, checkpoint: Checkpoint, pack: Manifest) -> Network:
+def _load(ensemble: Ensemble, checkpoint: Checkpoint, trained: Manifest, pack: Manifest) -> Network:
     surrogate = ensemble.run.child("surrogate")
     where, advice = f"{surrogate.uri}/{checkpoint.file}", f"delete {surrogate.uri} and run that stage again"
     try:
@@ -174,7 +175,6 @@ def _load(ensemble: Ensemble, checkpoint: Checkpoint, pack: Manifest) -> Network
         raise ValueError(f"{where} is missing: {advice}") from error
     if sha256(data) != checkpoint.sha256:
         raise ValueError(f"{where} was altered or truncated since it was written: {advice}")
-    with torch.device("meta"):  # to fill weights at random takes a third of the time of loading them
-        network = build_network(checkpoint.network, pack, ensemble.input_size)
+    network = checkpoint_network(checkpoint.network, trained, pack, ensemble.input_size)
     network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), assign=True)
     return freeze(network, ensemble.kernels)

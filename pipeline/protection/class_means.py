@@ -5,7 +5,6 @@ Legend: N checkpoints, K classes, D feature width.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -14,14 +13,11 @@ import torch
 from torch import Tensor
 
 from cluster.executor import Executor
-from cluster.work import Capacity, Chain, Work
+from cluster.work import Capacity, Chain, Work, WorkFailed
 from pipeline.config.seeds import derive
 from pipeline.protection.checkpoints import Ensemble, load_networks
-from pipeline.protection.preparation_files import write_file, write_prepared
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import Labelled, to_images
-from pipeline.storage.folder import Folder
-from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
 from sep.ensemble import class_sums
 from sep.execution import MicroBatch, to_device, use_cpu
@@ -55,11 +51,14 @@ def _sums(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: S
 def _sum(
     network: Network, view: View, look: Look, images: Images, labels: Tensor, num_classes: int, input_size: int | None, part: slice
 ) -> tuple[Tensor, Tensor]:
-    some = images[part]
-    if isinstance(some, Pictures) and input_size:
-        look = replace(look, own_size=OwnSize(some.sizes, input_size))
-    seen = view.on_levels(to_device(flat(some)[0], network.mean, "fused"), look)
-    return class_sums(network, [(seen, labels[part])], num_classes)
+    return class_sums(network, [(seen_levels(network, view, look, images[part], input_size), labels[part])], num_classes)
+
+
+def seen_levels(network: Network, view: View, look: Look, images: Images, input_size: int | None) -> Tensor:
+    """Return images on the network's device as it sees them through a view; pictures of their own size as in tests."""
+    if isinstance(images, Pictures) and input_size:
+        look = replace(look, own_size=OwnSize(images.sizes, input_size))
+    return view.on_levels(to_device(flat(images)[0], network.mean, "fused"), look)
 
 
 def _unchanged(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: Shard, seed: int, read: Labelled, sums: Sums) -> Sums:
@@ -75,9 +74,7 @@ def add(*shares: Sums) -> Sums:
     return [reduce(torch.add, parts) for parts in members], reduce(torch.add, [counts for _, counts in shares])
 
 
-def write_means(
-    folder: Folder,
-    made_from: str,
+def means_of(
     ensemble: Ensemble,
     num_classes: int,
     batch_size: int | None,
@@ -86,14 +83,13 @@ def write_means(
     executor: Executor,
     capacity: Capacity,
     keep_going: bool,
-) -> None:
-    """Combine every shard's share into one preparation: for each checkpoint and view its `(K, D)` float32 means.
+) -> tuple[list[Tensor], WorkFailed | None]:
+    """Combine every shard's share: for each checkpoint and view its `(K, D)` float32 means, and the failure of shards that they lack.
 
     Raises:
         WorkFailed: shards failed, after all others were finished, and the stage was not asked to keep going.
         ValueError: without the shards that failed a class has no image.
     """
-    begun = time.monotonic()
     if ensemble.kernels == "compiled":  # for one pass, which is not worth compiling for
         ensemble = replace(ensemble, kernels="fused")
     pieces = [Work(shard.name, (ensemble, num_classes, batch_size, shard, seed), shard.count) for shard in shards]
@@ -104,6 +100,4 @@ def write_means(
     sums, counts = total
     if not counts.all():
         raise ValueError(f"class means: no image of the classes {(counts == 0).nonzero().flatten().tolist()} could be read")
-    means = [(each / counts[:, None]).float() for each in sums]
-    files = write_file(folder, EVERY_SHARD, means)
-    write_prepared(folder, made_from, files, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
+    return [(each / counts[:, None]).float() for each in sums], failed

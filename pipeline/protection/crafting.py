@@ -38,6 +38,7 @@ class CraftingTask:
     prepared: Folder  # of the protect stage that holds the preparation
     prepared_sha256: str  # digest of the preparation; empty where the method needs none
     budget: Budget  # of each image
+    chosen: str = ""  # digest of the keys that are protected; empty for all of the classes
 
 
 def protect_images(task: CraftingTask, shard: str, images: Images, labels: Tensor, keys: Sequence[str]) -> Images:

@@ -7,70 +7,37 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from cluster.executor import Executor
-from cluster.resources import Resources
 from cluster.work import Capacity, Work, own_gpu
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive, generator
-from pipeline.protection.checkpoints import Ensemble
-from pipeline.protection.class_means import write_means
+from pipeline.protection.choice import chosen_keys
+from pipeline.protection.class_means import means_of
 from pipeline.protection.preparation_files import Prepared, read_prepared, write_file, write_prepared
+from pipeline.protection.site import Site
 from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import Loading, load_seen, to_tensors
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
-from pipeline.storage.stage import Manifest, Shard
-from pipeline.training.networks import build_network
+from pipeline.storage.stage import Shard
+from pipeline.training.initial import new_network
 from sep.execution import use_cpu
 from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import Preparation
+from sep.objective import choose_targets
 
 log = logging.getLogger(__name__)
 
 Moments = tuple[Tensor, Tensor, Tensor]
 BYTES_WITH_NOISE = 3  # in memory for each value of an image: one of the image and two of its noise
-
-
-@dataclass(frozen=True)
-class Site:
-    """The arguments of every preparation.
-
-    Attributes:
-        config: of the run, with the method's usual settings where nobody gave one, and the precision that was decided.
-        made_from: digest of everything that decides the preparation.
-        out: the stage's folder, where the preparation is written.
-        clean: where the clean shards are.
-        pack: their manifest.
-        released: the clean shards whose images are protected.
-        classes: labels that are protected, ascending.
-        ensemble: the checkpoints, if the method reads any.
-        resources: of the cluster.
-        capacity: for one task a shard.
-    """
-
-    config: RunConfig
-    made_from: str
-    out: Folder
-    clean: Folder
-    pack: Manifest
-    released: tuple[Shard, ...]
-    classes: tuple[int, ...]
-    ensemble: Ensemble
-    resources: Resources
-    capacity: Capacity
-
-    @property
-    def shards(self) -> Sequence[Shard]:
-        """The clean shards to learn from: of training, or all that are released where each image gets noise of its own."""
-        return self.released if self.config.protect.kind.preparation == "own-noise" else self.pack.shards["train"]
 
 
 def prepare(site: Site, executor: Executor) -> Prepared:
@@ -109,10 +76,12 @@ def kept(folder: Folder, config: RunConfig) -> Prepared:
 
 
 def _class_means(site: Site, executor: Executor) -> None:
-    size, number = site.config.protect.batch_size, len(site.pack.counts["classes"])
+    begun, size, number = time.monotonic(), site.config.protect.batch_size, len(site.pack.counts["classes"])
     batch_size = None if size == "auto" else size
     shards, seed, keep_going = site.shards, site.config.seed, site.config.keep_going
-    write_means(site.out, site.made_from, site.ensemble, number, batch_size, seed, shards, executor, site.capacity, keep_going)
+    means, failed = means_of(site.ensemble, number, batch_size, seed, shards, executor, site.capacity, keep_going)
+    files = write_file(site.out, EVERY_SHARD, means)
+    write_prepared(site.out, site.made_from, files, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
 
 
 def _pixels(site: Site, executor: Executor) -> None:
@@ -173,7 +142,7 @@ def _noise(site: Site, executor: Executor) -> None:
     check_noise_memory(site.config, images, side or counts["height"], side or counts["width"])
     cpus = 1 if site.resources.gpu else min(site.resources.cpus_for(1), site.resources.tasks)
     capacity = Capacity(1, cpus=cpus, gpus=site.resources.gpu)
-    log.info("protect: training a %s against its noise", site.config.surrogate.networks[0])
+    log.info("protect: training a %s against its noise", site.config.surrogate.trained[0])
     for _ in executor.run_all(make_noise, [Work("noise", (site, cpus), images)], what="noise", capacity=capacity):
         pass
 
@@ -187,21 +156,28 @@ def make_noise(site: Site, threads: int) -> None:
     device = torch.device("cuda", own_gpu()) if site.resources.gpu else torch.device("cpu")
     images, labels = load_seen(site.clean, site.shards, Loading(input_size=site.config.input_size))
     protected, own_rows = torch.isin(labels, among), config.kind.preparation == "own-noise"
+    if site.chosen:
+        keys = chosen_keys(site.out, site.chosen)
+        protected &= torch.tensor([key in keys for key in _keys(site)])
     ranks = torch.searchsorted(among, labels)
     numbers, count = (protected.cumsum(0) - 1, int(protected.sum())) if own_rows else _class_rows(site, ranks)
     rows = torch.where(protected, numbers, -1)
-    name = site.config.surrogate.networks[0]
+    (name,), initial = site.config.surrogate.trained, site.config.surrogate.pretrained
     torch.manual_seed(derive(site.config.seed, "noise"))
-    network = build_network(name, site.pack, site.config.input_size).to(device).to(memory_format=torch.channels_last)
+    network = new_network(name, initial, site.pack, site.config.input_size).to(device).to(memory_format=torch.channels_last)
     settings = NoiseConfig(
         training=site.config.surrogate,
         steps=config.noise_steps,
-        rounds=config.noise_rounds,
+        rounds=config.noise_rounds or (config.kind.noise_rounds if config.kind.targets else None),
         views=site.config.views,
         **{name: getattr(config, name) for name in ("eps_levels", "momentum", "normalised", "precision", "kernels")},
     )
     assert config.channels is not None
-    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels)
+    wanted = labels.clone()
+    if config.kind.targets:
+        drawn, own = generator(site.config.seed, "targets"), labels[protected]
+        wanted[protected] = choose_targets(config.targets, own, site.classes, drawn, torch.zeros_like(own))
+    data = Perturbed(images.to(device), labels.to(device), rows.to(device), count, config.channels, wanted.to(device))
     noise = minimise(network, data, settings, generator(site.config.seed, "noise"), threads)
     if own_rows:
         held = torch.split(protected, [shard.count for shard in site.shards])
@@ -215,12 +191,16 @@ def make_noise(site: Site, threads: int) -> None:
     write_prepared(site.out, site.made_from, files, found, time.monotonic() - begun)
 
 
+def _keys(site: Site) -> list[str]:
+    """Return the keys of the images to learn from, in order."""
+    return [sample.key for shard in site.shards for sample in read_shard(site.clean, shard)]
+
+
 def _class_rows(site: Site, classes: Tensor) -> tuple[Tensor, int]:
     """Return the row of noise of each training image, as `class_noise` chooses it when a shard is protected, and the number of rows."""
     config = site.config.protect
     assert config.patterns is not None
-    keys = [sample.key for shard in site.shards for sample in read_shard(site.clean, shard)] if config.patterns > 1 else []
-    seeds = [derive(site.config.seed, config.method, key) for key in keys]
+    seeds = [derive(site.config.seed, config.method, key) for key in (_keys(site) if config.patterns > 1 else ())]
     return class_rows(classes, seeds, config.patterns), len(site.classes) * config.patterns
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cluster.work import Chain
+from pipeline.protection.choice import chosen_keys
 from pipeline.protection.crafting import CraftingTask, protect_images
 from pipeline.shards.finished_shards import FinishedShard, write_part
 from pipeline.shards.pixels import Pixels, colour_profile, encode_png, pixels_sha256
@@ -62,14 +63,19 @@ def read_clean(task: CraftingTask, shard: Shard) -> Clean:
 
     Raises:
         CorruptShard: it was altered.
+        ValueError: the record of the images to protect was altered.
     """
     samples = read_shard(task.clean, shard)
     images, labels = to_images(samples, task.ensemble.input_size)
-    return Clean(samples, images, labels, torch.isin(labels, torch.tensor(task.classes)).nonzero().flatten())
+    own = torch.isin(labels, torch.tensor(task.classes))
+    if task.chosen:
+        keys = chosen_keys(task.out, task.chosen)
+        own &= torch.tensor([sample.key in keys for sample in samples])
+    return Clean(samples, images, labels, own.nonzero().flatten())
 
 
 def craft_chosen(task: CraftingTask, shard: Shard, clean: Clean) -> Crafted:
-    """Craft the images of protected classes.
+    """Craft the images that are protected.
 
     Raises:
         ValueError: a checkpoint or the preparation was altered.

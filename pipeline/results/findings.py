@@ -52,6 +52,7 @@ def findings(results: RunResults) -> Findings:
         *_on_protection(results, pair),
         *_on_other_classes(results, pair),
         *_on_networks(results, measured),
+        *_on_share(results),
         *_on_input_size(results),
     ]
     if worst := _weakest(measured, guess, tests):
@@ -145,6 +146,14 @@ def _on_networks(results: RunResults, measured: Sequence[VictimPair]) -> list[st
         f"The release was crafted with {surrogates(results)}. Trained on it, {len(plain)} victim networks get from "
         f"{best.protected.last.mean:.1f} % ({best.name}) to {worst.protected.last.mean:.1f} % ({worst.name}) right."
     ]
+
+
+def _on_share(results: RunResults) -> list[str]:
+    """Say which part of the images was protected, if it is not all of their classes."""
+    share, rule = (results.count("protect", name) for name in ("share", "chosen"))
+    if not share:
+        return []
+    return [f"Only {100 * share:.3g} % of the images of each protected class were changed ({rule}); victims see the others as they are."]
 
 
 def _on_input_size(results: RunResults) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.marks import without
-from pipeline.config.schema import RunConfig, VictimConfig, to_tree
+from pipeline.config.schema import ProtectConfig, RunConfig, VictimConfig, to_tree
 from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
@@ -256,6 +256,11 @@ class RunResults:
                     tree["input_size"] = recorded.get("input_size")
         for stage, recorded in (asked | ({"victim": self.victim_asked} if self.victim_asked else {})).items():
             tree[stage] = {name: recorded.get(stage, {}).get(name, value) for name, value in tree[stage].items()}
+        if "surrogate" in asked:
+            tree["surrogate"]["initial"] = asked["surrogate"].get("surrogate", {}).get("initial")
+        if "protect" in asked:
+            of_share = {"share": ProtectConfig.share, "chosen": ProtectConfig.chosen} | asked["protect"].get("protect", {})
+            tree["protect"] |= {name: of_share[name] for name in ("share", "chosen")}
         if self.victim_asked:
             own = {"stored": VictimConfig.stored, "input_size": None} | self.victim_asked.get("victim", {})
             tree["victim"]["input_size"] = None if own["input_size"] == tree["input_size"] else own["input_size"]

@@ -62,21 +62,21 @@ class ProtectedSamples:
             pyarrow.ArrowInvalid: the table is damaged.
         """
         values: dict[str, list[NDArray[np.float32]]] = {name: [] for name in MEASURES}
-        first: dict[int, Place] = {}
+        first, unchanged = dict[int, Place](), dict[int, Place]()
         changed: list[Place] = []
         extremes: list[tuple[float, Place]] = []
         for batch in stream_table(protect, SAMPLES, ["key", "label", "shard", *MEASURES]):
-            labels, at = np.unique(batch["label"].to_numpy(), return_index=True)
-            for label, row in zip(labels.tolist(), at.tolist(), strict=True):
-                if label not in first:
-                    first[label] = _place(batch, row)
             touched = pc.greater(batch["linf_levels"], 0)
+            for found, rows in ((first, batch.filter(touched)), (unchanged, batch)):
+                labels, at = np.unique(rows["label"].to_numpy(), return_index=True)
+                for label, row in zip(labels.tolist(), at.tolist(), strict=True):
+                    found.setdefault(label, _place(rows, row))
             changed += [_place(batch, row) for row in pc.indices_nonzero(touched)[: OF_SPECTRUM - len(changed)].to_pylist()]
             extremes = _extremes([*extremes, *_found(batch.filter(touched))])
             for name in set(MEASURES).intersection(batch.schema.names):  # runs of earlier versions lack some
                 values[name].append(batch[name].filter(touched).drop_null().to_numpy(zero_copy_only=False).astype(np.float32))
         measures = {name: np.concatenate([np.empty(0, np.float32), *values.pop(name)]) for name in MEASURES}  # popped, or it is held twice
-        return cls(measures, first, changed, *((extremes[0], extremes[-1]) if extremes else ()))
+        return cls(measures, unchanged | first, changed, *((extremes[0], extremes[-1]) if extremes else ()))
 
     def shown(self, classes: Sequence[int]) -> list[Place]:
         """Return the first image of a few of these classes, spread over them."""

@@ -52,6 +52,7 @@ def _of_protection(results: RunResults) -> dict[str, float | str]:
     figures |= {"views": ", ".join(views)} if views != [*PLAIN] else {}
     figures |= {"input_size": counts["input_size"]} if "input_size" in counts else {}
     figures |= {"protected_images": counts["protected"], "protected_classes": len(counts["classes"]), "released_images": counts["images"]}
+    figures |= {"protected_share": counts["share"], "chosen": counts["chosen"]} if "share" in counts else {}
     figures |= {"gradients": counts["gradients"], "gradients_per_image": results.gradients_per_image} if counts["gradients"] else {}
     figures |= {} if results.crafting_seconds is None else {"crafting_seconds": results.crafting_seconds}
     figures |= {"missing_shards": len(protect.missing)} if protect.missing else {}
@@ -66,6 +67,8 @@ def _released(results: RunResults) -> str:
     if "protect" not in results.manifests:
         return ""
     packed, protect = results.manifests["pack"], results.manifests["protect"]
+    if share := protect.counts.get("share"):
+        return f"images, {protect.counts['protected']} of them protected: {100 * share:.3g} % of each class ({protect.counts['chosen']})"
     tests = sum(shard.count for shard in protect.shards.get("test", []))
     if tests:
         how = "set aside for testing" if sets_aside(packed.asked) else "of the test split"

@@ -1,6 +1,7 @@
 """Stage 3: checkpoints and clean shards become protected shards, each checked in integers on what storage gives back.
 
-Images of classes that are not to be protected are released as they are, so that the shards are always the whole release.
+Images that are not to be protected, by their class or beyond a share of it, are released as they are, so that the shards are always the
+whole release.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from cluster.executor import Executor
 from cluster.resources import Resources
 from cluster.work import Capacity, Work, WorkFailed
 from pipeline.config.class_selection import protected_classes
+from pipeline.config.marks import without
 from pipeline.config.released_splits import released_splits
 from pipeline.config.schema import ProtectConfig, RunConfig, deciding
 from pipeline.config.sight import looked_through, recorded_input, recorded_views
 from pipeline.protection.checkpoints import Checkpoint, Ensemble, choose, read_index
+from pipeline.protection.choice import choose_images
 from pipeline.protection.crafting import CraftingTask
 from pipeline.protection.gradient_similarity import write_similarity
 from pipeline.protection.kernel_choice import decide
-from pipeline.protection.preparation import Site, kept, prepare
+from pipeline.protection.preparation import kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
+from pipeline.protection.site import Site
 from pipeline.shards.finished_shards import FinishedShard, finished_parts, write_rows
 from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY, split_of
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard, Stage
+from pipeline.training.initial import recorded_training
 from sep.budget import Budget
 from sep.choices import Precision
 from sep.execution import resolve
@@ -52,13 +57,13 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     config, pack, protect = looked_through(config), Manifest.load(folder, "pack"), config.protect.resolved()
     names = pack.counts["classes"]
     classes = protected_classes(config, names)
-    section = deciding(protect)
+    section = without(deciding(protect), () if protect.share < 1 else ("share", "chosen"))
     if protect.kind.views:
         section |= recorded_views(config) | recorded_input(config.input_size)
     if protect.kind.surrogate:
         _check_views(config, folder)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
-        section["training"] = deciding(config.surrogate)
+        section["training"] = recorded_training(config.surrogate)
     inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:
@@ -78,8 +83,9 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     decides = digest([stage.hash, precision, *([kernels] if kernels != config.protect.kernels else [])])
     shards = [shard for split in released_splits(protect.splits, pack.asked) for shard in pack.shards[split]]
     site = Site(decided, decides, stage.folder, clean, pack, tuple(shards), classes, ensemble, resources, capacity)
+    site = dataclasses.replace(site, chosen=choose_images(site, executor))
     prepared = prepare(site, executor)
-    made_from = digest([decides, prepared.digest])
+    made_from = digest([decides, prepared.digest, *filter(None, [site.chosen])])
     task = CraftingTask(
         ensemble=ensemble,
         config=protect,
@@ -91,6 +97,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
         prepared=stage.folder,
         prepared_sha256=prepared.digest,
         budget=budget_of(protect, pack),
+        chosen=site.chosen,
     )
     return _craft_all(task, stage, shards, config, executor, capacity, prepared)
 
@@ -118,20 +125,24 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     protect = dataclasses.replace(config.protect.resolved(), precision=base.counts["precision"], kernels=base.counts["kernels"])
     checkpoints = choose(read_index(run) if kind.surrogate else {}, protect.per_network, protect.epochs)
     ensemble = _ensemble(run, protect, checkpoints, resources, base.counts.get("views", PLAIN), base.counts.get("input_size"))
-    prepared = kept(run.child("protect"), config)
+    prepared, clean, shards = kept(run.child("protect"), config), folder.child("pack"), pack.shards["train"]
+    classes, capacity = tuple(base.counts["classes"]), _capacity(config, resources)
+    decided = dataclasses.replace(config, protect=protect)
+    site = Site(decided, stage.hash, stage.folder, clean, pack, tuple(shards), classes, ensemble, resources, capacity)
     task = CraftingTask(
         ensemble=ensemble,
         config=protect,
         seed=config.seed,
         made_from=stage.hash,
-        classes=tuple(base.counts["classes"]),
-        clean=folder.child("pack"),
+        classes=classes,
+        clean=clean,
         out=stage.folder,
         prepared=run.child("protect"),
         prepared_sha256=prepared.digest,
         budget=budget_of(protect, pack),
+        chosen=choose_images(site, executor),
     )
-    return _craft_all(task, stage, pack.shards["train"], config, executor, _capacity(config, resources), prepared)
+    return _craft_all(task, stage, shards, config, executor, capacity, prepared)
 
 
 def _check_views(config: RunConfig, folder: Run) -> None:
@@ -241,6 +252,7 @@ def _finish(
         "psnr_db": psnr / max(1, changed),
         "budget": dataclasses.asdict(task.budget),
         **({"input_size": task.ensemble.input_size} if task.ensemble.input_size else {}),
+        **({"share": config.share, "chosen": config.chosen, "chosen_sha256": task.chosen} if task.chosen else {}),
         **prepared.found,
     }
     left_out = [shard.name for shard in shards if shard.name not in parts]

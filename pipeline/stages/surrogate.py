@@ -13,14 +13,14 @@ from cluster.executor import Executor
 from cluster.progress import Epochs
 from cluster.resources import Resources
 from pipeline.config.class_selection import protected_classes
-from pipeline.config.schema import RunConfig, deciding
+from pipeline.config.schema import RunConfig
 from pipeline.config.sight import recorded_input, recorded_views
 from pipeline.protection.checkpoints import weights_digest
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest, Stage
-from pipeline.training.networks import build_network
+from pipeline.training.initial import new_network, recorded_training, resizes
 from pipeline.training.surrogate_loop import SurrogateTask, loop
 
 log = logging.getLogger(__name__)
@@ -31,10 +31,11 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     """Train the surrogate's networks, from the last epoch that an earlier start has saved.
 
     Raises:
-        ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected.
+        ValueError: the pack stage has not finished, was done with another configuration, or lacks a class that is to be protected;
+            pretrained weights cannot be had.
         TrainingFailed: training broke off for good.
     """
-    section = deciding(config.surrogate) | recorded_views(config) | recorded_input(config.input_size)
+    section = recorded_training(config.surrogate) | recorded_views(config) | recorded_input(config.input_size)
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
@@ -42,13 +43,14 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     if "protect" in config.stages:  # now, and not after hours of training
         protected_classes(config, pack.counts["classes"])
     resources = executor.connect(config.workers)
-    names = config.surrogate.networks
+    names, initial = config.surrogate.trained, config.surrogate.pretrained
+    networks = [new_network(name, initial, pack, config.input_size) for name in names]  # what cannot be had fails here, in one line
     index = [entry for name in names for entry in _train(name, config, folder, pack, executor, resources)]
     stage.folder.write(CHECKPOINTS, to_json({"checkpoints": index}))
     last = [entry["metrics"] for entry in index[config.surrogate.epochs - 1 :: config.surrogate.epochs]]
     counts = {
         "networks": list(names),
-        "parameters": [sum(p.numel() for p in build_network(name, pack, config.input_size).parameters()) for name in names],
+        "parameters": [sum(p.numel() for p in network.parameters()) for network in networks],
         "epochs": config.surrogate.epochs,
         "workers": resources.workers,
         "precision": list(dict.fromkeys(entry["precision"] for entry in index)),  # one, but for a training resumed on other hardware
@@ -56,12 +58,14 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         "final_accuracy": [metrics["accuracy"] for metrics in last],
         "weights_sha256": weights_digest(index),
     }
+    if initial:
+        counts["initial"] = {"name": initial.name, "size": initial.size, "resizes": resizes(networks[0])}
     return stage.finish(counts)
 
 
 def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executor: Executor, resources: Resources) -> list[dict[str, Any]]:
     """Train one network and return the index's entry of every epoch; several networks have a folder each."""
-    alone = len(config.surrogate.networks) == 1
+    alone = len(config.surrogate.trained) == 1
     own = folder.child("surrogate")
     cpus = resources.cpus_for(resources.workers)
     with Epochs(f"surrogate: {name}", {name: config.surrogate.epochs}) as progress:

@@ -22,7 +22,6 @@ from cluster.executor import Executor
 from cluster.progress import Epochs
 from cluster.resources import Resources
 from cluster.work import WorkFailed
-from pipeline.config.initial import is_file
 from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
 from pipeline.config.sight import recorded_form, recorded_input, victim_side
@@ -169,7 +168,7 @@ def _in_turn(tasks: dict[str, VictimTask], victim: VictimConfig) -> dict[str, Vi
 def _shared(trial: Trial, victim: VictimConfig) -> Trial:
     """Return the trial whose training gives this one's result too. A pretrained network of a library is the same for all architectures."""
     trained = trial.trained
-    named = countermeasures.plan(trained.countermeasure).initial and not is_file(victim.initial)
+    named = countermeasures.plan(trained.countermeasure).initial and not victim.pretrained.is_file
     return replace(trained, network=victim.networks[0]) if named else trained
 
 
@@ -185,7 +184,7 @@ def task_of(
     training = {name: getattr(victim, name) for name in sorted(names)}
     decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
     decides += [{"revision": plan.revision}] if plan.revision else []
-    decides += [{"initial": identity(victim.initial, victim.initial_size)}] if plan.initial else []
+    decides += [{"initial": identity(victim.pretrained)}] if plan.initial else []
     decides += [recorded_input(side)] if (side := victim_side(config)) else []
     decides += [form] if (form := recorded_form(config)) else []
     each = image_bytes(pack.counts) * bytes_per_value(plan)

@@ -34,6 +34,7 @@ RESUME = "training.pt"  # beside the weights: the state of the optimiser, to go 
 # In `protect`
 SIMILARITY = "similarity.json"  # cosines between the gradients of the checkpoints
 KERNELS = "kernels.json"  # with `--protect.kernels auto` on a GPU: the kernels of all shards, and the seconds that decided
+CHOSEN = "chosen.parquet"  # with `--protect.share`: the keys of the images that are protected
 PREPARED = "prepared"  # folder of the tensors that the method learned from the whole training set
 PREPARED_RECORD = "prepared.json"  # the record of those tensors as a finished piece
 EVERY_SHARD = "every-shard"  # in `prepared`, in the place of a shard's name: the tensors for all shards that have none of their own

@@ -16,7 +16,10 @@ from pipeline.tracking.parent_run import ParentRun
 
 
 def log_checkpoints(parent: ParentRun, run: str, network: str, entries: Sequence[Mapping[str, Any]], results: RunResults) -> None:
-    """Log every checkpoint of a network as a model of its run: its place and digest, and the weights of the last one."""
+    """Log every checkpoint of a network as a model of its run: its place and digest, and the weights of the last one.
+
+    The weights of a network that began pretrained are not logged: to load them takes what built it.
+    """
     surrogate, last, there = results.folder.child("surrogate"), entries[-1], parent.store.models(run)
     for entry, logged in zip(entries, parent.store.curve(run, "train_loss"), strict=True):
         if entry["epoch"] in there:
@@ -24,7 +27,7 @@ def log_checkpoints(parent: ParentRun, run: str, network: str, entries: Sequence
         name = f"{network}-epoch-{entry['epoch']:04d}"
         tags = {"network": network, "sha256": entry["sha256"], "file": f"surrogate/{entry['file']}", "epoch": entry["epoch"]}
         figures = Point(logged.step, logged.time, of_an_epoch(entry["metrics"]))
-        if entry is not last:
+        if entry is not last or results.count("surrogate", "initial"):
             parent.store.log_model(parent.experiment_id, run, name, tags, figures)
             continue
         with tempfile.TemporaryDirectory() as place:

@@ -31,7 +31,7 @@ def choose(labels: Mapping[str, int], percent: float, seed: int) -> frozenset[st
         seed: decides the order in which the keys of a class are taken.
     """
     ranked = []
-    for keys in _of_classes(labels).values():
+    for keys in of_classes(labels).values():
         keys.sort(key=lambda key: derive(seed, key))
         # Order keys by the share of their class that is taken up to them, so that classes of all sizes fill alike.
         ranked += [((place + 0.5) / len(keys), derive(seed, key), key) for place, key in enumerate(keys)]
@@ -43,7 +43,8 @@ def clean_keys(labels: Mapping[str, int], percent: int, run_seed: int, victim_se
     return choose(labels, percent, derive(run_seed, "dilution", victim_seed))
 
 
-def _of_classes(labels: Mapping[str, int]) -> dict[int, list[str]]:
+def of_classes(labels: Mapping[str, int]) -> dict[int, list[str]]:
+    """Return the keys of each class, from labels by key."""
     of_class: dict[int, list[str]] = {}
     for key, label in labels.items():
         of_class.setdefault(label, []).append(key)
@@ -61,7 +62,7 @@ def repeats(labels: Mapping[str, int], chosen: Collection[str]) -> dict[str, str
         ValueError: no key of some class is chosen.
     """
     instead = {key: key for key in chosen}
-    for label, keys in _of_classes(labels).items():
+    for label, keys in of_classes(labels).items():
         kept = sorted(key for key in keys if key in instead)
         if not kept:
             raise ValueError(f"of the {len(keys)} images of class {label} none is among the clean ones: take a larger percentage")

@@ -21,8 +21,9 @@ def check_networks(config: RunConfig, num_classes: int, height: int, width: int)
         ValueError: a network cannot take images of their size.
     """
     side = config.victim.input_size
+    own = config.trains_surrogate and config.surrogate.trained == config.surrogate.networks  # others resize what they see
     trained = {
-        "surrogate.networks": (config.surrogate.networks if config.trains_surrogate else (), (height, width)),
+        "surrogate.networks": (config.surrogate.networks if own else (), (height, width)),
         "victim.networks": (config.victim.networks if "victim" in config.stages else (), (side or height, side or width)),
     }
     for setting, (names, size) in trained.items():
@@ -30,6 +31,6 @@ def check_networks(config: RunConfig, num_classes: int, height: int, width: int)
             try:
                 models.check_input_size(name, num_classes, *size)
             except ValueError as error:
-                own = config.input_size or (side and setting.startswith("victim"))
-                remedy = "give another --input-size" if own else "pack images of another size (--pack.size cuts squares out)"
+                given = config.input_size or (side and setting.startswith("victim"))
+                remedy = "give another --input-size" if given else "pack images of another size (--pack.size cuts squares out)"
                 raise ValueError(f"{setting}: {error}. Choose another network, or {remedy}") from error

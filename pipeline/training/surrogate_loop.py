@@ -21,7 +21,7 @@ from pipeline.storage.layout import RESUME, WEIGHTS
 from pipeline.storage.records import sha256
 from pipeline.storage.stage import Manifest
 from pipeline.training.batches import Split, open_batches
-from pipeline.training.networks import build_network
+from pipeline.training.initial import new_network
 from pipeline.training.states import to_bytes
 from sep.execution import use_cpu
 from sep.fitting import EpochResult, State, fit
@@ -53,12 +53,12 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
     """Train the network as one rank, from the last saved epoch on.
 
     Raises:
-        ValueError: training diverged, or the images do not fill one batch on every rank.
+        ValueError: training diverged, the images do not fill one batch on every rank, or pretrained weights cannot be had.
     """
     use_cpu(task.threads)
     config, side, seed = task.config, task.input_size, derive(task.seed, "surrogate")
     torch.manual_seed(seed)
-    network: nn.Module = build_network(task.name, task.pack, task.input_size).to(memory_format=torch.channels_last)
+    network: nn.Module = new_network(task.name, config.pretrained, task.pack, side).to(memory_format=torch.channels_last)
     if worker.size > 1 and worker.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     distributed = worker.distribute(network)

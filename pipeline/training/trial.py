@@ -28,8 +28,7 @@ from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial_records
 from pipeline.training.batches import Batches, InMemory, Split, open_tests
-from pipeline.training.initial import initial_network
-from pipeline.training.networks import build_network
+from pipeline.training.initial import new_network
 from pipeline.training.states import StateFile
 from pipeline.training.victim_images import VictimImages, loading
 from sep.countermeasures import registry as countermeasures
@@ -156,7 +155,8 @@ def epochs_of(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bo
     share_memory(device, task.config.trials_per_gpu)
     seed = derive(task.run_seed, "victim", trial.network, trial.seed)
     torch.manual_seed(seed)
-    network = _network(task).to(device).to(memory_format=torch.channels_last)
+    initial = task.config.pretrained if plan.initial else None
+    network = new_network(trial.network, initial, task.pack, side).to(device).to(memory_format=torch.channels_last)
     for part in plan.parts:
         if part.prepared:
             part.prepared(network)
@@ -190,14 +190,6 @@ def epochs_of(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bo
         remedy="lower --victim.lr",
     )
     yield from ((epoch, kept, epoch.index + 1 == config.epochs) for epoch in training)
-
-
-def _network(task: VictimTask) -> Network:
-    """Return the victim's network before any training on these images."""
-    config, architecture = task.config, task.trial.network
-    if task.plan.initial:
-        return initial_network(config.initial, config.initial_size, architecture, task.pack, task.input_size)
-    return build_network(architecture, task.pack, task.input_size)
 
 
 def _probing(network: Network, images: VictimImages, tests: Tests, config: TrainConfig, num_classes: int) -> tuple[Network, Batches, Tests]:

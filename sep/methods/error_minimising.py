@@ -1,4 +1,6 @@
-"""Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable").
+"""Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable"), and noise bound to a wrong class.
+
+The latter is BAIT (Li et al. 2026, "When Priors Backfire: On the Vulnerability of Unlearnable Examples to Pretraining", arXiv 2603.04731).
 
 The method `aue` is the same under the augmentation of contrastive learning, as a view in both loops (Wang et al. 2024, "Efficient
 Availability Attacks against Supervised and Contrastive Learning Simultaneously", AUE): noise that is learned through such augmentation
@@ -71,7 +73,9 @@ class Noise:
 class Perturbed:
     """Training images and their noise."""
 
-    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor, count: int, channels: Channels = "colour") -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, rows: Tensor, count: int, channels: Channels = "colour", wanted: Tensor | None = None
+    ) -> None:
         """Begin with zero noise.
 
         Args:
@@ -80,8 +84,10 @@ class Perturbed:
             rows: row of noise of each image, `(B,)`; -1 for an image without noise.
             count: R.
             channels: grey: one of the noise for all channels of the image.
+            wanted: class that the noise of each image is bound to, `(B,)`; its own if not given.
         """
         self.images, self.labels, self.rows = images, labels, rows
+        self.wanted = labels if wanted is None else wanted
         self.with_noise = (rows >= 0).nonzero().flatten()
         # The additional last row stays zero: it is row -1, that of images without noise.
         own = (1 if channels == "grey" else images.shape[1], *images.shape[2:])
@@ -101,12 +107,12 @@ class Perturbed:
                 yield self.released(chosen), self.labels[chosen]
 
     def descend(self, network: Network, chosen: Tensor, config: NoiseConfig, dealt: Looks) -> None:
-        """Move the noise of some images down the loss of their true labels by signed steps of whole levels, within the budget.
+        """Move the noise of some images down the loss of the classes it is bound to by signed steps of whole levels, within the budget.
 
         Images that share a row of noise move it together, by the sign of the sum of their gradients, or of its momentum. There is a step
         for each look. A row that no image has keeps its momentum.
         """
-        rows, labels = self.rows[chosen], self.labels[chosen]
+        rows, wanted = self.rows[chosen], self.wanted[chosen]
         step = max(1, round(config.eps_levels / STEPS_OF_RADIUS))
         own, places = torch.unique(rows, return_inverse=True)
         noise, velocity = self.noise[own], None if self.velocity is None else self.velocity[own]
@@ -114,7 +120,7 @@ class Perturbed:
             shown = (self.images[chosen] + noise[places]).clamp_(0, 255).to(torch.uint8)
             with torch.enable_grad():
                 x = to_device(shown, network.mean, config.kernels).requires_grad_()
-                (grad,) = torch.autograd.grad(target_cross_entropy(network(view.on_levels(x, look))[1], labels), x)
+                (grad,) = torch.autograd.grad(target_cross_entropy(network(view.on_levels(x, look))[1], wanted), x)
             total = self._sums(grad if noise.shape[1] == grad.shape[1] else grad.sum(1, keepdim=True), places, len(own))
             total = normalise(total) if config.normalised else total
             if velocity is not None:
@@ -151,12 +157,17 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
     and 5 steps over the noise of an image, each with draws of its own. Here images share the draws of a step, a window has at least 45
     percent of the area where they have 46, and training images are augmented once more, as an adversary augments them.
 
+    Noise that is bound to a wrong class follows BAIT: the network learns the true labels (the paper's inner level), and the noise descends
+    on the loss of a designated wrong class (its outer level). So the noise works against what a pretrained network sees in a picture,
+    where noise for the true class goes with it. The two levels are the paper's, as its abstract has them. Ours are the alternation with
+    this loop's steps, and the choice of the wrong class, SEP's. The training error does not show when such noise is done: give `rounds`.
+
     Three numbers differ from the commands of the paper's code. Noise of single images takes 20 steps a round there, and here as many as
     any crafting method (`CraftConfig.steps`: 30 by default, 15 or fewer in the presets of small networks). Noise of a class is finished
     there at an error of 10 percent, and here at the error of single images. Rounds go on there until the error is reached.
 
     Args:
-        network: freshly initialised, on the device of the data; this function trains it.
+        network: freshly initialised or pretrained, on the device of the data; this function trains it.
         data: with zero noise; this function moves it.
         config: settings of the noise.
         generator: on the CPU; source of the order of the images and of the augmentation.

@@ -32,6 +32,8 @@ Method = Literal[
     "error-min",
     "error-min-class",
     "aue",
+    "bait",
+    "bait-class",
     "linear-separable",
     "autoregressive",
     "one-pixel",
@@ -55,7 +57,7 @@ class MethodSpec:
         normalised: whether each gradient is divided by its mean magnitude, if not given; None: it takes no such setting.
         channels: of the noise it makes, if not given; None: it takes no such setting.
         patterns: number of patterns a class, if not given; None: it has none of a class.
-        targets: whether it draws an image towards a wrong class.
+        targets: whether it draws an image, or binds its noise, towards a wrong class.
         preparation: what it must know of the whole training set before the first shard; None: nothing.
         budget: what it may spend on an image, by the L-infinity radius in levels and the shape `(C, H, W)`.
         noise_rounds: rounds of training a network against the noise, at most; 0: it trains none.
@@ -120,6 +122,15 @@ _ERROR_MIN = MethodSpec(
     noise_rounds=MOST_ROUNDS,
     grows=False,
 )
+_ERROR_MIN_CLASS = replace(
+    _ERROR_MIN,
+    description="the same with one noise for each class",
+    perturb=Deferred("sep.methods.error_minimising:class_noise"),
+    patterns=1,
+    preparation="class-noise",
+    grows=True,
+    own_size=True,
+)
 METHODS: dict[Method, MethodSpec] = {
     "sep": _SEP,
     "sep-fa": replace(_SEP, description="feature alignment", preparation="class-means"),
@@ -141,16 +152,10 @@ METHODS: dict[Method, MethodSpec] = {
         own_size=True,
     ),
     "error-min": _ERROR_MIN,
-    "error-min-class": replace(
-        _ERROR_MIN,
-        description="the same with one noise for each class",
-        perturb=Deferred("sep.methods.error_minimising:class_noise"),
-        patterns=1,
-        preparation="class-noise",
-        grows=True,
-        own_size=True,
-    ),
+    "error-min-class": _ERROR_MIN_CLASS,
     "aue": replace(_ERROR_MIN, description="error-min under the augmentation of contrastive learning", mix=("simclr-60",)),
+    "bait": replace(_ERROR_MIN, description="error-min with the noise bound to a wrong class, against pretrained victims", targets=True),
+    "bait-class": replace(_ERROR_MIN_CLASS, description="the same with one noise for each class", targets=True),
     "linear-separable": MethodSpec(
         description="a random pattern of each class, which a linear model can tell apart",
         perturb=Deferred("sep.methods.linear_separable:linear_separable"),

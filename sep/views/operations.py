@@ -117,13 +117,13 @@ def cut(levels: Tensor, windows: Sequence[Window], size: tuple[int, int]) -> lis
     As a product with matrices, because the gradient of torch's own function is added up in no fixed order on a GPU, and is slow on a CPU.
     All windows are cut by one product along the rows, so that their gradients come back as one.
     """
-    across = torch.cat([_weights(levels.shape[3], each.resized[1], each.start[1], size[1]) for each in windows])
+    across = torch.cat([resize_weights(levels.shape[3], each.resized[1], each.start[1], size[1]) for each in windows])
     parts = torch.split(levels @ beside(levels, across.to(levels.dtype)).T, size[1], dim=3)
-    down = [_weights(levels.shape[2], each.resized[0], each.start[0], size[0]).to(levels.dtype) for each in windows]
+    down = [resize_weights(levels.shape[2], each.resized[0], each.start[0], size[0]).to(levels.dtype) for each in windows]
     return [as_levels(beside(levels, rows) @ part) for rows, part in zip(down, parts, strict=True)]
 
 
-def _weights(before: int, after: int, first: int, count: int) -> Tensor:
+def resize_weights(before: int, after: int, first: int, count: int) -> Tensor:
     """Return some rows of the weights of a resize along one side, `(count, before)` float64: a triangle around the place of each pixel."""
     scale = before / after
     support = max(scale, 1.0)

