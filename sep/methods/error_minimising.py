@@ -1,10 +1,16 @@
-"""Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable"), and noise bound to a wrong class.
+"""Error-minimising noise (Huang et al. 2021, "Unlearnable Examples: Making Personal Data Unexploitable"), and two methods made of it.
 
-The latter is BAIT (Li et al. 2026, "When Priors Backfire: On the Vulnerability of Unlearnable Examples to Pretraining", arXiv 2603.04731).
+`bait` binds the noise to a wrong class (Li et al. 2026, "When Priors Backfire: On the Vulnerability of Unlearnable Examples to
+Pretraining", BAIT, arXiv 2603.04731). The network learns the true labels (the paper's inner level), and the noise descends on the loss of a
+designated wrong class (its outer level). So the noise works against what a pretrained network sees in a picture, where noise for the true
+class goes with it. The two levels are the paper's, as its abstract has them. Ours are the alternation with this loop's steps, and the
+choice of the wrong class, SEP's. The training error does not show when such noise is done: give `rounds`.
 
-The method `aue` is the same under the augmentation of contrastive learning, as a view in both loops (Wang et al. 2024, "Efficient
-Availability Attacks against Supervised and Contrastive Learning Simultaneously", AUE): noise that is learned through such augmentation
-lowers the loss of contrastive learning too, the authors find.
+`aue` is the same noise under the augmentation of contrastive learning, as a view in both loops (Wang et al. 2024, "Efficient Availability
+Attacks against Supervised and Contrastive Learning Simultaneously", AUE): noise that is learned through such augmentation lowers the loss
+of contrastive learning too, the authors find. They take another path through the same two loops: 60 rounds of a whole epoch of training
+each, at a falling rate, and 5 steps over the noise of an image, each with draws of its own. Here images share the draws of a step, a window
+has at least 45 percent of the area where they have 46, and training images are augmented once more, as an adversary augments them.
 
 Legend: B images, C channels, H W pixels, R rows of noise, one for each image or one or more for each class, c channels of the noise.
 """
@@ -152,15 +158,6 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
 
     With views, each training batch is seen in one view of the mix, and each step over the noise follows gradients through one. Momentum,
     normalised gradients, one noise for all channels and several noises a class are not in the paper either.
-
-    For `aue`, Wang et al. take another path through the same two loops: 60 rounds of a whole epoch of training each, at a falling rate,
-    and 5 steps over the noise of an image, each with draws of its own. Here images share the draws of a step, a window has at least 45
-    percent of the area where they have 46, and training images are augmented once more, as an adversary augments them.
-
-    Noise that is bound to a wrong class follows BAIT: the network learns the true labels (the paper's inner level), and the noise descends
-    on the loss of a designated wrong class (its outer level). So the noise works against what a pretrained network sees in a picture,
-    where noise for the true class goes with it. The two levels are the paper's, as its abstract has them. Ours are the alternation with
-    this loop's steps, and the choice of the wrong class, SEP's. The training error does not show when such noise is done: give `rounds`.
 
     Three numbers differ from the commands of the paper's code. Noise of single images takes 20 steps a round there, and here as many as
     any crafting method (`CraftConfig.steps`: 30 by default, 15 or fewer in the presets of small networks). Noise of a class is finished
