@@ -94,7 +94,7 @@ def _facts(results: RunResults) -> dict[str, str]:
     if "protect" in results.manifests:
         made = results.folder.child("protect").modified(MANIFEST)
         facts = {"Protected": f"{made.astimezone(UTC):%Y-%m-%d %H:%M} UTC"} if made else {}
-        said = results.verified["said"] if results.verified else "not yet: run the command below"
+        said = results.found["verify"]["said"] if "verify" in results.found else "not yet: run the command below"
         facts |= {"Release digest": results.manifests["protect"].digest, "Verified": said}
     return facts | {"Code": code_version(), "Hardware": f"{hardware()} (where this page was made)"}
 

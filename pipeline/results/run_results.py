@@ -44,6 +44,9 @@ from sep.views.registry import PLAIN
 
 log = logging.getLogger(__name__)
 
+# What other commands leave in the folder of a run, by their names: a record, and its entry with the digest of the release it is about.
+RECORDS = {"verify": (VERIFIED, "release"), "audit": (f"{AUDIT}/{CARD}", "release_sha256")}
+
 MEASURED = ("pack", "surrogate", "protect", "victim")
 NAMED_REFUSALS = 50  # files that a page lists by name
 
@@ -97,9 +100,8 @@ class RunResults:
         """Return the digest of what a stage has made, which may be a part of the trials; None where it has made nothing."""
         if stage == "report":
             return self._report_digest
-        if stage in ("verify", "audit"):
-            found = self.verified if stage == "verify" else self.audited
-            return digest(found) if found else None
+        if stage in RECORDS:
+            return digest(self.found[stage]) if stage in self.found else None
         if stage in self.manifests:
             return self.manifests[stage].digest
         return digest(self.unfinished) if stage == "victim" and self.unfinished else None
@@ -109,17 +111,12 @@ class RunResults:
         return Manifest.load(self.folder, "report").digest if self.folder.child("report").exists(MANIFEST) else None
 
     @cached_property
-    def verified(self) -> Mapping[str, Any] | None:
-        """What verify.py found in this very release: `faults`, their number, the `first` of them, and `said`; None before it has looked."""
-        return self._found(VERIFIED, "release")
+    def found(self) -> Mapping[str, Mapping[str, Any]]:
+        """What other commands found in this very release, by their names: their records, as they wrote them."""
+        return {command: found for command in RECORDS if (found := self._found(command)) is not None}
 
-    @cached_property
-    def audited(self) -> Mapping[str, Any] | None:
-        """The card of audit.py about this very release; None before there is one."""
-        return self._found(f"{AUDIT}/{CARD}", "release_sha256")
-
-    def _found(self, name: str, release: str) -> Mapping[str, Any] | None:
-        """Return a record that another command has left, if the entry `release` of it is the digest of this release."""
+    def _found(self, command: str) -> Mapping[str, Any] | None:
+        name, release = RECORDS[command]
         try:
             found: dict[str, Any] = json.loads(self.folder.read(name))
             return found if found[release] == self.digest_of("protect") else None

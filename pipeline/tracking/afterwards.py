@@ -56,7 +56,7 @@ def log_outcome(folder: Run, command: str) -> None:
         OSError: storage refused.
     """
     results, parent = RunResults.read(folder), logged_run(folder)
-    if parent is None or results.digest_of(command) is None or parent.logged("protect") != results.digest_of("protect"):
+    if parent is None or command not in results.found or parent.logged("protect") != results.digest_of("protect"):
         return
     parent.store.load()
     parent.store.outbox.post(f"what {command} found", lambda: _log_outcome(parent, results, command))

@@ -29,7 +29,7 @@ Log = Callable[[ParentRun, RunResults], Names]
 
 COST = ("gradients", "gradients_per_image", "crafting_seconds")
 PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
-AFTERWARDS = ("verify", "audit")  # commands that look at a release when the run is over
+OUTCOMES = {"verify": "verified", "audit": "audit"}  # commands that look at a release, and the tags of what they found
 SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
 HEADLINE = {  # figures of a run that come with a stage
@@ -96,8 +96,8 @@ def log_protect(parent: ParentRun, results: RunResults) -> Names:
         parent.end_child(about, manifest.digest)
     released = {"sha256": manifest.digest, "images": manifest.counts["images"], "shards": manifest.as_dict()["shards"]}
     parent.store.log_files(parent.id, {"release.json": to_json(released)})
-    verified = () if results.verified else ("verified",)  # which was said of an earlier release
-    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest}, absent=verified)
+    earlier = [tag for command, tag in OUTCOMES.items() if command not in results.found]  # which was said of an earlier release
+    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest}, absent=earlier)
     return (about.name,)
 
 
@@ -167,21 +167,21 @@ def log_report(parent: ParentRun, results: RunResults) -> Names:
 def log_verification(parent: ParentRun, results: RunResults) -> Names:
     """Log what verify.py found in the release: a tag to filter by, and the record with the first faults."""
     assert parent.id
-    assert results.verified
-    faults = results.verified["faults"]
-    parent.store.set_tags(parent.id, {"verified": counted(faults, "fault") if faults else "no fault"})
-    parent.store.log_files(parent.id, {VERIFIED: to_json(results.verified)})
+    found = results.found["verify"]
+    faults = found["faults"]
+    parent.store.set_tags(parent.id, {OUTCOMES["verify"]: counted(faults, "fault") if faults else "no fault"})
+    parent.store.log_files(parent.id, {VERIFIED: to_json(found)})
     return ()
 
 
 def log_audit(parent: ParentRun, results: RunResults) -> Names:
     """Log what audit.py found: the verdict to filter by, what the strongest adversary gets to sort by, the page and the card."""
     assert parent.id
-    assert results.audited
-    parent.store.set_tags(parent.id, {"audit": results.audited["verdict"]})
-    gets = results.audited["decided_accuracy"]
+    found = results.found["audit"]
+    parent.store.set_tags(parent.id, {OUTCOMES["audit"]: found["verdict"]})
+    gets = found["decided_accuracy"]
     parent.store.log_metrics(parent.id, {} if gets is None else {"strongest_adversary_accuracy": gets})
-    files = {PAGE: results.folder.child(AUDIT).read(PAGE), CARD: to_json(results.audited)}
+    files = {PAGE: results.folder.child(AUDIT).read(PAGE), CARD: to_json(found)}
     parent.store.log_files(parent.id, {f"{AUDIT}/{name}": data for name, data in files.items()})
     return ()
 
