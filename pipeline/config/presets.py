@@ -17,7 +17,7 @@ def quickstart() -> RunConfig:
     train: dict[str, Any] = {"epochs": 15, "batch_size": 64, "schedule": "one-cycle", "augmentation": "none"}
     return RunConfig(
         surrogate=SurrogateConfig(networks=("resnet8",), **train),
-        protect=ProtectConfig(checkpoints=5, steps=10),
+        protect=ProtectConfig(method="sep-fa-drawn", checkpoints=5, steps=15),
         victim=VictimConfig(networks=("resnet8",), **train),
     )
 
@@ -31,7 +31,7 @@ def smoke() -> RunConfig:
         run="runs/smoke",
         pack=replace(base.pack, max_train_images=80, max_test_images=40, shard_images=20),
         surrogate=replace(base.surrogate, epochs=2, batch_size=20),
-        protect=replace(base.protect, checkpoints=2, steps=2, batch_size=10),
+        protect=ProtectConfig(checkpoints=2, steps=2, batch_size=10),
         victim=replace(base.victim, epochs=2, batch_size=20),
     )
 
@@ -75,7 +75,7 @@ def cifar10_small() -> RunConfig:
         run="runs/cifar10-small",
         pack=replace(base.pack, max_train_images=5000, max_test_images=5000, shard_images=250),
         surrogate=replace(base.surrogate, networks=("resnet8",), epochs=30),
-        protect=replace(base.protect, method="sep-fa", checkpoints=10, steps=15),
+        protect=replace(base.protect, method="sep-fa-drawn", checkpoints=10, steps=15),
         victim=replace(base.victim, networks=("resnet8",), epochs=30, lr=0.2, schedule="one-cycle"),
     )
 

@@ -22,7 +22,7 @@ README, RESULTS, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "results.md",
 Card = dict[str, Any]
 # The README's three results: the text, and the card and countermeasure of the figures.
 HIGHLIGHTS = (
-    ("5,000 CIFAR-10 images", "cifar10-small-sep-fa", "none"),
+    ("5,000 CIFAR-10 images", "cifar10-small-sep-fa-drawn", "none"),
     ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa", "none"),
     ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
 )

@@ -30,7 +30,8 @@ from sep.countermeasures.registry import plan as plan_of
 from sep.methods.registry import MOST_ROUNDS
 from tests.fixtures.pictures import class_folders
 
-CONFIG = replace(preset("cifar10-small"), data="somewhere")
+SMALL = preset("cifar10-small")
+CONFIG = replace(SMALL, data="somewhere", protect=replace(SMALL.protect, method="sep-fa"))
 WORK = Workload(train=5000, test=1000, released=5000, protected=2000, classes=10, parameters=(80_000,))
 IMAGES = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), per_second=500, clean_bytes=2000, protected_bytes=2500)
 SPEED = Speed({"resnet8": 1000}, {"resnet8": Step(0.002, 0.001)}, {"resnet8": 4000})
@@ -133,7 +134,7 @@ def test_a_described_gpu_is_planned_for_without_measuring(capsys: pytest.Capture
     command = ["--preset", "quickstart", "--executor", "local", "--gradients-per-second", "90000", "--price-per-gpu-hour", "2"]
     assert plan.main(command) == 0
     out = capsys.readouterr().out
-    assert "100,000 gradients; one GPU: 90,000 gradients/s with resnet8" in out
+    assert "30,000 gradients; one GPU: 90,000 gradients/s with resnet8" in out
     for count in (1, 8, 64):
         block = out.split(f"\n{count} GPU{'s' if count > 1 else ''} ")[1].split("\n\n")[0]
         assert "time" in block
