@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "protect an image data set, and measure the protection",
     "audit": "train adversaries against a release, for one verdict",
     "verify": "check a run from its files alone",
+    "detect": "measure how well a release is told from clean pictures",
     "export": "write the protected images as a folder of PNGs",
     "compare": "show several runs side by side",
     "plan": "estimate time, machines and storage of a run without starting it",

@@ -22,7 +22,18 @@ from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_p
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RESULTS, SAMPLES, UNFINISHED, VERIFIED, trial_name, trial_record
+from pipeline.storage.layout import (
+    CHECKPOINTS,
+    DETECTION,
+    MANIFEST,
+    QUARANTINE,
+    RESULTS,
+    SAMPLES,
+    UNFINISHED,
+    VERIFIED,
+    trial_name,
+    trial_record,
+)
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
@@ -85,8 +96,9 @@ class RunResults:
         """Return the digest of what a stage has made, which may be a part of the trials; None where it has made nothing."""
         if stage == "report":
             return self._report_digest
-        if stage == "verify":
-            return digest(self.verified) if self.verified else None
+        if stage in ("verify", "detect"):
+            found = self.verified if stage == "verify" else self.detected
+            return digest(found) if found else None
         if stage in self.manifests:
             return self.manifests[stage].digest
         return digest(self.unfinished) if stage == "victim" and self.unfinished else None
@@ -98,8 +110,16 @@ class RunResults:
     @cached_property
     def verified(self) -> Mapping[str, Any] | None:
         """What verify.py found in this very release: `faults`, their number, the `first` of them, and `said`; None before it has looked."""
+        return self._of_this_release(VERIFIED)
+
+    @cached_property
+    def detected(self) -> Mapping[str, Any] | None:
+        """How well detect.py told this very release from clean images, as `pipeline.results.detection` reads it; None before it has."""
+        return self._of_this_release(DETECTION)
+
+    def _of_this_release(self, record: str) -> Mapping[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(self.folder.read(VERIFIED))
+            found: dict[str, Any] = json.loads(self.folder.read(record))
             return found if found["release"] == self.digest_of("protect") else None
         except (FileNotFoundError, ValueError, KeyError):
             return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 # In the folder of the run
 CONFIG = "config.json"  # the configuration that the finished stages were made with
 VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
+DETECTION = "detection.json"  # how well detectors tell the release from clean pictures, and the digest of the release
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines; in `audit`, the verdict of audit.py
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another

@@ -1,4 +1,4 @@
-"""What other commands log in MLflow when a run is over: verify.py its outcome, compare.py a comparison.
+"""What other commands log in MLflow when a run is over: verify.py and detect.py their outcome, compare.py a comparison.
 
 The run folder says where the run was logged. As while a run goes on, nothing that a tracker does or lacks costs more than a line.
 """
@@ -21,8 +21,6 @@ from pipeline.tracking.mlflow_store import Store
 from pipeline.tracking.parent_run import Identity, ParentRun
 
 log = logging.getLogger(__name__)
-
-OF_VERIFY = ("report", "verify")  # what verify.py makes anew
 
 
 def logged_run(run: Run) -> ParentRun | None:
@@ -50,28 +48,32 @@ def _check_there(store: Store) -> None:
         raise ValueError(f"{file} is not there any more")
 
 
-def log_verification(folder: Run) -> None:
-    """Log what verify.py found in a release, and the page that shows it, in the MLflow run of that release, if there is one.
+def log_outcome(folder: Run, command: str) -> None:
+    """Log what a command found in a release, and the page that shows it, in the MLflow run of that release, if there is one.
+
+    Args:
+        folder: of the run.
+        command: `verify` or `detect`.
 
     Raises:
         ValueError: a record of the run is damaged.
         OSError: storage refused.
     """
     results, parent = RunResults.read(folder), logged_run(folder)
-    if parent is None or results.verified is None or parent.logged("protect") != results.digest_of("protect"):
+    if parent is None or results.digest_of(command) is None or parent.logged("protect") != results.digest_of("protect"):
         return
     parent.store.load()
-    parent.store.outbox.post("what verify found", lambda: _log_verification(parent, results))
+    parent.store.outbox.post(f"what {command} found", lambda: _log_outcome(parent, results, command))
     parent.store.outbox.wait()
 
 
-def _log_verification(parent: ParentRun, results: RunResults) -> None:
+def _log_outcome(parent: ParentRun, results: RunResults, command: str) -> None:
     _check_there(parent.store)
     if parent.store.artifacts:
         own_database.follow((parent.above or parent).folder.path)
     if not parent.store.is_active(str(parent.id)):
         raise ValueError("its run was deleted there")
-    for stage in OF_VERIFY:
+    for stage in ("report", command):
         content = results.digest_of(stage)
         if content and parent.logged(stage) != content:
             parent.finish_stage(stage, content, stage_logs.OF_RUN[stage](parent, results))

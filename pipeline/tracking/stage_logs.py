@@ -12,11 +12,12 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.pages.gallery import image_drawings
+from pipeline.results.detection import Detection
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import CHECKPOINTS, VERIFIED
+from pipeline.storage.layout import CHECKPOINTS, DETECTION, VERIFIED
 from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
@@ -31,6 +32,7 @@ COST = ("gradients", "gradients_per_image", "crafting_seconds")
 PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
 SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
+OUTCOMES = {"verify": "verified", "detect": "detection"}  # commands that look at a release, and the tags of what they found
 HEADLINE = {  # figures of a run that come with a stage
     "protect": ("linf_levels", *VISIBLE, *COST, *SIMILARITY),
     "victim": tuple(f"{name}_accuracy{std}" for name in MEASURED for std in ("", "_std")),
@@ -95,8 +97,8 @@ def log_protect(parent: ParentRun, results: RunResults) -> Names:
         parent.end_child(about, manifest.digest)
     released = {"sha256": manifest.digest, "images": manifest.counts["images"], "shards": manifest.as_dict()["shards"]}
     parent.store.log_files(parent.id, {"release.json": to_json(released)})
-    verified = () if results.verified else ("verified",)  # which was said of an earlier release
-    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest}, absent=verified)
+    earlier = [OUTCOMES[command] for command in OUTCOMES if not results.digest_of(command)]  # which was said of an earlier release
+    parent.store.set_tags(parent.id, {"release_sha256": manifest.digest}, absent=earlier)
     return (about.name,)
 
 
@@ -173,6 +175,16 @@ def log_verification(parent: ParentRun, results: RunResults) -> Names:
     return ()
 
 
+def log_detection(parent: ParentRun, results: RunResults) -> Names:
+    """Log how well detectors tell the release from clean images: a tag with the best of them, and the record."""
+    assert parent.id
+    assert results.detected
+    best = Detection.of(results.detected).best
+    parent.store.set_tags(parent.id, {"detection": f"AUC {best.figure} by {best.name}"})
+    parent.store.log_files(parent.id, {DETECTION: to_json(results.detected)})
+    return ()
+
+
 def log_comparison(run: ParentRun, comparison: Folder, text: str, links: Mapping[str, str] | None = None) -> None:
     """Log the files of a comparison as artifacts, and its tables as the description, with links to the runs by their names."""
     assert run.id
@@ -209,6 +221,7 @@ OF_RUN: Mapping[str, Log] = {
     "victim": log_victims,
     "report": log_report,
     "verify": log_verification,
+    "detect": log_detection,
 }
 
 

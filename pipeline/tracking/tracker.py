@@ -143,7 +143,7 @@ class MlflowTracker:
         next start logs what is missing. Without a sweep's run above it, nothing is logged of a point.
         """
         self._outbox.wait()  # for what is still on its way, which may change what was logged
-        there = {stage: results.digest_of(stage) for stage in (name, "verify")}
+        there = {stage: results.digest_of(stage) for stage in (name, *stage_logs.OUTCOMES)}
         news = any(content and self._run.logged(stage) != content for stage, content in there.items())
         if news and (self._above is None or self._above.id):
             self._log_missing(name, results)
@@ -151,7 +151,7 @@ class MlflowTracker:
     def _log_missing(self, name: str, results: RunResults) -> None:
         """Log every stage that was not logged; `name` is the one that this is about."""
         stages = [*results.manifests, *(["victim"] if results.missing_trials else []), *(["report"] if name == "report" else [])]
-        stages += ["verify"] if results.verified else []
+        stages += [command for command in stage_logs.OUTCOMES if results.digest_of(command)]
         self._run.store.load()
         self._outbox.post(name, lambda: self._log_all(stages, results), again=True)
         self._outbox.wait()

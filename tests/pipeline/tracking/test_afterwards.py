@@ -93,7 +93,7 @@ def test_faults_are_named_even_where_the_report_cannot_be_drawn(own: Path, capsy
 
 def test_the_next_start_logs_what_verify_could_not(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as away:
-        away.setattr("pipeline.tracking.afterwards.log_verification", lambda folder: None)
+        away.setattr("pipeline.tracking.afterwards.log_outcome", lambda folder, command: None)
         assert verify.main(["--run", str(own)]) == 0
     assert "verified" not in run_of(own).data.tags
     track(own)
