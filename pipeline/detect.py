@@ -13,11 +13,18 @@ from pipeline.config.flags import call
 from pipeline.storage.run import existing_run
 
 
-def _detect_in_run(run: str, images: int | None = None, seed: int = 0, split: Literal["train", "test"] = "train") -> int:
+def _detect_in_run(
+    run: str,
+    detectors: tuple[str, ...] = (),
+    images: int | None = None,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+) -> int:
     """Measure how well detectors tell the protected pictures of a release from clean pictures of the same source.
 
     Args:
         run: folder or URI (s3://...) of a run with a release, or of a point of a sweep
+        detectors: spectrum, residual, convolutional, iterative-filtering; all if none is given
         images: the most pictures, half to learn from and half to judge; as many as take minutes on two cores if not given
         seed: of the choice of pictures, and of the detectors
         split: of the release
@@ -27,7 +34,7 @@ def _detect_in_run(run: str, images: int | None = None, seed: int = 0, split: Li
     from pipeline.stages import outcome
 
     folder = existing_run(run)
-    record = detect(folder, images, seed, split, began=lambda name: print(f"{name} ...", file=sys.stderr))
+    record = detect(folder, detectors, images, seed, split, began=lambda name: print(f"{name} ...", file=sys.stderr))
     try:
         outcome.show(folder, "detect")
     except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -59,24 +59,32 @@ class Asked:
 
 
 def detect(
-    run: Run, images: int | None = None, seed: int = 0, split: str = "train", began: Callable[[str], None] = lambda _: None
+    run: Run,
+    names: Sequence[str] = (),
+    images: int | None = None,
+    seed: int = 0,
+    split: str = "train",
+    began: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure every detector that the record of the run lacks, and return the record.
+    """Measure the detectors that the record of the run lacks, and return the record.
 
     The record is written after each detector, so that another start goes on after the last one. One of another release or of other
     settings is replaced.
 
     Args:
         run: with a release.
+        names: of the detectors to measure; all if none is given.
         images: the most pictures, to learn from and to judge together; if not given, `usual_images`.
         seed: of the choice of pictures, and of the detectors.
         split: of the release.
         began: called with the name of a detector before it begins.
 
     Raises:
-        ValueError: there is no release, the split is not in it, too few of its pictures are protected, or they are too small.
+        ValueError: a detector is unknown, there is no release, the split is not in it, or its protected pictures are too few or too small.
         OSError: storage refused.
     """
+    if strange := [name for name in names if name not in DETECTORS]:
+        raise ValueError(f"--detectors: expected some of {', '.join(DETECTORS)}; got {strange[0]}")
     release, pack = Manifest.load(run, "protect"), Manifest.load(run, "pack")
     side = victim_side(recorded(run))
     asked = Asked(usual_images(pack, side) if images is None else images, seed, split)
@@ -84,7 +92,7 @@ def detect(
         raise ValueError(f"--images: expected at least {LEAST}, half of them to learn from and half to judge; got {asked.images}")
     record = {"release": release.digest, "asked": asdict(asked), "detectors": []} | _earlier(run, release.digest, asked)
     finished = {row["name"] for row in record["detectors"]}
-    missing = [name for name in DETECTORS if name not in finished]
+    missing = [name for name in names or DETECTORS if name not in finished]
     if not missing:
         return record
     learn, judge = chosen(run, pack, release, asked, side)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+DECIMALS = 6  # beyond which sums of the same shares differ
 Floats = NDArray[np.float64]
 
 
@@ -53,4 +54,5 @@ def area(scores: Floats, protected: NDArray[np.bool_], pictures: NDArray[np.int6
     auc = float(told[protected].mean())
     parts = np.bincount(pictures, (told - auc) / np.where(protected, m, n))
     count = np.unique(pictures).size
-    return Area(auc, math.sqrt(float(np.square(parts).sum()) * count / max(1, count - 1)), m, n)
+    error = math.sqrt(float(np.square(parts).sum()) * count / max(1, count - 1))
+    return Area(round(auc, DECIMALS), round(error, DECIMALS), m, n)

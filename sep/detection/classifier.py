@@ -5,7 +5,9 @@ Legend: B pictures, C channels, H W pixels, D features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from sep.train_config import TrainConfig
 
 # Batches are of pictures, each in both forms, so that the forms alone tell the two classes of a batch apart.
 LINEAR = TrainConfig(epochs=60, batch_size=64, lr=0.02, weight_decay=5e-3, schedule="one-cycle", augmentation="none")
-CONVOLUTIONAL = TrainConfig(epochs=15, batch_size=32, lr=0.1, schedule="one-cycle")
+CONVOLUTIONAL = TrainConfig(batch_size=32, lr=0.1, schedule="one-cycle")
+STEPS = 500  # of the convolutional detector, whatever the number of pictures
 
 
 def linear(learn: Pairs, judge: Pairs, _: int, seed: int, *, features: Callable[[Tensor], Tensor]) -> Scores:
@@ -31,9 +34,10 @@ def linear(learn: Pairs, judge: Pairs, _: int, seed: int, *, features: Callable[
     return _judged(linear_probe(torch.cat([known.clean, known.protected]), 2), LINEAR, known, seen(judge), seed)
 
 
-def convolutional(learn: Pairs, judge: Pairs, _: int, seed: int) -> Scores:
-    """Judge by a small convolutional network, which averages over all places what it finds there."""
-    return _judged(small_network(learn.clean, 2, seed), CONVOLUTIONAL, learn, judge, seed)
+def convolutional(learn: Pairs, judge: Pairs, _: int, seed: int, *, steps: int = STEPS) -> Scores:
+    """Judge by a small convolutional network, which averages over all places what it finds there; trained for so many steps, or more."""
+    epochs = math.ceil(steps / max(1, len(learn) // CONVOLUTIONAL.batch_size))
+    return _judged(small_network(learn.clean, 2, seed), replace(CONVOLUTIONAL, epochs=epochs), learn, judge, seed)
 
 
 def _judged(network: Network, config: TrainConfig, learn: Pairs, judge: Pairs, seed: int) -> Scores:

@@ -14,19 +14,19 @@ from sep.train_config import TrainConfig
 
 ROUNDS = 3
 PROTECTED = 0.5  # of the pictures of a mix
-TRAINING = TrainConfig(epochs=6, batch_size=64, lr=0.1, schedule="one-cycle")
+TRAINING = TrainConfig(epochs=6, batch_size=16, lr=0.1, schedule="one-cycle", augmentation="none")
 
 
 def iterative_filtering(learn: Pairs, judge: Pairs, num_classes: int, seed: int) -> Scores:
     """Find the protected images of a mix by their labels alone (Yu et al. 2024, "Unlearnable Examples Detection via Iterative Filtering").
 
     Of the paper are the observation that a network adapts to protected images sooner than to clean ones, so that after a short training
-    it gets clean ones wrong; K extra classes; and rounds that refine the labels. An image that the network gets wrong is taken for clean
-    and moves to the extra class of its label; one that it then sees in its own class moves back. Nobody needs to know of any image
-    whether it is clean.
+    it gets clean ones wrong; K extra classes; and rounds that refine the labels: what is taken for clean moves to the extra class of its
+    label, and may come back. Nobody needs to know of any image whether it is clean.
 
-    Ours are the rest: a new small network in each round, the lengths, and the score, by how much an image is seen in its own class rather
-    than in the extra one after the last round.
+    Ours are the rest. A small network gets many clean images right as well, so that not the wrong ones are taken for clean, but the half
+    that is seen least in its own class: among all classes in the first round, beside the extra class of its label in the later ones. That
+    is also the score, after the last round. Each round trains a new network.
 
     Args:
         learn: pictures, of which nothing but labels is known here.

@@ -25,7 +25,7 @@ def small_network(images: Tensor, outputs: int, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build("resnet8", outputs, min(images.shape[2:]), levels.mean(1).tolist(), levels.std(1).clamp_min(1).tolist())
-    return network.to(images.device, memory_format=torch.channels_last)
+    return network.to(images.device).to(memory_format=torch.channels_last)
 
 
 def trained(network: Network, config: TrainConfig, batch: Callable[[Tensor], Batch], pictures: int, seed: int) -> Network:
