@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config.flags import call
-from pipeline.config.recorded import recorded
-from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import MANIFEST, VERIFIED
+from pipeline.storage.layout import VERIFIED
 from pipeline.storage.records import to_json
-from pipeline.storage.run import Point, Run, additions, existing_run
+from pipeline.storage.run import Run, additions, existing_run
 from pipeline.storage.stage import Manifest
 
 NAMED = 50  # faults that the record of the outcome names
@@ -55,27 +53,13 @@ def _check_exported(run: str, exported: str) -> int:
 
 def _record(folder: Run, outcome: dict[str, Any]) -> None:
     """Keep the outcome with the run, on the page of its report, if there is one, and in MLflow, if the run is there."""
-    from pipeline.tracking.afterwards import log_outcome
+    from pipeline.stages import outcome as shown
 
-    own = folder.parent if isinstance(folder, Point) else folder
     try:
         folder.write(VERIFIED, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
-        with driver_lock(own):
-            _draw_again(folder)
-            log_outcome(folder, "verify")
+        shown.show(folder, "verify")
     except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
         print(f"the outcome is not with the run: {error}", file=sys.stderr)
-
-
-def _draw_again(folder: Run) -> None:
-    """Draw the report again, if there is one; where the run is too damaged for it, say so."""
-    from pipeline.stages import report
-
-    if folder.child("report").exists(MANIFEST):
-        try:
-            report.execute(recorded(folder), folder)
-        except (ValueError, OSError) as error:
-            print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:

@@ -1,1 +1,1 @@
-"""The work of the commands verify, export and plan."""
+"""The work of the commands verify, detect, export and plan."""

@@ -17,6 +17,7 @@ from pipeline.pages import html
 from pipeline.pages.alt_texts import alt_texts
 from pipeline.pages.gallery import COUNTERED
 from pipeline.results.commands import command
+from pipeline.results.detection import Detection
 from pipeline.results.findings import findings, made_with, on_missing, scope, surrogates
 from pipeline.results.machine import code_version, hardware
 from pipeline.results.next_steps import next_steps
@@ -59,6 +60,7 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         surrogates=surrogates(results) if "protect" in found else "",
         made_with=made_with(results) if "protect" in found else "",
         released=_released(results),
+        detection=Detection.of(results.found["detect"]) if "detect" in results.found else None,
         protection=_protection(results) if "protect" in found else {},
         refused=refusals.first,
         reasons=refusals.reasons[:SHOWN_REASONS],

@@ -22,19 +22,7 @@ from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_p
 from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import (
-    AUDIT,
-    CARD,
-    CHECKPOINTS,
-    MANIFEST,
-    QUARANTINE,
-    RESULTS,
-    SAMPLES,
-    UNFINISHED,
-    VERIFIED,
-    trial_name,
-    trial_record,
-)
+from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RECORDS, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
@@ -43,9 +31,6 @@ from sep.methods.registry import METHODS
 from sep.views.registry import PLAIN
 
 log = logging.getLogger(__name__)
-
-# What other commands leave in the folder of a run, by their names: a record, and its entry with the digest of the release it is about.
-RECORDS = {"verify": (VERIFIED, "release"), "audit": (f"{AUDIT}/{CARD}", "release_sha256")}
 
 MEASURED = ("pack", "surrogate", "protect", "victim")
 NAMED_REFUSALS = 50  # files that a page lists by name

@@ -16,14 +16,12 @@ from pipeline.pages.audit_page import render
 from pipeline.results.audit import audit, card
 from pipeline.results.run_results import RunResults
 from pipeline.results.verdict import held_out
-from pipeline.stages import job
+from pipeline.stages import job, outcome
 from pipeline.stages.sequence import check
-from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.layout import AUDIT, CARD, MANIFEST, PAGE
 from pipeline.storage.records import to_json
-from pipeline.storage.run import Point, Run, sweep_of
+from pipeline.storage.run import Run, sweep_of
 from pipeline.storage.stage import Manifest
-from pipeline.tracking.afterwards import log_outcome
 from sep.countermeasures.standing import STANDING, cheapest_first
 
 
@@ -85,6 +83,5 @@ def conclude(config: RunConfig, run: Run, unsuited: Mapping[str, str], command: 
     folder.write(CARD, to_json(card(found)))
     folder.write(PAGE, render(found, command).encode())
     if config.tracking_uri != UNTRACKED:
-        with driver_lock(run.parent if isinstance(run, Point) else run):
-            log_outcome(run, "audit")
+        outcome.show(run, "audit")
     return f"\n{found.line}\n\n  page      {folder.uri}/{PAGE}\n  card      {folder.uri}/{CARD}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 CONFIG = "config.json"  # the configuration that the finished stages were made with
 VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
 CERTIFIED = "certificate.json"  # of certify.py: the certificate, and the digest of the release that it is for
+DETECTION = "detection.json"  # how well detectors tell the release from clean pictures, and the digest of the release
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines; in `audit`, the verdict of audit.py
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another
@@ -60,6 +61,9 @@ COMPARISON = "comparison"  # of the points of the sweep
 AUDIT = "audit"  # the page and the card of audit.py
 CERTIFICATE = "certificate"  # the weights that certify.py trained, so that another certificate trains nothing
 ADDED = "added"  # holds a folder for each addition, `0001`, ...
+
+# What other commands find in a release, by their names: a record in the folder of the run, and its entry with the digest of that release
+RECORDS = {"verify": (VERIFIED, "release"), "audit": (f"{AUDIT}/{CARD}", "release_sha256"), "detect": (DETECTION, "release")}
 
 # Beside an exported folder, after its name
 EXPORTED = ".export.json"  # the form of the files, the digest of each, and how lossy ones differ from the originals

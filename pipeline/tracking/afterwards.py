@@ -1,4 +1,4 @@
-"""What other commands log in MLflow when a run is over: verify.py and audit.py what they found, compare.py a comparison.
+"""What other commands log in MLflow when a run is over: verify.py, audit.py and detect.py what they found, compare.py a comparison.
 
 The run folder says where the run was logged. As while a run goes on, nothing that a tracker does or lacks costs more than a line.
 """
@@ -49,7 +49,11 @@ def _check_there(store: Store) -> None:
 
 
 def log_outcome(folder: Run, command: str) -> None:
-    """Log what `verify` or `audit` found in a release, and the report that shows it, in the MLflow run of that release, if there is one.
+    """Log what a command found in a release, and the page that shows it, in the MLflow run of that release, if there is one.
+
+    Args:
+        folder: of the run.
+        command: `verify`, `audit` or `detect`.
 
     Raises:
         ValueError: a record of the run is damaged.

@@ -12,11 +12,12 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.pages.gallery import image_drawings
+from pipeline.results.detection import Detection
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import AUDIT, CARD, CHECKPOINTS, PAGE, VERIFIED
+from pipeline.storage.layout import AUDIT, CARD, CHECKPOINTS, DETECTION, PAGE, VERIFIED
 from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
@@ -29,9 +30,13 @@ Log = Callable[[ParentRun, RunResults], Names]
 
 COST = ("gradients", "gradients_per_image", "crafting_seconds")
 PUBLISHED = (".html", ".png", ".csv")  # files of a comparison
-OUTCOMES = {"verify": "verified", "audit": "audit"}  # commands that look at a release, and the tags of what they found
 SIMILARITY = ("gradient_similarity", "network_similarity")
 MEASURED = ("clean", "protected", "protected_relabelled", "clean_other", "protected_other")
+OUTCOMES = {
+    "verify": "verified",
+    "audit": "audit",
+    "detect": "detection",
+}  # commands that look at a release, and the tags of what they found
 HEADLINE = {  # figures of a run that come with a stage
     "protect": ("linf_levels", *VISIBLE, *COST, *SIMILARITY),
     "victim": tuple(f"{name}_accuracy{std}" for name in MEASURED for std in ("", "_std")),
@@ -186,6 +191,16 @@ def log_audit(parent: ParentRun, results: RunResults) -> Names:
     return ()
 
 
+def log_detection(parent: ParentRun, results: RunResults) -> Names:
+    """Log how well detectors tell the release from clean images: a tag with the best of them, and the record."""
+    assert parent.id
+    found = results.found["detect"]
+    best = Detection.of(found).best
+    parent.store.set_tags(parent.id, {OUTCOMES["detect"]: f"AUC {best.figure} by {best.name}"})
+    parent.store.log_files(parent.id, {DETECTION: to_json(found)})
+    return ()
+
+
 def log_comparison(run: ParentRun, comparison: Folder, text: str, links: Mapping[str, str] | None = None) -> None:
     """Log the files of a comparison as artifacts, and its tables as the description, with links to the runs by their names."""
     assert run.id
@@ -223,6 +238,7 @@ OF_RUN: Mapping[str, Log] = {
     "report": log_report,
     "verify": log_verification,
     "audit": log_audit,
+    "detect": log_detection,
 }
 
 

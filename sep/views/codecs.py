@@ -76,7 +76,7 @@ def webp(levels: Tensor, _: Look, quality: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _basis(dtype: torch.dtype, device: torch.device) -> Tensor:
+def dct_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthonormal DCT, a row for each coefficient and a column for each pixel of a block: `(64, 64)`."""
     places = torch.arange(BLOCK, dtype=torch.float64)
     waves = torch.cos(math.pi / BLOCK * places[:, None] * (places + 0.5)) * math.sqrt(2 / BLOCK)
@@ -101,7 +101,7 @@ def _coded(planes: Tensor, steps: Tensor, eps_levels: int) -> Tensor:
     count, number, height, width = planes.shape
     cut = (count, number, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
     blocks = (planes - 128).reshape(cut).transpose(3, 4).reshape(-1, BLOCK**2)
-    basis = _basis(planes.dtype, planes.device)
+    basis = dct_basis(planes.dtype, planes.device)
     values = (blocks @ basis.T) / steps
     with torch.no_grad():
         eighths = (values.abs() * (8 * steps) + TIE).round_()  # libjpeg's transform gives whole eighths

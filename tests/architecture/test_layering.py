@@ -13,7 +13,7 @@ import pytest
 from tests import ROOT
 
 PACKAGES = ("sep", "cluster", "pipeline")
-ENTRY_POINTS = {f"pipeline.{name}" for name in ("run", "verify", "export", "compare", "plan", "reproduce", "ui")}
+ENTRY_POINTS = {f"pipeline.{name}" for name in ("run", "verify", "detect", "export", "compare", "plan", "reproduce", "ui")}
 # What a package may import besides the standard library; None if the rules below, on single rooms and modules, apply instead.
 MAY_IMPORT: dict[str, set[str] | None] = {
     "sep": {"sep", "torch", "torchvision"},

@@ -9,6 +9,7 @@ python tests/benchmarks/publish.py TABLE                      write one table of
     kernels              arithmetic of crafting
     countermeasures      everything done against one release
     methods              releases by several methods, side by side
+    detection            detectors of several releases, from detection.json
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from sep.methods.registry import METHODS
 from tests.benchmarks.published import BY_METHOD, PUBLISHED
 
 CARDS = Path(__file__).parent / "cards"
+DETECTION = Path(__file__).parent / "detection.json"
 ROOT = Path(__file__).parents[2]
 README, RESULTS, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md"
 Card = dict[str, Any]
@@ -240,6 +241,20 @@ def gradients() -> str:
     return rows(" | ".join(columns), lines)
 
 
+def detection() -> str:
+    """Return one line per release, with the area and its error of each detector, below where they were measured."""
+    card = json.loads(DETECTION.read_text())
+    releases = card["releases"]
+    names = [detector["name"] for detector in releases[0]["detectors"]]
+    judged = releases[0]["detectors"][0]
+    lines = [
+        " | ".join([f"{each['method']}, {each['budget']}", *(f"{of['auc']:.3f} ± {of['error']:.3f}" for of in each["detectors"])])
+        for each in releases
+    ]
+    common = f"{card['data']}; {judged['protected']} protected and {judged['clean']} clean images were judged. {card['hardware']}."
+    return f"{common}\n\n{rows(' | '.join(['method, budget', *names]), lines)}"
+
+
 def trainings(card: Card) -> str:
     """Return the trained networks and their settings."""
     return ", ".join(
@@ -256,6 +271,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "countermeasures": countermeasures,
     "methods": methods,
     "gradients": gradients,
+    "detection": detection,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import compare, verify
+from pipeline import compare, detect, verify
 from pipeline.results.run_results import RunResults
 from pipeline.stages import report
 from pipeline.stages.audit import conclude
@@ -81,6 +81,13 @@ def test_the_outcome_is_in_the_run_that_was_verified(own: Path, capsys: pytest.C
     assert (run.data.tags["verified"], run.info.status) == ("no fault", "FINISHED")
     assert json.loads(artifact(own, run, "verified.json"))["said"] == said.out.strip()
     assert said.out.strip() in artifact(own, run, "report/index.html")
+
+
+def test_how_well_it_is_told_from_clean_images_is_in_the_run(own: Path) -> None:
+    assert detect.main(["--run", str(own), "--detectors", "spectrum"]) == 0
+    run = run_of(own)
+    assert run.data.tags["detection"].endswith(" by spectrum")
+    assert json.loads(artifact(own, run, "detection.json")) == json.loads((own / "detection.json").read_text())
 
 
 def test_faults_are_named_even_where_the_report_cannot_be_drawn(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

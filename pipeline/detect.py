@@ -1,0 +1,56 @@
+"""How well protected pictures of a run are told from clean ones: `python pipeline/detect.py --run URI`.
+
+Detectors learn from some pictures in both forms, and judge others. Finished detectors are in the run's record, and are not repeated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+from pipeline.config.flags import call
+from pipeline.storage.run import existing_run
+
+
+def _detect_in_run(
+    run: str,
+    detectors: tuple[str, ...] = (),
+    images: int | None = None,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+) -> int:
+    """Measure how well detectors tell the protected pictures of a release from clean pictures of the same source.
+
+    Args:
+        run: folder or URI (s3://...) of a run with a release, or of a point of a sweep
+        detectors: spectrum, residual, convolutional, iterative-filtering; all if none is given
+        images: the most pictures, half to learn from and half to judge; as many as take minutes on two cores if not given
+        seed: of the choice of pictures, and of the detectors
+        split: of the release
+    """
+    from pipeline.operations.detection import detect  # loads torch, which takes seconds that `--help` need not wait
+    from pipeline.results.detection import Detection
+    from pipeline.stages import outcome
+
+    folder = existing_run(run)
+    record = detect(folder, detectors, images, seed, split, began=lambda name: print(f"{name} ...", file=sys.stderr))
+    try:
+        outcome.show(folder, "detect")
+    except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
+        print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
+    print(Detection.of(record))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "detect.py") -> int:
+    """Measure, and return the exit code: 0 for success, 1 for a failure, which is printed, 2 for wrong usage."""
+    try:
+        return call(_detect_in_run, program, arguments)
+    except (ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

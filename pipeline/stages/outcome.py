@@ -1,0 +1,37 @@
+"""What a command found in a finished run, shown where the run is looked at: on its page, and in MLflow."""
+
+from __future__ import annotations
+
+import sys
+
+from pipeline.config.recorded import recorded
+from pipeline.stages import report
+from pipeline.storage.driver_lock import driver_lock
+from pipeline.storage.layout import MANIFEST
+from pipeline.storage.run import Point, Run
+from pipeline.tracking import afterwards
+
+
+def show(run: Run, command: str) -> None:
+    """Draw the report again, if there is one, and log what a command has recorded, if the run is in MLflow.
+
+    Args:
+        run: with the record of the command.
+        command: `verify` or `detect`.
+
+    Raises:
+        ValueError: a driver works on the run, or a record of the run is damaged.
+        OSError: storage refused.
+    """
+    with driver_lock(run.parent if isinstance(run, Point) else run):
+        _draw_again(run)
+        afterwards.log_outcome(run, command)
+
+
+def _draw_again(run: Run) -> None:
+    """Draw the report again, if there is one; where the run is too damaged for it, say so."""
+    if run.child("report").exists(MANIFEST):
+        try:
+            report.execute(recorded(run), run)
+        except (ValueError, OSError) as error:
+            print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
