@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from pipeline.config.schema import RunConfig
 from pipeline.pages.gallery import drawings
@@ -28,7 +29,7 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     if not results.manifests:
         raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
-    left = {"unfinished": digest(results.unfinished)} if results.unfinished else {}  # of any number of victims
+    left: dict[str, Any] = {"unfinished": digest(results.unfinished)} if results.unfinished else {}  # of any number of victims
     left |= {"detected": results.detected} if results.detected else {}
     section, inputs = {"version": VERSION, "verified": results.verified, **left}, tuple(results.manifests)
     stage = Stage(folder, "report", section, seed=config.seed, inputs=inputs, overwrite=True)
