@@ -104,6 +104,13 @@ def test_a_release_of_too_few_pictures_is_one_line(run: Path, capsys: pytest.Cap
     assert "expected at least 20 protected pictures in split train, found 0" in line
 
 
+def test_pictures_are_judged_at_the_size_that_victims_see(run: Path) -> None:
+    folder = Folder.open(str(run))
+    pack, release = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    learn, judge = chosen(folder, pack, release, Asked(36, 0, "train"), 12)
+    assert {tuple(images.shape) for part in (learn, judge) for images in (part.clean, part.protected)} == {(18, 3, 12, 12)}
+
+
 def test_larger_pictures_are_fewer(run: Path) -> None:
     pack = Manifest.load(Folder.open(str(run)), "pack")
     assert [usual_images(pack, side) for side in (None, 64, 128, 224, 448)] == [2000, 2000, 500, 200, 200]
