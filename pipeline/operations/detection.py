@@ -20,8 +20,9 @@ from pipeline.config.seeds import derive
 from pipeline.config.sight import victim_side
 from pipeline.operations.roc import area
 from pipeline.shards.shard import CorruptShard, Sample, read_shard
+from pipeline.shards.tables import read_table
 from pipeline.shards.tensors import to_images
-from pipeline.storage.layout import DETECTION
+from pipeline.storage.layout import CHOSEN, DETECTION
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard
@@ -158,16 +159,18 @@ def _some(pairs: Pairs, places: Tensor) -> Pairs:
 
 
 def _protected_pairs(run: Run, pack: Manifest, release: Manifest, asked: Asked) -> Iterator[list[tuple[Sample, Sample]]]:
-    """Yield the pictures of protected classes in both forms, shard by shard: shards and pictures in the order of a seeded hash."""
+    """Yield the protected pictures in both forms, shard by shard: shards and pictures in the order of a seeded hash."""
 
     def rank(name: str) -> int:
         return derive(asked.seed, "chosen", name)
 
     twins: dict[str, Shard] = {shard.name: shard for shard in pack.shards[asked.split]}
-    classes = set(release.counts["classes"])
+    classes, protect = set(release.counts["classes"]), run.child("protect")
+    share = set(read_table(protect, CHOSEN)["key"].to_pylist()) if "chosen_sha256" in release.counts else None
     for shard in sorted(release.shards[asked.split], key=lambda shard: rank(shard.name)):
         clean = {sample.key: sample for sample in read_shard(run.child("pack"), twins[shard.name])}
-        found = [sample for sample in read_shard(run.child("protect"), shard) if sample.label in classes]
+        found = [sample for sample in read_shard(protect, shard) if sample.label in classes]
+        found = found if share is None else [sample for sample in found if sample.key in share]
         if strange := [sample.key for sample in found if sample.key not in clean]:
             raise CorruptShard(f"{run.uri}/protect/{shard.name}: {strange[0]} has no clean form: verify.py names every fault")
         if found:

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.config.presets import preset
+from pipeline.config.schema import ProtectConfig
 from pipeline.detect import main
 from pipeline.operations.detection import Asked, chosen, detect, usual_images
 from pipeline.results.detection import Detection
 from pipeline.results.run_results import RunResults
-from pipeline.stages import report
+from pipeline.stages import pack, protect, report
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from tests.fixtures import finished_run
+from tests.fixtures.executors import LOCAL
+from tests.fixtures.pictures import class_folders
 
 CHEAP = ["--detectors", "spectrum", "residual"]
 
@@ -63,10 +68,23 @@ def test_a_record_of_an_earlier_release_is_not_of_this_one(run: Path) -> None:
     assert detect(Folder.open(str(run)), ["spectrum"])["release"] == record["release"]
 
 
+def test_pictures_beyond_a_share_are_not_looked_at(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data", {"ant": 20, "bee": 22})
+    base = preset("smoke")
+    config = replace(base, data=str(tmp_path / "data"), run=str(tmp_path / "run"), stages=("pack", "protect"))
+    config = replace(config, protect=ProtectConfig(method="noise", share=0.5))
+    folder = Folder.open(config.run)
+    for stage in (pack, protect):
+        stage.execute(config, folder, LOCAL)
+    parts = chosen(folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), Asked(42, 0, "train"), None)
+    assert [len(part) for part in parts] == [10, 10]
+    assert all((part.protected != part.clean).flatten(1).any(1).all() for part in parts)
+
+
 def test_no_picture_is_on_both_sides(run: Path) -> None:
     folder = Folder.open(str(run))
-    pack, release = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
-    learn, judge = chosen(folder, pack, release, Asked(36, 0, "train"), None)
+    clean, release = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    learn, judge = chosen(folder, clean, release, Asked(36, 0, "train"), None)
     assert len(learn) == len(judge) == 18
     learned, judged = ({image.numpy().tobytes() for image in part.clean} for part in (learn, judge))
     assert len(learned | judged) == 36
@@ -106,8 +124,8 @@ def test_a_release_of_too_few_pictures_is_one_line(run: Path, capsys: pytest.Cap
 
 def test_pictures_are_judged_at_the_size_that_victims_see(run: Path) -> None:
     folder = Folder.open(str(run))
-    pack, release = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
-    learn, judge = chosen(folder, pack, release, Asked(36, 0, "train"), 12)
+    clean, release = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
+    learn, judge = chosen(folder, clean, release, Asked(36, 0, "train"), 12)
     assert {tuple(images.shape) for part in (learn, judge) for images in (part.clean, part.protected)} == {(18, 3, 12, 12)}
 
 
