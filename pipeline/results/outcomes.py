@@ -71,11 +71,11 @@ def outcomes(measured: Sequence[VictimPair], guess: float, tests: int) -> dict[s
 
 
 def regained(pair: VictimPair, guess: float) -> float | None:
-    """Return the percentage of what was lost that renaming the predicted classes regains; None where that is next to nothing.
+    """Return the percentage of what was lost that renaming the predicted classes regains; None where that, or what was lost, is nothing.
 
     It is 100 at most.
     """
     gain, far = pair.protected.relabelled.mean - pair.protected.last.mean, much(pair, guess)
-    if gain < far or pair.protected.relabelled.mean < guess + far:
+    if lost(pair) <= 0 or gain < far or pair.protected.relabelled.mean < guess + far:
         return None
     return min(100.0, 100 * gain / lost(pair))

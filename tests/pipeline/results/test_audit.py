@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.results.audit import Audit, audit, card
+from pipeline.results.comparison import compare as side_by_side
+from pipeline.results.comparison import made
 from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import trial_name
@@ -115,6 +117,14 @@ def test_where_even_the_originals_teach_nothing_nothing_is_said(tmp_path: Path) 
     assert (found.label, found.worst) == ("not measured", None)
     assert found.line.startswith("Not measured: ")
     assert card(found)["decided_by"] is None
+
+
+@pytest.mark.parametrize(("protected", "relabelled"), [(10.0, 40.0), (12.0, 40.0), (8.0, 8.0)])
+def test_a_victim_that_learns_nothing_from_the_originals_decides_nothing(tmp_path: Path, protected: float, relabelled: float) -> None:
+    """Then the release can take nothing from it, and a share of that is no number."""
+    found = audit_of(tmp_path, {"none": (10.0, protected, relabelled)}, seeds=(0,))
+    assert found.label == "not measured"
+    assert made(side_by_side([found.results])).lines[0][2] == "–"
 
 
 @pytest.mark.parametrize(
