@@ -14,7 +14,7 @@ COMMANDS = {
     "audit": "train adversaries against a release, for one verdict",
     "certify": "bound what networks near one trained on a release can learn",
     "verify": "check a run from its files alone",
-    "detect": "measure how well a release is told from clean pictures",
+    "detect": "measure how well a release is told apart from clean pictures",
     "export": "write the protected images as a folder of PNGs",
     "compare": "show several runs side by side",
     "plan": "estimate time, machines and storage of a run without starting it",

@@ -1,4 +1,4 @@
-"""How well protected pictures of a run are told from clean ones: `python pipeline/detect.py --run URI`.
+"""How well protected pictures of a run are told apart from clean ones: `python pipeline/detect.py --run URI`.
 
 Detectors learn from some pictures in both forms, and judge others. Finished detectors are in the run's record, and are not repeated.
 """
@@ -20,7 +20,7 @@ def _detect_in_run(
     seed: int = 0,
     split: Literal["train", "test"] = "train",
 ) -> int:
-    """Measure how well detectors tell the protected pictures of a release from clean pictures of the same source.
+    """Measure how well detectors tell the protected pictures of a release apart from clean pictures of the same source.
 
     Args:
         run: folder or URI (s3://...) of a run with a release, or of a point of a sweep
@@ -35,10 +35,7 @@ def _detect_in_run(
 
     folder = existing_run(run)
     record = detect(folder, detectors, images, seed, split, began=lambda name: print(f"{name} ...", file=sys.stderr))
-    try:
-        outcome.show(folder, "detect")
-    except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
-        print(f"the outcome is not on the page of the run: {error}", file=sys.stderr)
+    outcome.show(folder, "detect")
     print(Detection.of(record))
     return 0
 

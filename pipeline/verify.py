@@ -53,13 +53,14 @@ def _check_exported(run: str, exported: str) -> int:
 
 def _record(folder: Run, outcome: dict[str, Any]) -> None:
     """Keep the outcome with the run, on the page of its report, if there is one, and in MLflow, if the run is there."""
-    from pipeline.stages import outcome as shown
+    from pipeline.stages.outcome import show
 
     try:
         folder.write(VERIFIED, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
-        shown.show(folder, "verify")
-    except (ValueError, OSError) as error:  # storage that may only be read, or a driver at work
+    except (ValueError, OSError) as error:  # storage that may only be read
         print(f"the outcome is not with the run: {error}", file=sys.stderr)
+    else:
+        show(folder, "verify")
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "verify.py") -> int:

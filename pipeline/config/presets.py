@@ -67,7 +67,7 @@ def paper() -> RunConfig:
 
 
 def cifar10_small() -> RunConfig:
-    """5,000 training images and a small network: the same protocol in minutes on a CPU."""
+    """5,000 training images and a small network, in minutes on a CPU: SEP-FA with drawn members, 15 gradients an image."""
     base = cifar10()
     return replace(
         base,

@@ -1,4 +1,4 @@
-"""How well the released pictures of a run are told from clean ones: detectors learn from some, and judge others.
+"""How well the released pictures of a run are told apart from clean ones: detectors learn from some, and judge others.
 
 Both kinds of pictures come from the run: those to learn from and those to judge are chosen by a hash of their keys.
 """

@@ -59,10 +59,9 @@ class Detection:
         """The outcome in one line."""
         best = self.best
         on = f"AUC {best.figure} on {best.protected} protected and {best.clean} clean images, where guessing has {GUESSING}"
-        telling = sum(each.tells for each in self.detectors)
-        if not telling:
-            return f"Not told from clean pictures by {counted(len(self.detectors), 'detector')}; the best, {best.name}, has {on}."
-        return f"Told from clean pictures by {telling} of {counted(len(self.detectors), 'detector')}; the best, {best.name}, has {on}."
+        telling, every = sum(each.tells for each in self.detectors), counted(len(self.detectors), "detector")
+        outcome = f"Told apart from clean pictures by {telling} of {every}" if telling else f"Not told apart from clean pictures by {every}"
+        return f"{outcome}; the best, {best.name}, has {on}."
 
     def __str__(self) -> str:
         """Return a table, and then the line."""

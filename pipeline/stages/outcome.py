@@ -15,17 +15,18 @@ from pipeline.tracking import afterwards
 def show(run: Run, command: str) -> None:
     """Draw the report again, if there is one, and log what a command has recorded, if the run is in MLflow.
 
+    What hinders this is said in a line, and costs nothing else: storage that may only be read, a driver at work, a damaged record.
+
     Args:
         run: with the record of the command.
-        command: `verify` or `detect`.
-
-    Raises:
-        ValueError: a driver works on the run, or a record of the run is damaged.
-        OSError: storage refused.
+        command: `verify`, `audit` or `detect`.
     """
-    with driver_lock(run.parent if isinstance(run, Point) else run):
-        _draw_again(run)
-        afterwards.log_outcome(run, command)
+    try:
+        with driver_lock(run.parent if isinstance(run, Point) else run):
+            _draw_again(run)
+            afterwards.log_outcome(run, command)
+    except (ValueError, OSError) as error:
+        print(f"the outcome is recorded, but not shown on the page of the run or in MLflow: {error}", file=sys.stderr)
 
 
 def _draw_again(run: Run) -> None:

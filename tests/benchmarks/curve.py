@@ -44,6 +44,9 @@ def draw(found: list[Card]) -> Figure:
         "clean", (1, clean["last_accuracy"]["mean"]), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
     )
     axis.set_xscale("log")
+    axis.minorticks_off()
+    taken = sorted({gradients_per_image(card) for card in found})
+    axis.set_xticks(taken, [f"{count:,}" for count in taken])
     percent(axis)
     axis.set_xlabel("gradients an image (hollow: relabelled)")
     axis.set_ylabel("accuracy, trained on\nprotected images")

@@ -34,6 +34,8 @@ def test_a_release_is_near_its_targets_for_its_members_and_less_so_for_a_network
 def test_the_curve_has_a_point_and_its_relabelled_twin_for_each_card() -> None:
     found = cards("gradients")
     (axis,) = draw(found).axes
+    taken = sorted({gradients_per_image(card) for card in found})
+    assert [label.get_text() for label in axis.get_xticklabels()] == [f"{count:,}" for count in taken]
     points = [each[0].get_xydata()[0].tolist() for each in axis.containers if isinstance(each, ErrorbarContainer)]
     protected = [next(v for v in card["victims"] if (v["data"], v["countermeasure"]) == ("protected", "none")) for card in found]
     kinds = ("last_accuracy", "relabelled_accuracy")

@@ -14,6 +14,7 @@ from pipeline import compare, detect, verify
 from pipeline.results.run_results import RunResults
 from pipeline.stages import report
 from pipeline.stages.audit import conclude
+from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import open_run
 from pipeline.tracking import outbox
@@ -122,6 +123,16 @@ def test_the_verdict_of_an_audit_is_in_the_run_that_was_audited(own: Path) -> No
     before = (own / "tracking.json").read_bytes()
     conclude(replace(config, tracking_uri="none"), open_run(str(own)), {}, "audit.py again")
     assert (own / "tracking.json").read_bytes() == before
+
+
+def test_a_driver_at_work_costs_an_audit_no_verdict(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finished_run.write(own, ("victim",), replace(finished_run.configuration(own), overwrite=True))
+    run = Folder.open(str(own))
+    with driver_lock(run):
+        said = conclude(finished_run.configuration(own), run, {}, "audit.py again")
+    assert json.loads((own / "audit" / "card.json").read_text())["line"] in said
+    assert "the outcome is recorded, but not shown" in capsys.readouterr().err
+    assert "audit" not in run_of(own).data.tags
 
 
 def test_a_run_that_logs_nothing_stays_so(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
