@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,12 +13,13 @@ from sep.fitting import accuracy, confusion, fit
 from sep.linear_probe import features_of, linear_probe
 from sep.models import Network
 from sep.train_config import TrainConfig
-from tests.fixtures.shortcut_run import CLASSES, experienced, pictures, textures
+from tests.fixtures.shortcut_run import CLASSES, TRAIN, experienced, pictures, textures
 
 
-@pytest.fixture
-def network() -> Network:
-    return experienced().eval()
+@pytest.fixture(scope="module")
+def networks() -> list[Network]:
+    """Several, because rounding, which differs from processor to processor, decides how much of the texture one of them sees."""
+    return [experienced(seed, 2 * TRAIN).eval() for seed in range(3)]
 
 
 def strong(images: Tensor, labels: Tensor) -> Tensor:
@@ -33,21 +36,23 @@ def frozen(network: Network, images: Tensor, labels: Tensor) -> float:
     return accuracy(confusion(head, [features_of(network, [pictures(150, 1)])], CLASSES))
 
 
-def test_it_wins_back_what_a_frozen_network_loses(network: Network) -> None:
-    images, labels = pictures(240, 0)
+def test_it_wins_back_what_frozen_networks_lose(networks: list[Network]) -> None:
+    images, labels = pictures(TRAIN, 0)
     released = strong(images, labels)
-    assert frozen(network, released, labels) < 60
     before, state = released.clone(), torch.get_rng_state()
-    found = nonlinear(lambda _: [(released, labels)], CLASSES, network)
+    found = [nonlinear(lambda _: [(released, labels)], CLASSES, network) for network in networks]
     assert torch.equal(torch.get_rng_state(), state)
-    assert frozen(network, found(released), labels) > 85
+    lost = [frozen(network, released, labels) for network in networks]
+    assert mean(lost) < 65
+    assert mean(frozen(network, change(released), labels) for network, change in zip(networks, found, strict=True)) > mean(lost) + 20
     assert torch.equal(released, before)
 
 
-def test_clean_pictures_stay_as_they_are(network: Network) -> None:
-    images, labels = pictures(240, 0)
-    found = nonlinear(lambda _: [(images[:100], labels[:100]), (images[100:], labels[100:])], CLASSES, network)
-    assert torch.equal(found(images), images)
+def test_clean_pictures_teach_as_much_as_before(networks: list[Network]) -> None:
+    images, labels = pictures(TRAIN, 0)
+    for network in networks:
+        found = nonlinear(lambda _: [(images[:100], labels[:100]), (images[100:], labels[100:])], CLASSES, network)
+        assert frozen(network, found(images), labels) > frozen(network, images, labels) - 5
 
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
