@@ -28,8 +28,6 @@ from sep.countermeasures import registry as countermeasures
 STAGE_SECONDS = 5.0  # to start workers that import torch
 EPOCH_SECONDS = 2.0  # to write a checkpoint and have it acknowledged
 REPORT_SECONDS = 3.0
-# Not measured: encoding and checking an image on its way out, in units of packing it.
-SHARD_PASSES = 2.0
 MOST_CPU_RANKS = 8
 PROBE_SECONDS = 10.0
 SIZES = (8, 64)  # clusters of so many workers stand beside the present one
@@ -100,7 +98,7 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
     rate = len(networks) / sum(_cost(config) / speed.gradients[name] for name in networks)  # the same number of checkpoints of each
     members = config.protect.members(len(networks))
     passes = work.train * members * len(set(config.views)) / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
-    coding = SHARD_PASSES * work.released / (images.per_second * workers.cpus_each)
+    coding = work.released / (images.released_per_second * workers.cpus_each)
     computing = (work.gradients(config) + passes) / rate
     if workers.gpu and config.protect.kind.noise_rounds:  # one GPU trains against the noise, whatever the others do
         return computing + coding / workers.count

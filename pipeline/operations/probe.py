@@ -6,6 +6,7 @@ Legend: B images, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,12 +46,14 @@ class Images:
     Attributes:
         pixels: `(B, C, H, W)` uint8, as networks would see them.
         per_second: images read, decoded and encoded by one CPU.
+        released_per_second: protected images encoded, and decoded beside their originals for the check, by one CPU.
         clean_bytes: of an image as it would be packed.
         protected_bytes: of one that is changed by the whole budget, which compresses worse.
     """
 
     pixels: Tensor
     per_second: float
+    released_per_second: float
     clean_bytes: float
     protected_bytes: float
 
@@ -95,10 +98,16 @@ def look(entries: Sequence[Entry], reader: Reader, config: RunConfig) -> Images:
     sizes = {pixels.shape for pixels in decoded}
     if not sizes or (len(sizes) > 1 and config.input_size is None):
         raise SourceError(f"images must have one size, found {len(sizes)} among {len(entries)}: give --input-size or --pack.size")
-    changed = [len(encode_png(_changed(pixels, config.protect.eps_levels))) for pixels in decoded]
+    changed = [_changed(pixels, config.protect.eps_levels) for pixels in decoded]
+    begun = time.perf_counter()
+    encoded = [encode_png(pixels) for pixels in changed]
+    for content in (*encoded, *encoded):
+        decoding.decode(content, sys.maxsize)
+    coding = time.perf_counter() - begun
     pictures = Pictures([stack([pixels])[0] for pixels in decoded])
     seen = fixed_view(pictures, config.input_size) if config.input_size else stack(decoded)
-    return Images(seen, len(decoded) / seconds, clean / len(decoded), sum(changed) / len(changed))
+    count = len(decoded)
+    return Images(seen, count / seconds, count / coding, clean / count, sum(map(len, encoded)) / count)
 
 
 def coding_rate(side: int) -> float:

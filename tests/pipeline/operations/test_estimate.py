@@ -33,7 +33,9 @@ from tests.fixtures.pictures import class_folders
 SMALL = preset("cifar10-small")
 CONFIG = replace(SMALL, data="somewhere", protect=replace(SMALL.protect, method="sep-fa"))
 WORK = Workload(train=5000, test=1000, released=5000, protected=2000, classes=10, parameters=(80_000,))
-IMAGES = Images(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), per_second=500, clean_bytes=2000, protected_bytes=2500)
+IMAGES = Images(
+    torch.zeros(4, 3, 32, 32, dtype=torch.uint8), per_second=500, released_per_second=250, clean_bytes=2000, protected_bytes=2500
+)
 SPEED = Speed({"resnet8": 1000}, {"resnet8": Step(0.002, 0.001)}, {"resnet8": 4000})
 
 
@@ -57,7 +59,7 @@ def test_stages_take_what_their_parts_take() -> None:
     one = seconds(CONFIG, 1)
     assert one["pack"] == pytest.approx(STAGE_SECONDS + 6000 / 500)
     assert one["surrogate"] == pytest.approx(STAGE_SECONDS + 30 * (EPOCH_SECONDS + 39 * (0.002 + 128 * 0.001)))
-    assert one["protect"] == pytest.approx(STAGE_SECONDS + (300_000 + 5000 * 10 / 2) / 1000 + 2 * 5000 / 500)
+    assert one["protect"] == pytest.approx(STAGE_SECONDS + (300_000 + 5000 * 10 / 2) / 1000 + 5000 / 250)
     assert one["victim"] == pytest.approx(STAGE_SECONDS + 2 * 30 * (39 * (0.002 + 128 * 0.001) + 1000 / 4000))
 
 
@@ -123,6 +125,7 @@ def test_images_are_looked_at_as_they_would_be_packed(tmp_path: Path) -> None:
     assert found.pixels.shape == (len(dataset.split("train")), 3, 6, 6)
     assert 0 < found.clean_bytes <= found.protected_bytes
     assert found.per_second > 0
+    assert found.released_per_second > 0
 
 
 def test_times_and_sizes_are_readable() -> None:
