@@ -137,11 +137,11 @@ def measure(quick: bool, compiled: bool) -> dict[str, Any]:
         log.info("%s: memory", name)
         found["memory"] = memory.crafting(trained, scale.batch_size, scale.batch_size)
         if "stage" not in card:
-            card |= stage(trained, steps_for(trained, found, quick), scale.shards)
+            card |= stage(trained, steps_for(trained, found, quick), scale.shards, quick)
     return card
 
 
-def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, Any]:
+def stage(trained: Trained, steps: int, shards: tuple[int, ...], quick: bool) -> dict[str, Any]:
     """Measure the protect stage of the small network, and the memory of its worker."""
     log.info("%s: the protect stage, %d steps", trained.name, steps)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -151,7 +151,7 @@ def stage(trained: Trained, steps: int, shards: tuple[int, ...]) -> dict[str, An
             "stage": measured,
             "images_per_second_by_workers": whole_stage.by_workers(prepared, measured),
             "worker_mib_after_shards": whole_stage.worker_memory(prepared, shards),
-            "recipes": whole_stage.by_recipe(prepared, steps),
+            "recipes": whole_stage.by_recipe(prepared, quick),
         }
 
 
