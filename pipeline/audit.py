@@ -1,6 +1,6 @@
 """One verdict on the release of a finished run: `python pipeline/audit.py --run URI --minutes 60`.
 
-Trains the standing adversaries, cheapest and strongest first, and ends in one page, one card and one line.
+Trains the standing adversaries, cheapest and strongest first, and reports on one page, in one card and in one line.
 Exit codes: 0 done, 1 it failed, 2 wrong usage, 3 the time was up: run the same command again.
 """
 
@@ -24,14 +24,15 @@ def _audit_run(
     workers: int | None = None,
     tracking_uri: str | None = None,
 ) -> int:
-    """Train adversaries against a release, cheapest and strongest first, and say in one page, one card and one line how it holds.
+    """Train adversaries against a release; report on one page, in one JSON card and in one line whether it holds.
 
-    They become victims of the run, trained with its settings and seeds: its report, if it has one, its table and MLflow show them.
+    The cheapest and strongest come first. They become victims of the run, trained with its settings and seeds: its report, if it has one,
+    its table and MLflow show them.
 
     Args:
         run: folder or URI (s3://...) of a run with a release, or of a point of a sweep
-        adversaries: countermeasures in the place of the standing set, as in grayscale+jpeg-10
-        minutes: begin no training and no epoch after so many minutes: exit code 3, and the same command goes on
+        adversaries: countermeasures instead of the standing set, as in grayscale+jpeg-10
+        minutes: begin no training and no epoch after this many minutes: exit code 3, and the same command continues
         executor: what runs the work, as in run.py; that of the run if not given
         workers: trainings at a time, as in run.py; that of the run if not given
         tracking_uri: MLflow server or database; that of the run if not given; none: nothing is logged

@@ -22,18 +22,18 @@ def _certify_run(
     draws: int = 500,
     confidence: float = 0.99,
 ) -> int:
-    """Certify how little networks learn near one that is trained on a release: (q, eta)-learnability, in one line and what it means.
+    """Certify how little networks near one trained on a release can learn: (q, eta)-learnability, in one line with its meaning.
 
-    A network is trained on the release, and one on the originals beside it. Both are tested again and again with noise on their parameters.
+    One network is trained on the release, another on the originals. Both are tested again and again with noise on their parameters.
     Their weights stay in the folder, so that another certificate trains nothing.
 
     Args:
         run: folder or URI (s3://...) of a run with a release, or of a point of a sweep
         network: architecture; that of the run's first victim if not given
         sigma: standard deviation of the noise on each parameter
-        eta: how far, as an L2 distance between parameters, the bound reaches
-        q: share of the networks with noise that the bound holds for
-        draws: how many networks with noise are tested
+        eta: L2 radius (in parameter space) that the bound covers
+        q: share of noisy networks the bound must hold for
+        draws: number of noisy networks to test
         confidence: probability that the draws give a true bound
     """
     from pipeline.results.certificate import Terms  # here and below: loads scipy and torch, for which `--help` need not wait

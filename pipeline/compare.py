@@ -58,7 +58,7 @@ def _compare_runs(
     to: str = "runs/comparison",
     tracking_uri: str | None = None,
 ) -> int:
-    """Print what runs were made with, what it cost and how their victims did; write the same as tables, pictures and a page.
+    """Compare runs: settings, cost and victims' accuracies, as a table, pictures and a page.
 
     Args:
         run: folder or URI (s3://...) of a run, or of a point of a sweep; stages that have not finished are shown as missing

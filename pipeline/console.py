@@ -14,8 +14,8 @@ COMMANDS = {
     "audit": "train adversaries against a release, for one verdict",
     "certify": "bound what networks near one trained on a release can learn",
     "verify": "check a run from its files alone",
-    "detect": "measure how well a release is told apart from clean pictures",
-    "export": "write the protected images as a folder of PNGs",
+    "detect": "measure how well a release is told apart from clean images",
+    "export": "write the protected images as a folder of image files",
     "compare": "show several runs side by side",
     "plan": "estimate time, machines and storage of a run without starting it",
     "reproduce": "follow the paper's protocol on one machine",
@@ -35,7 +35,7 @@ HELP = "\n".join(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start a command and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    """Start a command and return its exit code: 0 done, 1 failed, 2 wrong usage, 3 the time of `--minutes` was up."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
         print(HELP)

@@ -1,6 +1,6 @@
-"""How well protected pictures of a run are told apart from clean ones: `python pipeline/detect.py --run URI`.
+"""Measure how well detectors distinguish a run's protected images from clean ones: `python pipeline/detect.py --run URI`.
 
-Detectors learn from some pictures in both forms, and judge others. Finished detectors are in the run's record, and are not repeated.
+Detectors learn from some images in both forms, and judge others. Finished detectors are in the run's record, and are not repeated.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def _detect_in_run(
     seed: int = 0,
     split: Literal["train", "test"] = "train",
 ) -> int:
-    """Measure how well detectors tell the protected pictures of a release apart from clean pictures of the same source.
+    """Measure how well detectors distinguish the protected images of a release from clean images of the same source.
 
     Args:
         run: folder or URI (s3://...) of a run with a release, or of a point of a sweep
         detectors: spectrum, residual, convolutional, iterative-filtering; all if none is given
-        images: the most pictures, half to learn from and half to judge; as many as take minutes on two cores if not given
-        seed: of the choice of pictures, and of the detectors
-        split: of the release
+        images: maximum number of images, half to learn from and half to judge; if not given, as many as take minutes on two cores
+        seed: seed for choosing images and training detectors
+        split: which split of the release to test
     """
     from pipeline.operations.detection import detect  # loads torch, which takes seconds that `--help` need not wait
     from pipeline.results.detection import Detection

@@ -24,12 +24,12 @@ def _export_run(
 
     Args:
         run: folder or URI (s3://...) of a run with protected images, of an addition to one, or of a point of a sweep
-        to: local folder to create; refused if there is anything in it
+        to: local folder to create; must be empty if it exists
         format: png and webp-lossless have exactly the protected levels; jpeg loses some of the protection; as-source: each image in the
             format of its source, JPEG with its quantisation tables and subsampling where the run has them, other kinds than PNG, JPEG and
             WebP as PNG
-        quality: 1 to 100, of jpeg, and with as-source of what is lossy and does not tell its own; 90 if not given
-        keep_metadata: keep the EXIF of photographs at their own size, as the place where they were taken; colour profiles stay anyway
+        quality: quality from 1 to 100 for jpeg, and for lossy as-source files whose own quality is unknown; 90 if not given
+        keep_metadata: keep EXIF data, including the location, of photographs at their own size; colour profiles always stay
     """
     from pipeline.operations.image_folder import ExportConfig, export  # loads torch, which `--help` need not wait for
 

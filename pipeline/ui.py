@@ -21,7 +21,7 @@ def _serve(run: str, port: int = 5000) -> int:
 
     Args:
         run: folder of the run
-        port: on which the server listens, on this machine alone
+        port: port of the server, which is reachable from this machine only
     """
     from pipeline.results.mlflow_address import HOST, runs_address
     from pipeline.tracking.own_database import follow, uri_of

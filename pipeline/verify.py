@@ -25,7 +25,7 @@ def _check_run(run: str, exported: str | None = None) -> int:
 
     Args:
         run: folder or URI (s3://...) of a finished run, of an addition to one, or of a point of a sweep
-        exported: folder that export.py wrote: check its files, by the record beside it, in the place of the shards
+        exported: folder that export.py wrote: check its files, by the record beside it, instead of the shards
     """
     if exported is not None:
         return _check_exported(run, exported)

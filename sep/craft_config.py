@@ -29,7 +29,7 @@ class CraftConfig:
     steps: int = 30
     """outer steps T, one grey level each; of error-min and bait, in each round"""
     checkpoints: int | None = None
-    """ensemble size N, equally spaced over the epochs of each surrogate network; the paper's if not given: 30, and 15 of sep-fa-vr"""
+    """ensemble size N, equally spaced over the epochs of each surrogate network; if not given, the paper's 30, or 15 for sep-fa-vr"""
     inner_steps: int | None = None
     """inner steps M of sep-fa-vr; as many as the ensemble has members if not given"""
     members_per_step: int | None = None
@@ -38,13 +38,13 @@ class CraftConfig:
     """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap, the drawn methods and error-minimising noise;
     if not given, 0.9 in the drawn methods and 0 in the papers'"""
     normalised: bool | None = None
-    """whether each gradient, and with momentum the sum of several members', is divided by its mean magnitude in the image, in the same
-    methods; if not given, True in the drawn methods and False in the papers'"""
+    """divide each gradient, and with momentum the sum of several members', by its mean magnitude in the image, in the same methods; if not
+    given, True in the drawn methods and False in the papers'"""
     channels: Channels | None = None
-    """of error-minimising noise; colour: each channel has its own, if not given; grey: one for red, green and blue, because JPEG and
-    grayscale remove colour"""
+    """channels of error-minimising noise; colour, the default: each channel has its own noise; grey: one for red, green and blue, because
+    JPEG and grayscale remove colour"""
     patterns: int | None = None
-    """patterns a class of error-min-class and bait-class, chosen for each image by a hash of its key and the seed, against averaging a
+    """patterns per class in error-min-class and bait-class, chosen for each image by a hash of its key and the seed, against averaging a
     class; 1 if not given"""
     noise_rounds: int | None = None
     """rounds of training a network and moving error-minimising noise; if not given, 30 in bait and bait-class, else until the training
@@ -98,7 +98,7 @@ class CraftConfig:
         return self.kind.usual if self.checkpoints is None else self.checkpoints
 
     def resolved(self) -> Self:
-        """Return the settings that apply, the method's usual ones in the place of those that nobody gave."""
+        """Return the settings that apply, with the method's usual values for settings not given."""
         usual: dict[str, Any] = {name: getattr(self.kind, name) for name in OPTIONS if getattr(self, name) is None}
         return replace(self, checkpoints=self.asked_checkpoints, **usual)
 

@@ -22,15 +22,15 @@ class TrainConfig:
     lr: float = 0.1
     """learning rate; the peak of a one-cycle schedule"""
     momentum: float = 0.9
-    """of SGD"""
+    """momentum of SGD"""
     weight_decay: float = 5e-4
-    """of SGD"""
+    """weight decay of SGD"""
     schedule: Literal["step", "one-cycle"] = "step"
     """step: x0.1 after 62.5 % and 75 % of the epochs (75 and 90 of 120); one-cycle: up to lr and down to zero"""
     warmup_epochs: int = 1
     """epochs of linear warm-up from lr/100 in the step schedule"""
     augmentation: Augmentation = "crop-flip"
-    """of training batches; crop: shifts by an eighth of the side; resized-crop: 8-100 % of the area"""
+    """random changes of training batches; crop: shifts by an eighth of the side; resized-crop: 8-100 % of the area"""
     precision: Precision = "auto"
     """arithmetic of training and testing; auto: bf16 on a GPU that has it, tf32 on another, float32 on a CPU"""
     recorded: bool = True

@@ -19,14 +19,13 @@ def known_countermeasures() -> str:
     return (
         f"what an adversary does against the protection: {', '.join(others)} (or jpeg, webp, resize, diffusion and dilution by any other "
         "number from 1 to 99, bridge by any number of pairs), or several at once, in order, as in grayscale+jpeg-10; and, as controls, "
-        "training on the clean images of a dilution "
-        f"alone: {', '.join(alone)}"
+        f"training on the clean images of a dilution alone: {', '.join(alone)}"
     )
 
 
 def known_views() -> str:
     """Return the help for the views, from their table."""
     return (
-        f"what may happen to a picture before a network sees it; surrogates are trained, and images protected, for all of it: "
-        f"{views.known()}; a name that comes several times has as many shares"
+        f"changes an image may undergo before a network sees it; the surrogate is trained, and images are protected, against all of them: "
+        f"{views.known()}; repeat a name to give it more weight"
     )

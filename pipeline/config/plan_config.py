@@ -12,9 +12,9 @@ class PlanConfig(RunConfig):
     """Estimate time, machines, storage and money of a run, without starting it."""
 
     gradients_per_second: float | None = None
-    """of one GPU and the (first) surrogate network, instead of measuring this cluster"""
+    """gradients per second of one GPU with the (first) surrogate network, instead of measuring this cluster"""
     price_per_gpu_hour: float | None = None
-    """in any currency; of a worker, where this cluster has no GPU and none is described"""
+    """price in any currency; per worker, if this cluster has no GPU and none is described"""
 
     def __post_init__(self) -> None:
         """Refuse impossible rates and prices, and sweeps.
@@ -24,7 +24,7 @@ class PlanConfig(RunConfig):
         """
         super().__post_init__()
         if self.sweep:
-            raise ValueError("a plan is of one run: give the values of a point in the place of --sweep")
+            raise ValueError("a plan is of one run: give the values of a point instead of --sweep")
         for name in ("gradients_per_second", "price_per_gpu_hour"):
             value = getattr(self, name)
             if value is not None and value <= 0:

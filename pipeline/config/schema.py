@@ -40,16 +40,17 @@ class PackConfig:
     """Stage 1: any image source becomes clean shards."""
 
     size: int | None = None
-    """side in pixels: the short side is resized to it and the centre cut out; else images must have one size, unless input-size is given"""
+    """side in pixels: the short side is resized to it and the centre cut out; without it, all images must have the same size, unless
+    --input-size is given"""
     test_fraction: float = 0.0
     """share of each class set aside for testing, where the source has no test images; protected and released like the others, and
     measured on the clean copies"""
     shard_images: int = 250
-    """most images per shard, which is also what one task protects; fewer where images of their own size are large"""
+    """maximum number of images per shard; one task protects one shard; shards of large images at their own size have fewer"""
     max_pixels: int = 64_000_000
     """larger images are quarantined instead of decoded"""
     classes: tuple[str, ...] = ()
-    """pack only these: names, indices in the source's order, or a file with one of either a line; all if not given"""
+    """pack only these: names, indices in the source's order, or a text file with one name or index per line; all if not given"""
     max_train_images: int | None = None
     """keep at most this many training images, evenly over the classes"""
     max_test_images: int | None = None
@@ -76,7 +77,7 @@ class SurrogateConfig(TrainConfig):
     networks: tuple[NetworkName, ...] = ("resnet18",)
     """architectures, trained one after the other; the checkpoints of all of them together make the ensemble"""
     initial: str | None = None
-    """pretrained network that the training begins with, against pretrained victims: as victim.initial; fresh weights if not given"""
+    """pretrained network that the training begins with, against pretrained victims: as victim.initial; random weights if not given"""
     initial_size: int = 96
     """side in pixels to which that network resizes what it sees; larger is better and slower"""
     recorded: Annotated[bool, Mark.SPEED] = TrainConfig.recorded
@@ -108,17 +109,17 @@ class ProtectConfig(CraftConfig):
 
     method: Annotated[Method, Doc(known_methods())] = CraftConfig.method
     classes: tuple[str, ...] = ()
-    """protect only the images of these: names, indices of packed classes, or a file with one of either a line; the others are
-    released as they are; all if not given"""
+    """protect only the images of these: names, indices of packed classes, or a text file with one name or index per line; the others
+    are released as they are; all if not given"""
     share: float = 1.0
     """share of each protected class whose images are protected; the others are released as they are"""
     chosen: Literal["random", "near-mean", "far-mean"] = "random"
-    """which images that share has; random: by a hash of key and seed; near-mean, far-mean: those whose features, in the surrogate's last
+    """how that share is chosen; random: by a hash of key and seed; near-mean, far-mean: the images whose features, in the surrogate's last
     checkpoint, are nearest to or farthest from the mean of their class"""
     splits: tuple[SplitName, ...] = ("train",)
     """which images of a source that comes with test images are protected and released: train, or train test"""
     epochs: tuple[int, ...] = ()
-    """epochs whose checkpoints make the ensemble, counted from 0, in the place of `checkpoints` equally spaced ones"""
+    """epochs whose checkpoints make the ensemble, counted from 0, instead of `checkpoints` equally spaced ones"""
     batch_size: Annotated[int | Literal["auto"], Mark.SPEED] = "auto"
     """images whose gradients are taken at once; auto: what fits memory; halved when memory runs out"""
     tasks_per_gpu: Annotated[int, Mark.SPEED] = 1
@@ -161,10 +162,10 @@ class VictimConfig(TrainConfig):
     """architectures trained on the clean and on the protected images"""
     countermeasures: Annotated[tuple[str, ...], Doc(known_countermeasures())] = ("none",)
     input_size: int | None = None
-    """side in pixels of what victims see, where it is another than that of the surrogate; input-size if not given"""
+    """side in pixels of what victims see, if it differs from the surrogate's; input-size if not given"""
     stored: str = "none"
-    """form of the training pictures, clean and protected, before a victim or its countermeasures see them: jpeg-90, webp-75 or another
-    countermeasure that changes stored pictures, or several joined by +; none: as they are in the release"""
+    """form of the training images, clean and protected, before a victim or its countermeasures see them: jpeg-90, webp-75 or another
+    countermeasure that changes stored images, or several joined by +; none: as they are in the release"""
     seeds: tuple[int, ...] = (0,)
     """one training per seed"""
     initial: str = "efficientnet-lite0"
@@ -203,46 +204,46 @@ class RunConfig:
     """Protect an image data set, and measure the protection."""
 
     preset: str = "quickstart"
-    """where the values not given come from: smoke, quickstart, cifar10-small, cifar10, paper, cifar100,
+    """the preset that supplies every value you do not give: smoke, quickstart, cifar10-small, cifar10, paper, cifar100,
     imagenet-subset-small, imagenet-subset, photos-small, photos"""
     config: Annotated[str | None, Mark.START] = None
-    """YAML file with the same tree; flags win over it"""
+    """YAML file with the same settings; flags override it"""
     data: str = "generated"
     """images: a folder of class folders (with train/ and test/ or val/ inside, or not), of Parquet files, of WebDataset
     tars, a published CIFAR folder, or `generated`"""
     run: str = "runs/quickstart"
     """folder or URI (s3://...) that holds everything about this run"""
     add: Annotated[str | None, Mark.START] = None
-    """more images for a run that is protected: what `data` may be, but `generated`; those that the run does not have yet are packed and
-    protected into `added/0001`, ..., a run folder of its own, with the checkpoints and class means that are there"""
+    """more images for a protected run: any source that --data accepts except `generated`; images that the run lacks are packed and
+    protected into `added/0001`, ..., a run folder of its own, with the run's checkpoints and class means"""
     sweep: Annotated[tuple[str, ...], Mark.START] = ()
     """values of protect.* fields, as in protect.steps=5,10 protect.checkpoints=1,5: every combination is protected and measured, in
-    `sweep/`, with the pack and surrogate of the run; several values at once of a field that takes them are joined by +"""
+    `sweep/`, with the pack and surrogate of the run; join several values for a list setting with +"""
     stages: Annotated[tuple[StageName, ...], Mark.START] = STAGES
     """any subset; always run in this order"""
     workers: Annotated[int | None, Mark.SPEED] = None
-    """tasks and training ranks at a time; one per GPU if not given, or else one task per CPU core and up to 8 ranks"""
+    """tasks and training ranks at a time; if not given, one per GPU, or without GPUs one task per CPU core and up to 8 ranks"""
     seed: int = 0
-    """everything random derives from it"""
+    """source of all randomness"""
     views: Annotated[tuple[str, ...], Doc(known_views())] = views.PLAIN
     input_size: int | None = None
     """side in pixels of what networks see, for images of many sizes: they are packed, protected and released at their own size, and
-    networks see random crops of them in training and the centre in tests, resized to it; without it, whole images of one size"""
+    networks see random crops of them in training and the centre in tests, resized to it; without it, whole images of the same size"""
     keep_going: Annotated[bool, Mark.START] = False
-    """protect: where shards fail again and again, finish without them; the run goes on, ends with exit code 1, and verify names them"""
+    """protect: if shards fail again and again, finish without them; the run continues, ends with exit code 1, and verify names them"""
     overwrite: Annotated[bool, Mark.START] = False
-    """redo stages whose configuration changed, instead of stopping; of victims, only those that are missing or no longer fit"""
+    """redo stages whose configuration changed, instead of stopping; of victims, only missing ones and ones that no longer fit"""
     tracking_uri: Annotated[str | None, Mark.START] = None
     """MLflow server or database; a SQLite file in the run folder if not given; none: nothing is logged"""
     executor: Annotated[Literal["ray", "local"], Mark.SPEED] = "ray"
-    """what runs the work; ray: many processes and machines; local: without Ray, in this process, and where no GPU is needed
-    in one more for each core"""
+    """what runs the work; ray: many processes and machines; local: this process, without Ray, with a further process per core for work that
+    needs no GPU"""
     minutes: Annotated[float | None, Mark.START] = None
-    """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
+    """begin no shard, epoch or trial after this many minutes: the run ends with exit code 3, and the same command continues it"""
     memory_limit_mb: Annotated[int, Mark.SPEED] = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
     cache_gb: Annotated[float, Mark.SPEED] = 20.0
-    """streamed data sets: keep up to so many gigabytes of decoded images on each machine's own disk, in the folder for temporary
+    """streamed data sets: store up to this many gigabytes of decoded images on each machine's own disk, in the folder for temporary
     files (TMPDIR), and never more than half of what is free there; 0: decode them again in every epoch"""
     pack: PackConfig = PackConfig()
     surrogate: SurrogateConfig = SurrogateConfig()

@@ -100,7 +100,7 @@ class Audit:
 
     @cached_property
     def worst(self) -> Tried | None:
-        """The adversary that decides: of those without clean pictures, the one that gets the most from the release."""
+        """The adversary that decides: of those without clean images, the one that gets the most from the release."""
         able = [each for each in self.tried if not each.clean_pictures and each.outcome is not Outcome.UNKNOWN]
         return max(able, key=lambda each: each.speaks.mean, default=None)
 
@@ -110,7 +110,7 @@ class Audit:
         return WORDS[self.worst.outcome if self.worst else Outcome.UNKNOWN]
 
     def named(self, outcome: Outcome, *, clean_pictures: bool = False) -> list[str]:
-        """Return what came out so, of the adversaries with or without clean pictures."""
+        """Return what came out so, of the adversaries with or without clean images."""
         return [each.title for each in self.tried if each.outcome is outcome and bool(each.clean_pictures) is clean_pictures]
 
     @property
@@ -131,7 +131,7 @@ class Audit:
 
     def _decided(self, worst: Tried, tried: int) -> str:
         how = f"{worst.figure}, n = {len(worst.pair.protected.seeds)}"
-        takes = ", ".join([str(worst.cost), "no clean pictures", *([worst.knowledge] if worst.knowledge else [])])
+        takes = ", ".join([str(worst.cost), "no clean images", *([worst.knowledge] if worst.knowledge else [])])
         figures = f"{worst.speaks} % from the release, {worst.pair.clean.last} % from the originals treated alike ({how})"
         if worst.outcome is Outcome.HOLDS:
             against = f"all {tried} adversaries that were tried" if tried > 1 else "the only adversary that was tried"
@@ -151,7 +151,7 @@ class Audit:
 
     def _with_clean_pictures(self) -> tuple[str, ...]:
         undone = self.named(Outcome.UNDONE, clean_pictures=True)
-        return (f"With clean pictures besides: undone by {shown(undone, SHOWN)}.",) if undone else ()
+        return (f"With clean images besides: undone by {shown(undone, SHOWN)}.",) if undone else ()
 
 
 def titled(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What detect.py measured, in words: how well detectors tell the release from clean pictures."""
+"""What detect.py measured, in words: how well detectors tell the release from clean images."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Detection:
         best = self.best
         on = f"AUC {best.figure} on {best.protected} protected and {best.clean} clean images, where guessing has {GUESSING}"
         telling, every = sum(each.tells for each in self.detectors), counted(len(self.detectors), "detector")
-        outcome = f"Told apart from clean pictures by {telling} of {every}" if telling else f"Not told apart from clean pictures by {every}"
+        outcome = f"Told apart from clean images by {telling} of {every}" if telling else f"Not told apart from clean images by {every}"
         return f"{outcome}; the best, {best.name}, has {on}."
 
     def __str__(self) -> str:

@@ -38,13 +38,13 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
         steps.append(Step("audit", why, f"python pipeline/audit.py --run {where}"))
     if not results.of_release and not results.missing_trials:
         steps.append(Step("measure", "train victims on the release", _again(config, results, ("none",))))
-    check = "hold every released image to its original, the budget and the records"
+    check = "check every released image against its original, the budget and the records"
     steps.append(Step("verify", check, f"python pipeline/verify.py --run {where}"))
     if label == "does not hold":
         return [*steps, Step("publish", "not this release as a protected one: it teaches nearly what the originals teach")]
     return [
         *steps,
-        Step("export", "write the images of the release as PNGs", f"python pipeline/export.py --run {where} --to {export_to}"),
+        Step("export", "write the images of the release as files", f"python pipeline/export.py --run {where} --to {export_to}"),
         Step("publish", "the exported files unchanged: scaling, cropping or recompressing them may weaken the protection"),
         Step("keep back", "the originals, and this run folder: whoever has pairs of both kinds, or the checkpoints, can undo it"),
     ]

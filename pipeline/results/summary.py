@@ -131,7 +131,7 @@ def figures(results: RunResults) -> str:
     lines = [
         *line("trained on your originals", "clean_accuracy", "%", seeds),
         *line("trained on the protected release", "protected_accuracy", "%", f"guessing gives {known.get('chance_accuracy', 0):.3g} %"),
-        *line("if an attacker renames the answers", "protected_relabelled_accuracy", "%", "by the best one-to-one map"),
+        *line("if an adversary renames predictions", "protected_relabelled_accuracy", "%", "by the best one-to-one map"),
         *line("other classes, from your originals", "clean_other_accuracy", "%", "classes that are not protected"),
         *line("other classes, from the release", "protected_other_accuracy", "%", "the same, trained on the release"),
         *line("missing victims", "missing_trials", "", f"of {known.get('trials')} results; the same command tries them again", "d"),

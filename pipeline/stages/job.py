@@ -41,7 +41,7 @@ def work(config: RunConfig, conclude: Callable[[str], str] = str) -> int:
     except (ValueError, OSError) as error:
         log.error("failed: %s", error)
     except KeyboardInterrupt:
-        log.error("stopped: everything finished so far is kept, and the same command goes on from there")
+        log.error("stopped: finished work is saved; run the same command to continue")
     return 1
 
 

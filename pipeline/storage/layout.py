@@ -10,7 +10,7 @@ from __future__ import annotations
 CONFIG = "config.json"  # the configuration that the finished stages were made with
 VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
 CERTIFIED = "certificate.json"  # of certify.py: the certificate, and the digest of the release that it is for
-DETECTION = "detection.json"  # how well detectors tell the release from clean pictures, and the digest of the release
+DETECTION = "detection.json"  # how well detectors tell the release from clean images, and the digest of the release
 CARD = "card.json"  # of reproduce.py: what has been measured, and on which machines; in `audit`, the verdict of audit.py
 TRACKING = "tracking.json"  # MLflow's run ids, and the digest of everything that has been logged
 DATABASE = "mlflow.db"  # MLflow's own, unless a tracking URI names another

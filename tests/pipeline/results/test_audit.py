@@ -56,7 +56,7 @@ def test_the_worst_adversary_decides_with_figure_cost_and_spread(tmp_path: Path)
     assert found.label == "undone"
     assert found.sentences == (
         "Undone by jpeg-10: 84.0 ± 1.0 % from the release, 85.0 ± 1.0 % from the originals treated alike (last epoch, n = 3), for "
-        "2.00 times a plain training (4 CPU-hours), no clean pictures.",
+        "2.00 times a plain training (4 CPU-hours), no clean images.",
         "Of 4 tried: undone by 1, weakened by 1, holds against 2.",
     )
     assert "\n" not in found.line
@@ -84,7 +84,7 @@ def test_the_relabelled_figure_speaks_where_renaming_wins_back_much(tmp_path: Pa
     found = audit_of(tmp_path, {"none": (94.0, 4.0, 93.0), "grayscale": (90.0, 10.0, 13.0)})
     assert found.line.startswith("Does not hold against plain training with the answers renamed: 94.0 ± 1.0 % from the release")
     assert "(relabelled, n = 3)" in found.line
-    assert "no clean pictures, the method's map of classes." in found.line
+    assert "no clean images, the method's map of classes." in found.line
     entry = card(found)["adversaries"]["none"]
     assert (entry["speaks"], entry["relabelled_accuracy"], entry["last_accuracy"]["mean"]) == (
         "relabelled",
@@ -108,7 +108,7 @@ def test_clean_pictures_are_counted_and_do_not_decide(tmp_path: Path) -> None:
     given = [each if each.name == "none" else type(each)(**{**vars(each), "clean_pictures": 50}) for each in helped.tried]
     both = Audit(helped.results, tuple(given), {})
     assert both.label == found.label == "holds"
-    assert both.line.endswith("With clean pictures besides: undone by grayscale.")
+    assert both.line.endswith("With clean images besides: undone by grayscale.")
     assert card(both)["adversaries"]["grayscale"]["clean_pictures"] == 50
 
 
