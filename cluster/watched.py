@@ -1,26 +1,17 @@
-"""An executor whose work somebody watches: what begins, every epoch, and every finished piece."""
+"""An executor that reports to a watcher: what begins, every epoch, and every finished piece."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cluster.deadline import Deadline
 from cluster.epochs import Metrics
 from cluster.executor import Executor
 from cluster.resources import Resources
+from cluster.watcher import Watcher
 from cluster.work import Work, WorkFailed
-
-
-class Watcher(Protocol):
-    """Somebody who watches. Both calls return at once and raise nothing."""
-
-    def begun(self, what: str) -> None:
-        """Note that the work of this name has begun."""
-
-    def told(self, what: str, metrics: Mapping[str, Any]) -> None:
-        """Note an epoch of a training or a report of a trial, by its name, or the `units` of a piece of the work."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class WatchedExecutor:
         return self.executor.connect(workers)
 
     def run_all(self, function: Callable[..., Any], pieces: Sequence[Work], *, what: str, **named: Any) -> Iterator[tuple[str, Any]]:
-        """Run pieces, and tell of each."""
+        """Run pieces, and report each."""
         self.watcher.begun(what)
         units = {piece.name: piece.units for piece in pieces}
         for name, result in self.executor.run_all(function, pieces, what=what, **named):
@@ -53,7 +44,7 @@ class WatchedExecutor:
         return self.executor.combine_all(*arguments, what=what, **named)
 
     def train(self, *arguments: Any, what: str, on_epoch: Callable[[Metrics], None], **named: Any) -> list[Metrics]:
-        """Train, and tell of each epoch."""
+        """Train, and report each epoch."""
         self.watcher.begun(what)
 
         def told(row: Metrics) -> None:
@@ -63,7 +54,7 @@ class WatchedExecutor:
         return self.executor.train(*arguments, what=what, on_epoch=told, **named)
 
     def sweep(self, *arguments: Any, what: str, on_result: Callable[[str, dict[str, Any]], None], **named: Any) -> None:
-        """Run trials, and tell of each report."""
+        """Run trials, and pass on each report."""
         self.watcher.begun(what)
 
         def told(name: str, row: dict[str, Any]) -> None:
@@ -78,5 +69,5 @@ class WatchedExecutor:
 
 
 def watched(executor: Executor, watcher: Watcher | None) -> Executor:
-    """Return the executor with somebody who watches, if there is one."""
+    """Return the executor, reporting to the watcher if one is given."""
     return WatchedExecutor(executor, watcher) if watcher else executor

@@ -1,34 +1,24 @@
-"""What the stages and sweeps know of a tracker."""
+"""The tracker as the stages and sweeps know it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
+from cluster.watcher import Watcher
 from pipeline.config.schema import RunConfig
 from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from pipeline.storage.run import Run
 
 
-class Watcher(Protocol):
-    """Somebody who watches the work of a stage; see `cluster.watched`."""
-
-    def begun(self, what: str) -> None:
-        """Note that the work of this name has begun."""
-
-    def told(self, what: str, metrics: Mapping[str, Any]) -> None:
-        """Note an epoch of a training, a report of a trial, or the `units` of a piece of work."""
-
-
 class Tracker(Protocol):
-    """What the stages and sweeps tell a tracker. No call raises anything that the tracker has met with."""
+    """The calls by which stages and sweeps report to a tracker. None raises an error of the tracker."""
 
     def begin(self) -> None:
         """Show the run before its first stage."""
 
     def watch(self, stage: str) -> Watcher | None:
-        """Return somebody who watches this stage, if anybody does."""
+        """Return the watcher of this stage, if it has one."""
 
     def log_stage(self, name: str, results: RunResults) -> None:
         """Log a stage that has finished, or the trials of a victim stage of which some failed."""

@@ -29,7 +29,7 @@ from pipeline.tracking.live import Live
 from pipeline.tracking.mlflow_store import NOTE
 from pipeline.tracking.origin import RunLog, origin
 from pipeline.tracking.parent_run import ABOVE, Identity, ParentRun
-from pipeline.tracking.protocol import Tracker, Watcher
+from pipeline.tracking.protocol import Tracker
 from sep.craft_config import USUAL
 from sep.methods.registry import METHODS
 
@@ -118,7 +118,7 @@ class MlflowTracker:
         self._run.store.load()
         self._outbox.post("the run", lambda: self._open(results), again=True)
 
-    def watch(self, stage: str) -> Watcher | None:
+    def watch(self, stage: str) -> Live | None:
         """Return the watcher that logs a stage while it runs; of a point, only below a sweep's run."""
         if self._above and not self._above.id:
             return None
