@@ -114,7 +114,7 @@ class Executor(Protocol):
     def sweep(
         self,
         function: Callable[[Task, Report], None],
-        cells: Mapping[str, Task],
+        tasks: Mapping[str, Task],
         *,
         what: str,
         at_once: int,
@@ -122,12 +122,12 @@ class Executor(Protocol):
         gpu: float,
         on_result: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """Run `function(cell, report)` for every named cell, as a separate trial.
+        """Run `function(task, report)` for every named task, as a separate trial.
 
         Args:
             function: stores its outcome itself, and calls `report({metric: value})` as it goes. Where it raises TimeIsUp, its trial is
                 left for another start.
-            cells: name -> argument.
+            tasks: name -> argument.
             what: for log lines and errors.
             at_once: trials running at a time.
             cpus: CPUs per trial.

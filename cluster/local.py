@@ -226,7 +226,7 @@ class LocalExecutor:
     def sweep(
         self,
         function: Callable[[Task, Report], None],
-        cells: Mapping[str, Task],
+        tasks: Mapping[str, Task],
         *,
         what: str,
         at_once: int,
@@ -237,10 +237,10 @@ class LocalExecutor:
         """Run trials in their order."""
         causes: dict[str, str] = {}
         done = 0
-        for name, cell in cells.items():
+        for name, task in tasks.items():
             self.deadline.check()
             try:
-                _persistently(partial(function, cell, partial(on_result, name)), TRIAL_RETRIES, f"{what}: {name} starts again")
+                _persistently(partial(function, task, partial(on_result, name)), TRIAL_RETRIES, f"{what}: {name} starts again")
             except TimeIsUp:
                 raise
             except Exception as error:
@@ -248,7 +248,7 @@ class LocalExecutor:
                 log.error("%s: %s failed: %s", what, name, causes[name])
                 continue
             done += 1
-            log.debug("%s: %s done, %d of %d", what, name, done, len(cells))
+            log.debug("%s: %s done, %d of %d", what, name, done, len(tasks))
         if causes:
             raise WorkFailed(what, causes)
 

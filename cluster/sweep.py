@@ -77,10 +77,10 @@ class _OutOfTime(tune.Stopper):  # type: ignore[misc]  # ray ships no types
         return self.progress.deadline.passed() and not self.progress.running
 
 
-def _trial(config: dict[str, Any], function: Callable[[Any, Report], None], cells: Mapping[str, Any], deadline: Deadline) -> None:
+def _trial(config: dict[str, Any], function: Callable[[Any, Report], None], tasks: Mapping[str, Any], deadline: Deadline) -> None:
     try:
         deadline.check()
-        function(cells[config["name"]], tune.report)
+        function(tasks[config["name"]], tune.report)
     except OSError:
         raise  # Tune starts the trial again
     except TimeIsUp:
@@ -91,7 +91,7 @@ def _trial(config: dict[str, Any], function: Callable[[Any, Report], None], cell
 
 def sweep(
     function: Callable[[Any, Report], None],
-    cells: Mapping[str, Any],
+    tasks: Mapping[str, Any],
     *,
     what: str,
     at_once: int,
@@ -100,16 +100,16 @@ def sweep(
     on_result: Callable[[str, dict[str, Any]], None],
     deadline: Deadline = NEVER,
 ) -> None:
-    """Run `function(cell, report)` for every named cell as a trial in its own process: see `Executor.sweep`."""
+    """Run `function(task, report)` for every named task as a trial in its own process: see `Executor.sweep`."""
     deadline.check()
     os.environ.update(SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are logged once, below
     progress = _Progress(what, on_result, deadline)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = tune.with_parameters(_trial, function=function, cells=dict(cells), deadline=deadline)
+        trial = tune.with_parameters(_trial, function=function, tasks=dict(tasks), deadline=deadline)
         tuner = tune.Tuner(
             tune.with_resources(trial, {"cpu": cpus, "gpu": gpu}),
-            param_space={"name": tune.grid_search(list(cells))},
+            param_space={"name": tune.grid_search(list(tasks))},
             tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
                 name=what,
@@ -123,7 +123,7 @@ def sweep(
         for result in tuner.fit():
             if result.error is not None:  # as often as it was tried
                 progress.fail(result.config["name"], describe(result.error))
-    if progress.done + len(progress.causes) < len(cells):
+    if progress.done + len(progress.causes) < len(tasks):
         raise TimeIsUp
     if progress.causes:
         raise WorkFailed(what, progress.causes)

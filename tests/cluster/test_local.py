@@ -189,16 +189,16 @@ def test_an_epoch_cut_short_is_trained_again(tmp_path: Path, damaged: str) -> No
     assert (task.firsts, told, again) == ([2], [2], rows)
 
 
-def trial(cell: Troubled, report: Report) -> None:
+def trial(task: Troubled, report: Report) -> None:
     report({"epoch": 0})
-    cell(cell.starts[0])
+    task(task.starts[0])
     report({"epoch": 1})
 
 
-def cells(*names: str) -> dict[str, Troubled]:
+def tasks(*names: str) -> dict[str, Troubled]:
     made = {name: Troubled() for name in names}
-    for name, cell in made.items():
-        cell.starts.append(name)
+    for name, task in made.items():
+        task.starts.append(name)
     return made
 
 
@@ -216,7 +216,7 @@ def sweep(executor: LocalExecutor, tried: dict[str, Troubled]) -> list[tuple[str
 
 
 def test_failed_trials_are_named_at_the_end_and_storage_errors_retried(caplog: pytest.LogCaptureFixture) -> None:
-    tried = cells("broken", "storage-2", "storage-9", "well")
+    tried = tasks("broken", "storage-2", "storage-9", "well")
     with caplog.at_level("DEBUG", logger="cluster"), pytest.raises(WorkFailed) as raised:
         sweep(LOCAL, tried)
     assert raised.value.causes == {"broken": "ValueError: label 7 is out of range", "storage-9": "OSError: connection reset"}
@@ -227,7 +227,7 @@ def test_failed_trials_are_named_at_the_end_and_storage_errors_retried(caplog: p
 
 
 def test_reports_of_trials_are_passed_on() -> None:
-    assert sweep(LOCAL, cells("one", "two")) == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
+    assert sweep(LOCAL, tasks("one", "two")) == [("one", 0), ("one", 1), ("two", 0), ("two", 1)]
 
 
 def test_no_piece_is_begun_when_the_time_is_up() -> None:
@@ -251,14 +251,14 @@ def test_no_epoch_is_begun_when_the_time_is_up(tmp_path: Path) -> None:
 
 
 def test_no_trial_is_begun_when_the_time_is_up() -> None:
-    tried = cells("one", "two", "three")
+    tried = tasks("one", "two", "three")
     assert sweep(after(1), tried) == [("one", 0), ("one", 1), ("time is up", 0)]
     assert sweep(LATE, tried) == [("time is up", 0)]
 
 
 def test_what_stops_for_the_time_itself_has_not_failed() -> None:
     """A trial looks at the deadline between its epochs."""
-    assert sweep(LOCAL, cells("one", "out of time", "two")) == [("one", 0), ("one", 1), ("out of time", 0), ("time is up", 0)]
+    assert sweep(LOCAL, tasks("one", "out of time", "two")) == [("one", 0), ("one", 1), ("out of time", 0), ("time is up", 0)]
     with pytest.raises(TimeIsUp):
         list(LOCAL.run_all(Troubled(), pieces("out of time", "one"), what="protect"))
 

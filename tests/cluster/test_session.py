@@ -174,7 +174,7 @@ def sleepy_loop(task: None, worker: Worker) -> None:
     time.sleep(600)
 
 
-def sleepy_trial(cell: None, report: Report) -> None:
+def sleepy_trial(task: None, report: Report) -> None:
     report({"epoch": 0})
     time.sleep(600)
 
@@ -199,7 +199,7 @@ def sweep_for_ever() -> None:
     """The same with trials."""
     session.connect(1)
     told = lambda name, row: print("begun", flush=True)  # noqa: E731
-    sweep.sweep(sleepy_trial, {"cell": None}, what="victim", at_once=1, cpus=1, gpu=0, on_result=told)
+    sweep.sweep(sleepy_trial, {"task": None}, what="victim", at_once=1, cpus=1, gpu=0, on_result=told)
 
 
 @pytest.mark.ray

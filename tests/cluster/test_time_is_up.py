@@ -82,15 +82,15 @@ def test_no_trial_is_begun_when_the_time_is_up(ray_2_cpus: Resources) -> None:
             done.append(name)
 
     settings: dict[str, Any] = {"what": "victim", "at_once": 1, "cpus": 1, "gpu": 0, "on_result": on_result}
-    cells = {f"cell-{n}": 8.0 for n in range(6)}
+    tasks = {f"task-{n}": 8.0 for n in range(6)}
     begun = time.monotonic()
     RayExecutor().sweep(trial, {"first": 0.0}, **settings)
     start, done[:] = time.monotonic() - begun, []
     with pytest.raises(TimeIsUp):
-        RayExecutor(Deadline(time.time() + start + 6)).sweep(trial, cells, **settings)
+        RayExecutor(Deadline(time.time() + start + 6)).sweep(trial, tasks, **settings)
     assert 1 <= len(done) <= 2
     with pytest.raises(TimeIsUp):
-        RayExecutor().sweep(stopping, {"cell": 0.0}, **settings)
+        RayExecutor().sweep(stopping, {"task": 0.0}, **settings)
 
 
 def test_a_trial_says_why_it_ends_before_its_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,8 +98,8 @@ def test_a_trial_says_why_it_ends_before_its_last_epoch(monkeypatch: pytest.Monk
     monkeypatch.setattr(tune, "report", reports.append)
 
     def end(deadline: Deadline, error: Exception | None) -> list[dict[str, Any]]:
-        def function(cell: str, report: Report) -> None:
-            report({"epoch": len(cell)})
+        def function(task: str, report: Report) -> None:
+            report({"epoch": len(task)})
             if error:
                 raise error
 

@@ -35,9 +35,9 @@ class Cluster:
         self.asked: list[dict[str, float]] = []
         self.shares: list[int] = []  # how many processes share a GPU's memory, for each trial
 
-    def __call__(self, function: Any, cells: Mapping[str, Any], *, at_once: int, cpus: int, gpu: float, **_: Any) -> None:
+    def __call__(self, function: Any, tasks: Mapping[str, Any], *, at_once: int, cpus: int, gpu: float, **_: Any) -> None:
         self.asked.append({"at_once": at_once, "cpus": cpus, "gpu": gpu})
-        for task in cells.values():
+        for task in tasks.values():
             assert (task.gpu, task.threads) == (bool(gpu), cpus)
             function(replace(task, gpu=False, threads=1), lambda result: None)  # this machine has no GPU
 

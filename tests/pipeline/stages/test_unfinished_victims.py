@@ -34,10 +34,10 @@ class Trainings:
     def __init__(self) -> None:
         self.broken: set[str] = set()
 
-    def __call__(self, function: Any, cells: Mapping[str, Any], *, what: str, **_: Any) -> None:
-        for name in cells.keys() - self.broken:
-            function(cells[name], lambda result: None)
-        if failed := cells.keys() & self.broken:
+    def __call__(self, function: Any, tasks: Mapping[str, Any], *, what: str, **_: Any) -> None:
+        for name in tasks.keys() - self.broken:
+            function(tasks[name], lambda result: None)
+        if failed := tasks.keys() & self.broken:
             raise WorkFailed(what, dict.fromkeys(failed, "ValueError: no luck"))
 
 

@@ -41,8 +41,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of the trials that are trained, in order of their beginning."""
     names: list[str] = []
 
-    def here(function: Any, cells: Mapping[str, Any], **_: Any) -> None:
-        for name, task in cells.items():
+    def here(function: Any, tasks: Mapping[str, Any], **_: Any) -> None:
+        for name, task in tasks.items():
             names.append(name)
             function(task, lambda result: None)
 
