@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.work import Chain
 from pipeline.protection.choice import chosen_keys
 from pipeline.protection.crafting import CraftingTask, protect_images
-from pipeline.shards.finished_shards import FinishedShard, write_part
+from pipeline.shards.finished_shards import FinishedShard, write_finished_shard
 from pipeline.shards.pixels import Pixels, colour_profile, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard, write_shard
 from pipeline.shards.tables import rows_to_table
@@ -109,7 +109,7 @@ def release(task: CraftingTask, shard: Shard, clean: Clean, crafted: Crafted) ->
         "psnr_db": [math.fsum(finite), len(finite)],
         "seconds": crafted.seconds,
     }
-    return write_part(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
+    return write_finished_shard(task.out, written, rows_to_table(rows, PROTECTED_SCHEMA), extra, task.made_from)
 
 
 def _pixels_alone(clean: Sample, image: Tensor) -> Sample:

@@ -14,7 +14,7 @@ from cluster.executor import Executor
 from cluster.work import Capacity, Work
 from pipeline.config.schema import SPLITS, PackConfig, RunConfig, to_tree
 from pipeline.config.sight import packed_at_own_size
-from pipeline.shards.finished_shards import FinishedShard, read_part, write_part, write_rows
+from pipeline.shards.finished_shards import FinishedShard, read_finished_shard, write_finished_shard, write_rows
 from pipeline.shards.pixels import Statistics, encode_png, pixels_sha256
 from pipeline.shards.shard import Sample, write_shard
 from pipeline.shards.sizes import is_own_size, size_counts
@@ -160,13 +160,13 @@ def pack_shard(
     stage_hash: str,
     own_size: bool = False,
 ) -> FinishedShard:
-    """Write one shard and its part, unless an earlier attempt left both; the body of a task.
+    """Write one shard and its record, unless an earlier attempt left both; the body of a task.
 
     At their own size, images are stored as they came if that is exact. Otherwise, where they do not have one size, nothing is written,
-    and the part only tells the sizes.
+    and the record only holds the sizes.
     """
     made_from = digest([stage_hash, classes, [[e.split, e.label, e.source, e.file, e.start, e.size] for e in entries]])
-    if (finished := read_part(folder, name, made_from)) is not None:
+    if (finished := read_finished_shard(folder, name, made_from)) is not None:
         return finished
     samples: dict[str, Sample] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -203,7 +203,7 @@ def pack_shard(
         return FinishedShard(Shard(name, "", 0), "", extra)
     extra["labels"] = sorted([label, count] for label, count in Counter(rows[key]["label"] for key in order).items())
     shard = write_shard(folder, name, [samples[key] for key in order])[0] if order else Shard(name, "", 0)
-    return write_part(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES_SCHEMA), extra, made_from)
+    return write_finished_shard(folder, shard, rows_to_table([rows[key] for key in order], SAMPLES_SCHEMA), extra, made_from)
 
 
 def _refused(parts: Mapping[str, FinishedShard]) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ from pipeline.protection.preparation import kept, prepare
 from pipeline.protection.preparation_files import Prepared
 from pipeline.protection.release import PROTECT, PROTECTED_SCHEMA
 from pipeline.protection.site import Site
-from pipeline.shards.finished_shards import FinishedShard, finished_parts, write_rows
+from pipeline.shards.finished_shards import FinishedShard, read_finished_shards, write_rows
 from pipeline.storage.layout import PARTS, SAMPLES, SIMILARITY, split_of
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run
@@ -208,7 +208,7 @@ def _craft_all(
     prepared: Prepared,
 ) -> Manifest:
     """Craft the unfinished shards, and finish the stage."""
-    parts = finished_parts(stage.folder, [shard.name for shard in shards], task.made_from, executor, Capacity(config.workers))
+    parts = read_finished_shards(stage.folder, [shard.name for shard in shards], task.made_from, executor, Capacity(config.workers))
     missing = [shard for shard in shards if shard.name not in parts]
     log.info("protect: %d of %d shards to craft", len(missing), len(shards))
     begun, crafted = time.monotonic(), 0

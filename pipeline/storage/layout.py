@@ -79,12 +79,12 @@ def split_of(shard: str) -> str:
     return shard.partition("-")[0]
 
 
-def part_table(shard: str) -> str:
+def finished_shard_table(shard: str) -> str:
     """Return the name, in the stage's folder, of the table of a finished shard."""
     return f"{PARTS}/{shard}.parquet"
 
 
-def part_record(shard: str) -> str:
+def finished_shard_record(shard: str) -> str:
     """Return the name, in the stage's folder, of the record of a finished shard."""
     return f"{PARTS}/{shard}.json"
 

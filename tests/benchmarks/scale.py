@@ -23,9 +23,9 @@ from cluster.pool import run_all
 from cluster.work import Capacity, Work
 from pipeline.protection.release import PROTECTED_SCHEMA
 from pipeline.results.machine import hardware
-from pipeline.shards.finished_shards import finished_parts, write_rows
+from pipeline.shards.finished_shards import read_finished_shards, write_rows
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import SAMPLES, part_record
+from pipeline.storage.layout import SAMPLES, finished_shard_record
 from pipeline.storage.records import to_json
 from tests.benchmarks.memory import resident
 from tests.benchmarks.simulated import MADE_FROM, SLEEP_SECONDS, occupied, sleep_shard
@@ -72,9 +72,9 @@ def measure(folder: Folder, sizes: Sizes) -> dict[str, Any]:
 
     lost = sizes.shards // 10
     for name in names[sizes.shards - lost :]:
-        folder.filesystem.delete_file(folder.file(part_record(name)))
+        folder.filesystem.delete_file(folder.file(finished_shard_record(name)))
     begun = time.perf_counter()
-    parts = finished_parts(folder, names, MADE_FROM, RAY, Capacity())
+    parts = read_finished_shards(folder, names, MADE_FROM, RAY, Capacity())
     resume = time.perf_counter() - begun
     assert len(parts) == sizes.shards - lost
     begun = time.perf_counter()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 
 from pipeline.protection.release import PROTECTED_SCHEMA
-from pipeline.shards.finished_shards import FinishedShard, write_part
+from pipeline.shards.finished_shards import FinishedShard, write_finished_shard
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, encode_shard
 from pipeline.shards.tables import rows_to_table
@@ -43,7 +43,7 @@ def sleep_shard(folder: Folder, name: str, images: int) -> FinishedShard:
     time.sleep(SLEEP_SECONDS)
     data, shard, rows = _content(images)
     folder.write(name, data)
-    return write_part(folder, replace(shard, name=name), rows, {"protected": images}, MADE_FROM)
+    return write_finished_shard(folder, replace(shard, name=name), rows, {"protected": images}, MADE_FROM)
 
 
 def occupied(folder: Folder, name: str) -> str:

@@ -74,7 +74,7 @@ def killed_while_crafting(task: crafting.CraftingTask, shard: Shard, clean: rele
 
 
 def killed_before_it_is_marked(task: crafting.CraftingTask, shard: Shard, clean: release.Clean, crafted: release.Crafted) -> FinishedShard:
-    with patch("pipeline.protection.release.write_part", die) if first_time(task, shard) else nullcontext():
+    with patch("pipeline.protection.release.write_finished_shard", die) if first_time(task, shard) else nullcontext():
         return release.release(task, shard, clean, crafted)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.shards.finished_shards import FinishedShard, write_part, write_rows
+from pipeline.shards.finished_shards import FinishedShard, write_finished_shard, write_rows
 from pipeline.shards.tables import read_table, rows_to_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
@@ -17,7 +17,7 @@ SCHEMA = pa.schema({"key": pa.string(), "psnr_db": pa.float64()})
 
 def part(folder: Folder, name: str) -> FinishedShard:
     rows = [{"key": f"{name}-{i}", "psnr_db": 30.0 + i} for i in range(2)]
-    return write_part(folder, Shard(name, "0" * 64, 2), rows_to_table(rows, SCHEMA), {}, "made from")
+    return write_finished_shard(folder, Shard(name, "0" * 64, 2), rows_to_table(rows, SCHEMA), {}, "made from")
 
 
 def test_tables_of_shards_become_one_in_the_order_given(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.schema import PackConfig, RunConfig, to_tree
-from pipeline.shards.finished_shards import read_part
+from pipeline.shards.finished_shards import read_finished_shard
 from pipeline.shards.pixels import Statistics, pixels_sha256
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
@@ -138,18 +138,18 @@ def test_a_part_counts_only_for_what_it_was_made_from(tmp_path: Path) -> None:
     dataset, folder = scan(config), Folder.open(str(tmp_path / "pack"))
     made = pack_shard(folder, "train-000000.tar", dataset.entries, dataset.classes, dataset.reader, config.pack, "one")
     made_from = json.loads(folder.read("parts/train-000000.tar.json"))["made_from"]
-    assert read_part(folder, "train-000000.tar", made_from) == made
-    assert read_part(folder, "train-000000.tar", "something else") is None
-    assert read_part(folder, "train-000001.tar", made_from) is None
+    assert read_finished_shard(folder, "train-000000.tar", made_from) == made
+    assert read_finished_shard(folder, "train-000000.tar", "something else") is None
+    assert read_finished_shard(folder, "train-000001.tar", made_from) is None
     for name in ("train-000000.tar", "parts/train-000000.tar.parquet", "parts/train-000000.tar.json"):
         whole = folder.read(name)
         folder.write(name, whole[:-10])
-        assert read_part(folder, "train-000000.tar", made_from) is None, name
+        assert read_finished_shard(folder, "train-000000.tar", made_from) is None, name
         folder.write(name, whole)
-    assert read_part(folder, "train-000000.tar", made_from) == made
+    assert read_finished_shard(folder, "train-000000.tar", made_from) == made
     record = folder.read("parts/train-000000.tar.json")
     folder.write("parts/train-000000.tar.json", record.replace(b'"count": 4', b'"count": 5'))
-    assert read_part(folder, "train-000000.tar", made_from) is None
+    assert read_finished_shard(folder, "train-000000.tar", made_from) is None
 
 
 def test_mixed_sizes_stop_the_run_and_leave_nothing(tmp_path: Path) -> None:
