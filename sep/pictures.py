@@ -43,7 +43,7 @@ class Pictures:
 
 
 Images = Tensor | Pictures  # `(B, C, H, W)` uint8, or pictures of many sizes
-Kind = TypeVar("Kind", Tensor, Pictures, Tensor | Pictures)
+AnyImages = TypeVar("AnyImages", Tensor, Pictures, Tensor | Pictures)
 
 
 def pixels(images: Images) -> list[int]:
@@ -67,7 +67,7 @@ def stacks(images: Images) -> list[Tensor]:
     return [images] if isinstance(images, Tensor) else [picture[None] for picture in images]
 
 
-def mapped(function: Callable[..., Tensor], images: Kind, *others: Images) -> Kind:
+def mapped(function: Callable[..., Tensor], images: AnyImages, *others: Images) -> AnyImages:
     """Return images after a function of tensors `(b, C, H, W)`, of these and others, that treats each image by itself."""
     if isinstance(images, Tensor):
         return function(images, *others)

@@ -22,7 +22,7 @@ from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.sources import decoding
 from pipeline.sources.dataset import Dataset, Entry, Reader, SourceError, check_classes
 from pipeline.sources.scan import scan
-from pipeline.sources.shard_plan import most_file_bytes, pixels_of, plan
+from pipeline.sources.sharding import images_by_shard, most_file_bytes, pixels_of
 from pipeline.stages.suitability import check_scanned
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import PARTS, QUARANTINE, SAMPLES
@@ -121,7 +121,7 @@ def _pack(stage: Stage, dataset: Dataset, config: RunConfig, executor: Executor,
     pixels = _pixels(dataset, config, executor) if own_size else None
     pieces = [
         Work(name, (stage.folder, name, entries, dataset.classes, dataset.reader, config.pack, stage.hash, own_size), units=len(entries))
-        for name, entries in plan(dataset, config.pack.shard_images, pixels).items()
+        for name, entries in images_by_shard(dataset, config.pack.shard_images, pixels).items()
     ]
     log.info("pack: %d images of %d classes into %d shards", len(dataset.entries), len(dataset.classes), len(pieces))
     parts: dict[str, FinishedShard] = {}

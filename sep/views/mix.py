@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sep.countermeasures.preprocessing import as_stored
-from sep.pictures import Kind, mapped
+from sep.pictures import AnyImages, mapped
 from sep.views.registry import Look, View, is_plain, kinds
 
 LARGEST_SEED = 2**62
@@ -62,7 +62,7 @@ def turns(drawn: Sequence[Sequence[int]], views: Sequence[str], eps_levels: int,
     return [[(len(order) * k + order.index(each.name), look) for k, (each, look) in zip(step, dealt, strict=False)] for step in drawn]
 
 
-def each_its_own(images: Kind, views: Sequence[str], generator: torch.Generator) -> Kind:
+def each_its_own(images: AnyImages, views: Sequence[str], generator: torch.Generator) -> AnyImages:
     """Show each image in one view of the mix, drawn anew: `(B, 3, H, W)` uint8 to the same, or pictures of their own size.
 
     A mix of `none` alone draws nothing.

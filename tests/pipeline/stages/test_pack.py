@@ -18,7 +18,7 @@ from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.sources.dataset import SourceError
 from pipeline.sources.scan import scan
-from pipeline.sources.shard_plan import plan
+from pipeline.sources.sharding import images_by_shard
 from pipeline.stages.pack import execute, pack_shard
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest, Stage
@@ -111,7 +111,7 @@ def test_a_restart_makes_only_what_is_missing_or_damaged(tmp_path: Path) -> None
     config = RunConfig(data=str(tmp_path / "data"), run=str(tmp_path / "run"), pack=PackConfig(shard_images=10), **NO_TEST)
     stage = Stage(Folder.open(config.run), "pack", section={"data": config.data, **to_tree(config.pack)}, seed=0)
     dataset = scan(config)
-    for name, entries in plan(dataset, 10).items():
+    for name, entries in images_by_shard(dataset, 10).items():
         chosen = entries[1:] if name == "train-000003.tar" else entries
         pack_shard(stage.folder, name, chosen, dataset.classes, dataset.reader, config.pack, stage.hash)
     folder = tmp_path / "run" / "pack"

@@ -20,7 +20,7 @@ from pipeline.shards.tables import read_table
 from pipeline.sources import decoding
 from pipeline.sources.dataset import Entry
 from pipeline.sources.scan import scan
-from pipeline.sources.shard_plan import plan
+from pipeline.sources.sharding import images_by_shard
 from pipeline.stages.pack import execute
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
@@ -114,20 +114,20 @@ def test_shards_have_about_as_many_pixels_each(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 20, "b": 20}, size=4)
     dataset = scan(RunConfig(data=str(tmp_path), stages=("pack",)))
     pixels = {entry.key: 1000 if number % 4 else 9000 for number, entry in enumerate(dataset.entries)}
-    shards = plan(dataset, 10, pixels)
+    shards = images_by_shard(dataset, 10, pixels)
     assert [entry for some in shards.values() for entry in some] == dataset.split("train")
     held = [sum(pixels[entry.key] for entry in some) for some in shards.values()]
     wanted = sum(pixels.values()) / 4
     assert all(abs(count - wanted) <= 9000 for count in held[:-1])
     assert max(map(len, shards.values())) <= 10
-    assert [len(some) for some in plan(dataset, 16).values()] == [16, 16, 8]
+    assert [len(some) for some in images_by_shard(dataset, 16).values()] == [16, 16, 8]
 
 
 def test_a_picture_larger_than_a_shard_has_one_of_its_own(tmp_path: Path) -> None:
     class_folders(tmp_path, {"a": 3, "b": 3}, size=4)
     dataset = scan(RunConfig(data=str(tmp_path), stages=("pack",)))
     first: Entry = dataset.split("train")[2]
-    shards = plan(dataset, 250, {entry.key: 2**28 if entry is first else 100 for entry in dataset.entries})
+    shards = images_by_shard(dataset, 250, {entry.key: 2**28 if entry is first else 100 for entry in dataset.entries})
     assert [first] in shards.values()
 
 

@@ -1,4 +1,4 @@
-"""The plan of the shards: which images each of them gets, by their number, and by their pixels where pictures have their own size."""
+"""The division of a data set into shards: by the number of images, and by their pixels where images have their own size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METADATA_BYTES = 2**26  # beside the pixels: comments, profiles, previews
 SHARD_PIXELS = 2**25  # of a shard of pictures at their own size, if it has more than one: all of them are decoded at once
 
 
-def plan(dataset: Dataset, shard_images: int, pixels: Mapping[str, int] | None = None) -> dict[str, list[Entry]]:
+def images_by_shard(dataset: Dataset, shard_images: int, pixels: Mapping[str, int] | None = None) -> dict[str, list[Entry]]:
     """Return the images of each shard, in order.
 
     Args:
