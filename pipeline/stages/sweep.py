@@ -29,15 +29,15 @@ STAGES: tuple[StageName, ...] = ("protect", "victim", "report")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The outcome of a sweep."""
+class SweepResult:
+    """The result of a sweep."""
 
     text: str  # a table of the points that were measured
     missing: list[str]  # shards that points were finished without
     failed: dict[str, str]  # point -> cause
 
 
-def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor) -> Outcome:
+def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor) -> SweepResult:
     """Finish every unfinished point, and compare all points.
 
     Args:
@@ -63,7 +63,7 @@ def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Execu
         except WorkFailed as error:
             log.error("sweep: %s failed, and the other points go on: %s", wanted.name, error)
             failed[wanted.name] = str(error)
-    return Outcome(_conclude(config, asked, folder, tracker), missing, failed)
+    return SweepResult(_conclude(config, asked, folder, tracker), missing, failed)
 
 
 def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tracker: Tracker) -> str:

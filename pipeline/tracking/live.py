@@ -11,7 +11,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.storage.layout import trial_name
 from pipeline.storage.stage import read_started
 from pipeline.tracking import children
-from pipeline.tracking.mlflow_store import Point
+from pipeline.tracking.mlflow_store import MetricsAtStep
 from pipeline.tracking.parent_run import Child, ParentRun
 
 FLUSH_SECONDS = 5.0  # between two messages about short epochs or small shards
@@ -41,7 +41,7 @@ class Live:
         self._stage, self._config, self._parent, self._prepare = stage, config, parent, prepare
         self._children: dict[str, tuple[Child, str]] = {}  # what -> child and its id
         self._steps: dict[str, int] = {}  # id -> the next step
-        self._points: dict[str, list[Point]] = {}
+        self._points: dict[str, list[MetricsAtStep]] = {}
         self._flushed = 0.0
         self._images, self._pace = 0, (0, time.time())  # protected so far; and at the last point, with its time
 
@@ -77,7 +77,7 @@ class Live:
                 self._log_pace(metrics["units"], now)
         elif known := self._child(what, now - metrics.get("seconds", 0)):
             trial = {new: metrics[old] for old, new in OF_A_TRIAL.items() if old in metrics}
-            self._add(known[1], Point(metrics["epoch"], now, of_an_epoch(metrics) if self._stage == "surrogate" else trial))
+            self._add(known[1], MetricsAtStep(metrics["epoch"], now, of_an_epoch(metrics) if self._stage == "surrogate" else trial))
 
     def _log_pace(self, images: int, now: float) -> None:
         """Add a point to the rates, not more often than anybody looks."""
@@ -91,10 +91,10 @@ class Live:
         each = protect.gradients_per_image(protect.members(len(self._config.surrogate.networks))) if protect.kind.surrogate else 0
         self._pace = (self._images, now)
         values = {"images_per_second": rate} | ({"gradients_per_second": rate * each} if each else {})
-        self._points.setdefault(known[1], []).append(Point(self._images, now, values))
+        self._points.setdefault(known[1], []).append(MetricsAtStep(self._images, now, values))
         self.flush()
 
-    def _add(self, run: str, point: Point) -> None:
+    def _add(self, run: str, point: MetricsAtStep) -> None:
         """Keep a point, and hand over all of them if the last time was long ago; an epoch that is repeated counts once."""
         if point.step < self._steps[run]:
             return

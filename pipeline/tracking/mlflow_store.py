@@ -30,7 +30,7 @@ NOTE = "mlflow.note.content"  # the tag that the UI shows as the description, in
 
 
 @dataclass(frozen=True)
-class Point:
+class MetricsAtStep:
     """The values of some metrics at one step, at a time in seconds."""
 
     step: int
@@ -154,7 +154,7 @@ class Store:
             self.client.set_tag(run, "superseded", "true")
             self.client.delete_run(run)
 
-    def log_points(self, run: str, points: Iterable[Point]) -> None:
+    def log_points(self, run: str, points: Iterable[MetricsAtStep]) -> None:
         """Log metrics; values that are not finite are left out, because the tracker would make numbers of them."""
         from mlflow.entities import Metric
 
@@ -169,12 +169,12 @@ class Store:
 
     def log_metrics(self, run: str, values: Mapping[str, float]) -> None:
         """Log metrics that have no steps."""
-        self.log_points(run, [Point(0, time.time(), values)])
+        self.log_points(run, [MetricsAtStep(0, time.time(), values)])
 
-    def curve(self, run: str, metric: str) -> list[Point]:
+    def curve(self, run: str, metric: str) -> list[MetricsAtStep]:
         """Return the values of a metric, from step 0 on."""
         points = sorted(self.client.get_metric_history(run, metric), key=lambda point: point.step)
-        return [Point(point.step, point.timestamp / 1000, {metric: point.value}) for point in points]
+        return [MetricsAtStep(point.step, point.timestamp / 1000, {metric: point.value}) for point in points]
 
     def log_params(self, run: str, values: Mapping[str, Any]) -> None:
         """Log parameters, which cannot be changed later."""
@@ -220,7 +220,7 @@ class Store:
         run: str,
         name: str,
         tags: Mapping[str, Any],
-        figures: Point,
+        figures: MetricsAtStep,
         folder: Path | None = None,
     ) -> None:
         """Log a model of a run; without a `folder` in MLflow's format it lies elsewhere, and its tags say where.

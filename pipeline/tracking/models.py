@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.results.run_results import RunResults
 from pipeline.tracking.live import of_an_epoch
-from pipeline.tracking.mlflow_store import Point
+from pipeline.tracking.mlflow_store import MetricsAtStep
 from pipeline.tracking.parent_run import ParentRun
 
 
@@ -26,7 +26,7 @@ def log_checkpoints(parent: ParentRun, run: str, network: str, entries: Sequence
             continue
         name = f"{network}-epoch-{entry['epoch']:04d}"
         tags = {"network": network, "sha256": entry["sha256"], "file": f"surrogate/{entry['file']}", "epoch": entry["epoch"]}
-        figures = Point(logged.step, logged.time, of_an_epoch(entry["metrics"]))
+        figures = MetricsAtStep(logged.step, logged.time, of_an_epoch(entry["metrics"]))
         if entry is not last or results.count("surrogate", "initial"):
             parent.store.log_model(parent.experiment_id, run, name, tags, figures)
             continue

@@ -19,7 +19,7 @@ from pipeline.storage.records import digest, to_json
 from pipeline.storage.run import Run
 from pipeline.tracking import own_database
 from pipeline.tracking.description import of_experiment
-from pipeline.tracking.mlflow_store import NOTE, Point, Store
+from pipeline.tracking.mlflow_store import NOTE, MetricsAtStep, Store
 from pipeline.tracking.saved_view import saved_view
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class ParentRun:
         known = self._stage(about.stage)["runs"].get(about.name)
         return bool(known and known["whole"] == content)
 
-    def trained(self, about: Child, points: Sequence[Point], metric: str, start: float) -> str:
+    def trained(self, about: Child, points: Sequence[MetricsAtStep], metric: str, start: float) -> str:
         """Return the id of a child that has this curve, whether it was logged live, in part, or not at all.
 
         Args:

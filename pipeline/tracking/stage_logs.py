@@ -22,7 +22,7 @@ from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
 from pipeline.tracking.live import of_an_epoch
-from pipeline.tracking.mlflow_store import NOTE, DataSet, Point
+from pipeline.tracking.mlflow_store import NOTE, DataSet, MetricsAtStep
 from pipeline.tracking.parent_run import ParentRun
 
 Names = Collection[str]  # of the children of the stage
@@ -67,7 +67,7 @@ def log_surrogate(parent: ParentRun, results: RunResults) -> Names:
         seconds = [entry["metrics"]["seconds"] for entry in entries]
         begun = time.time() - sum(seconds)
         points = [
-            Point(step, begun + passed, of_an_epoch(entry["metrics"]))
+            MetricsAtStep(step, begun + passed, of_an_epoch(entry["metrics"]))
             for step, (entry, passed) in enumerate(zip(entries, accumulate(seconds), strict=True))
         ]
         run = parent.trained(about, points, "train_loss", begun)
@@ -137,7 +137,7 @@ def _log_victim(parent: ParentRun, results: RunResults, row: Row, drawn: set[tup
     seconds = record.get("seconds", 0.0)
     begun = time.time() - seconds
     points = [
-        Point(step, begun + seconds * (step + 1) / epochs, {"test_accuracy": accuracy, "train_loss": loss})
+        MetricsAtStep(step, begun + seconds * (step + 1) / epochs, {"test_accuracy": accuracy, "train_loss": loss})
         for step, (accuracy, loss) in enumerate(zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True))
     ]
     run = parent.trained(about, points, "test_accuracy", begun)

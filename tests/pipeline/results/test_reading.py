@@ -26,7 +26,7 @@ from pipeline.shards import tables
 from pipeline.shards.tables import read_table
 from pipeline.stages import sequence
 from pipeline.storage.folder import Folder
-from pipeline.tracking.mlflow_store import Point
+from pipeline.tracking.mlflow_store import MetricsAtStep
 from pipeline.tracking.outbox import Outbox
 from pipeline.tracking.tracker import MlflowTracker, NoTracker
 from tests.fixtures import finished_run
@@ -75,7 +75,7 @@ def test_the_tracker_opens_each_file_once(
     mixed_run: tuple[RunConfig, Folder], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = mixed_run
-    logged: dict[str, list[Point]] = {}
+    logged: dict[str, list[MetricsAtStep]] = {}
     store = MagicMock(uri="sqlite:///elsewhere.db", artifacts=None, outbox=Outbox("elsewhere"))
     store.experiment.return_value, store.commit_of.return_value = "1", None
     store.create.side_effect = map(str, range(100))

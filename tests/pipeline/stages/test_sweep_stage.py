@@ -30,7 +30,7 @@ from tests.fixtures.executors import LOCAL
 NAMES = {f"steps-{steps}_checkpoints-{checkpoints}" for steps in (1, 2) for checkpoints in (1, 2)}
 
 
-def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Outcome:
+def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.SweepResult:
     """Run the sweep as `run.py` does after packing and surrogate. Unless it has its own run in MLflow, log nothing there."""
     tracker = open_tracker(config, folder)
     try:
@@ -57,7 +57,7 @@ def victims(folder: Folder, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, sweep.Outcome, str]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, sweep.SweepResult, str]:
     """A sweep of two by two points, its results and its log."""
     config, folder = finished_run.write(tmp_path_factory.mktemp("runs") / "swept", SHARED)
     before = shared(folder)
@@ -80,14 +80,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Folder, 
 
 
 @pytest.fixture
-def copied(swept: tuple[RunConfig, Folder, sweep.Outcome, str], tmp_path: Path) -> tuple[RunConfig, Folder]:
+def copied(swept: tuple[RunConfig, Folder, sweep.SweepResult, str], tmp_path: Path) -> tuple[RunConfig, Folder]:
     """A copy of that sweep, to change."""
     config, folder, _, _ = swept
     shutil.copytree(folder.path, tmp_path / "copy")
     return replace(config, run=str(tmp_path / "copy")), Folder.open(str(tmp_path / "copy"))
 
 
-def test_every_point_has_results_of_its_own(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
+def test_every_point_has_results_of_its_own(swept: tuple[RunConfig, Folder, sweep.SweepResult, str]) -> None:
     _, folder, outcome, _ = swept
     assert (outcome.failed, outcome.missing) == ({}, [])
     releases = set()
@@ -107,7 +107,7 @@ def test_every_point_has_results_of_its_own(swept: tuple[RunConfig, Folder, swee
     }
 
 
-def test_pack_and_surrogate_are_shared_and_not_copied(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
+def test_pack_and_surrogate_are_shared_and_not_copied(swept: tuple[RunConfig, Folder, sweep.SweepResult, str]) -> None:
     _, folder, _, _ = swept
     held = {name.split("/")[1] for name in folder.child("sweep").names(recursive=True) if name.count("/") > 1}
     assert held == {"protect", "victim", "report"}
@@ -115,7 +115,7 @@ def test_pack_and_surrogate_are_shared_and_not_copied(swept: tuple[RunConfig, Fo
         assert point(folder, "steps-1_checkpoints-1").child(stage) == folder.child(stage)
 
 
-def test_clean_victims_are_trained_once(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
+def test_clean_victims_are_trained_once(swept: tuple[RunConfig, Folder, sweep.SweepResult, str]) -> None:
     _, folder, _, log = swept
     assert log.count("resnet8-clean-none-seed0, epoch 1 of") == 1
     assert log.count("resnet8-protected-none-seed0, epoch 1 of") == len(NAMES)
@@ -125,7 +125,7 @@ def test_clean_victims_are_trained_once(swept: tuple[RunConfig, Folder, sweep.Ou
     assert len(losses) == len(NAMES)
 
 
-def test_another_start_in_another_order_does_nothing(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
+def test_another_start_in_another_order_does_nothing(swept: tuple[RunConfig, Folder, sweep.SweepResult, str]) -> None:
     config, folder, outcome, _ = swept
     before = contents(folder)
     again = go(replace(config, sweep=("protect.checkpoints=2,1", "protect.steps=2,1")), folder, logged=True)
@@ -160,7 +160,7 @@ def test_a_changed_configuration_is_named_before_any_new_point(copied: tuple[Run
 
 
 def test_points_are_audited_and_exported(
-    swept: tuple[RunConfig, Folder, sweep.Outcome, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: tuple[RunConfig, Folder, sweep.SweepResult, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, folder, _, _ = swept
     own = f"{folder.path}/sweep/steps-2_checkpoints-1"
@@ -175,7 +175,7 @@ def test_points_are_audited_and_exported(
 
 
 def test_a_point_is_not_started_as_a_run(
-    swept: tuple[RunConfig, Folder, sweep.Outcome, str], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    swept: tuple[RunConfig, Folder, sweep.SweepResult, str], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, folder, _, _ = swept
     before = contents(folder)
@@ -184,7 +184,7 @@ def test_a_point_is_not_started_as_a_run(
     assert contents(folder) == before
 
 
-def test_mlflow_has_points_under_the_sweep_and_what_a_run_has_under_them(swept: tuple[RunConfig, Folder, sweep.Outcome, str]) -> None:
+def test_mlflow_has_points_under_the_sweep_and_what_a_run_has_under_them(swept: tuple[RunConfig, Folder, sweep.SweepResult, str]) -> None:
     from mlflow import MlflowClient
 
     _, folder, outcome, _ = swept
