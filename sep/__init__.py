@@ -3,8 +3,8 @@
 Chen et al., "Self-Ensemble Protection: Training Checkpoints Are Good Data Protectors", ICLR 2023, arXiv 2211.12005.
 Images are grey levels 0..255 everywhere, `(B, C, H, W)`; networks normalise inside.
 
-Public names are imported when they are first asked for, so that `import sep` loads no torch. The function `craft` has
-the name of its module, so import it from there: `from sep.craft import craft`.
+Public names are imported when they are first asked for, so that `import sep` loads no torch. The function `craft` of the
+module `craft` is public as `craft_images`, because `sep.craft` is the module.
 """
 
 from pkgutil import resolve_name
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.budget import Budget as Budget
     from sep.budget import check_budget as check_budget
     from sep.countermeasures.registry import COUNTERMEASURES as COUNTERMEASURES
+    from sep.craft import craft
     from sep.craft_config import CraftConfig as CraftConfig
     from sep.ensemble import Member as Member
     from sep.ensemble import class_sums as class_sums
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.objective import shifted as shifted
     from sep.train_config import TrainConfig as TrainConfig
 
+    craft_images = craft
+
 HOMES = {
     "COUNTERMEASURES": "sep.countermeasures.registry",
     "METHODS": "sep.methods.registry",
@@ -43,6 +46,7 @@ HOMES = {
     "check_budget": "sep.budget",
     "choose_targets": "sep.objective",
     "class_sums": "sep.ensemble",
+    "craft_images": "sep.craft:craft",
     "equally_spaced": "sep.ensemble",
     "freeze": "sep.ensemble",
     "optimiser": "sep.fitting",
@@ -57,4 +61,5 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home (PEP 562)."""
     if name not in HOMES:
         raise AttributeError(f"module 'sep' has no attribute {name!r}")
-    return resolve_name(f"{HOMES[name]}:{name}")
+    home, _, there = HOMES[name].partition(":")
+    return resolve_name(f"{home}:{there or name}")

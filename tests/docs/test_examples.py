@@ -38,6 +38,8 @@ def test_every_example_is_listed_and_can_be_started() -> None:
 
 
 def test_tensors(tmp_path: Path) -> None:
+    lines = (EXAMPLES / "tensors.py").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith(("from", "import"))] == ["torch", "sep"]  # public names alone
     said = run(sys.executable, str(EXAMPLES / "tensors.py"), cwd=tmp_path)
     assert "largest change: 8 of 8 levels" in said
     drawn = {kind: int(share) for kind, share in re.findall(r"of the (\w+) images .* (\d+)% for the target class", said)}
