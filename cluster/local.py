@@ -216,7 +216,7 @@ class LocalExecutor:
         self.deadline.check()
         worker = LocalWorker(0, 1, folder, on_epoch, self.deadline, bool(gpu))
         try:
-            _persistently(partial(loop, task, worker), TRAINING_RETRIES, f"{what}: starting again from the last kept epoch")
+            _persistently(partial(loop, task, worker), TRAINING_RETRIES, f"{what}: starting again from the last saved epoch")
         except TimeIsUp:
             raise
         except Exception as error:

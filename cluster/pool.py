@@ -225,7 +225,7 @@ def _without_machines(what: str, capacity: Capacity, since: float) -> float:
     kind = "a GPU" if capacity.gpus else "a CPU"
     if now - since > MACHINES_SECONDS:
         raise ConnectionError(
-            f"{what}: no machine with {kind} for {MACHINES_SECONDS / 60:.0f} minutes; everything finished is kept: bring machines, and run "
+            f"{what}: no machine with {kind} for {MACHINES_SECONDS / 60:.0f} minutes; finished work is saved: add machines, and run "
             "the same command again"
         )
     log.warning("%s: waiting up to %.0f minutes for a machine with %s", what, MACHINES_SECONDS / 60, kind)

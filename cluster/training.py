@@ -92,7 +92,7 @@ def train(
             causes = _one_line(failures) or describe(error)
             if not (retries_left and failures and all(map(_may_pass, failures.values()))):
                 raise TrainingFailed(f"{what}: {causes}") from error
-            log.warning("%s: starting again from the last kept epoch after %s", what, causes)
+            log.warning("%s: starting again from the last saved epoch after %s", what, causes)
     progress.shutdown()
     return kept(folder)
 

@@ -27,7 +27,7 @@ class WorkFailed(RuntimeError):
         """Name every failed piece with its cause."""
         self.what, self.causes = what, causes
         lines = "; ".join(f"{name}: {cause}" for name, cause in sorted(causes.items()))
-        super().__init__(f"{what}: {len(causes)} failed after every other was finished and kept ({lines})")
+        super().__init__(f"{what}: {len(causes)} failed; the others are finished and saved ({lines})")
 
     def __reduce__(self) -> tuple[type[WorkFailed], tuple[str, dict[str, str]]]:
         """Survive pickling, with the causes."""

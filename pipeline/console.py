@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if given else 2
     name, *rest = given
     if name not in COMMANDS:
-        print(f"sep: there is no command {name!r}; expected one of {', '.join(COMMANDS)} (sep --help)", file=sys.stderr)
+        print(f"sep: unknown command {name!r}; expected one of {', '.join(COMMANDS)} (sep --help)", file=sys.stderr)
         return 2
     command: Callable[[Sequence[str], str], int] = resolve_name(f"pipeline.{name}:main")
     return command(rest, f"sep {name}")

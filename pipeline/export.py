@@ -44,7 +44,7 @@ def _export_run(
     if record.lossy:
         print(f"{record.on_lossy()}; to see what is left of the protection, train victims with --victim.stored")
     if manifest.missing:
-        print(f"the images of {len(manifest.missing)} shards are missing: crafting them failed, and the run kept going without them")
+        print(f"the images of {len(manifest.missing)} shards are missing: crafting them failed, and the run continued without them")
     print(f"{images} in {target.path}, format {record.name}; {quarantined} quarantined inputs are not among them (pack/{QUARANTINE})")
     if tests := sum(shard.count for shard in manifest.shards.get("test", [])):
         print(f"{tests} of them are the images for testing, protected like the others; the victims were measured on their clean copies")

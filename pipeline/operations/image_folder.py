@@ -117,7 +117,7 @@ def export(run: Run, to: Folder, config: ExportConfig = AS_RELEASED) -> Exported
     target = _target(to)
     protect, pack = Manifest.load(run, "protect"), Manifest.load(run, "pack")
     if config.keep_metadata and not is_own_size(pack.counts):
-        raise ValueError("--keep-metadata: this run was packed without --input-size, as pixels alone, so there is none: leave it out")
+        raise ValueError("--keep-metadata: this run was packed without --input-size, as pixels alone, and has no metadata: leave it out")
     clean = read_table(run.child("pack"), SAMPLES, ["key", "split", "class_name", "source", "shard"])
     splits = released_splits(protect.asked["protect"].get("splits", ("train",)), pack.asked)
     there = clean.filter(pc.invert(pc.is_in(clean["shard"], pa.array(protect.missing, pa.string()))))

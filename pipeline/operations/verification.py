@@ -74,7 +74,7 @@ def verify(run: Run, base: Manifest | None = None) -> Verification:
         clean_rows, protected_rows = _rows(clean_by_shard, shard.name), _rows(protected_by_shard, shard.name)
         clean = inspect(run, "pack", shard, clean_rows, clean_rows)
         if shard.name in protect.missing:
-            faults += [*clean.conclude(), f"protect/{shard.name}: missing: crafting it failed, and the run kept going without it"]
+            faults += [*clean.conclude(), f"protect/{shard.name}: missing: crafting it failed, and the run continued without it"]
             continue
         protected = inspect(run, "protect", protected_shards.get(shard.name, shard), clean_rows, protected_rows)
         others = {key for key, row in clean_rows.items() if row["label"] not in classes or key in kept}

@@ -1,1 +1,1 @@
-"""What people look at: pages and the pictures on them."""
+"""The pages that people look at, and the pictures on them."""

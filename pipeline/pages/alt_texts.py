@@ -1,4 +1,4 @@
-"""What is to be seen in each picture of a report, in words with figures, for those who do not see it."""
+"""Descriptions of each picture of a report, in words with figures, for readers who cannot see it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a run says: its figures, and what they mean in words."""
+"""The results of a run: its figures, and their meaning in words."""

@@ -24,7 +24,7 @@ SHOWN = 8  # names in one list
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training took, as the mean over seeds.
+    """The cost of a training, as the mean over seeds.
 
     Attributes:
         hours: of GPUs or CPU cores.
@@ -68,7 +68,7 @@ class Tried:
 
     @cached_property
     def cost(self) -> Cost:
-        """What a training on the release took; read from the records of the trials."""
+        """The cost of a training on the release, read from the records of the trials."""
         plain = (pair.protected for pair in self.results.of_release if pair.clean.countermeasure == "none")
         like = next((stats for stats in plain if stats.network == self.pair.clean.network), None)
         return _cost(_spent(self.results, self.pair.protected), _spent(self.results, like) if like else None)

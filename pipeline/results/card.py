@@ -96,7 +96,7 @@ def _releases(config: RunConfig, folder: Run) -> list[Release]:
 
 
 def _settings(releases: list[Release]) -> dict[str, Any]:
-    """What all releases have in common; swept settings stand with each, and usual settings of a swept method differ with it."""
+    """Settings that all releases have in common; swept settings stand with each, and usual settings of a swept method differ with it."""
     first, swept = releases[0].settings, releases[0].results.swept
     own = [release.settings["protect"] for release in releases]
     common = [name for name, value in own[0].items() if f"protect.{name}" not in swept and all(each[name] == value for each in own)]

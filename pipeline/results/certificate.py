@@ -20,7 +20,7 @@ from pipeline.results.outcomes import least
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What is to be certified.
+    """The terms of a certificate.
 
     Attributes:
         q: share of the networks with noise, around any network within reach, that the bound holds for.
@@ -133,7 +133,7 @@ class Certificate:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What it means, and what it does not mean."""
+        """The meaning of the certificate, and its limits."""
         terms, beside = self.terms, f"Around the one trained on the originals the same bound is {self.clean.bound:.1f} %"
         idle = median(self.clean.accuracies) < least(self.guess, self.tests)
         fault = ": such noise destroys what any network has learned, so this certifies nothing about the release; give a smaller --sigma"

@@ -132,7 +132,7 @@ def _untrained(run: RunResults) -> str:
     """Name the victims that the figures are without; return nothing where all are there."""
     if count := len(run.missing_trials):
         return f"{count} of {len(run.trials) + count} results missing: {shown(run.missing_trials, SHOWN_MISSING)}"
-    return "" if run.trials else "there are no results of victims yet"
+    return "" if run.trials else "no victim has results yet"
 
 
 def _missing(run: RunResults) -> list[str]:

@@ -1,4 +1,4 @@
-"""What detect.py measured, in words: how well detectors tell the release from clean images."""
+"""The measurements of detect.py, in words: how well detectors tell the release from clean images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Detector:
 
     @property
     def tells(self) -> bool:
-        """Whether the detector does better than guessing."""
+        """True if the detector does better than guessing."""
         return self.auc - SURE * self.error > GUESSING
 
     @property

@@ -1,4 +1,4 @@
-"""What protected images add where an adversary has some of them clean, beyond what the clean ones give alone, in plain sentences.
+"""The gain from protected images for an adversary who has some of them clean, beyond what the clean ones give alone, in plain sentences.
 
 Such a victim is not compared with one whose images are all clean. It may owe everything to its clean images, and then the protection of
 the others holds (Huang et al. 2021, "Unlearnable Examples").

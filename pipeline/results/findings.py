@@ -1,4 +1,4 @@
-"""What the figures of a run say, and what they do not, in plain sentences."""
+"""Findings: what the figures of a run say, and what they do not, in plain sentences."""
 
 from __future__ import annotations
 

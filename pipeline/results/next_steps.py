@@ -1,4 +1,4 @@
-"""What to do after a run: finish it, test it harder, check it, publish it; each with the command."""
+"""The next steps after a run: finish it, test it harder, check it, publish it; each with the command."""
 
 from __future__ import annotations
 

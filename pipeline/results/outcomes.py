@@ -1,4 +1,4 @@
-"""How each victim came out, beside the same victim trained on clean images: what findings, verdict and comparison judge by."""
+"""The outcome of each victim beside the same victim trained on clean images: what findings, verdict and comparison judge by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.results.victims import VictimPair
 
 
 class Outcome(IntEnum):
-    """What a countermeasure does to the protection."""
+    """The effect of a countermeasure on the protection."""
 
     HOLDS = 0
     WEAKENED = 1

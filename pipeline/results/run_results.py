@@ -1,4 +1,4 @@
-"""What a run has measured, read from its files once and handed to the summary, the report, the tracker and comparisons.
+"""The results of a run, read from its files once and handed to the summary, the report, the tracker and comparisons.
 
 Any subset of the stages may have finished. Manifests and trials are read at once. A table is streamed when it is first asked for.
 """
@@ -48,7 +48,7 @@ class Refusals:
 
 @dataclass(frozen=True)
 class RunResults:
-    """What one run, or one point of a sweep, has measured.
+    """The results of one run, or of one point of a sweep.
 
     Attributes:
         folder: of the run.
@@ -97,7 +97,7 @@ class RunResults:
 
     @cached_property
     def found(self) -> Mapping[str, Mapping[str, Any]]:
-        """What other commands found in this very release, by their names: their records, as they wrote them."""
+        """The findings of other commands in this very release, by the commands' names: their records, as they wrote them."""
         return {command: found for command in RECORDS if (found := self._found(command)) is not None}
 
     def _found(self, command: str) -> Mapping[str, Any] | None:
@@ -110,7 +110,7 @@ class RunResults:
 
     @property
     def unfinished(self) -> dict[str, Any]:
-        """What tells these trials from those of another start while trainings are missing; empty once none is."""
+        """The mark that distinguishes these trials from another start's while trainings are missing; empty once none is."""
         return {"trials": digest(self.trials), "missing": self.missing_trials} if self.missing_trials else {}
 
     @property
@@ -179,7 +179,7 @@ class RunResults:
 
     @cached_property
     def samples(self) -> ProtectedSamples:
-        """What the table of the protected images says."""
+        """The content of the table of protected images."""
         return ProtectedSamples.read(self.folder.child("protect"))
 
     def images(self, places: Collection[Place]) -> Iterator[tuple[Place, ImagePair]]:
@@ -196,7 +196,7 @@ class RunResults:
 
     @cached_property
     def similarities(self) -> tuple[Similarity, ...]:
-        """How similar the gradients of checkpoints are; empty before protection, and where there is a single checkpoint."""
+        """The similarity of checkpoints' gradients; empty before protection, and where there is a single checkpoint."""
         return read_similarities(self.folder.child("protect")) if "protect" in self.manifests else ()
 
     @cached_property

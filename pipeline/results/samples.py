@@ -29,7 +29,7 @@ OF_SPECTRUM = 128  # images that the spectrum of the changes is the mean of
 
 
 class Place(NamedTuple):
-    """Where a sample lies."""
+    """The place of a sample."""
 
     key: str
     shard: str
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class ProtectedSamples:
-    """What the table says.
+    """The content of the table.
 
     Attributes:
         measures: by name, one value for each image that was changed; empty for a measure that was not taken.

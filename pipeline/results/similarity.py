@@ -1,4 +1,4 @@
-"""How similar the gradients of checkpoints are, as the protect stage measured it."""
+"""The similarity of checkpoints' gradients, as the protect stage measured it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a difference between accuracies must be to be called one."""
+"""Thresholds: how large a difference between accuracies must be to be called one."""
 
 from __future__ import annotations
 

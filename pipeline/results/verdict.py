@@ -53,7 +53,7 @@ LEAST_HELD_OUT = 2
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run says of its release: a label, and sentences."""
+    """The verdict of a run on its release: a label, and sentences."""
 
     label: Label
     sentences: tuple[str, ...]

@@ -57,10 +57,10 @@ class DecodedCache:
             folder.mkdir(mode=0o700, exist_ok=True)
             found = folder.lstat()
         except OSError as error:
-            log.warning("decoded images are not kept on this machine: %s", error)
+            log.warning("decoded images are not cached on this machine: %s", error)
             return None
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            log.warning("%s belongs to someone else, or is open to others: decoded images are not kept there", folder)
+            log.warning("%s belongs to someone else, or is open to others: decoded images are not cached there", folder)
             return None
         cache = cls(folder, int(gigabytes * 1e9))
         for last_used, _, file in cache._files():
@@ -94,7 +94,7 @@ class DecodedCache:
                 if self._has_room(stream.tell()):
                     Folder.open(str(self.folder)).write(decoded_name(digest), stream)
         except OSError as error:
-            log.warning("%s: decoded images are not kept: %s", self.folder, error)
+            log.warning("%s: decoded images are not cached: %s", self.folder, error)
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """Return when each file was last used, its bytes, and its path."""

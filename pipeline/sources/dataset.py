@@ -155,7 +155,7 @@ def check_classes(classes: Sequence[str], counts: Mapping[str, Mapping[int, int]
         raise SourceError(f"at least 2 classes are needed, found {len(classes)}: {shown(classes)}{note}")
     without_train, without_test = lacking("train"), lacking("test")
     if len(without_train) == len(classes):
-        raise SourceError(f"there are no training images{note}")
+        raise SourceError(f"no training images{note}")
     if only_test := [name for name in without_train if name not in without_test]:
         raise SourceError(f"the test split has classes that training lacks: {shown(only_test)}{note}")
     if without_train:

@@ -60,10 +60,10 @@ def scan(config: RunConfig) -> Dataset:
     for split, most in zip(SPLITS, (config.pack.max_train_images, config.pack.max_test_images), strict=True):
         chosen = dataset.split(split)
         if most is not None and most < len(dataset.classes):
-            raise SourceError(f"pack.max-{split}-images = {most} leaves classes without images: there are {len(dataset.classes)}")
+            raise SourceError(f"pack.max-{split}-images = {most} leaves classes without images: the source has {len(dataset.classes)}")
         kept = chosen if most is None else limited(chosen, most)
         if len(kept) < len(chosen):
-            log.warning("pack: only %d of %d %s images are kept (pack.max-%s-images)", len(kept), len(chosen), split, split)
+            log.warning("pack: only %d of %d %s images are packed (pack.max-%s-images)", len(kept), len(chosen), split, split)
         entries += kept
     try:
         check_batch_sizes(config, sum(entry.split == "train" for entry in entries))

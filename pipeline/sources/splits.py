@@ -120,11 +120,11 @@ def _check_sets(listing: Listing, files: Sequence[str]) -> None:
     members = [file for file in files if OF_A_SET.match(file)]
     repeated = len(members) > sum(map(len, sets.values())) or len(sets) > len({start for start, _ in sets})
     if repeated or 0 < len(members) < len(files):
-        raise SourceError(f"{listing.folder.uri} has files of two sets for one split, {shown(sorted(files))}: leave those that are meant")
+        raise SourceError(f"{listing.folder.uri} has files of two sets for one split, {shown(sorted(files))}: leave one set")
     for there in counted.values():
         gaps = [f"{m[1]}{n:0{len(m[2])}}{m[3]}" for n, m in _between(there)]
         if 0 < len(gaps) <= len(there):
-            log.warning("pack: %s: numbers are left out between the files: there is no %s", listing.folder.uri, shown(gaps))
+            log.warning("pack: %s: the numbering of the files has gaps: %s missing", listing.folder.uri, shown(gaps))
 
 
 def _after(match: re.Match[str]) -> str:

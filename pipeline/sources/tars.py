@@ -175,4 +175,4 @@ def _check_end(stream: IO[bytes], end: int) -> None:
         raise tarfile.ReadError("the end-of-archive block is missing")
     while block := stream.read(BLOCK):
         if any(block):
-            raise tarfile.ReadError("there is more after its end, such as a second tar: put the tars into files of their own")
+            raise tarfile.ReadError("data follows its end, such as a second tar: put the tars into files of their own")

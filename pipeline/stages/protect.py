@@ -220,7 +220,7 @@ def _craft_all(
     except WorkFailed as failed:
         if not config.keep_going or not parts:
             raise
-        log.error("protect: kept going without %d of %d shards", len(failed.causes), len(shards))
+        log.error("protect: continued without %d of %d shards", len(failed.causes), len(shards))
     return _finish(task, stage, shards, parts, crafted / (time.monotonic() - begun), prepared)
 
 

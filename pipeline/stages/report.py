@@ -27,7 +27,7 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     """
     results = RunResults.read(folder)
     if not results.manifests:
-        raise ValueError(f"there is nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
+        raise ValueError(f"nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
     left: dict[str, Any] = {"unfinished": digest(results.unfinished)} if results.unfinished else {}  # of any number of victims
     left |= {"detected": results.found["detect"]} if "detect" in results.found else {}

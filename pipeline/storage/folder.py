@@ -26,7 +26,7 @@ SLOW_SECONDS = 10.0  # for one request, before a line says what is waited for
 PUTS = 3  # of one object, if the answer to the first was lost or an object of another size is there
 FORGOTTEN = "NO_SUCH_UPLOAD"  # the answer of a store that is asked to finish an upload which it has finished already
 ADVICE = {
-    "NO_SUCH_BUCKET": "there is no such bucket: create it, or correct the URI",
+    "NO_SUCH_BUCKET": "no such bucket: create it, or correct the URI",
     "ACCESS_DENIED": "access is refused: {credentials}",
     "INVALID_ACCESS_KEY_ID": "the access key is not known there: {credentials}",
     "SIGNATURE_DOES_NOT_MATCH": "the secret key is not the access key's: {credentials}",
@@ -100,7 +100,7 @@ class Folder:
                 Path(self.path).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 said = (
-                    "there is a file"
+                    "a file has its name"
                     if isinstance(error, FileExistsError)
                     else f"none can be made ({os.strerror(error.errno or 0).lower()})"
                 )

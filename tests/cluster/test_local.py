@@ -176,7 +176,7 @@ def test_a_storage_error_costs_no_epoch(tmp_path: Path, caplog: pytest.LogCaptur
     task = Training(3, {1: OSError("connection reset")}, [])
     rows, told = train(task, tmp_path)
     assert (task.firsts, told, len(rows)) == ([0, 1], [0, 1, 2], 3)
-    assert "resnet8: starting again from the last kept epoch after OSError: connection reset" in caplog.text
+    assert "resnet8: starting again from the last saved epoch after OSError: connection reset" in caplog.text
 
 
 @pytest.mark.parametrize("damaged", [RECORD, "weight"])

@@ -199,6 +199,6 @@ def test_work_that_no_machine_can_do_is_waited_for_with_a_word_and_an_end(
 ) -> None:
     monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.1)
     monkeypatch.setattr(pool, "MACHINES_SECONDS", 0.1)
-    with pytest.raises(ConnectionError, match="gpu: no machine with a GPU for 0 minutes; everything finished is kept: bring machines"):
+    with pytest.raises(ConnectionError, match="gpu: no machine with a GPU for 0 minutes; finished work is saved: add machines"):
         list(run_all(timed, [Work("0", (0,))], what="gpu", capacity=Capacity(1, gpus=1)))
     assert "gpu: waiting up to 0 minutes for a machine with a GPU" in caplog.text

@@ -138,7 +138,7 @@ def test_a_killed_rank_costs_no_epoch_and_changes_nothing(
     begun = time.monotonic()
     rows, told = run(Task(5, tmp_path / "killed", trouble), disturbed)
     assert (tmp_path / "killed").exists()
-    assert "surrogate: starting again from the last kept epoch" in caplog.text
+    assert "surrogate: starting again from the last saved epoch" in caplog.text
     assert [row["epoch"] for row in rows] == [row["epoch"] for row in told] == [0, 1, 2, 3, 4]
     assert rows[4]["first"] in (1, 2, 3)  # an epoch reported right before the kill may not have been noted yet
     killed = time.monotonic()

@@ -125,7 +125,7 @@ def test_a_shard_on_which_every_process_dies_is_left_out_by_name(
     config, folder = copy(packed, tmp_path / "run", method="sep-fa")
     with monkeypatch.context() as patched:
         patched.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
-        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({UNLUCKY}: WorkerCrashedError"):
+        with pytest.raises(WorkFailed, match=rf"protect: 1 failed; the others are finished and saved \({UNLUCKY}: WorkerCrashedError"):
             protect.execute(config, folder, RAY)
     assert not folder.exists("protect/manifest.json")
     tars = [name for name in folder.child("protect").names() if name.endswith(".tar")]

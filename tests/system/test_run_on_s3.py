@@ -74,5 +74,5 @@ def test_a_bucket_that_is_not_there_ends_in_one_line(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     said = refused(capsys, "--run", "s3://no-such-bucket/run", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
-    assert "s3://no-such-bucket/run/.driver.json: there is no such bucket: create it" in said
+    assert "s3://no-such-bucket/run/.driver.json: no such bucket: create it" in said
     assert "s3fs.cc" not in said

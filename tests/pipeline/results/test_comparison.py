@@ -110,7 +110,7 @@ def test_says_why_figures_do_not_compare(runs: dict[str, Path]) -> None:
     said = "\n".join(side_by_side(both(runs["eight"], runs["other"], runs["four"], runs["without"])).warnings)
     assert "the data differ, so accuracies do not compare: eight, four, without: generated, 36 + 18 images of 3 classes; other:" in said
     assert "victim.epochs: 4 (eight, four); 2 (other)" in said
-    assert "without: there are no results of victims yet" in said
+    assert "without: no victim has results yet" in said
     assert side_by_side(both(runs["eight"], runs["four"])).warnings == ()
 
 

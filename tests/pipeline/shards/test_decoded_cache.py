@@ -164,7 +164,7 @@ def test_a_full_disk_costs_a_line(
 
     monkeypatch.setattr(Folder, "write", full)
     assert equal(load(*shards, loading=Loading(2, cache)), wanted)
-    assert "decoded images are not kept: No space left on device" in caplog.text
+    assert "decoded images are not cached: No space left on device" in caplog.text
 
 
 def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +177,7 @@ def test_the_folder_is_this_users_alone(tmp_path: Path, monkeypatch: pytest.Monk
     cache.folder.chmod(0o777)
     with caplog.at_level(logging.WARNING):
         assert DecodedCache.of_this_machine(1.5) is None
-    assert "decoded images are not kept there" in caplog.text
+    assert "decoded images are not cached there" in caplog.text
 
 
 def test_what_nobody_used_for_a_week_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

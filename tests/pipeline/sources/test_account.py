@@ -174,7 +174,7 @@ STOPPED: dict[str, tuple[Writer, str]] = {
     "a shard without a split": (beside_tars("shard-1.tar"), "shard-1.tar"),
     "half a download of a tar": (both(beside_tars(), lambda r: write(r / "train-1.tar.part", b"")), "train-1.tar.part"),
     "tars and parquet files": (both(beside_tars(), beside_parquet()), "train-00000-of-00001.parquet|train-0.tar"),
-    "a tar after another in one file": (concatenated, "more after its end"),
+    "a tar after another in one file": (concatenated, "data follows its end"),
     "a link in a tar to nothing": (lambda root: tar_of(root, SAMPLE, {"c.png": (tarfile.SYMTYPE, "../z.png")}), "c.png .* link"),
     "links in a tar in a circle": (
         lambda root: tar_of(root, SAMPLE, {"c.png": (tarfile.SYMTYPE, "d.png"), "d.png": (tarfile.SYMTYPE, "c.png")}),

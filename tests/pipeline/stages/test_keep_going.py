@@ -39,7 +39,7 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     config, folder = copy(packed, tmp_path / "poisoned", method="sep-fa")
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, poisoned, release.release))
-        with pytest.raises(WorkFailed, match=rf"protect: 1 failed after every other was finished and kept \({POISON}: ValueError: no luck"):
+        with pytest.raises(WorkFailed, match=rf"protect: 1 failed; the others are finished and saved \({POISON}: ValueError: no luck"):
             protect.execute(config, folder, LOCAL)
         assert not folder.exists("protect/manifest.json")
         config = replace(config, keep_going=True)
@@ -50,7 +50,7 @@ def test_keeping_going_leaves_a_usable_rest_and_what_is_missing_by_name(
     assert {shard.name: shard for shard in whole.shards["train"] if shard.name != POISON} == {s.name: s for s in partial.shards["train"]}
     assert read_table(folder.child("protect"), SAMPLES).num_rows == 60
     audit = verify(folder)
-    assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run kept going without it",)
+    assert audit.faults == (f"protect/{POISON}: missing: crafting it failed, and the run continued without it",)
 
     manifest = folder.read("protect/manifest.json")
     folder.write("protect/manifest.json", manifest.replace(b'"protected": 60', b'"protected": 61'))

@@ -172,7 +172,7 @@ def test_a_missing_bucket_says_what_to_do(s3_server: Server, s3_credentials: Non
     assert folder.names() == []
     with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/run/a\.txt is not there"):
         folder.read("a.txt")
-    with pytest.raises(OSError, match=r"^s3://no-such-bucket/run/a\.txt: there is no such bucket: create it"):
+    with pytest.raises(OSError, match=r"^s3://no-such-bucket/run/a\.txt: no such bucket: create it"):
         folder.write("a.txt", b"")
 
 
