@@ -1,4 +1,4 @@
-"""Measure how well detectors distinguish a run's protected images from clean ones: `python pipeline/detect.py --run URI`.
+"""The measure of how well detectors distinguish a run's protected images from clean ones: `python pipeline/detect.py --run URI`.
 
 Detectors learn from some images in both forms, and judge others. Finished detectors are in the run's record, and are not repeated.
 """

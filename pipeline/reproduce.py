@@ -1,4 +1,4 @@
-"""The paper's protocol on one machine: the main job with the preset `paper`, and a JSON card of what there is after every start.
+"""The paper's protocol on one machine: the main job with the preset `paper`, and a JSON card of the results after every start.
 
 `python pipeline/reproduce.py --data FOLDER --minutes 9`, again and again until it ends with 0, does it in pieces of under ten minutes.
 Exit codes: 0 done, 1 it failed, 2 wrong usage, 3 the time was up: run the same command again.
@@ -31,7 +31,7 @@ Machine = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "reproduce.py") -> int:
-    """Parse, run, and write the card of what there is then."""
+    """Parse, run, and write the card of the results so far."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     config, begun = parse_as(given, RunConfig, program, preset="paper"), time.monotonic()
     from pipeline.stages.job import work  # loads torch, which takes seconds that `--help` need not wait
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "reproduce.py") 
     try:
         try:
             write(time.monotonic() - begun)
-        except KeyboardInterrupt:  # told to end while it does: the card is what is still due
+        except KeyboardInterrupt:  # asked to end in the meantime: the card is what is still due
             write(time.monotonic() - begun)
     except (ValueError, OSError) as error:
         log.error("failed: no card: %s", error)

@@ -1,4 +1,4 @@
-"""Whether the networks and checkpoints of a surrogate are what the method of a run needs."""
+"""The check that a surrogate has the networks and checkpoints that the method of a run needs."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Initial(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        """Whether the name is that of a file of weights, which fits one architecture of `networks`."""
+        """True if the name is that of a file of weights, which fits one architecture of `networks`."""
         return is_file(self.name)
 
 

@@ -258,7 +258,7 @@ class RunConfig:
 
     @property
     def trains_surrogate(self) -> bool:
-        """Whether these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
+        """True if these stages may train networks of `surrogate`: as a surrogate, or against the noise of the method."""
         return "surrogate" in self.needed_stages or ("protect" in self.stages and self.protect.kind.noise_rounds > 0)
 
     def __post_init__(self) -> None:

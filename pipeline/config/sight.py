@@ -1,4 +1,4 @@
-"""How networks see images: through views, in a form that they are stored in, and of pictures of their own size at an input size."""
+"""The sight of networks: images through views, in a stored form, and at an input size where images have their own size."""
 
 from __future__ import annotations
 

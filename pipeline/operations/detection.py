@@ -1,4 +1,4 @@
-"""How well the released pictures of a run are told apart from clean ones: detectors learn from some, and judge others.
+"""Detection: how well the released images of a run are told apart from clean ones. Detectors learn from some, and judge others.
 
 Both kinds of pictures come from the run: those to learn from and those to judge are chosen by a hash of their keys.
 """
@@ -46,7 +46,7 @@ DETECTORS: Mapping[str, Detector] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What detectors are measured on, which is a part of their record.
+    """The images that detectors are measured on, as a part of their record.
 
     Attributes:
         images: the most pictures, to learn from and to judge together.

@@ -26,7 +26,7 @@ MOST = 99  # percent of the values, whose largest change is told
 
 
 class Changes:
-    """How many values changed by how many levels. Counts are integers, so the order in which images come does not matter."""
+    """Counts of values by the levels that they changed. Counts are integers, so the order in which images come does not matter."""
 
     def __init__(self) -> None:
         """Start with no images."""

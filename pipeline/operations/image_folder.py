@@ -88,12 +88,12 @@ class ExportConfig:
 
     @property
     def may_lose(self) -> bool:
-        """Whether files may lose levels."""
+        """True if files may lose levels."""
         return self.format in ("jpeg", "as-source")
 
     @property
     def needs_originals(self) -> bool:
-        """Whether files depend on the packed originals, or are measured beside them."""
+        """True if files depend on the packed originals, or are measured beside them."""
         return self.keep_metadata or self.may_lose
 
 
