@@ -52,7 +52,7 @@ def _check_exported(run: str, exported: str) -> int:
 
 
 def _record(folder: Run, outcome: dict[str, Any]) -> None:
-    """Keep the outcome with the run, on the page of its report, if there is one, and in MLflow, if the run is there."""
+    """Record the outcome with the run, on the page of its report, if it has one, and in MLflow, if the run is logged there."""
     from pipeline.stages.outcome import show
 
     try:

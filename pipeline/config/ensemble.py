@@ -12,7 +12,7 @@ def check_ensemble(config: RunConfig) -> None:
     """Check the networks of a surrogate, and its checkpoints, against the method.
 
     Raises:
-        ValueError: there are too many networks, or too few checkpoints.
+        ValueError: the networks are too many, or the checkpoints too few.
     """
     networks, several = len(config.surrogate.networks), ", ".join(config.surrogate.networks)
     if config.surrogate.initial is not None and networks > 1:

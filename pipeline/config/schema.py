@@ -87,7 +87,7 @@ class SurrogateConfig(TrainConfig):
         """Refuse missing or repeated names.
 
         Raises:
-            ValueError: a number is out of range, or there is not one of each network.
+            ValueError: a number is out of range, or a network is missing or repeated.
         """
         super().__post_init__()
         _each_once("surrogate", networks=self.networks)

@@ -29,7 +29,7 @@ def refuse_password(uri: str) -> None:
 
 
 def check_tracking_uri(uri: str) -> None:
-    """Refuse a tracking URI at which there can be no tracker. Whether there is one, only a connection shows.
+    """Refuse a tracking URI that no tracker can use. Whether one answers there, only a connection shows.
 
     Raises:
         ValueError: it has no host, too few slashes, a scheme that MLflow cannot track with, a driver that is not installed, or a place

@@ -46,7 +46,7 @@ def decide(
     """Return the kernels for all shards, so that a release never mixes two, whenever it goes on.
 
     Args:
-        folder: of the stage, where a measurement is kept.
+        folder: of the stage, where a measurement is stored.
         config: of the release, with the precision that was decided.
         ensemble: the checkpoints, if the method reads any.
         shards: clean ones.

@@ -1,4 +1,4 @@
-"""What some methods learn from the whole training set before the first shard is protected: a function for each kind, in a table.
+"""Preparations: what some methods learn from the whole training set before the first shard. A function for each kind, in a table.
 
 Legend: B images, C channels, H W pixels, K protected classes.
 """

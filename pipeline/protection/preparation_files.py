@@ -1,4 +1,4 @@
-"""What a method learns from the whole training set before the first shard: tensors in files, and their record as a finished piece."""
+"""Files of a preparation: tensors that a method learned from the whole training set, and their record as a finished piece."""
 
 from __future__ import annotations
 

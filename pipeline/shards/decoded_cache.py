@@ -86,7 +86,7 @@ class DecodedCache:
         return images, labels
 
     def write(self, digest: str, images: Tensor, labels: Tensor) -> None:
-        """Keep a decoded shard, if there is room."""
+        """Store a decoded shard, if it fits."""
         stream = io.BytesIO()
         torch.save((images, labels), stream)
         try:
@@ -108,7 +108,7 @@ class DecodedCache:
         return files
 
     def _has_room(self, size: int) -> bool:
-        """Remove files of earlier trainings, and of killed ones, until there is room. Return whether there is."""
+        """Remove files of earlier trainings, and of killed ones, until the space suffices. Return whether it does."""
         files = self._files()
         used = sum(each for _, each, _ in files)
         limit = min(self.limit, used + OF_FREE_SPACE * shutil.disk_usage(self.folder).free)

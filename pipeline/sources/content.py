@@ -1,4 +1,4 @@
-"""What a file holds that is not what its name says, by its first bytes."""
+"""Files that hold something other than their name says, known by their first bytes."""
 
 from __future__ import annotations
 

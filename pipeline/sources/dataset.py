@@ -45,7 +45,7 @@ class Reader(Protocol):
 
     @property
     def by_file(self) -> bool:
-        """Whether a file is read as a whole, so that a shard should draw on few files."""
+        """True if a file is read as a whole, so that a shard should draw on few files."""
 
     def read(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, bytes | Pixels]]:
         """Yield each entry with its encoded bytes or its `(H, W, 3)` levels, in any order."""

@@ -28,7 +28,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest |
 
     Raises:
         ValueError: the run is not protected yet, another addition was begun and not finished, or the images do not fit the run.
-        WorkFailed: work failed for good; what is finished is kept.
+        WorkFailed: work failed for good; finished work is saved.
     """
     base, _ = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     there = additions(folder)

@@ -73,7 +73,7 @@ def _unsuited(config: RunConfig, run: Run, names: Sequence[str]) -> Mapping[str,
 
 
 def conclude(config: RunConfig, run: Run, unsuited: Mapping[str, str], command: str) -> str:
-    """Write page and card of what there is, log them where the run was logged, and return what to print.
+    """Write page and card of the results so far, log them where the run was logged, and return what to print.
 
     Raises:
         ValueError: a record of the run is damaged.

@@ -68,8 +68,8 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
 
     Raises:
         ValueError: something the user can mend.
-        WorkFailed, TrainingFailed: some work failed for good; the rest is kept.
-        TimeIsUp: some work was not begun in time; the rest is kept.
+        WorkFailed, TrainingFailed: some work failed for good; the rest is saved.
+        TimeIsUp: some work was not begun in time; the rest is saved.
         OSError: storage gave up.
     """
     folder = open_run(config.run)

@@ -1,4 +1,4 @@
-"""What a command found in a finished run, shown where the run is looked at: on its page, and in MLflow."""
+"""The finding of a command in a finished run, shown on the run's page and in MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.tracking import afterwards
 
 
 def show(run: Run, command: str) -> None:
-    """Draw the report again, if there is one, and log what a command has recorded, if the run is in MLflow.
+    """Draw the report again, if the run has one, and log what a command has recorded, if the run is in MLflow.
 
     What hinders this is said in a line, and costs nothing else: storage that may only be read, a driver at work, a damaged record.
 
@@ -30,7 +30,7 @@ def show(run: Run, command: str) -> None:
 
 
 def _draw_again(run: Run) -> None:
-    """Draw the report again, if there is one; where the run is too damaged for it, say so."""
+    """Draw the report again, if the run has one; if the run is too damaged for it, say so."""
     if run.child("report").exists(MANIFEST):
         try:
             report.execute(recorded(run), run)

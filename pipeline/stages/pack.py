@@ -59,7 +59,7 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     Raises:
         SourceError: the source cannot be packed as it is; nothing is left, so that a corrected command starts afresh.
         ValueError: the folder was made with another configuration, or a later stage could not use the images.
-        WorkFailed: a task failed for good; what is finished is kept.
+        WorkFailed: a task failed for good; finished work is saved.
     """
     own_size = packed_at_own_size(config)
     stage = Stage(folder, "pack", section=_section(config, config.data, own_size), seed=config.seed, overwrite=config.overwrite)
@@ -89,7 +89,7 @@ def add(config: RunConfig, run: Folder, folder: Folder, dataset: Dataset, execut
 
     Raises:
         SourceError: none of the images can be used, or their size is another than the run's; nothing is left.
-        WorkFailed: a task failed for good; what is finished is kept.
+        WorkFailed: a task failed for good; finished work is saved.
     """
     base = Manifest.load(run, "pack").counts
     assert config.add is not None

@@ -72,7 +72,7 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
 
     Raises:
         ValueError: something the user can mend.
-        WorkFailed, TrainingFailed: some work failed for good; the rest is kept, and victims that are finished are reported.
+        WorkFailed, TrainingFailed: some work failed for good; the rest is saved, and finished victims are reported.
         TimeIsUp: some work was not begun in time; the same.
         OSError: storage gave up.
     """

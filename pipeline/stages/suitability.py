@@ -1,4 +1,4 @@
-"""Whether images suit the stages that are asked for, as far as their number, classes and size answer that."""
+"""The check that images suit the requested stages, by their number, classes and size."""
 
 from __future__ import annotations
 

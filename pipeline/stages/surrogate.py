@@ -1,6 +1,6 @@
 """Stage 2: clean shards become one checkpoint per epoch of a network, or of several networks, trained one after the other.
 
-Every epoch's weights are kept, chosen without looking at any test image.
+Every epoch's weights are saved; checkpoints are chosen without looking at any test image.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _s3_of_the_environment() -> dict[str, str]:
     return found
 
 
-@lru_cache  # connections are kept open, and shared by the folders of a process
+@lru_cache  # connections stay open, and are shared by the folders of a process
 def _s3(bucket: str, options: tuple[tuple[str, str], ...]) -> PatientS3:
     chosen = dict(options)
     if "region" not in chosen:

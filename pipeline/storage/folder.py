@@ -39,7 +39,7 @@ def absolute(uri: str) -> str:
     """Return a URI unchanged and a local path absolute.
 
     Raises:
-        ValueError: there is nothing, the scheme is unknown, the URI carries credentials, or a relative path was given inside a Ray
+        ValueError: nothing is given, the scheme is unknown, the URI carries credentials, or a relative path was given inside a Ray
             job, whose working directory vanishes with the job.
     """
     if "://" in uri:
@@ -86,7 +86,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether `path` can be given to anything that opens local files."""
+        """True if `path` can be given to anything that opens local files."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def make(self) -> None:

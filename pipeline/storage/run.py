@@ -1,4 +1,4 @@
-"""What a stage is given: a run, which is a folder, or a point of a sweep, which has a folder of its own and a parent.
+"""The folder that a stage is given: a run, which is a folder, or a point of a sweep, which has a folder of its own and a parent.
 
 ```
 pack/ surrogate/ protect/ victim/ report/    the five stages, each with its manifest
@@ -46,7 +46,7 @@ class Point:
 
     @property
     def is_local(self) -> bool:
-        """Whether `path` can be given to anything that opens local files."""
+        """True if `path` can be given to anything that opens local files."""
         return self.folder.is_local
 
     def file(self, name: str) -> str:
@@ -61,7 +61,7 @@ class Point:
         """Read one of the point's own files.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: the file does not exist.
         """
         return self._own(name).read(name)
 

@@ -1,4 +1,4 @@
-"""What other commands log in MLflow when a run is over: verify.py, audit.py and detect.py what they found, compare.py a comparison.
+"""The logs of other commands in MLflow when a run is over: findings of verify.py, audit.py and detect.py, comparisons of compare.py.
 
 The run folder says where the run was logged. As while a run goes on, nothing that a tracker does or lacks costs more than a line.
 """

@@ -1,4 +1,4 @@
-"""What a stage does, as MLflow gets it while it runs: each epoch when it ends, and how fast images are protected."""
+"""The log of a running stage for MLflow: each epoch when it ends, and how fast images are protected."""
 
 from __future__ import annotations
 

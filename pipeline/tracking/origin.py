@@ -1,4 +1,4 @@
-"""Where a run comes from: who started it, with which code, and what it said."""
+"""The origin of a run: who started it, with which code, and what it said."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.tracking.mlflow_store import Store
 
 CODE = Path(__file__).parents[2]
-LINES = 20_000  # of a log; the last ones are kept
+LINES = 20_000  # of a log; the last ones are logged
 
 
 def origin(store: Store) -> dict[str, str]:
@@ -27,7 +27,7 @@ def origin(store: Store) -> dict[str, str]:
 
 
 class RunLog(logging.Handler):
-    """What this start says, kept to be an artifact."""
+    """The log of this start, saved to become an artifact."""
 
     def __init__(self) -> None:
         """Begin to listen."""

@@ -29,7 +29,7 @@ ABOVE = "mlflow.parentRunId"
 
 @dataclass(frozen=True)
 class Identity:
-    """What an MLflow run is about.
+    """The subject of an MLflow run.
 
     Attributes:
         digest: of the settings. MLflow cannot change parameters and data sets, so another digest needs another MLflow run.
@@ -73,7 +73,7 @@ class ParentRun:
     """The MLflow run of one run folder; that of a point of a sweep lies below that of the sweep, `above`."""
 
     def __init__(self, store: Store, folder: Run, experiment: str, above: ParentRun | None = None, *, forget: bool = False) -> None:
-        """Find what was logged before, unless there is a reason to `forget` it. Nothing is logged yet."""
+        """Find what was logged before, unless it is to be forgotten (`forget`). Nothing is logged yet."""
         self.store, self.folder, self.above = store, folder, above
         self.name = _last(folder)
         self.experiment, self._shared = experiment, dict[str, str]()
@@ -89,7 +89,7 @@ class ParentRun:
 
     @property
     def _tracker(self) -> str:
-        """What tells this tracker from others; a run's own database is the same wherever the run is moved."""
+        """The mark of this tracker among others; a run's own database is the same wherever the run is moved."""
         return digest("own" if self.store.artifacts else self.store.uri)
 
     def _remembered(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class ParentRun:
 
     @property
     def place(self) -> str:
-        """Where to look at an open run, in words."""
+        """The place to look at an open run, in words."""
         own = (self.above or self).folder.uri if self.store.artifacts else None
         return how_to_look(self.store.uri, self.experiment_id, self.experiment, own)
 

@@ -21,7 +21,7 @@ class Tracker(Protocol):
         """Return the watcher of this stage, if it has one."""
 
     def log_stage(self, name: str, results: RunResults) -> None:
-        """Log a stage that has finished, or the trials of a victim stage of which some failed."""
+        """Log a stage that has finished, or the trials of a victim stage in which some failed."""
 
     def begin_sweep(self, results: RunResults) -> None:
         """Have the run's own MLflow run before any point goes below it."""

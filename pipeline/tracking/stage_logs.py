@@ -1,4 +1,4 @@
-"""What MLflow gets of each stage that has finished, and of a point of a sweep. What was logged live is completed, not logged again."""
+"""The logs of each finished stage, and of a point of a sweep, for MLflow. What was logged live is completed, not logged again."""
 
 from __future__ import annotations
 

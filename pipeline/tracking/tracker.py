@@ -1,6 +1,6 @@
 """The tracker of a run: what the stages tell it, and how a sweep nests its points.
 
-Only the driver talks to it. MLflow is loaded when there is something to log, and never costs a run its results: see `outbox`.
+Only the driver talks to it. MLflow is loaded when something is to be logged, and never costs a run its results: see `outbox`.
 
 A sweep has an MLflow run for the run folder and one below it for every point. What the points share, packing and surrogate, is logged once,
 under the former. What they differ in, the former does not have: its tag `swept` names the settings, and each point has its values.
@@ -139,7 +139,7 @@ class MlflowTracker:
     def log_stage(self, name: str, results: RunResults) -> None:
         """Log a stage unless it was logged already; what was logged of an earlier making of it is superseded.
 
-        Of victims of which some failed, the others are logged. A tracker out of reach is an error in the log, not the end of the run: the
+        If some victims failed, the others are logged. A tracker out of reach is an error in the log, not the end of the run: the
         next start logs what is missing. Without a sweep's run above it, nothing is logged of a point.
         """
         self._outbox.wait()  # for what is still on its way, which may change what was logged
@@ -161,7 +161,7 @@ class MlflowTracker:
         if self._live:
             self._live.flush()
         failed: Exception | None = None
-        for stage in stages:  # a new MLflow run gets everything there is
+        for stage in stages:  # a new MLflow run gets everything
             if self._run.logged(stage) != results.digest_of(stage):
                 try:
                     self._log(stage, results)

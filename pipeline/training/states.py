@@ -67,7 +67,7 @@ class StateFile:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save the next state."""
+        """True if it is time to save the next state."""
         return time.monotonic() >= self._due
 
     def write(self, state: State) -> None:
