@@ -1,4 +1,4 @@
-"""What is shown while work goes on: one live line on a terminal, or a plain line every ten seconds elsewhere.
+"""The display while work goes on: one live line on a terminal, or a plain line every ten seconds elsewhere.
 
 Work that is followed says in one line how far it is. Whatever waits without such a line is shown with the time it has taken.
 """

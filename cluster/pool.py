@@ -145,7 +145,7 @@ class _Submitter:
         function, deadline = self.function, self.deadline
         if self.chain:
             begun = (*begun, self._computing.remote(deadline, self.chain.function, *work.arguments, *begun))
-            function, deadline = self.chain.after, NEVER  # what was computed is kept
+            function, deadline = self.chain.after, NEVER  # what was computed is saved
         done = self._last.remote(deadline, function, *work.arguments, *begun)
         done, kept = done if self.keep else (done, None)
         return (begun[-1] if self.chain else done), _Piece(work, (*begun, done), kept)

@@ -92,7 +92,7 @@ class Processes:
 
 
 def _load_once(program: str) -> None:
-    """Start the process that all others are copies of, with the modules of a package: unless told, it does not look where this one did."""
+    """Start the process that all others are copies of, with the modules of a package. It looks for modules where this one did."""
     multiprocessing.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] == program])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)

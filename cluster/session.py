@@ -21,7 +21,7 @@ from cluster.resources import Resources, divide
 
 log = logging.getLogger(__name__)
 
-JOIN_SECONDS = 30.0  # for a cluster that is told of to answer at all
+JOIN_SECONDS = 30.0  # for a cluster that was named to answer at all
 RETRY_SECONDS = 1.0
 MACHINES_SECONDS = 900.0  # for an autoscaler to bring machines: a boot, an image of many gigabytes, an installation
 
@@ -60,7 +60,7 @@ def connect(workers: int | None = None) -> Resources:
             if joining:
                 log.info("joining the Ray cluster at %s, for up to %.0f s", joining, JOIN_SECONDS)
                 _await_answer(joining)
-                # Workers do not inherit it from this process; and Ray refuses to be told twice what `ray job submit` was told already.
+                # Workers do not inherit it from this process; and Ray refuses a setting that `ray job submit` was given already.
                 ray.init(runtime_env={"env_vars": missing}, log_to_driver=False, logging_level=logging.WARNING)
             else:
                 _start()

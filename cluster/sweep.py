@@ -22,7 +22,7 @@ SETTINGS = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"
 
 
 class _Progress(tune.Callback):  # type: ignore[misc]  # ray ships no types
-    """What the driver knows of the trials: how many are done, and the causes of those that failed."""
+    """The driver's view of the trials: how many are done, and the causes of those that failed."""
 
     def __init__(self, what: str, on_result: Callable[[str, dict[str, Any]], None], deadline: Deadline) -> None:
         self.what, self.done, self.on_result, self.deadline = what, 0, on_result, deadline
@@ -30,7 +30,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]  # ray ships no types
         self.running: set[str] = set()  # trials that began in time
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Tune nothing to save: no sweep is restored from its files, and whoever is told of results may hold threads and files."""
+        """Give Tune nothing to save: no sweep is restored from its files, and whoever receives results may hold threads and files."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -20,7 +20,7 @@ USUAL = ("checkpoints", *OPTIONS)  # settings whose values are the method's wher
 
 @dataclass(frozen=True, kw_only=True)
 class CraftConfig:
-    """How images are protected."""
+    """Settings of a protection."""
 
     method: Method = "sep-fa"
     """name of the method, see `sep.methods.registry`"""
@@ -104,7 +104,7 @@ class CraftConfig:
 
     @property
     def aligns_features(self) -> bool:
-        """Whether the loss is feature alignment, which needs class means."""
+        """True if the loss is feature alignment, which needs class means."""
         return self.kind.preparation == "class-means"
 
     @property

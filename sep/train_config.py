@@ -13,7 +13,7 @@ Augmentation = Literal["none", "crop", "crop-flip", "resized-crop-flip"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained with SGD (method, section 2)."""
+    """Settings of a training with SGD (method, section 2)."""
 
     epochs: int = 120
     """passes over the training images"""

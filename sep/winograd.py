@@ -124,7 +124,7 @@ class Winograd(nn.Module):
         return y
 
     def pays(self, x: Tensor) -> bool:
-        """Whether a batch is large enough, on a CPU, in the precision of the weights, and its tiles lie mostly within the images."""
+        """True if a batch is large enough, on a CPU, in the precision of the weights, and its tiles lie mostly within the images."""
         count, channels, height, width = x.shape
         tiles = -(-height // TILE) * -(-width // TILE)
         return (
@@ -137,7 +137,7 @@ class Winograd(nn.Module):
 
 
 def suits(convolution: nn.Conv2d) -> bool:
-    """Whether the algorithm applies to this kind of convolution, and this one has enough channels."""
+    """Return whether the algorithm applies to this kind of convolution, and this one has enough channels."""
     places = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
     return (
         places == ((3, 3), (1, 1), (1, 1), (1, 1))

@@ -79,12 +79,12 @@ class Countermeasure:
 
     @property
     def clean_images(self) -> bool:
-        """Whether an adversary has images in their clean form, to train on or to learn a purification from."""
+        """True if an adversary has images in their clean form, to train on or to learn a purification from."""
         return any((self.clean_percent, self.known_percent, self.known_pairs))
 
     @property
     def on_batches(self) -> bool:
-        """Whether it changes training batches."""
+        """True if it changes training batches."""
         return any((self.mixed, self.distorted, self.hardened))
 
     def on_stored(self, images: Tensor) -> Tensor:

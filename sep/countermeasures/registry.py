@@ -148,12 +148,12 @@ class Plan:
 
     @property
     def initial(self) -> bool:
-        """Whether the network is one that was trained on other images before."""
+        """True if the network is one that was trained on other images before."""
         return any(part.initial for part in self.parts)
 
     @property
     def frozen(self) -> bool:
-        """Whether only the linear head is trained."""
+        """True if only the linear head is trained."""
         return any(part.frozen for part in self.parts)
 
     @property
@@ -172,12 +172,12 @@ class Plan:
 
     @property
     def clean_only(self) -> bool:
-        """Whether the adversary trains on that share alone."""
+        """True if the adversary trains on that share alone."""
         return any(part.clean_only for part in self.parts)
 
     @property
     def knowledge(self) -> str:
-        """What they take besides the release, in words; empty for nothing."""
+        """Their needs besides the release, in words; empty for nothing."""
         return " and ".join([OTHERS] * self.initial + [part.knowledge for part in self.parts if part.knowledge])
 
     @property

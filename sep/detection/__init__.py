@@ -1,1 +1,1 @@
-"""How well somebody who gets pictures tells protected ones from clean ones of the same source."""
+"""Detectors, by which an adversary may tell protected images from clean ones of the same source."""

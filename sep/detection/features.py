@@ -1,4 +1,4 @@
-"""What a linear detector sees of an image: statistics that a protection changes and the content of a picture hardly does.
+"""Features of an image for a linear detector: statistics that a protection changes and the content of a picture hardly does.
 
 Legend: B images, C channels, H W pixels.
 """

@@ -1,4 +1,4 @@
-"""Iterative filtering: protected images are those that a network learns first.
+"""Iterative filtering: protected images are the ones that a network learns first.
 
 Legend: B pictures, C channels, H W pixels, K classes.
 """

@@ -38,7 +38,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a detector says of the pictures that it judges; more for those that it takes for protected. On the CPU.
+    """Scores of the pictures that a detector judges; higher for pictures that it takes for protected. On the CPU.
 
     Attributes:
         values: `(N,)` float32, one for each judged image.

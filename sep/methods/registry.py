@@ -86,12 +86,12 @@ class MethodSpec:
 
     @property
     def surrogate(self) -> bool:
-        """Whether it follows the gradients of a surrogate's checkpoints."""
+        """True if it follows the gradients of a surrogate's checkpoints."""
         return self.checkpoints != 0
 
     @property
     def views(self) -> bool:
-        """Whether networks that it follows look through the views of a run."""
+        """True if networks that it follows look through the views of a run."""
         return self.surrogate or self.noise_rounds > 0
 
 
