@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "certify.py") ->
     except (ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"{program}: stopped: trainings go on from their last saved epoch when the same command is given", file=sys.stderr)
+        print(f"{program}: stopped: run the same command to continue each training from its last saved epoch", file=sys.stderr)
     return 1
 
 

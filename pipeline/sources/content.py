@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MAGIC = (
-    (b"version https://git-lfs", "a Git LFS pointer in the place of the file: fetch it with `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file: fetch it with `git lfs pull`"),
     (b"\x1f\x8b", "gzip data: unpack it with gunzip"),
     (b"BZh", "bzip2 data: unpack it with bunzip2"),
     (b"\xfd7zXZ", "xz data: unpack it with unxz"),

@@ -38,7 +38,7 @@ KERNELS = "kernels.json"  # with `--protect.kernels auto` on a GPU: the kernels 
 CHOSEN = "chosen.parquet"  # with `--protect.share`: the keys of the images that are protected
 PREPARED = "prepared"  # folder of the tensors that the method learned from the whole training set
 PREPARED_RECORD = "prepared.json"  # the record of those tensors as a finished piece
-EVERY_SHARD = "every-shard"  # in `prepared`, in the place of a shard's name: the tensors for all shards that have none of their own
+EVERY_SHARD = "every-shard"  # in `prepared`, instead of a shard's name: the tensors for all shards that have none of their own
 
 # In `victim`, beside a record for each trial
 RESULTS = "results.parquet"  # one row per trial; written when all have finished
