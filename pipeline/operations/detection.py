@@ -144,10 +144,10 @@ def chosen(run: Run, pack: Manifest, release: Manifest, asked: Asked, side: int 
         if len(keys) >= asked.images:
             break
     if len(keys) < LEAST:
-        raise ValueError(f"{run.uri}: expected at least {LEAST} protected pictures in split {asked.split}, found {len(keys)}: protect more")
+        raise ValueError(f"{run.uri}: expected at least {LEAST} protected images in split {asked.split}, found {len(keys)}: protect more")
     everything = Pairs(torch.cat(clean).to(device), torch.cat(protected).to(device), torch.tensor(labels))
     if min(everything.clean.shape[2:]) < BLOCK:
-        raise ValueError(f"{run.uri}: expected pictures of at least {BLOCK} pixels a side, found {tuple(everything.clean.shape[2:])}")
+        raise ValueError(f"{run.uri}: expected images of at least {BLOCK} pixels a side, found {tuple(everything.clean.shape[2:])}")
     order = torch.tensor(sorted(range(len(keys)), key=lambda place: derive(asked.seed, "detection", keys[place])))
     half = len(keys) // 2
     return _some(everything, order[:half]), _some(everything, order[half : 2 * half])

@@ -182,7 +182,7 @@ def _by(figure: Figure, pair: VictimPair) -> VictimPair:
 def _tried(results: RunResults) -> tuple[Tried, ...]:
     pairs, guess = results.of_release, results.chance
     tests, views = results.measured_images, results.count("protect", "views") or ()
-    renaming = "the method's map of classes" if results.count("protect", "targets") == "shift" else "a few labelled pictures"
+    renaming = "the method's map of classes" if results.count("protect", "targets") == "shift" else "a few labelled images"
     spoken: dict[str, list[tuple[Figure, VictimPair, VictimPair]]] = {}
     for pair in pairs:
         renamed = lost(pair) >= much(pair, guess) and regained(pair, guess) is not None

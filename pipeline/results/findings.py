@@ -159,7 +159,7 @@ def _on_share(results: RunResults) -> list[str]:
 def _on_input_size(results: RunResults) -> list[str]:
     """Say at which size victims saw the pictures, if the release was made for another."""
     seen, made = results.victim_asked.get("victim", {}).get("input_size"), results.count("protect", "input_size")
-    return [f"Victims see pictures at {seen} pixels a side; the release was made for {made}."] if seen and made and seen != made else []
+    return [f"Victims see images at {seen} pixels a side; the release was made for {made}."] if seen and made and seen != made else []
 
 
 def surrogates(results: RunResults) -> str:
@@ -210,6 +210,6 @@ def scope(measured: Sequence[VictimPair]) -> str:
     against = " and ".join(filter(None, ["plain training" if "none" in names else "", f"training under {countered}" if countered else ""]))
     seeds = len({seed for stats in every for seed in stats.seeds})
     forms = [stored for stored in dict.fromkeys(stats.stored for stats in every) if stored != "none"]
-    against += f", on pictures stored as {', '.join(forms)}" if forms else ""
+    against += f", on images stored as {', '.join(forms)}" if forms else ""
     spread = f"over {seeds} seeds" if seeds > 1 else "over one seed, which says nothing about spread"
     return f"These figures speak for {networks} and for {against}, {spread}, and for no others."

@@ -140,7 +140,7 @@ def _untested(results: RunResults) -> list[str]:
     names = [attempt.name for attempt in untested(results)]
     names += ["other networks"] if len({pair.clean.network for pair in results.of_release}) == 1 else []
     said = [f"Not tested: {', '.join(names)}."] if names else []
-    mix = "Tested by fewer than two changes of stored pictures that it was not crafted for, so it may hold against no others."
+    mix = "Tested by fewer than two changes of stored images that it was not crafted for, so it may hold against no others."
     return said + ([mix] if held_out(results) else [])
 
 

@@ -119,7 +119,7 @@ def test_a_release_of_too_few_pictures_is_one_line(run: Path, capsys: pytest.Cap
     path.write_text(json.dumps(manifest))
     assert main(["--run", str(run)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "expected at least 20 protected pictures in split train, found 0" in line
+    assert "expected at least 20 protected images in split train, found 0" in line
 
 
 def test_pictures_are_judged_at_the_size_that_victims_see(run: Path) -> None:

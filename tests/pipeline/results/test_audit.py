@@ -91,7 +91,7 @@ def test_the_relabelled_figure_speaks_where_renaming_wins_back_much(tmp_path: Pa
         {"mean": 94.0, "std": 1.0},
         5.0,
     )
-    assert "a few labelled pictures" in audit_of(tmp_path, {"none": (94.0, 4.0, 93.0)}, targets="random-class").line
+    assert "a few labelled images" in audit_of(tmp_path, {"none": (94.0, 4.0, 93.0)}, targets="random-class").line
 
 
 def test_an_adversary_is_judged_by_what_it_learns_however_weak_the_protection_is(tmp_path: Path) -> None:

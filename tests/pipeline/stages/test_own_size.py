@@ -214,7 +214,7 @@ def test_victims_may_see_pictures_larger_than_the_surrogate_did(trained: tuple[R
     assert manifest.asked["victim"]["input_size"] == 24
     tree = RunResults.read(folder).configuration(replace(config, victim=VictimConfig()))
     assert (tree["input_size"], tree["victim"]["input_size"]) == (SIDE, 24)
-    said = f"Victims see pictures at 24 pixels a side; the release was made for {SIDE}."
+    said = f"Victims see images at 24 pixels a side; the release was made for {SIDE}."
     assert said in findings(RunResults.read(folder)).overall
     with pytest.raises(ValueError, match=r"victim\.input_size"):
         victim.execute(config, folder, LOCAL)

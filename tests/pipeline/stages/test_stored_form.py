@@ -73,7 +73,7 @@ def test_the_form_is_that_of_the_same_countermeasure_and_is_told_everywhere(stri
     assert Manifest.load(folder, "victim").asked["victim"]["stored"] == "jpeg-30"
     assert [row["stored"] for row in results.trials] == ["jpeg-30"] * 2
     assert results.pairs[0].name == "resnet8 on jpeg-30"
-    assert "plain training, on pictures stored as jpeg-30, over one seed" in scope(results.pairs)
+    assert "plain training, on images stored as jpeg-30, over one seed" in scope(results.pairs)
     assert {row["stored"] for row in rows(compare([results]))} == {"jpeg-30"}
     assert results.configuration(replace(config, victim=VictimConfig()))["victim"]["stored"] == "jpeg-30"
     page = render(config, results, dict.fromkeys(("light", "dark"), dict.fromkeys(("samples",), b"")))
