@@ -116,7 +116,7 @@ class _Piece:
 
 
 class _Submitter:
-    """Starts pieces: each as one task, or for a chain on GPUs as three, of which the first need not wait for a GPU."""
+    """Starts pieces: each as one task, or for a chain on GPUs as three; the first need not wait for a GPU."""
 
     def __init__(self, function: Callable[..., Any], what: str, capacity: Capacity, deadline: Deadline, keep: bool) -> None:
         self.function, self.capacity, self.deadline, self.keep = function, capacity, deadline, keep
@@ -126,7 +126,7 @@ class _Submitter:
         task, last = ray.remote(_called), ray.remote(_kept if keep else _called)
         always = {"name": what, "max_retries": PIECE_RETRIES, "retry_exceptions": [OSError]}
         self._before = task.options(**always, num_cpus=capacity.cpus)
-        self._computing = task.options(**always, num_cpus=0, num_gpus=capacity.gpus)  # the CPUs are for those that read and keep
+        self._computing = task.options(**always, num_cpus=0, num_gpus=capacity.gpus)  # the CPUs are for tasks that read and save
         gpus = 0 if self.chain else capacity.gpus
         self._last = last.options(**always, num_cpus=capacity.cpus, num_gpus=gpus, num_returns=2 if keep else 1)
 

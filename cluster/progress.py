@@ -69,7 +69,7 @@ class Progress:
 
 
 class Epochs:
-    """Progress of one or more trainings, of which each counts its epochs: one line for all of them."""
+    """Progress of one or more trainings, each counting its epochs: one line for all of them."""
 
     def __init__(self, what: str, epochs: dict[str, int], at_once: int = 1) -> None:
         """Begin now.

@@ -29,7 +29,7 @@ class Recorder:
     def __init__(self) -> None:
         """Record nothing yet."""
         self.recording: Recording | None = None
-        self.kind: tuple[Any, ...] = ()  # of the last tensors, or of those that are recorded
+        self.kind: tuple[Any, ...] = ()  # of the last tensors, or of the recorded ones
         self.alike = 0  # calls with tensors of that kind in a row
         self.stream: torch.cuda.Stream | None = None
 

@@ -22,7 +22,7 @@ from pipeline.storage.records import counted, sha256, to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 
-MOST = 99  # percent of the values, whose largest change is told
+MOST = 99  # percent of the values, whose largest change is reported
 
 
 class Changes:

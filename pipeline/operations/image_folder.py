@@ -38,7 +38,7 @@ def names(rows: Sequence[dict[str, Any]], suffixes: Mapping[str, str] = PNGS) ->
 
     Args:
         rows: key, class_name and source of every image.
-        suffixes: of the files, by key; `.png` where there is none.
+        suffixes: of the files, by key; `.png` if a source has none.
 
     Raises:
         ValueError: two classes, or even so two images, would have the same name.

@@ -2,7 +2,7 @@
 
 Zhe and Sakuma 2024 ("Parameter Matching Attack", arXiv 2407.02437) ask what protects when only a part of the data can be changed. Their
 answer is to craft changes after which training on the mix ends near a bad model. Here the methods stay as they are, and the question is
-which images to change: any, or those that the surrogate finds typical of their class, or untypical.
+which images to change: any, or images that the surrogate finds typical of their class, or untypical.
 
 Legend: B images, K classes, D feature width.
 """

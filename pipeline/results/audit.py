@@ -91,7 +91,7 @@ class Audit:
     Attributes:
         results: of the run.
         tried: the adversaries with a figure, in the order in which they were tried.
-        left: those that were asked for and not tried, or not with every network and seed, each with the reason.
+        left: adversaries that were asked for and not tried, or not with every network and seed, each with the reason.
     """
 
     results: RunResults
@@ -142,7 +142,7 @@ class Audit:
         return f"{said} {worst.title}: {figures}, for {takes}."
 
     def _cheaper(self, worst: Tried) -> tuple[str, ...]:
-        """Name the cheapest of those that undo the protection, if it is another one."""
+        """Name the cheapest adversary that undoes the protection, if it is another one."""
         undone = [each for each in self.tried if each.outcome is Outcome.UNDONE and not each.clean_pictures]
         cheapest = min(undone, key=lambda each: each.cost.hours, default=worst)
         if cheapest is worst:

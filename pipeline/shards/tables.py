@@ -45,7 +45,7 @@ def parse_table(data: bytes, columns: list[str] | None = None) -> pa.Table:
 
 
 def stream_table(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield a Parquet table in batches, of which one is in memory at a time; columns that the table lacks are left out.
+    """Yield a Parquet table in batches, one in memory at a time; columns that the table lacks are left out.
 
     Raises:
         FileNotFoundError: the table is missing.

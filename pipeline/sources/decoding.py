@@ -22,7 +22,7 @@ from pipeline.sources.metadata import without_metadata
 
 # Still images only. Some of Pillow's other formats start programs (EPS) or parse far more than an image.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-KEPT = ("PNG", "JPEG", "WEBP")  # of them, those that everything opens
+KEPT = ("PNG", "JPEG", "WEBP")  # of them, the formats that everything opens
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")  # by which they are known, in lower case
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIN_IS_WHITE, SIGNED = 0, 2  # values of tags of a TIFF

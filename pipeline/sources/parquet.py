@@ -119,7 +119,7 @@ def _check_label(rows: Mapping[str, _Rows]) -> None:
 
 
 def _all_names(rows: Iterable[_Rows]) -> tuple[str, ...]:
-    """Return the class names of all files: those of numbers in their order, then those that are only in text, by name."""
+    """Return the class names of all files: names of numbers in their order, then names that are only in text, by name."""
     declared = dict.fromkeys(name for each in rows if not each.is_text for name in each.names)
     return (*declared, *sorted({name for each in rows if each.is_text for name in each.names} - declared.keys()))
 

@@ -36,7 +36,7 @@ def shards_by_split(listing: Listing, suffix: str) -> tuple[dict[str, list[str]]
         suffix: of the files, in lower case.
 
     Returns:
-        The files of `train` and `test`, and those that are left out, by the reason.
+        The files of `train` and `test`, and the files left out, by reason.
 
     Raises:
         SourceError: several folders hold such files, none is for training, one cannot be used, or a set of numbered files is not whole.
@@ -86,7 +86,7 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def check_copies(listing: Listing, names: Collection[str]) -> None:
-    """Refuse shards or classes of which some have the name of another and the mark of a copy: `train-0 (1).tar` beside `train-0.tar`.
+    """Refuse shards or classes if some have the name of another and the mark of a copy: `train-0 (1).tar` beside `train-0.tar`.
 
     Raises:
         SourceError: some are such copies.

@@ -85,7 +85,7 @@ def _trained_elsewhere(tasks: Collection[VictimTask], folder: Run) -> None:
 
 
 def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
-    """Train the victims that have no outcome yet; with `--overwrite`, also those that a changed configuration asks for anew.
+    """Train the victims that have no outcome yet; with `--overwrite`, also victims that a changed configuration asks for anew.
 
     A stage that was finished for more countermeasures is done. One that was begun for more is finished for these, without `--overwrite`.
     Outcomes that this configuration does not ask for stay where they are: each records its `made_from`, and may be asked for again. The

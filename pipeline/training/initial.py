@@ -102,7 +102,7 @@ def new_network(name: str, initial: Initial | None, pack: Manifest, input_size: 
     are for images of the size that they were trained on, which are not resized.
 
     Args:
-        name: the architecture, of which a file has weights. A network of a library is what its own name says.
+        name: the architecture whose weights a file has. A network of a library is what its own name says.
         initial: the pretrained network; None for fresh weights.
         pack: of the images.
         input_size: side in pixels that networks see of pictures of their own size.

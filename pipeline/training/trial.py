@@ -145,7 +145,7 @@ def epochs_of(task: VictimTask, state: State) -> Iterator[tuple[Epoch, State, bo
 
     Args:
         task: of the victim.
-        state: of an earlier start; empty if there is none.
+        state: of an earlier start; empty without one.
 
     Yields:
         An epoch, what a state of the training has besides the epoch's own, and whether the epoch is the last of all.

@@ -44,7 +44,7 @@ def cheapest_first(names: Iterable[str], config: TrainConfig) -> tuple[str, ...]
     """Return each of these countermeasures once, in the order to try them in.
 
     The plain training comes first, whether it is named or not: every cost is a multiple of its own. The others follow by their expected
-    cost; of equal cost, the strongest first, and those that are not in the standing set last.
+    cost; of equal cost, the strongest first, and adversaries outside the standing set last.
     """
     given = list(dict.fromkeys(name for name in names if name != "none"))
     ranked = [name for name in STANDING if name in given] + [name for name in given if name not in STANDING]

@@ -29,7 +29,7 @@ def iterative_filtering(learn: Pairs, judge: Pairs, num_classes: int, seed: int)
     is also the score, after the last round. Each round trains a new network.
 
     Args:
-        learn: pictures, of which nothing but labels is known here.
+        learn: pictures; nothing but their labels is known here.
         judge: others. Of all of them together, half are in the mix in their protected form and the others in their clean one.
         num_classes: K.
         seed: of the mix and of the trainings.

@@ -35,7 +35,7 @@ def trained(network: Network, config: TrainConfig, batch: Callable[[Tensor], Bat
         network: on the device of the batches.
         config: of the training, whose batches hold so many pictures.
         batch: gives images in levels and labels of some pictures, by their numbers.
-        pictures: how many they are; those that do not fill a batch wait for the next epoch.
+        pictures: their number; ones that do not fill a batch wait for the next epoch.
         seed: of their order and of the augmentation.
 
     Raises:
