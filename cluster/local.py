@@ -62,7 +62,8 @@ class LocalExecutor:
 
     Attributes:
         deadline: see `Executor`.
-        processes: number of processes that run pieces without a GPU, and read and store pieces with one. One: this process does it all, a piece at a time.
+        processes: number of processes that run pieces without a GPU, and read and store pieces with one. One: this process does it all,
+            a piece at a time.
     """
 
     deadline: Deadline = NEVER

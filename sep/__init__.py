@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.budget import Budget as Budget
     from sep.budget import check_budget as check_budget
     from sep.countermeasures.registry import COUNTERMEASURES as COUNTERMEASURES
-    from sep.craft import craft
+    from sep.craft import craft as _craft
     from sep.craft_config import CraftConfig as CraftConfig
     from sep.ensemble import Member as Member
     from sep.ensemble import class_sums as class_sums
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.objective import shifted as shifted
     from sep.train_config import TrainConfig as TrainConfig
 
-    craft_images = craft
+    craft_images = _craft
 
 HOMES = {
     "COUNTERMEASURES": "sep.countermeasures.registry",
