@@ -50,7 +50,7 @@ class Tried:
         name: its countermeasure.
         pair: that network, trained on clean and on protected images.
         outcome: by the figure that speaks.
-        figure: the accuracy that speaks on the release: relabelled where renaming the answers wins back much.
+        figure: the accuracy that speaks on the release: relabelled where renaming the predictions wins back much.
         clean_pictures: how many originals of released images it takes.
         knowledge: what it takes besides, in words; empty for nothing.
         crafted_for: whether the release was made through a view that does the same.
@@ -81,7 +81,7 @@ class Tried:
     @property
     def title(self) -> str:
         """The name in a sentence."""
-        return titled(self.name) + (" with the answers renamed" if self.figure == "relabelled" else "")
+        return titled(self.name) + (" with the predictions renamed" if self.figure == "relabelled" else "")
 
 
 @dataclass(frozen=True)

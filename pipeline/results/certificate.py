@@ -142,7 +142,7 @@ class Certificate:
             f"{self.protected.accuracy:.1f} %, and adds normal noise of {terms.sigma:g} to each, gets no more in {100 * terms.q:g} of 100 "
             f"cases. {beside}{fault if idle else ''}.",
             "It does not mean that nobody can learn from the release: it is about networks near this one, and the one trained on the "
-            f"originals from the same start lies {self.distance:.3g} away. It says nothing about renamed answers, purified images, "
+            f"originals from the same start lies {self.distance:.3g} away. It says nothing about renamed predictions, purified images, "
             "pretrained networks, other architectures or other trainings.",
         )
 

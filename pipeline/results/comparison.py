@@ -44,7 +44,7 @@ EXPLAINED = (
     "points of a sweep; – means that the method reads none. Crafting is extrapolated from the rate of the last start; – means that this "
     "start crafted nothing. It includes a network that a method trains for itself, as error-minimising noise does. Surrogate and victims "
     "show the duration of their last start, the victims all together. The strongest adversary is the victim that gets the most from the "
-    "release without clean images, with its accuracy, relabelled where renaming its answers helps it."
+    "release without clean images, with its accuracy, relabelled where renaming its predictions helps it."
 )
 
 

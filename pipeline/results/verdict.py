@@ -120,7 +120,7 @@ def _weak(measured: Sequence[VictimPair], guess: float, tests: int) -> list[str]
     judged, plain = outcomes(measured, guess, tests), unaided(measured, guess, tests)
     weak = []
     if share := regained(measured[0], guess):
-        weak.append(f"renaming the answers regains {share:.0f} %")
+        weak.append(f"renaming the predictions regains {share:.0f} %")
     for name, (outcome, pair) in judged.items():
         if outcome is Outcome.WEAKENED:
             usual = share_lost(plain[pair.clean.network], guess) if pair.clean.network in plain else 1.0

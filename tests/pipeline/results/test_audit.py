@@ -66,7 +66,7 @@ def test_who_gets_the_most_decides_and_what_undoes_it_for_least_is_named_besides
     """An early stop that loses nothing has learned little."""
     found = audit_of(tmp_path, {"none": (94.0, 20.0, 70.0), "jpeg-10": (64.0, 63.0, 63.0), "early-stop": (25.0, 24.0, 30.0)})
     assert found.label == "weakened"
-    assert found.sentences[0].startswith("Holds in part against plain training with the answers renamed: 71.0 ± 1.0 % from the release")
+    assert found.sentences[0].startswith("Holds in part against plain training with the predictions renamed: 71.0 ± 1.0 % from the release")
     assert found.sentences[1] == "Undone for least by jpeg-10: 64.0 ± 1.0 of 65.0 ± 1.0 %, 2.00 times a plain training (4 CPU-hours)."
 
 
@@ -82,7 +82,7 @@ def test_what_holds_holds_against_what_was_tried_alone(tmp_path: Path) -> None:
 
 def test_the_relabelled_figure_speaks_where_renaming_wins_back_much(tmp_path: Path) -> None:
     found = audit_of(tmp_path, {"none": (94.0, 4.0, 93.0), "grayscale": (90.0, 10.0, 13.0)})
-    assert found.line.startswith("Does not hold against plain training with the answers renamed: 94.0 ± 1.0 % from the release")
+    assert found.line.startswith("Does not hold against plain training with the predictions renamed: 94.0 ± 1.0 % from the release")
     assert "(relabelled, n = 3)" in found.line
     assert "no clean images, the method's map of classes." in found.line
     entry = card(found)["adversaries"]["none"]

@@ -42,11 +42,11 @@ def verdict_on(measured: Sequence[VictimPair], tests: int = 10_000) -> Verdict:
 def test_a_release_that_holds_where_it_was_tested() -> None:
     said = verdict_on([pair(94.0, 10.2, 83.0)])
     assert said.label == "holds"
-    assert said.sentences == ("Holds against plain training.", "Weak: renaming the answers regains 87 %.", NEVER_TRIED)
+    assert said.sentences == ("Holds against plain training.", "Weak: renaming the predictions regains 87 %.", NEVER_TRIED)
 
 
 def test_nobody_regains_more_than_was_lost() -> None:
-    assert "renaming the answers regains 100 %" in str(verdict_on([pair(60.0, 20.0, 70.0)]))
+    assert "renaming the predictions regains 100 %" in str(verdict_on([pair(60.0, 20.0, 70.0)]))
 
 
 def test_countermeasures_are_told_apart_by_what_they_do() -> None:
