@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cluster.resources import Resources
     from pipeline.config.schema import RunConfig
     from pipeline.storage.folder import Folder
+    from sep.countermeasures.countermeasure import Countermeasure
     from tests.fixtures import s3_servers
 
 _numbers = itertools.count()
@@ -97,6 +98,21 @@ def sep_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set SEP_DATA to a folder that has cifar10/ and tiny-imagenet-20/")
     return folder
+
+
+@pytest.fixture
+def put_countermeasure() -> Iterator[Callable[[str, Countermeasure], None]]:
+    """Puts another countermeasure under a name of the table until the test ends; names are parsed once, and again after a change."""
+    from sep.countermeasures.registry import COUNTERMEASURES, plan
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def put(name: str, countermeasure: Countermeasure) -> None:
+            patch.setitem(COUNTERMEASURES, name, countermeasure)
+            plan.cache_clear()
+
+        yield put
+    plan.cache_clear()
 
 
 SECONDS_LOST = "seconds lost"

@@ -109,7 +109,8 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:
     victim, each = config.victim, []
     kinds: tuple[countermeasures.Data, ...] = ("clean", "protected")
-    trained = {countermeasures.trained_as(*cell) for cell in product(victim.countermeasures, kinds)}  # trials that train alike count once
+    # Trials that train alike count once.
+    trained = {countermeasures.plan(name).trained_as(data) for name, data in product(victim.countermeasures, kinds)}
     for name, (countermeasure, _) in product(victim.networks, sorted(trained)):
         plan = countermeasures.plan(countermeasure)
         training = plan.cost * (work.train // victim.batch_size) * speed.training[name].seconds(victim.batch_size)

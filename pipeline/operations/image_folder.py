@@ -19,7 +19,7 @@ from pipeline.shards.file_formats import QUALITY, FormatName, exif, file_format,
 from pipeline.shards.pixels import colour_profile, decode, pixels_sha256
 from pipeline.shards.shard import CorruptShard
 from pipeline.shards.sizes import is_own_size
-from pipeline.shards.tables import read_table
+from pipeline.shards.tables import read_table, stream_column
 from pipeline.storage.file_names import alike, safe
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
@@ -165,8 +165,8 @@ def _write(run: Run, sources: Mapping[str, str], to: Folder, config: ExportConfi
     Returns:
         By key the suffix and the digest of each file, and how lossy ones differ from the originals.
     """
-    recorded = read_table(run.child("protect"), SAMPLES, ["key", "sha256"])
-    hashes = dict(zip(recorded["key"].to_pylist(), recorded["sha256"].to_pylist(), strict=True))
+    keys, recorded = (stream_column(run.child("protect"), SAMPLES, column) for column in ("key", "sha256"))
+    hashes = dict(zip(keys, recorded, strict=True))
     files: dict[str, tuple[str, str]] = {}
     changes = Changes()
     Path(to.path).mkdir(parents=True)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.results.run_results import RunResults
-from pipeline.results.samples import ImagePair, Place
 
 if TYPE_CHECKING:
     from pipeline.pages.canvas import Theme
@@ -32,25 +31,16 @@ def image_drawings(results: RunResults) -> dict[str, Drawing]:
     from pipeline.pages import image_figures, training_figures  # matplotlib takes seconds to load: figures alone should not wait for it
 
     drawn: dict[str, Drawing] = {}
-    samples, spectrum = results.samples, image_figures.Spectrum(results.count("pack", "shortest"))
-    places = samples.shown(results.count("protect", "classes"))
-    shown: dict[Place, ImagePair] = {}
+    samples, images, largest = results.samples, results.shown_images, results.count("protect", "linf_levels")
     extremes = [extreme for extreme in (samples.most, samples.least) if extreme]
-    wanted = {*places, *(place for _, place in extremes)}
-    for place, image in results.images(dict.fromkeys([*wanted, *samples.changed])):
-        if place in wanted:
-            shown[place] = image
-        if place in samples.changed:
-            spectrum.add(image)
-    if shown:
-        drawn["samples"] = partial(image_figures.samples, [shown[place] for place in places], results.count("protect", "linf_levels"))
+    if images.pairs:
+        drawn["samples"] = partial(image_figures.samples, [images.pairs[place] for place in images.first], largest)
     if extremes:
-        pairs = [shown[place] for _, place in extremes]
         notes = [f"{word}\n{psnr:.1f} dB" for word, (psnr, _) in zip(("most", "least"), extremes, strict=True)]
-        drawn["extremes"] = partial(image_figures.samples, pairs, results.count("protect", "linf_levels"), notes=notes)
-    if spectrum.count:
+        drawn["extremes"] = partial(image_figures.samples, [images.pairs[place] for _, place in extremes], largest, notes=notes)
+    if images.spectrum.count:
         drawn["imperceptibility"] = partial(image_figures.imperceptibility, samples.measures)
-        drawn["spectrum"] = partial(image_figures.spectrum, spectrum)
+        drawn["spectrum"] = partial(image_figures.spectrum, images.spectrum)
     if results.similarities:
         drawn["similarity"] = partial(training_figures.similarity, results.similarities)
     return drawn

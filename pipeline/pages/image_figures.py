@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.pages.canvas import LIGHT, SMALL, WIDTH, Theme, bare, drawing, png, shades, shortened
 from pipeline.results.samples import ImagePair
+from pipeline.results.spectrum import Spectrum
 from pipeline.shards.pixels import Pixels
 
 READABLE = 192  # pixels a side; smaller images are enlarged to at least this
 MOST_BINS = 40
 LINE = 14  # characters of a class name beside an image
-LARGEST_SPECTRUM = 512  # pixels a side, of pictures of many sizes
 PANELS = {  # measures of an image: label and number format
     "psnr_db": ("PSNR, dB", ".1f"),
     "ssim": ("SSIM", ".3f"),
@@ -107,32 +107,6 @@ def _distribution(axis: Axes, values: NDArray[np.floating], form: str, theme: Th
     axis.set_xlim(middle - 1.05 * half, middle + 1.05 * half)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=whole))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-
-
-def magnitude(image: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the magnitude of the Fourier transform of an image `(H, W, C)`, mean over channels: `(H, W)`, frequency 0 in the middle."""
-    return np.asarray(np.fft.fftshift(np.abs(np.fft.fft2(image, axes=(0, 1))).mean(2)), np.float64)
-
-
-class Spectrum:
-    """Magnitudes of images and of their changes, `(H, W)`, summed image by image: a hundred large images are never in memory at once."""
-
-    def __init__(self, shortest: int | None = None) -> None:
-        """Start with no image. Of pictures of many sizes, whose shortest side is given, the centre is taken."""
-        self.count, self.images, self.changes = 0, np.zeros(()), np.zeros(())
-        self.side = None if shortest is None else min(shortest, LARGEST_SPECTRUM)
-
-    def add(self, image: ImagePair) -> None:
-        """Add one image."""
-        clean, protected = self._centre(image.clean).astype(np.float64), self._centre(image.protected)
-        self.count, self.images = self.count + 1, self.images + magnitude(clean)
-        self.changes = self.changes + magnitude(protected - clean)
-
-    def _centre(self, pixels: Pixels) -> Pixels:
-        if self.side is None:
-            return pixels
-        top, left = ((whole - self.side) // 2 for whole in pixels.shape[:2])
-        return pixels[top : top + self.side, left : left + self.side]
 
 
 def spectrum(found: Spectrum, theme: Theme = LIGHT) -> bytes:

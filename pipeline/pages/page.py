@@ -28,7 +28,7 @@ from pipeline.results.thresholds import interval
 from pipeline.results.verdict import verdict
 from pipeline.storage.layout import MANIFEST
 from pipeline.storage.run import sweep_of
-from sep.countermeasures.registry import crafted_for
+from sep.countermeasures.registry import plan
 
 SHOWN_REASONS = 10
 
@@ -48,7 +48,7 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         shared=any(pair.share for pair in results.pairs),
         findings=said.overall + on_missing(results),
         countered=said.countermeasures,
-        crafted_for=partial(crafted_for, views=results.count("protect", "views") or ()),
+        crafted_for=lambda name: plan(name).crafted_for(results.count("protect", "views") or ()),
         scope=scope(results.pairs) if results.pairs else "",
         verdict=verdict(results),
         alts=alt_texts(results, drawn["light"]),

@@ -44,13 +44,17 @@ def weights_digest(index: Sequence[Mapping[str, Any]]) -> str:
     return digest([[entry[name] for name in ("network", "epoch", "file", "sha256")] for entry in index])
 
 
-def read_index(run: Run) -> dict[str, list[Checkpoint]]:
+def read_index(run: Run, trained: Manifest | None = None) -> dict[str, list[Checkpoint]]:
     """Return the checkpoints of each network, in the order of the epochs.
+
+    Args:
+        run: with a surrogate.
+        trained: the surrogate's manifest, if it was read before.
 
     Raises:
         ValueError: the index was altered since the surrogate stage wrote it.
     """
-    where, recorded = run.child("surrogate"), Manifest.load(run, "surrogate").counts["weights_sha256"]
+    where, recorded = run.child("surrogate"), (trained or Manifest.load(run, "surrogate")).counts["weights_sha256"]
     try:
         entries = json.loads(where.read(CHECKPOINTS))["checkpoints"]
         altered = weights_digest(entries) != recorded

@@ -14,7 +14,7 @@ from pipeline.results.thresholds import interval, lost, much
 from pipeline.results.verdict import uncertain
 from pipeline.results.victims import Spread, TrialStats, VictimPair
 from pipeline.storage.records import shown
-from sep.countermeasures.registry import crafted_for, plan
+from sep.countermeasures.registry import plan
 
 Figure = Literal["last epoch", "relabelled"]
 WORDS = {Outcome.HOLDS: "holds", Outcome.WEAKENED: "weakened", Outcome.UNDONE: "undone", Outcome.UNKNOWN: "not measured"}
@@ -192,9 +192,10 @@ def _tried(results: RunResults) -> tuple[Tried, ...]:
     for name, found in spoken.items():
         judged = [(outcome(by, {}, guess, tests), figure, pair, by) for figure, pair, by in found]
         worst, figure, pair, _ = max(judged, key=lambda each: (each[0] is not Outcome.UNKNOWN, each[3].protected.last.mean))
-        clean = plan(name).clean_pictures(results.count("protect", "protected") or 0)
-        has = filter(None, (plan(name).knowledge, renaming if figure == "relabelled" else ""))
-        tried.append(Tried(name, pair, worst, figure, clean, " and ".join(has), name != "none" and crafted_for(name, views), results))
+        named = plan(name)
+        clean = named.clean_pictures(results.count("protect", "protected") or 0)
+        has = filter(None, (named.knowledge, renaming if figure == "relabelled" else ""))
+        tried.append(Tried(name, pair, worst, figure, clean, " and ".join(has), named.crafted_for(views), results))
     return tuple(tried)
 
 

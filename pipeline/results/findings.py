@@ -11,7 +11,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.thresholds import ALIKE, NEAR, error, lost, much, share_lost
 from pipeline.results.victims import VictimPair
 from pipeline.storage.records import shown
-from sep.countermeasures.registry import crafted_for
+from sep.countermeasures.registry import plan
 from sep.methods.registry import METHODS
 
 OUTCOMES = (  # of a countermeasure: each begins a sentence
@@ -90,7 +90,7 @@ def _on_countermeasures(measured: Sequence[VictimPair], guess: float, tests: int
         part = f"{left:.1f} % of {clean:.1f} %"
         figures = (part, part, f"{left:.1f} %, where clean images treated alike give {clean:.1f} %", f"{clean:.1f} %")[outcome]
         with_network = f" with {worst.clean.network}" if several else ""
-        groups[outcome].append(f"{name}{with_network} ({'crafted for; ' if crafted_for(name, views) else ''}{figures})")
+        groups[outcome].append(f"{name}{with_network} ({'crafted for; ' if plan(name).crafted_for(views) else ''}{figures})")
     return tuple(f"{start} {'; '.join(names)}." for start, names in zip(OUTCOMES, groups, strict=True) if names)
 
 

@@ -1,14 +1,14 @@
 """The results of a run, read from its files once and handed to the summary, the report, the tracker and comparisons.
 
 Any subset of the stages may have finished. Manifests and trials are read at once. A table is streamed when it is first asked for.
+While a run goes on, only the records of the stage that has just ended are read again.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,24 +18,26 @@ import pyarrow.compute as pc
 
 from pipeline.config.marks import without
 from pipeline.config.schema import ProtectConfig, RunConfig, VictimConfig, to_tree
-from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
+from pipeline.results.samples import ProtectedSamples, ShownImages
 from pipeline.results.similarity import Similarity, read_similarities
+from pipeline.results.stage_records import Manifests, current, read_manifests, read_trials
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
-from pipeline.shards.tables import read_table, stream_table
-from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RECORDS, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
+from pipeline.shards.tables import stream_table
+from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RECORDS, SAMPLES, trial_name, trial_record
 from pipeline.storage.records import digest
 from pipeline.storage.run import Run, settings
-from pipeline.storage.stage import Manifest, read_started
+from pipeline.storage.stage import Manifest
 from sep.budget import Budget
 from sep.methods.registry import METHODS
 from sep.views.registry import PLAIN
 
-log = logging.getLogger(__name__)
-
-MEASURED = ("pack", "surrogate", "protect", "victim")
 NAMED_REFUSALS = 50  # files that a page lists by name
-
-Manifests = dict[str, Manifest]  # of the finished stages, in order
+READ_FROM = {  # stages, and the properties that say what lies in their files
+    "pack": ("refusals",),
+    "surrogate": ("checkpoints",),
+    "protect": ("samples", "shown_images", "similarities", "measured_images"),
+    "victim": ("pairs", "first_confusions"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class RunResults:
         missing_trials: names of the victims whose training failed.
         victim_asked: what the victim stage was asked for; empty where there are no trials.
         swept: of a point of a sweep, the swept fields with its values.
+        left_out: manifests of the stages whose inputs were made anew since.
     """
 
     folder: Run
@@ -65,6 +68,7 @@ class RunResults:
     missing_trials: Sequence[str] = ()
     victim_asked: Mapping[str, Any] = field(default_factory=dict)
     swept: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Manifests = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Run) -> RunResults:
@@ -74,8 +78,44 @@ class RunResults:
             ValueError: a manifest or table is damaged.
             OSError: storage refused.
         """
-        manifests = _manifests(folder)
-        return cls(folder, manifests, *_trials(folder, manifests), settings(folder))
+        return cls(folder, swept=settings(folder))._with(read_manifests(folder), again=True)
+
+    def after(self, stage: str) -> RunResults:
+        """Return the results after a stage has ended. Its records are read again, and no others.
+
+        Raises:
+            ValueError: a manifest or table is damaged.
+            OSError: storage refused.
+        """
+        return self._with({**self._others(stage), **read_manifests(self.folder, [stage])}, again=stage == "victim")
+
+    def before(self, stage: str) -> RunResults:
+        """Return the results while a stage is being made."""
+        return self._with(self._others(stage), again=stage == "victim")
+
+    def missing_shards(self, stages: Collection[str]) -> list[str]:
+        """Return the shards that were left out by these stages, such as `protect/train-000000.tar`."""
+        return [f"{stage}/{shard}" for stage in self.manifests if stage in stages for shard in self.manifests[stage].missing]
+
+    def _others(self, stage: str) -> dict[str, Manifest]:
+        return {name: manifest for name, manifest in {**self.manifests, **self.left_out}.items() if name != stage}
+
+    def _with(self, written: Manifests, *, again: bool) -> RunResults:
+        """Return the results with these manifests, and with whatever was read of stages that are as they were.
+
+        Args:
+            written: manifests of all finished stages.
+            again: whether the trials are read again in any case.
+        """
+        manifests = current(written)
+        again = again or manifests != self.manifests
+        trials = read_trials(self.folder, manifests) if again else (self.trials, self.missing_trials, self.victim_asked)
+        left_out = {stage: manifest for stage, manifest in written.items() if stage not in manifests}
+        results = RunResults(self.folder, manifests, *trials, self.swept, left_out)
+        same = [stage for stage in manifests if manifests[stage] == self.manifests.get(stage)]
+        known = [name for stage in same for name in READ_FROM[stage]] + ([] if again else ["found"])
+        results.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
+        return results
 
     def count(self, stage: str, name: str) -> Any:
         """Return what a stage counted under that name; None where it has not finished, or counts no such thing."""
@@ -98,7 +138,8 @@ class RunResults:
     @cached_property
     def found(self) -> Mapping[str, Mapping[str, Any]]:
         """The findings of other commands in this very release, by the commands' names: their records, as they wrote them."""
-        return {command: found for command in RECORDS if (found := self._found(command)) is not None}
+        commands = RECORDS if "protect" in self.manifests else ()
+        return {command: found for command in commands if (found := self._found(command)) is not None}
 
     def _found(self, command: str) -> Mapping[str, Any] | None:
         name, release = RECORDS[command]
@@ -182,9 +223,10 @@ class RunResults:
         """The content of the table of protected images."""
         return ProtectedSamples.read(self.folder.child("protect"))
 
-    def images(self, places: Collection[Place]) -> Iterator[tuple[Place, ImagePair]]:
-        """Yield the images at these places before and after protection; they are read at each call."""
-        return image_pairs(self.folder, self.manifests, places)
+    @cached_property
+    def shown_images(self) -> ShownImages:
+        """The protected images that are shown, and the spectrum of the changes."""
+        return ShownImages.read(self.folder, self.manifests, self.samples)
 
     @cached_property
     def checkpoints(self) -> dict[str, list[dict[str, Any]]]:
@@ -248,38 +290,3 @@ class RunResults:
             tree["victim"]["input_size"] = None if own["input_size"] == tree["input_size"] else own["input_size"]
             tree["victim"]["stored"] = own["stored"]
         return tree
-
-
-def _manifests(run: Run) -> dict[str, Manifest]:
-    """Return the manifests of the finished stages; a stage whose inputs were made anew since is left out with a warning."""
-    found: dict[str, Manifest] = {}
-    for stage in MEASURED:
-        if not run.child(stage).exists(MANIFEST):
-            continue
-        manifest = Manifest.load(run, stage)
-        stale = [name for name, digest in manifest.asked["inputs"].items() if name not in found or found[name].digest != digest]
-        if stale:
-            log.warning("%s is left out: it was made from an earlier %s; run it again", stage, " and ".join(stale))
-        else:
-            found[stage] = manifest
-    return found
-
-
-def _trials(run: Run, manifests: Manifests) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
-    """Return the trials, the names of those that failed, and what the stage was asked for.
-
-    While some have failed, the others count only if they were trained on what the earlier stages have made now.
-    """
-    nothing: tuple[list[dict[str, Any]], list[str], dict[str, Any]] = ([], [], {})
-    victim = run.child("victim")
-    if "victim" in manifests:
-        return read_table(victim, RESULTS).to_pylist(), [], manifests["victim"].asked
-    if not victim.exists(UNFINISHED):
-        return nothing
-    try:
-        asked, left = read_started(run, "victim"), json.loads(victim.read(UNFINISHED))
-        now = {name: manifests[name].digest if name in manifests else None for name in asked["inputs"]}
-        of_these = left["asked"] == digest(asked) and asked["inputs"] == now
-        return (left["trials"], left["missing"], asked) if of_these else nothing
-    except (FileNotFoundError, ValueError, KeyError):  # begun anew, which was cut short
-        return nothing

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.results.spectrum import Spectrum
 from pipeline.shards.pixels import Pixels
 from pipeline.shards.shard import Sample, read_shard
 from pipeline.shards.tables import stream_table
@@ -109,6 +110,38 @@ class ImagePair:
     class_name: str
     clean: Pixels
     protected: Pixels
+
+
+@dataclass(frozen=True)
+class ShownImages:
+    """The images that a report and a tracker show, read together: each shard once.
+
+    Attributes:
+        first: the first image of a few classes.
+        pairs: these and the most and the least changed ones, before and after protection, in the order in which they lie in the shards.
+        spectrum: of the first images that were changed.
+    """
+
+    first: Sequence[Place]
+    pairs: Mapping[Place, ImagePair]
+    spectrum: Spectrum
+
+    @classmethod
+    def read(cls, run: Run, manifests: Mapping[str, Manifest], samples: ProtectedSamples) -> ShownImages:
+        """Read the images of a finished protect stage.
+
+        Raises:
+            CorruptShard: a shard is missing or was altered.
+        """
+        first, spectrum = samples.shown(manifests["protect"].counts["classes"]), Spectrum(manifests["pack"].counts.get("shortest"))
+        wanted = dict.fromkeys([*first, *(extreme[1] for extreme in (samples.most, samples.least) if extreme)])
+        pairs: dict[Place, ImagePair] = {}
+        for place, image in image_pairs(run, manifests, dict.fromkeys([*wanted, *samples.changed])):
+            if place in wanted:
+                pairs[place] = image
+            if place in samples.changed:
+                spectrum.add(image.clean, image.protected)
+        return cls(first, pairs, spectrum)
 
 
 def image_pairs(run: Run, manifests: Mapping[str, Manifest], wanted: Collection[Place]) -> Iterator[tuple[Place, ImagePair]]:

@@ -11,7 +11,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.thresholds import ALIKE, error, interval, lost, much, share_lost
 from pipeline.results.victims import VictimPair
 from pipeline.storage.records import shown
-from sep.countermeasures.registry import crafted_for, plan
+from sep.countermeasures.registry import plan
 from sep.views.registry import PLAIN, is_plain
 
 Label = Literal["holds", "holds in part", "does not hold", "not measured"]
@@ -28,8 +28,8 @@ class Attempt:
 
     def tested_by(self, countermeasures: Sequence[str]) -> bool:
         """Return whether one of these, or a part of it, is of the kind, whatever its strength."""
-        kind = self.countermeasure.rstrip("0123456789")
-        return any(part.startswith(kind) for name in countermeasures for part in name.split("+"))
+        (kind,) = plan(self.countermeasure).kinds
+        return any(each.startswith(kind) for name in countermeasures for each in plan(name).kinds)
 
 
 # What has undone protections of this kind in the literature (Liu et al. 2023; Sandoval-Segura et al. 2023; Qin et al. 2023; APBench; Li et
@@ -110,8 +110,8 @@ def held_out(results: RunResults) -> list[str]:
     if is_plain(views):
         return []
     tried = {pair.clean.countermeasure for pair in results.of_release}
-    outside = [name for name in tried if name != "none" and not crafted_for(name, views) and all(part.stored for part in plan(name).parts)]
-    left = [name for name in HELD_OUT if name not in tried and not crafted_for(name, views)]
+    outside = [each for each in map(plan, tried) if all(part.stored for part in each.parts) and not each.crafted_for(views)]
+    left = [name for name in HELD_OUT if name not in tried and not plan(name).crafted_for(views)]
     return left[: max(0, LEAST_HELD_OUT - len(outside))]
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-from sep.countermeasures.registry import CLEAN_ONLY, clean_share, control_of, plan
+from sep.countermeasures.registry import plan
 
 Row = Mapping[str, Any]  # of `victim/results.parquet`
 
@@ -48,13 +47,10 @@ class CleanShare:
     control: str
 
 
-@cache
 def share_of(countermeasure: str) -> CleanShare | None:
     """Return the clean share that a countermeasure names; None where the adversary has nothing but the release."""
-    kind = clean_share(countermeasure)
-    if kind is None:
-        return None
-    return CleanShare(plan(countermeasure).clean_percent, kind == CLEAN_ONLY, control_of(countermeasure))
+    named = plan(countermeasure)
+    return CleanShare(named.clean_percent, named.clean_only, named.control) if named.clean_percent else None
 
 
 @dataclass(frozen=True)

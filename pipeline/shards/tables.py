@@ -58,6 +58,17 @@ def stream_table(folder: Folder, name: str, columns: Sequence[str]) -> Iterator[
     pa.default_memory_pool().release_unused()  # Arrow would hold tens of megabytes for its next table
 
 
+def stream_column(folder: Folder, name: str, column: str) -> Iterator[Any]:
+    """Yield the values of one column of a Parquet table, of which a batch is in memory at a time.
+
+    Raises:
+        FileNotFoundError: the table is missing.
+        pyarrow.ArrowInvalid: the table is damaged.
+    """
+    for batch in stream_table(folder, name, [column]):
+        yield from batch[column].to_pylist()
+
+
 def rows_to_table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return a table of the rows. An empty list gives an empty table of the same schema."""
     return pa.Table.from_pylist(list(rows), schema=schema)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from cluster.executor import Executor
 from pipeline.config.schema import RunConfig
-from pipeline.shards.tables import read_table
+from pipeline.shards.tables import stream_column
 from pipeline.sources.scan import scan_more
 from pipeline.stages import pack, protect
 from pipeline.storage.folder import Folder
@@ -66,8 +66,8 @@ def _known(config: RunConfig, runs: Iterable[Folder]) -> set[str]:
     refused = 0
     for run in runs:
         if _source(run) == config.add:
-            known |= set(read_table(run.child("pack"), SAMPLES, ["source"])["source"].to_pylist())
-            names = set(read_table(run.child("pack"), QUARANTINE, ["source"])["source"].to_pylist())
+            known.update(stream_column(run.child("pack"), SAMPLES, "source"))
+            names = set(stream_column(run.child("pack"), QUARANTINE, "source"))
             known, refused = known | names, refused + len(names)
     if refused:
         log.warning("add: %d images were refused before, and are not tried again: give what was mended another name", refused)

@@ -13,7 +13,6 @@ from cluster.executor import open_executor
 from cluster.work import TrainingFailed, WorkFailed
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import shared_stages
-from pipeline.results.run_results import RunResults
 from pipeline.results.summary import summary
 from pipeline.stages import addition, sweep
 from pipeline.stages.sequence import run_stages
@@ -84,9 +83,10 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
         try:
             tracker.begin()
             stages = shared_stages(config) if config.sweep else config.needed_stages
-            missing = run_stages(config, folder, tracker, executor, stages)
+            results = run_stages(config, folder, tracker, executor, stages)
+            missing = results.missing_shards(stages)
             if config.sweep:
-                swept = sweep.execute(config, folder, tracker, executor)
+                swept = sweep.execute(config, folder, tracker, executor, results)
                 missing += swept.missing
                 faults += [f"{name} failed ({cause})" for name, cause in swept.failed.items()]
             if config.add and (added := addition.execute(config, folder, executor)):
@@ -98,4 +98,4 @@ def run(config: RunConfig) -> tuple[str, list[str]]:
             leaving.set()  # a driver that lost the run still closes what it holds
             tracker.close(status)
             executor.close()
-    return swept.text if swept else summary(config, RunResults.read(folder)), faults
+    return swept.text if swept else summary(config, results), faults

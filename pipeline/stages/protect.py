@@ -60,17 +60,18 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     section = without(deciding(protect), () if protect.share < 1 else ("share", "chosen"))
     if protect.kind.views:
         section |= recorded_views(config) | recorded_input(config.input_size)
-    if protect.kind.surrogate:
-        _check_views(config, folder)
+    surrogate = Manifest.load(folder, "surrogate") if protect.kind.surrogate else None
+    if surrogate:
+        _check_views(config, surrogate)
     if protect.kind.noise_rounds:  # the network trained against the noise has a surrogate's settings
         section["training"] = recorded_training(config.surrogate)
-    inputs = ("pack", "surrogate") if protect.kind.surrogate else ("pack",)
+    inputs = (pack, surrogate) if surrogate else (pack,)
     stage = Stage(folder, "protect", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
     resources = executor.connect(config.workers)
     capacity = _capacity(config, resources)
-    index = read_index(folder) if protect.kind.surrogate else {}
+    index = read_index(folder, surrogate) if surrogate else {}
     checkpoints = choose(index, protect.per_network, protect.epochs)
     ensemble = _ensemble(folder, protect, checkpoints, resources, config.views, config.input_size)
     precision = _precision(protect, ensemble, executor, capacity)
@@ -118,7 +119,7 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     base, pack = Manifest.load(run, "protect"), Manifest.load(folder, "pack")
     kind = config.protect.kind
     section = {**base.asked["protect"], "added_to": base.digest}
-    stage = Stage(folder, "protect", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
+    stage = Stage(folder, "protect", section, seed=config.seed, inputs=(pack,), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
     resources = executor.connect(config.workers)
@@ -145,9 +146,9 @@ def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifes
     return _craft_all(task, stage, shards, config, executor, capacity, prepared)
 
 
-def _check_views(config: RunConfig, folder: Run) -> None:
+def _check_views(config: RunConfig, surrogate: Manifest) -> None:
     """Check that the surrogate was trained through the views that images are to be protected for, and at the same input size."""
-    asked = Manifest.load(folder, "surrogate").asked["surrogate"]
+    asked = surrogate.asked["surrogate"]
     if (side := asked.get("input_size")) != config.input_size:
         raise ValueError(
             f"input-size = {config.input_size}, but the surrogate was trained with {side}: give that, or redo the stage 'surrogate' with "

@@ -25,14 +25,19 @@ def execute(config: RunConfig, folder: Run) -> Manifest:
     Raises:
         ValueError: nothing has finished yet, or a stage's record is damaged.
     """
-    results = RunResults.read(folder)
+    return write(config, RunResults.read(folder))
+
+
+def write(config: RunConfig, results: RunResults) -> Manifest:
+    """Do the same from results that were read before."""
+    folder = results.folder
     if not results.manifests:
         raise ValueError(f"nothing to report in {folder.uri}: run at least the pack stage first (--stages pack report)")
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
     left: dict[str, Any] = {"unfinished": digest(results.unfinished)} if results.unfinished else {}  # of any number of victims
     left |= {"detected": results.found["detect"]} if "detect" in results.found else {}
-    section, inputs = {"version": VERSION, "verified": results.found.get("verify"), **left}, tuple(results.manifests)
-    stage = Stage(folder, "report", section, seed=config.seed, inputs=inputs, overwrite=True)
+    section = {"version": VERSION, "verified": results.found.get("verify"), **left}
+    stage = Stage(folder, "report", section, seed=config.seed, inputs=tuple(results.manifests.values()), overwrite=True)
     if stage.manifest:
         return stage.manifest
     drawn = _draw(results)

@@ -27,17 +27,17 @@ from pipeline.training.clean_shares import protected_labels
 log = logging.getLogger(__name__)
 
 
-def _report(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
+def _report(config: RunConfig, results: RunResults) -> RunResults:
     from pipeline.stages import report  # draws with matplotlib, which no other stage needs
 
-    return report.execute(config, folder)
+    report.write(config, results)
+    return results.after("report")
 
 
-def _report_what_there_is(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor) -> None:
+def _report_what_there_is(config: RunConfig, results: RunResults, tracker: Tracker) -> None:
     """Report the victims that have finished. If that fails as well, as on the same damaged file, say so: what failed first is raised."""
     try:
-        _report(config, folder, executor)
-        tracker.log_stage("report", RunResults.read(folder))
+        tracker.log_stage("report", _report(config, results))
     except (ValueError, OSError) as error:
         log.warning("report: not drawn: %s", error)
 
@@ -47,18 +47,22 @@ RUN: dict[StageName, Callable[[RunConfig, Any, Executor], Manifest]] = {  # of a
     "surrogate": surrogate.execute,
     "protect": protect.execute,
     "victim": victim.execute,
-    "report": _report,
 }
 TRAINING: tuple[StageName, ...] = ("surrogate", "protect", "victim")
 
 
-def check(config: RunConfig, folder: Run) -> None:
+def check(config: RunConfig, folder: Run, results: RunResults | None = None) -> None:
     """Check that the packed images suit the later stages, before hours go into the first of them.
+
+    Args:
+        config: of the run.
+        folder: of the run, or of a point of its sweep.
+        results: of the run, if they were read since it was packed.
 
     Raises:
         ValueError: they do not, or are not packed.
     """
-    packed = Manifest.load(folder, "pack")
+    packed = results.manifests["pack"] if results else Manifest.load(folder, "pack")
     counts = packed.counts
     labels = partial(protected_labels, folder.child("pack"), packed.shards["train"])
     side = config.input_size
@@ -67,8 +71,8 @@ def check(config: RunConfig, folder: Run) -> None:
     check_suitable(config, counts["classes"], counts["train"], labels, (side or counts["height"], side or counts["width"]))
 
 
-def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> list[str]:
-    """Run the given stages in order. Return the shards that were left out, such as `protect/train-000000.tar`.
+def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> RunResults:
+    """Run the given stages in order. Return what the run has measured then.
 
     Raises:
         ValueError: something the user can mend.
@@ -76,25 +80,29 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
         TimeIsUp: some work was not begun in time; the same.
         OSError: storage gave up.
     """
-    missing: list[str] = []
+    results: RunResults | None = None  # read once the first stage has ended, for that may mend what is damaged
     first_training = next((name for name in TRAINING if name in stages), None)
     ordered = [name for name in STAGES if name in stages]
     for number, name in enumerate(ordered, 1):
         with stage(name, number, len(ordered)):
             if name == first_training:
-                check(config, folder)
+                check(config, folder, results)
             watching = watched(executor, tracker.watch(name))
             try:
-                missing += [f"{name}/{shard}" for shard in RUN[name](config, folder, watching).missing]
+                if name == "report":
+                    results = _report(config, results or RunResults.read(folder))
+                else:
+                    RUN[name](config, folder, watching)
+                    results = results.after(name) if results else RunResults.read(folder)
             except (WorkFailed, TimeIsUp):
-                tracker.log_stage(name, RunResults.read(folder))  # the part that has finished
+                results = RunResults.read(folder)
+                tracker.log_stage(name, results)  # the part that has finished
                 if name == "victim" and "report" in stages:
-                    _report_what_there_is(config, folder, tracker, executor)
+                    _report_what_there_is(config, results, tracker)
                 raise
             # The configuration of the finished stages, which may differ from this start's.
-            results = RunResults.read(folder)
             folder.write(
                 CONFIG, to_json(results.configuration(config) | {"executor": config.executor, "tracking_uri": config.tracking_uri})
             )
             tracker.log_stage(name, results)
-    return missing
+    return results or RunResults.read(folder)

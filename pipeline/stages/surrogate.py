@@ -36,10 +36,10 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
         TrainingFailed: training broke off for good.
     """
     section = recorded_training(config.surrogate) | recorded_views(config) | recorded_input(config.input_size)
-    stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=("pack",), overwrite=config.overwrite)
+    pack = Manifest.load(folder, "pack")
+    stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=(pack,), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
-    pack = Manifest.load(folder, "pack")
     if "protect" in config.stages:  # now, and not after hours of training
         protected_classes(config, pack.counts["classes"])
     resources = executor.connect(config.workers)

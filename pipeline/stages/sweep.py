@@ -37,7 +37,7 @@ class SweepResult:
     failed: dict[str, str]  # point -> cause
 
 
-def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor) -> SweepResult:
+def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Executor, shared: RunResults) -> SweepResult:
     """Finish every unfinished point, and compare all points.
 
     Args:
@@ -45,13 +45,14 @@ def execute(config: RunConfig, folder: Folder, tracker: Tracker, executor: Execu
         folder: of the run, which has a pack and a surrogate.
         tracker: of the run.
         executor: for the work of all points.
+        shared: what the run has measured, which the points share.
 
     Raises:
         ValueError: something the user can mend, such as a configuration that differs from the one a point was begun with.
         OSError: storage gave up.
     """
     asked = grid(config)
-    tracker.begin_sweep(RunResults.read(folder))
+    tracker.begin_sweep(shared)
     # Begun points come first: a changed configuration then stops the sweep before any new point uses it.
     ordered = sorted(asked, key=lambda wanted: not point(folder, wanted.name).exists(f"protect/{STARTED}"))
     missing: list[str] = []
@@ -80,7 +81,8 @@ def _conclude(config: RunConfig, asked: Sequence[GridPoint], folder: Folder, tra
 
     made_from = digest([[*(stage.digest for stage in of.manifests.values()), *of.unfinished.values()] for of in runs])
     section = {"made_from": made_from, "version": VERSION}
-    inputs = tuple(name for name in SHARED if any(name in measured.manifests for measured in runs))  # baselines need no surrogate
+    manifests = {name: manifest for measured in runs for name, manifest in measured.manifests.items()}
+    inputs = tuple(manifests[name] for name in SHARED if name in manifests)  # baselines need no surrogate
     stage = Stage(folder, COMPARISON, section, seed=config.seed, inputs=inputs, overwrite=True)
     if stage.manifest is None:
         write(compared, stage.folder, title=f"Sweep of {folder.path.rstrip('/').rsplit('/', 1)[-1]}")
@@ -96,7 +98,7 @@ def _run_point(wanted: GridPoint, run: Folder, tracker: Tracker, executor: Execu
     status = "FAILED"
     try:
         stages = [name for name in wanted.config.needed_stages if name in STAGES]
-        missing = run_stages(wanted.config, folder, nested, executor, stages)
+        missing = run_stages(wanted.config, folder, nested, executor, stages).missing_shards(stages)
         status = "FAILED" if missing else "FINISHED"
         return [f"sweep/{wanted.name}/{shard}" for shard in missing]
     finally:

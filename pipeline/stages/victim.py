@@ -96,16 +96,16 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
             configuration.
         WorkFailed: trials failed, after all others were finished.
     """
-    victim, inputs = config.victim, ("pack", "protect")
+    victim, pack, protect = config.victim, Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     section = without(deciding(victim), ("stored", "input_size")) | recorded_form(config) | recorded_input(victim_side(config))
     more = not config.overwrite and _asked_for_more(folder, section)
     if more and (done := RunResults.read(folder).manifests.get("victim")):
         log.info("victim: done before, under more countermeasures than these")
         return done
-    stage = Stage(folder, "victim", section, seed=config.seed, inputs=inputs, overwrite=config.overwrite or more, pieces_know=True)
+    overwrite = config.overwrite or more
+    stage = Stage(folder, "victim", section, seed=config.seed, inputs=(pack, protect), overwrite=overwrite, pieces_know=True)
     if stage.manifest:
         return stage.manifest
-    pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     if not pack.shards["test"]:
         raise ValueError("victims are measured on test images, and the packed data has none: pack with --pack.test-fraction 0.1")
     resources = executor.connect(config.workers)

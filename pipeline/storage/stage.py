@@ -139,7 +139,7 @@ class Stage:
         section: dict[str, Any],
         *,
         seed: int,
-        inputs: tuple[str, ...] = (),
+        inputs: Sequence[str | Manifest] = (),
         overwrite: bool = False,
         pieces_know: bool = False,
     ) -> None:
@@ -150,7 +150,7 @@ class Stage:
             name: the stage, which is also its folder's name.
             section: the configuration that decides the outcome, as JSON types.
             seed: the run's seed.
-            inputs: the stages this one reads.
+            inputs: the stages this one reads; their manifests, where they were read before.
             overwrite: whether a different configuration clears the folder instead of stopping.
             pieces_know: whether each piece records what it was made from. Then no piece is cleared, the stage finds out which still
                 fit, and it does not stop where only its inputs were made anew.
@@ -159,7 +159,8 @@ class Stage:
             ValueError: an input has not finished, the folder was made with another configuration, or it is not ours.
         """
         self.name, self.run, self.folder = name, run, run.child(name)
-        self.asked = {name: section, "seed": seed, "inputs": {i: Manifest.load(run, i).digest for i in inputs}}
+        read = [each if isinstance(each, Manifest) else Manifest.load(run, each) for each in inputs]
+        self.asked = {name: section, "seed": seed, "inputs": {manifest.stage: manifest.digest for manifest in read}}
         self.hash = digest(self.asked)
         self.manifest: Manifest | None = None
         self._pieces_know = pieces_know

@@ -94,8 +94,8 @@ def log_protect(parent: ParentRun, results: RunResults) -> Names:
         measured |= {"linf_levels": known["linf_levels"], "mean_images_per_second": manifest.timing.get("images_per_second", 0.0)}
         parent.store.log_metrics(run, measured)
         parent.store.log_files(run, {f"{name}.png": draw(LIGHT) for name, draw in image_drawings(results).items()})
-        places = results.samples.shown(results.count("protect", "classes"))
-        shown = [pair for _, pair in results.images(places)]
+        images = results.shown_images
+        shown = [pair for place, pair in images.pairs.items() if place in images.first]
         parent.store.log_images(run, "clean", [pair.clean for pair in shown])
         parent.store.log_images(run, "protected", [pair.protected for pair in shown])
         parent.end_child(about, manifest.digest)

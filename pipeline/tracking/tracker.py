@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from pipeline.config.marks import marked, without
@@ -99,6 +100,7 @@ class MlflowTracker:
         self._shown = False  # with where it comes from, by this start
         self._machine: Any = None
         self._said: RunLog | None = None
+        self._known: RunResults | None = None  # before the stage that comes next
         if above:
             self._run = ParentRun(above.store, folder, above.experiment, above)
         else:
@@ -109,7 +111,7 @@ class MlflowTracker:
         """Show the run as running, unless it is known already: then it goes on with the first thing that happens."""
         self._said = RunLog()
         try:
-            results = RunResults.read(self._folder)
+            results = self._known = RunResults.read(self._folder)
             if self._run.is_about(self._identity(results)):
                 return
         except Exception as error:  # what is wrong with the run, the stage that reads it will say
@@ -122,7 +124,9 @@ class MlflowTracker:
         """Return the watcher that logs a stage while it runs; of a point, only below a sweep's run."""
         if self._above and not self._above.id:
             return None
-        self._live = Live(stage, self._config, self._run, lambda: self._open(RunResults.read(self._folder)))
+        known = self._known
+        now = partial(known.before, stage) if known else partial(RunResults.read, self._folder)
+        self._live = Live(stage, self._config, self._run, lambda: self._open(now()))
         return self._live
 
     def _open(self, results: RunResults) -> None:
@@ -142,6 +146,7 @@ class MlflowTracker:
         If some victims failed, the others are logged. A tracker out of reach is an error in the log, not the end of the run: the
         next start logs what is missing. Without a sweep's run above it, nothing is logged of a point.
         """
+        self._known = results
         self._outbox.wait()  # for what is still on its way, which may change what was logged
         there = {stage: results.digest_of(stage) for stage in (name, *results.found)}
         news = any(content and self._run.logged(stage) != content for stage, content in there.items())

@@ -11,11 +11,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, product
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig
 from pipeline.config.seeds import derive
 from pipeline.shards.shard import Sample, read_shard
-from pipeline.shards.tables import read_table
+from pipeline.shards.tables import stream_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import SAMPLES
 from pipeline.storage.stage import Shard
@@ -78,9 +81,12 @@ def protected_labels(pack: Folder, shards: Sequence[Shard], classes: Collection[
         shards: the training shards.
         classes: labels of the protected classes.
     """
-    names = {shard.name for shard in shards}
-    rows = read_table(pack, SAMPLES, ["key", "label", "shard"]).to_pylist()
-    return {row["key"]: row["label"] for row in rows if row["shard"] in names and row["label"] in classes}
+    names, known = pa.array([shard.name for shard in shards], pa.string()), pa.array([*classes], pa.int64())
+    labels: dict[str, int] = {}
+    for batch in stream_table(pack, SAMPLES, ["key", "label", "shard"]):
+        found = batch.filter(pc.and_(pc.is_in(batch["shard"], names), pc.is_in(batch["label"], known)))
+        labels.update(zip(found["key"].to_pylist(), found["label"].to_pylist(), strict=True))
+    return labels
 
 
 @dataclass(frozen=True)

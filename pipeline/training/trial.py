@@ -31,8 +31,7 @@ from pipeline.training.batches import Batches, InMemory, Split, open_tests
 from pipeline.training.initial import new_network
 from pipeline.training.states import StateFile
 from pipeline.training.victim_images import VictimImages, loading
-from sep.countermeasures import registry as countermeasures
-from sep.countermeasures.registry import Data, Plan
+from sep.countermeasures.registry import Data, Plan, plan
 from sep.execution import share_memory, use_cpu
 from sep.fitting import Epoch, State, accuracy, fit
 from sep.linear_probe import features_of, linear_probe
@@ -61,7 +60,7 @@ class Trial:
     @property
     def trained(self) -> Trial:
         """The trial whose training gives this one's result too: clean images cannot be diluted, and a clean-only share is not protected."""
-        name, data = countermeasures.trained_as(self.countermeasure, self.data)
+        name, data = plan(self.countermeasure).trained_as(self.data)
         return replace(self, countermeasure=name, data=data)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound=TrainConfig)
 Data = Literal["clean", "protected"]
-DILUTED, CLEAN_ONLY = "dilution", "clean-only"
+CLEAN_ONLY = "clean-only"
 OTHERS, PRODUCT = "a network trained on other images", "the method and its budget"  # what an adversary has besides
-SHARE = re.compile(rf"({DILUTED}|{CLEAN_ONLY})-([1-9]\d?)")
 NUMBER = re.compile(r"(.+)-([1-9]\d*)")
 SET_ASIDE = 10  # percent of the images, for a diffusion model unless its name says how many
 
@@ -85,7 +84,7 @@ def purified_by_bridge(pairs: int) -> Countermeasure:
     return Countermeasure(fitted=bridge, known_pairs=pairs, costly=True, cost=2.0)
 
 
-SHARES: dict[str, Callable[[int], Countermeasure]] = {DILUTED: dilution, CLEAN_ONLY: clean_only}
+SHARES: dict[str, Callable[[int], Countermeasure]] = {"dilution": dilution, CLEAN_ONLY: clean_only}
 NUMBERED: dict[str, Callable[[int], Countermeasure]] = {"jpeg": jpeg_of, "webp": webp_of, "resize": resized_to, **SHARES}
 NUMBERED |= {"diffusion": purified_by_diffusion, "bridge": purified_by_bridge}
 MOST = {"bridge": 99_999}  # pairs; others end at 99 percent
@@ -132,9 +131,15 @@ VIEW_OF = {"grayscale": "gray", "bit-depth-2": "bits-2", "gaussian-blur": "blur"
 
 @dataclass(frozen=True)
 class Plan:
-    """Several countermeasures together, in the order given."""
+    """Several countermeasures together, in the order given: their names, such as `grayscale` and `jpeg-10`, and what they do."""
 
+    names: tuple[str, ...]
     parts: tuple[Countermeasure, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names without their numbers, which are strengths, shares or counts."""
+        return tuple(numbered[1] if (numbered := NUMBER.fullmatch(name)) else name for name in self.names)
 
     @property
     def on_images(self) -> list[Countermeasure]:
@@ -176,6 +181,25 @@ class Plan:
         return any(part.clean_only for part in self.parts)
 
     @property
+    def control(self) -> str:
+        """The countermeasure that trains on the clean images of a dilution alone."""
+        shares = [f"{CLEAN_ONLY}-{part.clean_percent}" if part.clean_percent else "" for part in self.parts]
+        return "+".join(share or name for share, name in zip(shares, self.names, strict=True))
+
+    def trained_as(self, data: Data) -> tuple[str, Data]:
+        """Return the countermeasure and the kind of images of the training with the same result, so that it is done only once.
+
+        Clean images cannot be diluted. Where clean images alone are trained on, the change to the others does not matter.
+        """
+        diluted = data == "clean" and not self.clean_only
+        names = [name for name, part in zip(self.names, self.parts, strict=True) if not (diluted and part.clean_percent)]
+        return "+".join(names) or "none", "clean" if self.clean_only else data
+
+    def crafted_for(self, views: Collection[str]) -> bool:
+        """Return whether a release that was crafted through these views was crafted for each of them; nothing is crafted for `none`."""
+        return self.names != ("none",) and all(VIEW_OF.get(name, name) in views for name in self.names)
+
+    @property
     def knowledge(self) -> str:
         """Their needs besides the release, in words; empty for nothing."""
         return " and ".join([OTHERS] * self.initial + [part.knowledge for part in self.parts if part.knowledge])
@@ -212,14 +236,15 @@ def _change(
     return levels, targets
 
 
+@cache
 def plan(name: str) -> Plan:
-    """Return the countermeasures of a name such as `grayscale+jpeg-10`, in that order.
+    """Return the countermeasures of a name such as `grayscale+jpeg-10`, in that order; no other place takes such a name apart.
 
     Raises:
         ValueError: one is unknown, or they cannot be combined.
     """
-    names = name.split("+")
-    parts = [_named(each) for each in names]
+    names = tuple(name.split("+"))
+    parts = tuple(map(_named, names))
     reason = ""
     if "none" in names and len(names) > 1:
         reason = "none is nothing"
@@ -235,7 +260,7 @@ def plan(name: str) -> Plan:
         reason = "a frozen network sees each image once, so that no batch is left to change"
     if reason:
         raise ValueError(f"countermeasure {name!r} cannot be: {reason}; known are {', '.join(COUNTERMEASURES)}")
-    return Plan(tuple(parts))
+    return Plan(names, parts)
 
 
 def stored_as(name: str) -> tuple[Countermeasure, ...]:
@@ -263,31 +288,3 @@ def _named(name: str) -> Countermeasure:
             "them joined by +"
         )
     return NUMBERED[numbered[1]](int(numbered[2]))
-
-
-def clean_share(name: str) -> str | None:
-    """Return the kind of share, of `SHARES`, that a countermeasure takes; None if it takes all protected images as they are."""
-    return next((share[1] for each in name.split("+") if (share := SHARE.fullmatch(each))), None)
-
-
-def crafted_for(name: str, views: Collection[str]) -> bool:
-    """Return whether a release that was crafted through these views was crafted for a countermeasure: for each of its parts, if several."""
-    return all(VIEW_OF.get(each, each) in views for each in name.split("+"))
-
-
-def control_of(name: str) -> str:
-    """Return the countermeasure that trains on the clean images of a dilution alone."""
-    return SHARE.sub(rf"{CLEAN_ONLY}-\2", name)
-
-
-def trained_as(name: str, data: Data) -> tuple[str, Data]:
-    """Return the countermeasure and the kind of images of the training with the same result, so that it is done only once.
-
-    Clean images cannot be diluted. Where clean images alone are trained on, the change to the others does not matter.
-    """
-    kind = clean_share(name)
-    if kind == CLEAN_ONLY:
-        return name, "clean"
-    if kind == DILUTED and data == "clean":
-        return "+".join(each for each in name.split("+") if not SHARE.fullmatch(each)) or "none", data
-    return name, data

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sep.choices import Targets
-from sep.countermeasures.registry import CLEAN_ONLY, clean_share
+from sep.countermeasures.registry import plan
 from sep.craft_config import OPTIONS, CraftConfig
 from sep.methods.registry import METHODS
 from tests.benchmarks.published import BY_METHOD, PUBLISHED
@@ -168,7 +168,7 @@ def countermeasures() -> str:
 
 def _on_release(ours: Card) -> str:
     """Return accuracy after the last epoch, peak and relabelled; blanks for a victim without images of the release."""
-    if clean_share(ours["countermeasure"]) == CLEAN_ONLY:
+    if plan(ours["countermeasure"]).clean_only:
         return "– | – | –"
     return f"{measured(ours, bold=True)} | {shown(ours['peak_accuracy'])} | {shown(ours['relabelled_accuracy'])}"
 

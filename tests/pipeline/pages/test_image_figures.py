@@ -8,6 +8,7 @@ import pytest
 from pipeline.pages import image_figures
 from pipeline.pages.canvas import DARK, LIGHT, Theme
 from pipeline.results.samples import ImagePair
+from pipeline.results.spectrum import Spectrum, magnitude
 from tests.fixtures.drawn import decoded, share
 
 
@@ -49,7 +50,7 @@ def test_every_measure_that_was_taken_has_its_panel() -> None:
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (24, 40), (7, 9)])
 def test_the_spectrum_of_a_wave_is_at_its_frequency_and_nowhere_else(height: int, width: int) -> None:
     wave = 8 * np.cos(2 * np.pi * 3 * np.arange(width) / width)[None, :, None] * np.ones((height, 1, 3))
-    found = image_figures.magnitude(wave)
+    found = magnitude(wave)
     middle = height // 2, width // 2
     assert found[middle[0], middle[1] + 3] == found.max() == pytest.approx(8 * height * width / 2)
     assert found[middle[0], middle[1] - 3] == pytest.approx(found.max())
@@ -63,9 +64,9 @@ def test_the_spectrum_of_noise_is_flat_and_that_of_the_images_falls() -> None:
     y, x = np.mgrid[:32, :32]
     clean = [np.repeat((128 + 60 * np.sin(x / 9 + k) * np.cos(y / 7))[..., None], 3, 2).astype(np.uint8) for k in range(40)]
     protected = [image + generator.integers(0, 9, image.shape, np.uint8) for image in clean]
-    found = image_figures.Spectrum()
+    found = Spectrum()
     for before, after in zip(clean, protected, strict=True):
-        found.add(ImagePair("", before, after))
+        found.add(before, after)
     change, image = (image_figures.by_frequency(total / found.count)[1] for total in (found.changes, found.images))
     assert change.max() < 1.3 * change.min()
     assert image[0] > 20 * image[-1]

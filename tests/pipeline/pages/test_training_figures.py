@@ -14,7 +14,10 @@ from pipeline.pages.canvas import DARK, LIGHT, Theme
 from pipeline.results.similarity import Similarity
 from pipeline.results.victims import pairs
 from sep.choices import NetworkName
+from sep.countermeasures.registry import COUNTERMEASURES, plan
 from tests.fixtures.drawn import decoded, share
+
+NAMES = [name for name in COUNTERMEASURES if not plan(name).clean_percent]
 
 
 def rows(accuracy: float, data: str, seeds: int = 2, network: str = "resnet8", countermeasure: str = "none") -> list[dict[str, object]]:
@@ -52,7 +55,7 @@ def matrix_of(networks: int, countermeasures: int) -> list[Any]:
     return [
         row
         for network in range(networks)
-        for name in ["none", *(f"countermeasure-{i}" for i in range(1, countermeasures))]
+        for name in NAMES[:countermeasures]
         for data, value in (("clean", 90.0), ("protected", 10.0))
         for row in rows(value, data, 3, f"network-{network}", name)
     ]
@@ -88,7 +91,7 @@ def close(picture: Any, colour: str) -> Any:
 
 
 def test_a_cell_that_was_not_measured_stays_empty() -> None:
-    some = [row for row in matrix_of(2, 2) if (row["network"], row["countermeasure"]) != ("network-1", "countermeasure-1")]
+    some = [row for row in matrix_of(2, 2) if (row["network"], row["countermeasure"]) != ("network-1", NAMES[1])]
     much = to_hex(canvas.shades(LIGHT)(0.9))
     whole, part = (share(decoded(training_figures.matrix(pairs(measured))), much, 4) for measured in (matrix_of(2, 2), some))
     assert part == pytest.approx(0.75 * whole, rel=0.1)

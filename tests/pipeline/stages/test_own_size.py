@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from pipeline.storage.stage import Manifest
 from pipeline.training.known_images import known_keys
 from pipeline.training.trial import Trial, VictimTask
 from pipeline.training.victim_images import VictimImages
-from sep.countermeasures.registry import COUNTERMEASURES, plan
+from sep.countermeasures.registry import Countermeasure, plan
 from sep.views.own_size import fixed_view
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import digests
@@ -184,11 +185,13 @@ def test_what_is_fitted_to_images_takes_pictures_of_their_own_size(
 
 
 @pytest.mark.parametrize("name", ["d-vae", "diffusion-20", "bridge-3"])
-def test_purifiers_take_pictures_of_their_own_size(trained: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_purifiers_take_pictures_of_their_own_size(
+    trained: tuple[RunConfig, Folder], put_countermeasure: Callable[[str, Countermeasure], None], name: str
+) -> None:
     config, folder = trained
     part = plan(name).parts[0]
     assert part.fitted is not None
-    monkeypatch.setitem(COUNTERMEASURES, name, replace(part, fitted=partial(part.fitted, steps=2)))  # type: ignore[call-arg]
+    put_countermeasure(name, replace(part, fitted=partial(part.fitted, steps=2)))  # type: ignore[call-arg]
     pack = Manifest.load(folder, "pack")
     released = replace(pack, counts={"classes": [0, 1, 2]})
     cells = [Trial("resnet8", "clean", each, 0) for each in ("none", name)]

@@ -24,6 +24,7 @@ from pipeline.results import summary
 from pipeline.results.commands import command
 from pipeline.results.findings import findings
 from pipeline.results.run_results import RunResults
+from pipeline.results.samples import image_pairs
 from pipeline.results.summary import headline
 from pipeline.shards.tables import read_table, rows_to_table, write_table
 from pipeline.stages import report
@@ -147,10 +148,10 @@ def test_images_that_were_released_as_they_are_say_nothing_about_quality(mixed_r
     assert headline(RunResults.read(folder))["psnr_db"] == pytest.approx(statistics.fmean(changed))
     results = RunResults.read(folder)
     places, places_changed = results.samples.shown([1, 2]), results.samples.changed
-    assert [image.class_name for _, image in results.images(places)] == ["horizontal", "vertical"]
+    assert [image.class_name for _, image in image_pairs(folder, results.manifests, places)] == ["horizontal", "vertical"]
     assert results.measured_images == 12
     assert len(places_changed) == 24
-    for _, image in results.images(places_changed):
+    for _, image in image_pairs(folder, results.manifests, places_changed):
         assert image.class_name != "diagonal"
         assert (image.clean != image.protected).any()
 

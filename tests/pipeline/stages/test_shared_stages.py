@@ -11,9 +11,10 @@ from cluster import session
 from cluster.executor import Executor
 from pipeline.config.presets import from_tree
 from pipeline.config.schema import RunConfig, StageName
-from pipeline.stages import job, sequence
-from pipeline.storage.folder import Folder
+from pipeline.stages import job, report, sequence
+from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
+from tests.fixtures.executors import LOCAL
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages that are run, replaced by ones that do nothing: `pack`, `steps-1/protect`, ..."""
     seen: list[str] = []
 
-    def pretended(name: StageName) -> Callable[[RunConfig, Folder, Executor], Manifest]:
-        def pretend(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
+    def pretended(name: StageName) -> Callable[[RunConfig, Run, Executor], Manifest]:
+        def pretend(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
             seen.append(f"{folder.path.rpartition('sweep/')[2]}/{name}" if "/sweep/" in folder.path else name)
             return Manifest(stage=name, asked={}, hash="", counts={})
 
@@ -30,7 +31,8 @@ def began(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in sequence.RUN:
         monkeypatch.setitem(sequence.RUN, name, pretended(name))
-    monkeypatch.setattr(sequence, "check", lambda config, folder: None)  # there are no images
+    monkeypatch.setattr(report, "write", lambda config, results: pretended("report")(config, results.folder, LOCAL))
+    monkeypatch.setattr(sequence, "check", lambda config, folder, results: None)  # there are no images
     monkeypatch.setattr(session, "close", lambda: None)
     return seen
 

@@ -36,7 +36,7 @@ def go(config: RunConfig, folder: Folder, *, logged: bool = False) -> sweep.Swee
     try:
         for name in ("pack", "surrogate") if logged else ():
             tracker.log_stage(name, RunResults.read(folder))
-        return sweep.execute(config, folder, tracker, LOCAL)
+        return sweep.execute(config, folder, tracker, LOCAL, RunResults.read(folder))
     finally:
         tracker.close("FINISHED")
 

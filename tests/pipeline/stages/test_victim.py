@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pipeline.training.networks import build_network
 from pipeline.training.states import to_bytes
 from pipeline.training.victim_images import VictimImages
 from sep.countermeasures.projection import directions, fit
-from sep.countermeasures.registry import COUNTERMEASURES
+from sep.countermeasures.registry import COUNTERMEASURES, Countermeasure
 from sep.countermeasures.registry import plan as countermeasure_plan
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
@@ -73,7 +74,9 @@ def test_a_victim_that_diverges_is_named_and_counts_as_none(released: tuple[RunC
     assert not any(name.startswith("resnet8") for name in folder.child("victim").names())
 
 
-def test_what_decides_a_trial_is_what_it_was_made_from(striped: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_decides_a_trial_is_what_it_was_made_from(
+    striped: tuple[RunConfig, Folder], put_countermeasure: Callable[[str, Countermeasure], None]
+) -> None:
     config, folder = striped
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
 
@@ -84,7 +87,7 @@ def test_what_decides_a_trial_is_what_it_was_made_from(striped: tuple[RunConfig,
     first = made_from()
     assert first == made_from(memory_limit_mb=2001)  # the images fit in memory either way
     assert len({first, made_from(seed=1), made_from(memory_limit_mb=0), made_from("mixup")}) == 4
-    monkeypatch.setitem(COUNTERMEASURES, "cutout", replace(COUNTERMEASURES["cutout"], revision=1))
+    put_countermeasure("cutout", replace(COUNTERMEASURES["cutout"], revision=1))
     assert made_from() != first
     assert made_from("grayscale") == made_from("grayscale")
 

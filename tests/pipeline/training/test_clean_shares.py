@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.shards import tables
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import CorruptShard, Sample, write_shard
 from pipeline.shards.tables import rows_to_table, write_table
@@ -74,8 +75,11 @@ def test_exactly_the_chosen_images_are_clean(release: tuple[Folder, Folder, list
         assert int(label) == number % 4
 
 
-def test_only_released_images_of_protected_classes_count(release: tuple[Folder, Folder, list[Shard], list[Shard]]) -> None:
+def test_only_released_images_of_protected_classes_count(
+    release: tuple[Folder, Folder, list[Shard], list[Shard]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pack, _, _, protected = release
+    monkeypatch.setattr(tables, "BATCH", 7)  # rows, of 41
     labels = protected_labels(pack, protected[1:], (1, 3))
     assert len(labels) == 10
     assert all(20 <= int(key) < 40 and int(key) % 4 == label for key, label in labels.items())

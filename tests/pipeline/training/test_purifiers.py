@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +20,7 @@ from pipeline.training.batches import unchanged
 from pipeline.training.known_images import Without, check_known_images, known_images, known_keys
 from pipeline.training.trial import Trial
 from pipeline.training.victim_images import VictimImages
-from sep.countermeasures.registry import COUNTERMEASURES, Countermeasure, plan
+from sep.countermeasures.registry import Countermeasure, plan
 from sep.pictures import one_size
 from tests.fixtures import shortcut_run
 from tests.fixtures.shortcut_run import CLASSES, TRAIN, accuracy
@@ -42,12 +43,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short(put_countermeasure: Callable[[str, Countermeasure], None]) -> None:
     """Let purifiers learn for few steps."""
     for name, steps in STEPS.items():
         part = plan(name).parts[0]
         assert part.fitted is not None
-        monkeypatch.setitem(COUNTERMEASURES, name, replace(part, fitted=partial(part.fitted, steps=steps)))  # type: ignore[call-arg]
+        put_countermeasure(name, replace(part, fitted=partial(part.fitted, steps=steps)))  # type: ignore[call-arg]
 
 
 def known(name: str) -> Countermeasure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from sep.at_rest import AtRest
 from sep.countermeasures import preprocessing
-from sep.countermeasures.registry import COUNTERMEASURES, clean_share, control_of, plan, trained_as
+from sep.countermeasures.registry import COUNTERMEASURES, plan
 from sep.fitting import optimiser, train_epoch
 from sep.models import build
 from sep.train_config import TrainConfig
 from sep.views.registry import VIEWS, view
 
+ROOT = Path(__file__).parents[3]
 STORED = [name for name, countermeasure in COUNTERMEASURES.items() if countermeasure.stored]
 
 
@@ -201,25 +202,30 @@ def test_known_images_are_a_percentage_or_a_number_of_pairs() -> None:
 
 
 def test_trainings_that_come_to_the_same_are_known() -> None:
-    assert trained_as("dilution-10", "clean") == ("none", "clean")
-    assert trained_as("dilution-10+cutmix", "clean") == ("cutmix", "clean")
-    assert trained_as("dilution-10", "protected") == ("dilution-10", "protected")
-    assert (
-        trained_as("clean-only-10+cutmix", "clean") == trained_as("clean-only-10+cutmix", "protected") == ("clean-only-10+cutmix", "clean")
-    )
+    assert plan("dilution-10").trained_as("clean") == ("none", "clean")
+    assert plan("dilution-10+cutmix").trained_as("clean") == ("cutmix", "clean")
+    assert plan("dilution-10").trained_as("protected") == ("dilution-10", "protected")
     for data in ("clean", "protected"):
-        assert trained_as("jpeg-10+grayscale", data) == ("jpeg-10+grayscale", data)
+        assert plan("clean-only-10+cutmix").trained_as(data) == ("clean-only-10+cutmix", "clean")
+        assert plan("jpeg-10+grayscale").trained_as(data) == ("jpeg-10+grayscale", data)
 
 
 def test_a_dilution_has_its_control() -> None:
-    assert control_of("cutmix+dilution-7") == "cutmix+clean-only-7"
-    assert plan(control_of("dilution-7")).clean_percent == 7
-    assert [clean_share(name) for name in ("none", "jpeg-10", "cutmix+dilution-7", "clean-only-7")] == [
-        None,
-        None,
-        "dilution",
-        "clean-only",
-    ]
+    assert plan("cutmix+dilution-7").control == "cutmix+clean-only-7"
+    assert plan(plan("dilution-7").control).clean_percent == 7
+    assert [plan(name).clean_percent for name in ("none", "jpeg-10", "cutmix+dilution-7", "clean-only-7")] == [0, 0, 7, 7]
+
+
+def test_a_name_is_taken_apart_once() -> None:
+    named = plan("jpeg-10+gaussian-blur+bit-depth-2")
+    assert plan("jpeg-10+gaussian-blur+bit-depth-2") is named
+    assert named.names == ("jpeg-10", "gaussian-blur", "bit-depth-2")
+    assert named.kinds == ("jpeg", "gaussian-blur", "bit-depth")
+    assert named.crafted_for(["blur", "jpeg-10", "bits-2"])
+    assert not named.crafted_for(["blur", "bits-2"])
+    assert not plan("none").crafted_for(["none"])
+    splits = {path.name for room in ("sep", "pipeline") for path in (ROOT / room).rglob("*.py") if 'split("+")' in path.read_text()}
+    assert splits == {"registry.py", "sweep_grid.py"}  # the latter splits the values of any setting that is a list
 
 
 @pytest.mark.parametrize(
