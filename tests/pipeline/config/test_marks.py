@@ -14,7 +14,6 @@ from pipeline.storage.records import flatten
 
 OTHER: dict[str, Any] = {  # a value other than the default, for every field marked SPEED
     "workers": 3,
-    "memory_limit_mb": 7,
     "cache_gb": 7.0,
     "surrogate.recorded": False,
     "protect.batch_size": 5,
