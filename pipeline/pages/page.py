@@ -10,8 +10,8 @@ from datetime import UTC
 from functools import partial
 from typing import Any
 
-import yaml
-
+from pipeline.config import settings_file
+from pipeline.config.marks import without
 from pipeline.config.schema import UNTRACKED, RunConfig
 from pipeline.pages import html
 from pipeline.pages.alt_texts import alt_texts
@@ -67,7 +67,7 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
         countered_prefix=COUNTERED,
         command=command(tree),
-        settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
+        settings=settings_file.text(without(tree, ["config"])),
         versions={"python": platform.python_version(), **list(found.values())[-1].versions},
     )
 
