@@ -61,6 +61,7 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         made_with=made_with(results) if "protect" in found else "",
         released=_released(results),
         detection=Detection.of(results.found["detect"]) if "detect" in results.found else None,
+        certificate=results.found.get("certify"),
         protection=_protection(results) if "protect" in found else {},
         refused=refusals.first,
         reasons=refusals.reasons[:SHOWN_REASONS],

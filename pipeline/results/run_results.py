@@ -23,7 +23,7 @@ from pipeline.results.similarity import Similarity, read_similarities
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import read_table, stream_table
 from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RECORDS, RESULTS, SAMPLES, UNFINISHED, trial_name, trial_record
-from pipeline.storage.records import digest
+from pipeline.storage.records import digest, release_of
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest, read_started
 from sep.budget import Budget
@@ -101,10 +101,9 @@ class RunResults:
         return {command: found for command in RECORDS if (found := self._found(command)) is not None}
 
     def _found(self, command: str) -> Mapping[str, Any] | None:
-        name, release = RECORDS[command]
         try:
-            found: dict[str, Any] = json.loads(self.folder.read(name))
-            return found if found[release] == self.digest_of("protect") else None
+            found: dict[str, Any] = json.loads(self.folder.read(RECORDS[command]))
+            return found if release_of(found) == self.digest_of("protect") else None
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
