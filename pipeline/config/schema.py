@@ -239,7 +239,7 @@ class RunConfig:
     in one more for each core"""
     minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after so many minutes: the run ends with exit code 3, and the same command goes on"""
-    memory_limit_mb: int = 2000
+    memory_limit_mb: Annotated[int, Mark.LIMIT] = 2000
     """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream, in batches of their own"""
     cache_gb: Annotated[float, Mark.SPEED] = 20.0
     """streamed data sets: keep up to so many gigabytes of decoded images on each machine's own disk, in the folder for temporary

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.marks import without
+from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import ProtectConfig, RunConfig, VictimConfig, to_tree
 from pipeline.results.samples import ImagePair, Place, ProtectedSamples, image_pairs
 from pipeline.results.similarity import Similarity, read_similarities
@@ -223,9 +223,9 @@ class RunResults:
     def configuration(self, config: RunConfig) -> dict[str, Any]:
         """Return the tree of settings that made what was measured: the stages' own records win over the present command line.
 
-        Settings that decide nothing are left out: the executor, its time, and the tracking URI, which may carry credentials.
+        Settings that decide only how fast, or what one start does, are left out.
         """
-        tree = without(to_tree(replace(config, protect=config.protect.resolved())), ("tracking_uri", "executor", "minutes"))
+        tree = without(to_tree(replace(config, protect=config.protect.resolved())), marked(RunConfig, Mark.SPEED, Mark.START))
         asked: dict[str, Mapping[str, Any]] = {stage: manifest.asked for stage, manifest in self.manifests.items()}
         if "pack" in asked:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}

@@ -7,7 +7,7 @@ folders of their own inside the run.
 from __future__ import annotations
 
 # In the folder of the run
-CONFIG = "config.json"  # the configuration that the finished stages were made with
+CONFIG = "config.json"  # the configuration that the finished stages were made with, and how the last start ran it
 VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
 CERTIFIED = "certificate.json"  # of certify.py: the certificate, and the digest of the release that it is for
 DETECTION = "detection.json"  # how well detectors tell the release from clean pictures, and the digest of the release

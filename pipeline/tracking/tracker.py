@@ -186,7 +186,7 @@ class MlflowTracker:
 
     def _identity(self, results: RunResults) -> Identity:
         """Return what the MLflow run is about: settings that decide what is made, and the images."""
-        tree = without(results.configuration(self._config), (*marked(RunConfig), "memory_limit_mb"))  # what follows from it, stages record
+        tree = without(results.configuration(self._config), marked(RunConfig))
         hidden = self._of_points(results)
         shared, absent = _tags(tree, results), frozenset(name for name, settings in FOLLOWS_FROM.items() if settings & hidden)
         own = {name: ", ".join(tree["victim"][f"{name}s"]) for name in ("network", "countermeasure")}
