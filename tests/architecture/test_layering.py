@@ -161,6 +161,12 @@ for name in {sorted(ENTRY_POINTS)}:
     assert "--protect.method" in done.stdout
 
 
+def test_sep_uses_pillow_in_one_place_which_torchvision_has_no_codec_for() -> None:
+    """It cannot be blocked below: torchvision itself imports it."""
+    by = {name for name in MODULES if name.startswith("sep") and "to_pil_image" in MODULES[name].read_text()}
+    assert by == {"sep.countermeasures.preprocessing"}
+
+
 def test_sep_needs_nothing_but_torch() -> None:
     """Import every module of it while all other libraries of the project are out of reach."""
     modules = [name for name in MODULES if name.startswith("sep")]
