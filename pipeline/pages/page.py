@@ -21,7 +21,6 @@ from pipeline.results.detection import Detection
 from pipeline.results.findings import findings, made_with, on_missing, scope, surrogates
 from pipeline.results.machine import code_version, hardware
 from pipeline.results.next_steps import next_steps
-from pipeline.results.published import published_against
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.results.thresholds import interval
@@ -29,6 +28,7 @@ from pipeline.results.verdict import verdict
 from pipeline.storage.layout import MANIFEST
 from pipeline.storage.run import sweep_of
 from sep.countermeasures.registry import crafted_for
+from sep.methods.registry import METHODS
 
 SHOWN_REASONS = 10
 
@@ -56,7 +56,7 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         steps=next_steps(config if config.tracking_uri == UNTRACKED else replace(config, tracking_uri=None), results),
         interval=partial(interval, tests=results.measured_images) if results.of_release else None,
         facts=_facts(results),
-        published=published_against(results.count("protect", "method") or ""),
+        published=METHODS[results.count("protect", "method")].undone if "protect" in found else "",
         surrogates=surrogates(results) if "protect" in found else "",
         made_with=made_with(results) if "protect" in found else "",
         released=_released(results),

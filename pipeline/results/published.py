@@ -18,25 +18,9 @@ PUBLISHED_FOR = (
     "CIFAR-10 as first released, without loss, and SEP at its best, whichever of its methods is used here; "
     "images that went through JPEG, or other data, are another problem"
 )
-
-# What undid a method where it was published, in a sentence for the page of a release that was made by it.
-UNDONE = {
-    "sep": (
-        "Published for SEP at 8/255 on CIFAR-10 (ResNet18): a victim whose trainer first recompresses the images as JPEG of quality 10 "
-        "reaches 84.4 %; clean images treated alike give 85.4 % (Image Shortcut Squeezing)."
-    ),
-    "tap": "Published for TAP at 8/255 on CIFAR-10 (ResNet18): a victim reaches 79.9 % under adversarial training (APBench).",
-}
-
-
 # Settings in which a run may differ from the paper's protocol, beside those that decide only how fast: each budget has a figure of its own,
 # kernels and precision round differently, and other seeds and countermeasures are further victims.
 FREE = ("eps_levels", "precision", "kernels", "seeds", "countermeasures")
-
-
-def published_against(method: str) -> str:
-    """Return what was published against this method, or against the one that it is a variant of; nothing where we know of none."""
-    return UNDONE.get(method.split("-")[0], "")
 
 
 def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
