@@ -39,9 +39,13 @@ def _certify_run(
     from pipeline.results.certificate import Terms  # here and below: loads scipy and torch, for which `--help` need not wait
 
     terms = Terms(q=q, eta=eta, sigma=sigma, draws=draws, confidence=confidence)
+    from pipeline.stages import outcome
     from pipeline.stages.certificate import certify
 
-    print(certify(existing_run(run), terms, network))
+    folder = existing_run(run)
+    certificate = certify(folder, terms, network)
+    outcome.show(folder, "certify")
+    print(certificate)
     return 0
 
 

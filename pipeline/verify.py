@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config.flags import call
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import VERIFIED
+from pipeline.storage.layout import RELEASE, VERIFIED
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run, additions, existing_run
 from pipeline.storage.stage import Manifest
@@ -56,7 +56,7 @@ def _record(folder: Run, outcome: dict[str, Any]) -> None:
     from pipeline.stages.outcome import show
 
     try:
-        folder.write(VERIFIED, to_json({"release": Manifest.load(folder, "protect").digest, **outcome}))
+        folder.write(VERIFIED, to_json({RELEASE: Manifest.load(folder, "protect").digest, **outcome}))
     except (ValueError, OSError) as error:  # storage that may only be read
         print(f"the outcome is not with the run: {error}", file=sys.stderr)
     else:

@@ -1,4 +1,4 @@
-"""Marks on the fields of the schema: settings that do not decide what a run is.
+"""Marks on the fields of the schema: settings that do not decide, by their value, what a run is.
 
 A field is marked where it is declared, `workers: Annotated[int | None, Mark.SPEED]`. Stage sections, the identity of a run in MLflow,
 printed commands and cards all read the marks, so that a new field needs no second list.
@@ -18,10 +18,12 @@ class Mark(Enum):
     Attributes:
         SPEED: the setting decides how fast the work is done, and on how much of the machine.
         START: the setting says what one start of the command does.
+        LIMIT: the setting decides by what follows from it alone, such as whether images stream, which stages record.
     """
 
     SPEED = "speed"
     START = "start"
+    LIMIT = "limit"
 
 
 def marked(config: type, *marks: Mark) -> tuple[str, ...]:

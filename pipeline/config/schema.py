@@ -240,8 +240,8 @@ class RunConfig:
     needs no GPU"""
     minutes: Annotated[float | None, Mark.START] = None
     """begin no shard, epoch or trial after this many minutes: the run ends with exit code 3, and the same command continues it"""
-    memory_limit_mb: Annotated[int, Mark.SPEED] = 2000
-    """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream"""
+    memory_limit_mb: Annotated[int, Mark.LIMIT] = 2000
+    """data sets up to this size, decoded, are held in memory by each training worker; larger ones stream, in batches of their own"""
     cache_gb: Annotated[float, Mark.SPEED] = 20.0
     """streamed data sets: store up to this many gigabytes of decoded images on each machine's own disk, in the folder for temporary
     files (TMPDIR), and never more than half of what is free there; 0: decode them again in every epoch"""

@@ -22,8 +22,8 @@ from pipeline.operations.roc import area
 from pipeline.shards.shard import CorruptShard, Sample, read_shard
 from pipeline.shards.tables import read_table
 from pipeline.shards.tensors import to_images
-from pipeline.storage.layout import CHOSEN, DETECTION
-from pipeline.storage.records import to_json
+from pipeline.storage.layout import CHOSEN, DETECTION, RELEASE
+from pipeline.storage.records import release_of, to_json
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest, Shard
 from sep.detection.classifier import convolutional, linear
@@ -91,7 +91,7 @@ def detect(
     asked = Asked(usual_images(pack, side) if images is None else images, seed, split)
     if asked.images < LEAST:
         raise ValueError(f"--images: expected at least {LEAST}, half of them to learn from and half to judge; got {asked.images}")
-    record = {"release": release.digest, "asked": asdict(asked), "detectors": []} | _earlier(run, release.digest, asked)
+    record = {RELEASE: release.digest, "asked": asdict(asked), "detectors": []} | _earlier(run, release.digest, asked)
     finished = {row["name"] for row in record["detectors"]}
     missing = [name for name in names or DETECTORS if name not in finished]
     if not missing:
@@ -117,7 +117,7 @@ def _earlier(run: Run, release: str, asked: Asked) -> dict[str, Any]:
     """Return the record of an earlier start, if it is of this release and of the same settings."""
     try:
         found: dict[str, Any] = json.loads(run.read(DETECTION))
-        return found if (found["release"], found["asked"]) == (release, asdict(asked)) else {}
+        return found if (release_of(found), found["asked"]) == (release, asdict(asked)) else {}
     except (FileNotFoundError, ValueError, KeyError):
         return {}
 

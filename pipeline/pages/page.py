@@ -10,8 +10,8 @@ from datetime import UTC
 from functools import partial
 from typing import Any
 
-import yaml
-
+from pipeline.config import settings_file
+from pipeline.config.marks import without
 from pipeline.config.schema import UNTRACKED, RunConfig
 from pipeline.pages import html
 from pipeline.pages.alt_texts import alt_texts
@@ -21,7 +21,6 @@ from pipeline.results.detection import Detection
 from pipeline.results.findings import findings, made_with, on_missing, scope, surrogates
 from pipeline.results.machine import code_version, hardware
 from pipeline.results.next_steps import next_steps
-from pipeline.results.published import published_against
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import headline
 from pipeline.results.thresholds import interval
@@ -29,6 +28,7 @@ from pipeline.results.verdict import verdict
 from pipeline.storage.layout import MANIFEST
 from pipeline.storage.run import sweep_of
 from sep.countermeasures.registry import plan
+from sep.methods.registry import METHODS
 
 SHOWN_REASONS = 10
 
@@ -56,18 +56,19 @@ def render(config: RunConfig, results: RunResults, drawn: Mapping[str, Mapping[s
         steps=next_steps(config if config.tracking_uri == UNTRACKED else replace(config, tracking_uri=None), results),
         interval=partial(interval, tests=results.measured_images) if results.of_release else None,
         facts=_facts(results),
-        published=published_against(results.count("protect", "method") or ""),
+        published=METHODS[results.count("protect", "method")].undone if "protect" in found else "",
         surrogates=surrogates(results) if "protect" in found else "",
         made_with=made_with(results) if "protect" in found else "",
         released=_released(results),
         detection=Detection.of(results.found["detect"]) if "detect" in results.found else None,
+        certificate=results.found.get("certify"),
         protection=_protection(results) if "protect" in found else {},
         refused=refusals.first,
         reasons=refusals.reasons[:SHOWN_REASONS],
         pictures={name: {theme: base64.b64encode(drawn[theme][name]).decode() for theme in drawn} for name in drawn["light"]},
         countered_prefix=COUNTERED,
         command=command(tree),
-        settings=yaml.safe_dump({k: v for k, v in tree.items() if k != "config"}, sort_keys=False, allow_unicode=True),
+        settings=settings_file.text(without(tree, ["config"])),
         versions={"python": platform.python_version(), **list(found.values())[-1].versions},
     )
 

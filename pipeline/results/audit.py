@@ -13,6 +13,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.thresholds import interval, lost, much
 from pipeline.results.verdict import uncertain
 from pipeline.results.victims import Spread, TrialStats, VictimPair
+from pipeline.storage.layout import RELEASE
 from pipeline.storage.records import shown
 from sep.countermeasures.registry import plan
 
@@ -219,7 +220,7 @@ def card(found: Audit) -> dict[str, Any]:
     return {
         "run": results.folder.path.rstrip("/").rpartition("/")[2],
         "data_sha256": results.data_digest,
-        "release_sha256": protect.digest,
+        RELEASE: protect.digest,
         "method": results.count("protect", "method"),
         "budget": str(results.budget),
         "views": results.count("protect", "views") or ["none"],

@@ -105,7 +105,7 @@ class Certificate:
     Attributes:
         terms: what is certified.
         network: architecture.
-        release: digest of the release.
+        release_sha256: digest of the release.
         protected: trained on the release.
         clean: trained on the originals, from the same start.
         distance: between the parameters of the two networks.
@@ -115,7 +115,7 @@ class Certificate:
 
     terms: Terms
     network: str
-    release: str
+    release_sha256: str
     protected: Certified
     clean: Certified
     distance: float

@@ -17,8 +17,8 @@ from pipeline.config.schema import RunConfig, to_tree
 from pipeline.storage.records import flatten
 
 PROJECT = Path(__file__).resolve().parents[2]
-# Marked settings decide nothing about what is made, but these two: which stages there are, and which point of a sweep it is.
-UNTOLD = {"preset", *marked(RunConfig)} - {"stages", "sweep"}
+# These settings decide nothing about what is made, but two: which stages there are, and which point of a sweep it is.
+UNTOLD = {"preset", *marked(RunConfig, Mark.SPEED, Mark.START)} - {"stages", "sweep"}
 
 
 def command(tree: Mapping[str, Any]) -> str:
@@ -53,7 +53,7 @@ def same_way(config: RunConfig) -> str:
 
 def _told_by_sweep(tree: Mapping[str, Any]) -> set[str]:
     """Return the swept settings that need no flag besides; none where the preset's values of them do not go with the other settings."""
-    swept = {text.partition("=")[0].replace("-", "_") for text in tree["sweep"]}
+    swept = {text.partition("=")[0].replace("-", "_") for text in tree.get("sweep", ())}
     others = {name: value for name, value in tree["protect"].items() if f"protect.{name}" not in swept}
     try:
         from_tree({**tree, "protect": others})

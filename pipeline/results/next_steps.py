@@ -42,6 +42,9 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
     steps.append(Step("verify", check, f"python pipeline/verify.py --run {where}"))
     if label == "does not hold":
         return [*steps, Step("publish", "not this release as a protected one: it teaches nearly what the originals teach")]
+    if results.of_release and "certify" not in results.found:
+        bound = "bound what networks near one that is trained on the release can learn"
+        steps.append(Step("certify", bound, f"python pipeline/certify.py --run {where}"))
     return [
         *steps,
         Step("export", "write the images of the release as files", f"python pipeline/export.py --run {where} --to {export_to}"),

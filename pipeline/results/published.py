@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipeline.config.marks import without
 from pipeline.config.presets import preset
-from pipeline.config.schema import ProtectConfig, RunConfig
+from pipeline.config.schema import RunConfig, deciding
 from sep.views.registry import PLAIN
 
 # Accuracy of a ResNet18 after the last epoch, in percent. SEP, abstract, for 2/255, with its clean victim; Image Shortcut Squeezing
@@ -17,20 +18,9 @@ PUBLISHED_FOR = (
     "CIFAR-10 as first released, without loss, and SEP at its best, whichever of its methods is used here; "
     "images that went through JPEG, or other data, are another problem"
 )
-
-# What undid a method where it was published, in a sentence for the page of a release that was made by it.
-UNDONE = {
-    "sep": (
-        "Published for SEP at 8/255 on CIFAR-10 (ResNet18): a victim whose trainer first recompresses the images as JPEG of quality 10 "
-        "reaches 84.4 %; clean images treated alike give 85.4 % (Image Shortcut Squeezing)."
-    ),
-    "tap": "Published for TAP at 8/255 on CIFAR-10 (ResNet18): a victim reaches 79.9 % under adversarial training (APBench).",
-}
-
-
-def published_against(method: str) -> str:
-    """Return what was published against this method, or against the one that it is a variant of; nothing where we know of none."""
-    return UNDONE.get(method.split("-")[0], "")
+# Settings in which a run may differ from the paper's protocol, beside those that decide only how fast: each budget has a figure of its own,
+# kernels and precision round differently, and other seeds and countermeasures are further victims.
+FREE = ("eps_levels", "precision", "kernels", "seeds", "countermeasures")
 
 
 def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
@@ -41,18 +31,16 @@ def follows_the_paper(config: RunConfig, images: Mapping[str, Any]) -> bool:
         images: counts of the pack stage.
     """
 
-    def deciding(protect: ProtectConfig) -> ProtectConfig:
-        free: dict[str, Any] = {"eps_levels": 8, "precision": "auto", "kernels": "fused", "batch_size": "auto", "tasks_per_gpu": 1}
-        return replace(protect.resolved(), inner_steps=protect.inner_steps or protect.kind.usual, **free)
+    def compared(of: RunConfig) -> list[dict[str, Any]]:
+        protect = replace(of.protect.resolved(), inner_steps=of.protect.inner_steps or of.protect.kind.usual)
+        return [without(deciding(section), FREE) for section in (of.surrogate, protect, of.victim)]
 
     paper, size = preset("paper"), (images["train"], images["test"], len(images["classes"]), images["height"], images["width"])
-    victim = replace(config.victim, seeds=(0,), countermeasures=("none",), precision="auto", recorded=True, trials_per_gpu=1)
     return (
         size == (50_000, 10_000, 10, 32, 32)
         and config.protect.kind.checkpoints is None
         and config.protect.kind.members_per_step is None
         and config.views == PLAIN
         and config.input_size is None
-        and deciding(config.protect) == deciding(replace(paper.protect, method=config.protect.method))
-        and (replace(config.surrogate, precision="auto", recorded=True), victim) == (paper.surrogate, paper.victim)
+        and compared(config) == compared(replace(paper, protect=replace(paper.protect, method=config.protect.method)))
     )

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config.marks import without
+from pipeline.config.marks import Mark, marked, without
 from pipeline.config.schema import ProtectConfig, RunConfig, VictimConfig, to_tree
 from pipeline.results.samples import ProtectedSamples, ShownImages
 from pipeline.results.similarity import Similarity, read_similarities
@@ -24,7 +24,7 @@ from pipeline.results.stage_records import Manifests, current, read_manifests, r
 from pipeline.results.victims import Row, TrialStats, VictimPair, pairs
 from pipeline.shards.tables import stream_table
 from pipeline.storage.layout import CHECKPOINTS, MANIFEST, QUARANTINE, RECORDS, SAMPLES, trial_name, trial_record
-from pipeline.storage.records import digest
+from pipeline.storage.records import digest, release_of
 from pipeline.storage.run import Run, settings
 from pipeline.storage.stage import Manifest
 from sep.budget import Budget
@@ -142,10 +142,9 @@ class RunResults:
         return {command: found for command in commands if (found := self._found(command)) is not None}
 
     def _found(self, command: str) -> Mapping[str, Any] | None:
-        name, release = RECORDS[command]
         try:
-            found: dict[str, Any] = json.loads(self.folder.read(name))
-            return found if found[release] == self.digest_of("protect") else None
+            found: dict[str, Any] = json.loads(self.folder.read(RECORDS[command]))
+            return found if release_of(found) == self.digest_of("protect") else None
         except (FileNotFoundError, ValueError, KeyError):
             return None
 
@@ -266,9 +265,9 @@ class RunResults:
     def configuration(self, config: RunConfig) -> dict[str, Any]:
         """Return the tree of settings that made what was measured: the stages' own records win over the present command line.
 
-        Settings that decide nothing are left out: the executor, its time, and the tracking URI, which may carry credentials.
+        Settings that decide only how fast, or what one start does, are left out.
         """
-        tree = without(to_tree(replace(config, protect=config.protect.resolved())), ("tracking_uri", "executor", "minutes"))
+        tree = without(to_tree(replace(config, protect=config.protect.resolved())), marked(RunConfig, Mark.SPEED, Mark.START))
         asked: dict[str, Mapping[str, Any]] = {stage: manifest.asked for stage, manifest in self.manifests.items()}
         if "pack" in asked:
             tree |= {"data": asked["pack"].get("pack", {}).get("data", tree["data"]), "seed": asked["pack"]["seed"]}

@@ -20,7 +20,6 @@ from pipeline.config.seeds import generator
 from pipeline.results.certificate import Certificate, Certified, Terms
 from pipeline.results.run_results import RunResults
 from pipeline.shards.sizes import image_bytes
-from pipeline.stages.victim import task_of
 from pipeline.storage.driver_lock import driver_lock
 from pipeline.storage.layout import CERTIFICATE, CERTIFIED
 from pipeline.storage.records import to_json
@@ -29,7 +28,7 @@ from pipeline.storage.stage import Manifest
 from pipeline.training.batches import open_tests
 from pipeline.training.networks import build_network
 from pipeline.training.states import StateFile
-from pipeline.training.trial import Trial, VictimTask, epochs_of
+from pipeline.training.trial import Trial, VictimTask, epochs_of, task_of
 from pipeline.training.victim_images import loading
 from sep.certificate import distance, smoothed_accuracies
 from sep.countermeasures.registry import Data
@@ -67,7 +66,7 @@ def certify(run: Run, terms: Terms, network: str | None = None) -> Certificate:
         certificate = Certificate(
             terms=terms,
             network=name,
-            release=protect.digest,
+            release_sha256=protect.digest,
             protected=found["protected"],
             clean=found["clean"],
             distance=distance(networks["protected"], networks["clean"]),

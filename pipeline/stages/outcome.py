@@ -19,7 +19,7 @@ def show(run: Run, command: str) -> None:
 
     Args:
         run: with the record of the command.
-        command: `verify`, `audit` or `detect`.
+        command: `verify`, `audit`, `detect` or `certify`.
     """
     try:
         with driver_lock(run.parent if isinstance(run, Point) else run):

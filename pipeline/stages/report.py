@@ -16,7 +16,7 @@ from pipeline.storage.stage import Manifest, Stage
 
 log = logging.getLogger(__name__)
 
-VERSION = 6  # of the page and its pictures; raised with what they show, so that a report of an earlier version is made again
+VERSION = 7  # of the page and its pictures; raised with what they show, so that a report of an earlier version is made again
 
 
 def execute(config: RunConfig, folder: Run) -> Manifest:
@@ -36,6 +36,7 @@ def write(config: RunConfig, results: RunResults) -> Manifest:
     # A report is quick to make and holds no data of its own, so new results replace it without a question.
     left: dict[str, Any] = {"unfinished": digest(results.unfinished)} if results.unfinished else {}  # of any number of victims
     left |= {"detected": results.found["detect"]} if "detect" in results.found else {}
+    left |= {"certified": results.digest_of("certify")} if "certify" in results.found else {}
     section = {"version": VERSION, "verified": results.found.get("verify"), **left}
     stage = Stage(folder, "report", section, seed=config.seed, inputs=tuple(results.manifests.values()), overwrite=True)
     if stage.manifest:

@@ -12,7 +12,7 @@ from cluster.display import stage
 from cluster.executor import Executor
 from cluster.watched import watched
 from cluster.work import WorkFailed
-from pipeline.config.schema import STAGES, RunConfig, StageName
+from pipeline.config.schema import STAGES, RunConfig, StageName, to_tree
 from pipeline.results.run_results import RunResults
 from pipeline.shards.sizes import is_own_size
 from pipeline.stages import pack, protect, surrogate, victim
@@ -71,6 +71,12 @@ def check(config: RunConfig, folder: Run, results: RunResults | None = None) -> 
     check_suitable(config, counts["classes"], counts["train"], labels, (side or counts["height"], side or counts["width"]))
 
 
+def _as_made(config: RunConfig, results: RunResults) -> dict[str, Any]:
+    """Return the settings of this start, but those of the finished stages where they decide what was made."""
+    made = results.configuration(config)
+    return {name: {**value, **made[name]} if isinstance(value, dict) else made.get(name, value) for name, value in to_tree(config).items()}
+
+
 def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Executor, stages: Collection[StageName]) -> RunResults:
     """Run the given stages in order. Return what the run has measured then.
 
@@ -100,9 +106,6 @@ def run_stages(config: RunConfig, folder: Run, tracker: Tracker, executor: Execu
                 if name == "victim" and "report" in stages:
                     _report_what_there_is(config, results, tracker)
                 raise
-            # The configuration of the finished stages, which may differ from this start's.
-            folder.write(
-                CONFIG, to_json(results.configuration(config) | {"executor": config.executor, "tracking_uri": config.tracking_uri})
-            )
+            folder.write(CONFIG, to_json(_as_made(config, results)))
             tracker.log_stage(name, results)
     return results or RunResults.read(folder)

@@ -6,6 +6,7 @@ Every epoch's weights are saved; checkpoints are chosen without looking at any t
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,10 +17,12 @@ from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig
 from pipeline.config.sight import recorded_input, recorded_views
 from pipeline.protection.checkpoints import weights_digest
+from pipeline.shards.sizes import image_bytes
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
 from pipeline.storage.records import to_json
-from pipeline.storage.stage import Manifest, Stage
+from pipeline.storage.stage import Manifest, Stage, read_started
+from pipeline.training.batches import fits
 from pipeline.training.initial import new_network, recorded_training, resizes
 from pipeline.training.surrogate_loop import SurrogateTask, loop
 
@@ -35,8 +38,8 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
             pretrained weights cannot be had.
         TrainingFailed: training broke off for good.
     """
-    section = recorded_training(config.surrogate) | recorded_views(config) | recorded_input(config.input_size)
     pack = Manifest.load(folder, "pack")
+    section = _section(config, folder, pack)
     stage = Stage(folder, "surrogate", section, seed=config.seed, inputs=(pack,), overwrite=config.overwrite)
     if stage.manifest:
         return stage.manifest
@@ -61,6 +64,19 @@ def execute(config: RunConfig, folder: Folder, executor: Executor) -> Manifest:
     if initial:
         counts["initial"] = {"name": initial.name, "size": initial.size, "resizes": resizes(networks[0])}
     return stage.finish(counts)
+
+
+def _section(config: RunConfig, folder: Folder, pack: Manifest) -> dict[str, Any]:
+    """Return what the stage records of the configuration: of the memory limit, whether images stream, which makes other batches.
+
+    An earlier version did not record that. What it made with otherwise the same settings stays as it was.
+    """
+    section = recorded_training(config.surrogate) | recorded_views(config) | recorded_input(config.input_size)
+    with suppress(FileNotFoundError, ValueError):  # not started, or damaged, which the stage itself says
+        if read_started(folder, "surrogate").get("surrogate") == section:
+            return section
+    streams = not fits(pack.shards["train"], image_bytes(pack.counts), config.memory_limit_mb)
+    return section | {"beyond_memory_limit_mb": streams}
 
 
 def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executor: Executor, resources: Resources) -> list[dict[str, Any]]:

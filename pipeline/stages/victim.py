@@ -9,39 +9,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from cluster.deadline import TimeIsUp
 from cluster.executor import Executor
 from cluster.progress import Epochs
-from cluster.resources import Resources
 from cluster.work import WorkFailed
-from pipeline.config.marks import Mark, marked, without
+from pipeline.config.marks import without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
 from pipeline.config.sight import recorded_form, recorded_input, victim_side
 from pipeline.results.run_results import RunResults
-from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
-from pipeline.storage.records import digest, shown, to_json
+from pipeline.storage.records import shown, to_json
 from pipeline.storage.run import Run, sibling_points
 from pipeline.storage.stage import Manifest, Stage, read_started
 from pipeline.training import states, trial_records
-from pipeline.training.batches import fits
-from pipeline.training.initial import identity
-from pipeline.training.trial import Trial, VictimTask, train_victim
-from pipeline.training.victim_images import bytes_per_value
+from pipeline.training.trial import Trial, VictimTask, task_of, train_victim
 from sep.countermeasures import registry as countermeasures
 from sep.countermeasures.registry import Data
-from sep.execution import resolve
-from sep.train_config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -170,49 +162,6 @@ def _shared(trial: Trial, victim: VictimConfig) -> Trial:
     trained = trial.trained
     named = countermeasures.plan(trained.countermeasure).initial and not victim.pretrained.is_file
     return replace(trained, network=victim.networks[0]) if named else trained
-
-
-def task_of(
-    trial: Trial, config: RunConfig, folder: Run, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
-) -> VictimTask:
-    """Return a trial's task. A clean victim depends on nothing that was protected, and no victim depends on the other trials."""
-    victim, gpu = config.victim, bool(resources.gpu)
-    train = pack if trial.trained.data == "clean" else protect
-    protected = tuple(protect.counts["classes"])
-    plan = countermeasures.plan(trial.trained.countermeasure)
-    names = {field.name for field in fields(TrainConfig)} - {"precision", *marked(VictimConfig, Mark.SPEED)}
-    training = {name: getattr(victim, name) for name in sorted(names)}
-    decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
-    decides += [{"revision": plan.revision}] if plan.revision else []
-    decides += [{"initial": identity(victim.pretrained)}] if plan.initial else []
-    decides += [recorded_input(side)] if (side := victim_side(config)) else []
-    decides += [form] if (form := recorded_form(config)) else []
-    each = image_bytes(pack.counts) * bytes_per_value(plan)
-    decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
-    if "streamed" in decides and any(part.costly for part in plan.parts):
-        name = f"victim.countermeasures: {trial.countermeasure} purifies images once, and needs them all in memory"
-        raise ValueError(f"{name}: raise --memory-limit-mb")
-    decides += [{"pairs": protect.digest}] if plan.known and plan.known.known_pairs else []
-    # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.
-    precision = victim.precision if gpu else resolve(victim.precision, torch.device("cpu"))
-    decides += [{"precision": precision}] if gpu or precision != "float32" else []
-    return VictimTask(
-        trial=trial,
-        plan=plan,
-        config=victim,
-        run_seed=config.seed,
-        run=folder,
-        pack=pack,
-        protected=protected,
-        train=train,
-        release=protect,
-        made_from=digest(decides),
-        memory_limit_mb=config.memory_limit_mb,
-        threads=resources.cpus_for(at_once, victim.trials_per_gpu),
-        cache_gb=config.cache_gb,
-        gpu=gpu,
-        input_size=victim_side(config),
-    )
 
 
 def _reached(progress: Epochs, name: str, result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ folders of their own inside the run.
 from __future__ import annotations
 
 # In the folder of the run
-CONFIG = "config.json"  # the configuration that the finished stages were made with
+CONFIG = "config.json"  # the configuration that the finished stages were made with, and how the last start ran it
 VERIFIED = "verified.json"  # the outcome of verify.py with its first faults, and the digest of the release that it looked at
 CERTIFIED = "certificate.json"  # of certify.py: the certificate, and the digest of the release that it is for
 DETECTION = "detection.json"  # how well detectors tell the release from clean images, and the digest of the release
@@ -62,8 +62,9 @@ AUDIT = "audit"  # the page and the card of audit.py
 CERTIFICATE = "certificate"  # the weights that certify.py trained, so that another certificate trains nothing
 ADDED = "added"  # holds a folder for each addition, `0001`, ...
 
-# What other commands find in a release, by their names: a record in the folder of the run, and its entry with the digest of that release
-RECORDS = {"verify": (VERIFIED, "release"), "audit": (f"{AUDIT}/{CARD}", "release_sha256"), "detect": (DETECTION, "release")}
+# What other commands find in a release, by their names: a record in the folder of the run, which says by `RELEASE` what it is about
+RECORDS = {"verify": VERIFIED, "audit": f"{AUDIT}/{CARD}", "detect": DETECTION, "certify": CERTIFIED}
+RELEASE = "release_sha256"  # entry with the digest of the release
 
 # Beside an exported folder, after its name
 EXPORTED = ".export.json"  # the form of the files, the digest of each, and how lossy ones differ from the originals

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pipeline.storage.layout import RELEASE
 
 SHOWN = 10  # names listed in a message
 
@@ -43,6 +45,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def release_of(record: Mapping[str, Any]) -> str:
+    """Return the digest of the release that the record of a command is about, which earlier versions wrote as `release`.
+
+    Raises:
+        KeyError: it says none.
+    """
+    found: str = record[RELEASE if RELEASE in record else "release"]
+    return found
 
 
 def sha256(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The logs of other commands in MLflow when a run is over: findings of verify.py, audit.py and detect.py, comparisons of compare.py.
+"""The logs of other commands in MLflow when a run is over: their findings in its release, or a comparison.
 
 The run folder says where the run was logged. As while a run goes on, nothing that a tracker does or lacks costs more than a line.
 """
@@ -53,7 +53,7 @@ def log_outcome(folder: Run, command: str) -> None:
 
     Args:
         folder: of the run.
-        command: `verify`, `audit` or `detect`.
+        command: `verify`, `audit`, `detect` or `certify`.
 
     Raises:
         ValueError: a record of the run is damaged.

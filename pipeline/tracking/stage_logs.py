@@ -17,7 +17,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
 from pipeline.storage.folder import Folder
-from pipeline.storage.layout import AUDIT, CARD, CHECKPOINTS, DETECTION, PAGE, VERIFIED
+from pipeline.storage.layout import AUDIT, CARD, CERTIFIED, CHECKPOINTS, DETECTION, PAGE, VERIFIED
 from pipeline.storage.records import counted, digest, to_json
 from pipeline.tracking import children, models
 from pipeline.tracking.description import of_comparison
@@ -36,6 +36,7 @@ OUTCOMES = {
     "verify": "verified",
     "audit": "audit",
     "detect": "detection",
+    "certify": "certificate",
 }  # commands that look at a release, and the tags of what they found
 HEADLINE = {  # figures of a run that come with a stage
     "protect": ("linf_levels", *VISIBLE, *COST, *SIMILARITY),
@@ -201,6 +202,16 @@ def log_detection(parent: ParentRun, results: RunResults) -> Names:
     return ()
 
 
+def log_certificate(parent: ParentRun, results: RunResults) -> Names:
+    """Log the certificate: its bound to read and to sort by, and the record."""
+    assert parent.id
+    found = results.found["certify"]
+    parent.store.set_tags(parent.id, {OUTCOMES["certify"]: f"at most {found['protected']['bound']:.1f} %, {found['network']}"})
+    parent.store.log_metrics(parent.id, {"certified_accuracy": found["protected"]["bound"]})
+    parent.store.log_files(parent.id, {CERTIFIED: to_json(found)})
+    return ()
+
+
 def log_comparison(run: ParentRun, comparison: Folder, text: str, links: Mapping[str, str] | None = None) -> None:
     """Log the files of a comparison as artifacts, and its tables as the description, with links to the runs by their names."""
     assert run.id
@@ -239,6 +250,7 @@ OF_RUN: Mapping[str, Log] = {
     "verify": log_verification,
     "audit": log_audit,
     "detect": log_detection,
+    "certify": log_certificate,
 }
 
 

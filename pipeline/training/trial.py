@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -18,21 +18,25 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cluster.deadline import NEVER, Deadline, TimeIsUp
+from cluster.resources import Resources
 from cluster.work import Report
-from pipeline.config.schema import VictimConfig
+from pipeline.config.marks import Mark, marked
+from pipeline.config.schema import RunConfig, VictimConfig
 from pipeline.config.seeds import derive, generator
+from pipeline.config.sight import recorded_form, recorded_input, victim_side
 from pipeline.shards.sizes import image_bytes
 from pipeline.shards.tensors import Batch, in_order
 from pipeline.storage.layout import trial_name
+from pipeline.storage.records import digest
 from pipeline.storage.run import Run
 from pipeline.storage.stage import Manifest
 from pipeline.training import trial_records
-from pipeline.training.batches import Batches, InMemory, Split, open_tests
-from pipeline.training.initial import new_network
+from pipeline.training.batches import Batches, InMemory, Split, fits, open_tests
+from pipeline.training.initial import identity, new_network
 from pipeline.training.states import StateFile
-from pipeline.training.victim_images import VictimImages, loading
+from pipeline.training.victim_images import VictimImages, bytes_per_value, loading
 from sep.countermeasures.registry import Data, Plan, plan
-from sep.execution import share_memory, use_cpu
+from sep.execution import resolve, share_memory, use_cpu
 from sep.fitting import Epoch, State, accuracy, fit
 from sep.linear_probe import features_of, linear_probe
 from sep.models import Network
@@ -84,6 +88,63 @@ class VictimTask:
     gpu: bool
     input_size: int | None = None
     deadline: Deadline = NEVER
+
+
+def task_of(
+    trial: Trial, config: RunConfig, folder: Run, pack: Manifest, protect: Manifest, resources: Resources, at_once: int
+) -> VictimTask:
+    """Return a trial's task. A clean victim depends on nothing that was protected, and no victim depends on the other trials.
+
+    Args:
+        trial: one victim of the run.
+        config: of the run.
+        folder: of the run.
+        pack: manifest of the clean shards.
+        protect: manifest of the release.
+        resources: what there is to compute on.
+        at_once: number of trainings that share them.
+
+    Raises:
+        ValueError: the countermeasure is unknown, its pretrained network cannot be had, or it needs all images in memory, which they do
+            not fit.
+    """
+    victim, gpu = config.victim, bool(resources.gpu)
+    train = pack if trial.trained.data == "clean" else protect
+    protected = tuple(protect.counts["classes"])
+    adversary = plan(trial.trained.countermeasure)
+    names = {field.name for field in fields(TrainConfig)} - {"precision", *marked(VictimConfig, Mark.SPEED)}
+    training = {name: getattr(victim, name) for name in sorted(names)}
+    decides = [trial.__dict__, training, config.seed, pack.digest, train.digest, protected, torch.__version__, gpu]
+    decides += [{"revision": adversary.revision}] if adversary.revision else []
+    decides += [{"initial": identity(victim.pretrained)}] if adversary.initial else []
+    decides += [recorded_input(side)] if (side := victim_side(config)) else []
+    decides += [form] if (form := recorded_form(config)) else []
+    each = image_bytes(pack.counts) * bytes_per_value(adversary)
+    decides += [] if fits(train.shards["train"], each, config.memory_limit_mb) else ["streamed"]
+    if "streamed" in decides and any(part.costly for part in adversary.parts):
+        name = f"victim.countermeasures: {trial.countermeasure} purifies images once, and needs them all in memory"
+        raise ValueError(f"{name}: raise --memory-limit-mb")
+    decides += [{"pairs": protect.digest}] if adversary.known and adversary.known.known_pairs else []
+    # What `auto` comes to on a GPU, only that GPU knows; the outcome records it.
+    precision = victim.precision if gpu else resolve(victim.precision, torch.device("cpu"))
+    decides += [{"precision": precision}] if gpu or precision != "float32" else []
+    return VictimTask(
+        trial=trial,
+        plan=adversary,
+        config=victim,
+        run_seed=config.seed,
+        run=folder,
+        pack=pack,
+        protected=protected,
+        train=train,
+        release=protect,
+        made_from=digest(decides),
+        memory_limit_mb=config.memory_limit_mb,
+        threads=resources.cpus_for(at_once, victim.trials_per_gpu),
+        cache_gb=config.cache_gb,
+        gpu=gpu,
+        input_size=victim_side(config),
+    )
 
 
 def relabelled_accuracy(table: NDArray[np.int64]) -> float:

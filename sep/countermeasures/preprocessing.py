@@ -29,7 +29,10 @@ def jpeg(images: Tensor, quality: int) -> Tensor:
 
 
 def webp(images: Tensor, quality: int) -> Tensor:
-    """Compress and decode by a real WebP codec, lossy. Images that are too large for WebP stay as they are."""
+    """Compress and decode by a real WebP codec, lossy. Images that are too large for WebP stay as they are.
+
+    torchvision has no encoder for WebP. This function alone uses that of Pillow, which torchvision brings along.
+    """
     return torch.stack([_webp(image, quality) for image in images]) if max(images.shape[-2:]) <= LONGEST_WEBP else images
 
 

@@ -14,7 +14,6 @@ from pipeline.storage.records import flatten
 
 OTHER: dict[str, Any] = {  # a value other than the default, for every field marked SPEED
     "workers": 3,
-    "memory_limit_mb": 7,
     "cache_gb": 7.0,
     "surrogate.recorded": False,
     "protect.batch_size": 5,
@@ -65,4 +64,5 @@ def test_a_printed_command_has_none_of_them() -> None:
     other = changed(plain, tuple(OTHER))
     assert flatten(to_tree(other)).items() >= OTHER.items()
     assert command(to_tree(other)) == command(to_tree(plain))
+    assert "--memory-limit-mb 7" in command(to_tree(replace(plain, memory_limit_mb=7)))  # decides whether images stream
     assert "--protect.steps 7" in command(to_tree(replace(other, protect=replace(other.protect, steps=7))))

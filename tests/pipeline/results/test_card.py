@@ -44,7 +44,7 @@ def test_the_preset_is_the_papers_protocol() -> None:
         ({"protect": {"method": "sep-fa", "checkpoints": 30}}, True),
         ({"protect": {"checkpoints": 15, "inner_steps": 15, "kernels": "plain", "precision": "float32", "batch_size": 64}}, True),
         ({"victim": {"seeds": [0, 1], "countermeasures": ["none", "jpeg-10"], "precision": "float32"}}, True),
-        ({"surrogate": {"recorded": False}, "victim": {"recorded": False}}, True),
+        ({"surrogate": {"recorded": False}, "victim": {"recorded": False, "trials_per_gpu": 2}, "protect": {"tasks_per_gpu": 4}}, True),
         ({"protect": {"method": "sep-fa", "checkpoints": 15}}, False),
         ({"protect": {"method": "tap"}}, False),
         ({"protect": {"method": "sep-fa-drawn"}}, False),

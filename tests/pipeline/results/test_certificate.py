@@ -92,7 +92,7 @@ def certificate(clean: float) -> Certificate:
     return Certificate(
         terms=replace(TERMS, q=0.9, eta=0.1, confidence=0.99),
         network="resnet8",
-        release="abc",
+        release_sha256="abc",
         protected=Certified(20.0, 23.45, (20.0, 23.45)),
         clean=Certified(60.0, clean, (clean - 1, clean)),
         distance=41.26,

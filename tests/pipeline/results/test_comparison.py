@@ -124,7 +124,8 @@ def _redone(source: Path, target: Path, **changes: object) -> tuple[RunConfig, F
     """Write a run with the same pack and surrogate, protected differently, with victims."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("protect", "victim"))
     base = finished_run.configuration(target)
-    return finished_run.write(target, ("protect", "victim"), replace(base, protect=replace(base.protect, **changes)))  # type: ignore[arg-type]
+    config = replace(base, protect=replace(base.protect, **changes))  # type: ignore[arg-type]
+    return finished_run.write(target, ("protect", "victim"), config)
 
 
 def test_what_a_run_lacks_is_shown_as_missing(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.command_line import parse
+from pipeline.config.presets import preset
 from pipeline.results.commands import PROJECT, here
 from pipeline.results.next_steps import next_steps
 from pipeline.results.run_results import RunResults
@@ -155,6 +156,14 @@ def test_an_audit_is_the_next_step_where_adversaries_are_left(tmp_path: Path) ->
     assert shlex.split(steps["audit"].command) == ["python", "pipeline/audit.py", "--run", folder.uri]
     assert steps["audit"].why.endswith("jpeg-10, grayscale, gaussian-blur, adversarial-8 and 4 more")
     assert {attempt.countermeasure for attempt in ATTEMPTS} <= {*STANDING}
+
+
+def test_a_certificate_is_the_next_step_of_a_release_that_holds_and_has_none() -> None:
+    results = results_of([pair(94.0, 10.2, 12.0)])
+    steps = {step.name: step.command for step in next_steps(preset("smoke"), results)}
+    assert steps["certify"] == "python pipeline/certify.py --run /nowhere"
+    vars(results).update(found={"certify": {}})
+    assert steps.keys() - {step.name for step in next_steps(preset("smoke"), results)} == {"certify"}
 
 
 def test_before_anything_is_measured(tmp_path: Path) -> None:

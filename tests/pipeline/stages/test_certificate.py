@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from cluster.resources import Resources
 from pipeline import certify
+from pipeline.stages import report
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from tests.fixtures import finished_run
@@ -34,16 +36,19 @@ def run(tmp_path: Path) -> Folder:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_certificate_stays_with_the_run_and_the_next_one_trains_nothing(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    report.execute(finished_run.configuration(Path(run.path)), run)
     assert certify.main(["--run", run.uri, *TERMS, "0.01"]) == 0
     said, first = capsys.readouterr().out, json.loads(run.read("certificate.json"))
     weights = {name: run.child("certificate").read(name) for name in run.child("certificate").names()}
     assert weights.keys() == {f"resnet8-{data}-none-seed0.pt" for data in ("clean", "protected")}
     assert said.splitlines() == [first["line"], *first["sentences"]]
-    assert first["release"] == Manifest.load(run, "protect").digest
+    assert first["release_sha256"] == Manifest.load(run, "protect").digest
     for data in ("clean", "protected"):
         assert first[data]["bound"] == max(first[data]["accuracies"])
         assert len(first[data]["accuracies"]) == first["terms"]["rank"] == 44
     assert first["distance"] > 0
+    page = run.read("report/index.html").decode()
+    assert all(html.escape(sentence, quote=False) in page for sentence in (first["line"], *first["sentences"]))
     assert certify.main(["--run", run.uri, *TERMS, "1e-9"]) == 0
     second = json.loads(run.read("certificate.json"))
     assert {name: run.child("certificate").read(name) for name in weights} == weights

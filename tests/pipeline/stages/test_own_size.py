@@ -31,7 +31,7 @@ from pipeline.stages.sequence import check
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.training.known_images import known_keys
-from pipeline.training.trial import Trial, VictimTask
+from pipeline.training.trial import Trial, VictimTask, task_of
 from pipeline.training.victim_images import VictimImages
 from sep.countermeasures.registry import Countermeasure, plan
 from sep.views.own_size import fixed_view
@@ -172,7 +172,7 @@ def test_what_is_fitted_to_images_takes_pictures_of_their_own_size(
     pack, cell = Manifest.load(folder, "pack"), Trial("resnet8", "clean", f"jpeg-50+{name}", 0)
     config = replace(config, memory_limit_mb=memory_limit_mb, victim=replace(config.victim, input_size=24))
     protected = replace(Manifest.load(folder, "surrogate"), counts={"classes": [0, 1, 2]})
-    task = victim.task_of(cell, config, folder, pack, protected, Resources(((1, 0),), 1, 1), 1)
+    task = task_of(cell, config, folder, pack, protected, Resources(((1, 0),), 1, 1), 1)
 
     def seen(task: VictimTask) -> Tensor:
         opened = VictimImages(task, 7, torch.device("cpu")).batches(replace(task.config, augmentation="crop-flip"))
@@ -195,7 +195,7 @@ def test_purifiers_take_pictures_of_their_own_size(
     pack = Manifest.load(folder, "pack")
     released = replace(pack, counts={"classes": [0, 1, 2]})
     cells = [Trial("resnet8", "clean", each, 0) for each in ("none", name)]
-    tasks = [victim.task_of(cell, config, folder, pack, released, Resources(((1, 0),), 1, 1), 1) for cell in cells]
+    tasks = [task_of(cell, config, folder, pack, released, Resources(((1, 0),), 1, 1), 1) for cell in cells]
     before, after = (VictimImages(task, 7, torch.device("cpu")) for task in tasks)
     known = known_keys(tasks[1], part) if part.clean_images else ()
     whole, rest = (

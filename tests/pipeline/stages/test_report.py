@@ -291,6 +291,6 @@ def test_the_page_says_what_verify_found_in_this_very_release(
     said = capsys.readouterr().out.strip()
     assert f"Verified {said}" in words(folder)
     release = Manifest.load(folder, "protect").digest
-    assert RunResults.read(folder).found["verify"] == {"faults": 0, "first": [], "release": release, "said": said}
+    assert RunResults.read(folder).found["verify"] == {"faults": 0, "first": [], "release_sha256": release, "said": said}
     finished_run.write(Path(folder.path), ("protect",), replace(config, protect=replace(config.protect, steps=2), overwrite=True))
     assert "verify" not in RunResults.read(folder).found  # of the earlier release

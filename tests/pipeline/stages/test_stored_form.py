@@ -43,7 +43,7 @@ def victims(config: RunConfig, stored: str, **settings: object) -> RunConfig:
 def images(config: RunConfig, folder: Folder, data: str, countermeasure: str = "none") -> Tensor:
     """The images of an epoch, as they are batched for the victim's network."""
     cell = trial.Trial("resnet8", data, countermeasure, 0)  # type: ignore[arg-type]
-    task = victim.task_of(cell, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), ONE_CPU, 1)
+    task = trial.task_of(cell, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), ONE_CPU, 1)
     opened = VictimImages(task, 7, torch.device("cpu"))
     return torch.cat([images for images, _ in opened.batches(replace(task.config, augmentation="none")).epoch(0)])
 

@@ -13,7 +13,7 @@ from pipeline.config.presets import preset
 from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
 from pipeline.stages import pack, surrogate
 from pipeline.storage.folder import Folder
-from pipeline.storage.records import sha256
+from pipeline.storage.records import digest, sha256, to_json
 from tests.fixtures.executors import LOCAL
 
 
@@ -31,6 +31,21 @@ def test_keeps_every_epoch_and_goes_on_from_the_last(tmp_path: Path) -> None:
     first, last = load_networks(Ensemble(folder, choose(index, 2)))
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
     assert load_networks(Ensemble(folder, choose(index, 1)))[0].head.weight.equal(last.head.weight)
+
+    # The limit decides nothing but whether images stream, and a run of before, which did not record that, stays done.
+    assert surrogate.execute(replace(config, memory_limit_mb=2001), folder, LOCAL) == manifest
+    streaming = replace(config, memory_limit_mb=0)
+    with pytest.raises(ValueError, match=r"surrogate\.beyond_memory_limit_mb: False -> True.*--overwrite"):
+        surrogate.execute(streaming, folder, LOCAL)
+    recorded = {name: folder.read(f"surrogate/{name}.json") for name in ("started", "manifest")}
+    started, finished = (json.loads(content) for content in recorded.values())
+    for asked in (started, finished["asked"]):
+        del asked["surrogate"]["beyond_memory_limit_mb"]
+    folder.write("surrogate/started.json", to_json(started))
+    folder.write("surrogate/manifest.json", to_json({**finished, "hash": digest(finished["asked"])}))
+    assert surrogate.execute(streaming, folder, LOCAL).counts == manifest.counts
+    for name, content in recorded.items():
+        folder.write(f"surrogate/{name}.json", content)
 
     # As after the death of the driver behind the last epoch: nothing is trained again, and the index is the same.
     Path(folder.file("surrogate/manifest.json")).unlink()

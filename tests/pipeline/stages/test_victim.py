@@ -82,7 +82,7 @@ def test_what_decides_a_trial_is_what_it_was_made_from(
 
     def made_from(name: str = "cutout", memory_limit_mb: int = 2000, seed: int = 0) -> str:
         cell, asked = trial.Trial("resnet8", "protected", name, 0), replace(config, memory_limit_mb=memory_limit_mb, seed=seed)
-        return victim.task_of(cell, asked, folder, pack, protect, Resources(((2, 0),), 2, 2), 1).made_from
+        return trial.task_of(cell, asked, folder, pack, protect, Resources(((2, 0),), 2, 2), 1).made_from
 
     first = made_from()
     assert first == made_from(memory_limit_mb=2001)  # the images fit in memory either way
@@ -99,7 +99,7 @@ def test_of_other_points_only_missing_clean_victims_are_looked_for(
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     own, other = (begin(folder, name, {}) for name in ("steps-1", "steps-2"))
     cells = [trial.Trial("resnet8", data, "none", seed) for data in ("clean", "protected") for seed in (0, 1)]
-    tasks = [victim.task_of(cell, config, folder, pack, protect, Resources(((2, 0),), 2, 2), 1) for cell in cells]
+    tasks = [trial.task_of(cell, config, folder, pack, protect, Resources(((2, 0),), 2, 2), 1) for cell in cells]
     for place, trained in ((own, tasks[:1]), (other, tasks)):
         for task in trained:
             trial_records.write(place.child("victim"), task.trial.name, {"made_from": task.made_from, "by": place.path})
@@ -233,7 +233,7 @@ def test_every_countermeasure_trains_and_the_clean_images_are_the_ceiling(stripe
         reports: list[dict[str, float]] = []
         for data in ("clean", "protected"):
             cell = trial.Trial("resnet8", data, name, 0)
-            trial.train_victim(victim.task_of(cell, config, folder, pack, protect, alone, 1), reports.append)
+            trial.train_victim(trial.task_of(cell, config, folder, pack, protect, alone, 1), reports.append)
             found = outcome(folder, cell.name)
             assert len(found["accuracy_per_epoch"]) == countermeasure_plan(name).training(config.victim).epochs, name
             assert np.isfinite(found["loss_per_epoch"]).all(), name
@@ -256,7 +256,7 @@ def test_a_projection_is_fitted_on_what_came_before_it_and_done_to_all(striped: 
     config = replace(config, memory_limit_mb=memory_limit_mb, cache_gb=0)
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     cell = trial.Trial("resnet8", "protected", "grayscale+orthogonal-projection", 0)
-    task = victim.task_of(cell, config, folder, pack, protect, Resources(nodes=((1, 0),), workers=1, tasks=1), 1)
+    task = trial.task_of(cell, config, folder, pack, protect, Resources(nodes=((1, 0),), workers=1, tasks=1), 1)
     batches = VictimImages(task, 7, torch.device("cpu")).batches(task.config)
     images = torch.cat([images for images, _ in batches.epoch(0)])
     plain = replace(task, plan=countermeasure_plan("grayscale"))

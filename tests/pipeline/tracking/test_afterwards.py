@@ -1,4 +1,4 @@
-"""What verify.py and compare.py log when a run is over: found by what the run folder remembers, and costing nothing if it is away."""
+"""What other commands log when a run is over: found by what the run folder remembers, and costing nothing if it is away."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import compare, detect, verify
+from pipeline import certify, compare, detect, verify
 from pipeline.results.run_results import RunResults
 from pipeline.stages import report
 from pipeline.stages.audit import conclude
@@ -89,6 +89,14 @@ def test_how_well_it_is_told_from_clean_images_is_in_the_run(own: Path) -> None:
     run = run_of(own)
     assert run.data.tags["detection"].endswith(" by spectrum")
     assert json.loads(artifact(own, run, "detection.json")) == json.loads((own / "detection.json").read_text())
+
+
+def test_a_certificate_is_in_the_run(own: Path) -> None:
+    assert certify.main(["--run", str(own), "--eta", "0", "--draws", "44"]) == 0
+    run, record = run_of(own), json.loads((own / "certificate.json").read_text())
+    assert run.data.metrics["certified_accuracy"] == record["protected"]["bound"]
+    assert run.data.tags["certificate"] == f"at most {record['protected']['bound']:.1f} %, resnet8"
+    assert json.loads(artifact(own, run, "certificate.json")) == record
 
 
 def test_faults_are_named_even_where_the_report_cannot_be_drawn(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

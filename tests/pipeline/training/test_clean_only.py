@@ -97,7 +97,7 @@ def test_its_images_are_the_clean_ones_of_the_dilution(tmp_path: Path, memory_li
     seen, steps = {}, set()
     for name in ("dilution-50", "clean-only-50"):
         cell = trial.Trial("resnet8", "protected", name, 0)
-        task = victim.task_of(cell, config, folder, pack, protect, Resources(((1, 0),), 1, 1), 1)
+        task = trial.task_of(cell, config, folder, pack, protect, Resources(((1, 0),), 1, 1), 1)
         batches = VictimImages(task, 7, torch.device("cpu")).batches(task.config)
         steps.add(batches.steps)
         seen[name] = [image.permute(1, 2, 0).numpy().tobytes() for images, _ in batches.epoch(0) for image in images]

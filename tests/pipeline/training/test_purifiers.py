@@ -13,12 +13,11 @@ from cluster.resources import Resources
 from pipeline.config.presets import preset
 from pipeline.config.schema import RunConfig
 from pipeline.shards.tensors import load
-from pipeline.stages import victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from pipeline.training.batches import unchanged
 from pipeline.training.known_images import Without, check_known_images, known_images, known_keys
-from pipeline.training.trial import Trial
+from pipeline.training.trial import Trial, task_of
 from pipeline.training.victim_images import VictimImages
 from sep.countermeasures.registry import Countermeasure, plan
 from sep.pictures import one_size
@@ -124,7 +123,7 @@ def test_the_outcome_of_pairs_depends_on_the_release(run: Run) -> None:
     pack, protect = Manifest.load(folder, "pack"), Manifest.load(folder, "protect")
     for name, differs in (("bridge-48", True), ("diffusion", False), ("d-vae", False)):
         made = [
-            victim.task_of(Trial("resnet8", "clean", name, 0), config, folder, pack, each, Resources(((1, 0),), 1, 1), 1).made_from
+            task_of(Trial("resnet8", "clean", name, 0), config, folder, pack, each, Resources(((1, 0),), 1, 1), 1).made_from
             for each in (protect, replace(protect, hash="another"))
         ]
         assert (made[0] != made[1]) == differs, name

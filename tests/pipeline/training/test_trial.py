@@ -12,12 +12,11 @@ import torch
 
 from cluster.deadline import Deadline, TimeIsUp
 from cluster.resources import Resources
-from pipeline.stages import victim
 from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
 from pipeline.storage.stage import Manifest
 from pipeline.training import states, trial_records
-from pipeline.training.trial import Trial, VictimTask, train_victim
+from pipeline.training.trial import Trial, VictimTask, task_of, train_victim
 from sep.choices import Precision
 from tests.fixtures import finished_run
 
@@ -37,7 +36,7 @@ def task(folder: Folder, resources: Resources = ONE_CPU, **training: Any) -> Vic
     config = finished_run.configuration(Path(folder.path))
     settings = {"epochs": 3, "augmentation": "crop-flip", **training}
     config = replace(config, victim=replace(config.victim, **settings))
-    return victim.task_of(TRIAL, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), resources, 1)
+    return task_of(TRIAL, config, folder, Manifest.load(folder, "pack"), Manifest.load(folder, "protect"), resources, 1)
 
 
 def trained(task: VictimTask) -> tuple[list[int], bytes]:
