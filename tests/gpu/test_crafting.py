@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sep.methods.request import Request, protect
 from sep.models import Network, build
 from sep.pictures import one_size
 from tests.gpu.conftest import CLASSES
+from tests.gpu.waiting import waits
 
 LEVELS, STEPS = 4, 3
 
@@ -54,6 +56,21 @@ def test_a_protection_is_that_of_the_cpu_within_the_budget(
     assert int((found.int() - images.int()).abs().max()) == min(LEVELS, STEPS)
     assert float((found != images).double().mean()) > 0.5
     assert float((found == wanted).double().mean()) > 0.97
+
+
+@pytest.mark.counted
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_of_crafting_waits_for_the_device(
+    networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, method: Method
+) -> None:
+    """The images are read at the end, and whether gradients were numbers; before, the device is given them."""
+    counts = []
+    for steps in (1, 4):
+        config = CraftConfig(method=method, steps=steps, inner_steps=2 if method == "sep-fa-vr" else None).resolved()
+        ensemble = members(networks, images, labels, device, config)
+        crafted = partial(craft, ensemble, images, labels, config, torch.Generator().manual_seed(1))
+        counts.append(waits(device, crafted))
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,6 +14,7 @@ from sep.ensemble import Member, class_sums, compile_together, freeze
 from sep.execution import arithmetic, resolve, to_device
 from sep.models import Network
 from tests.gpu.conftest import CLASSES
+from tests.gpu.waiting import waits
 
 CPU = torch.device("cpu")
 
@@ -61,6 +62,17 @@ def test_a_gradient_points_where_that_of_the_cpu_points(
     assert same_signs(wanted, found.flip(0)) < 0.9  # each checkpoint has its own
     if precision == "float32":  # but in an image where a ReLU has a zero on one of the devices alone
         assert float(((found - wanted).abs() <= 1e-4 * wanted.abs().max()).double().mean()) > 0.98
+
+
+@pytest.mark.counted
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_a_gradient_waits_for_nothing(
+    networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, kernels: Kernels
+) -> None:
+    member = Member(freeze(networks[0], kernels).to(device), torch.zeros(CLASSES, networks[0].head.in_features, device=device))
+    levels, targets = to_device(images, member.network.mean, kernels), labels.to(device)
+    with arithmetic(device, "auto"):
+        assert waits(device, partial(gradient, member, levels, targets)) == 0
 
 
 def test_compiled_kernels_serve_every_checkpoint_with_its_own_weights(
