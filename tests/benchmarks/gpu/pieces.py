@@ -25,6 +25,7 @@ Found = dict[str, Any]
 MAIN_JOB = "pipeline/reproduce.py"
 PAPER, RELEASE = "paper", "release"  # folders
 TESTS = ("training", "crafting", "gradients", "countermeasures", "views", "turns", "protocol")  # what the releases need comes first
+WITHOUT_VALUES = ("-m", "tests.benchmarks.gpu.without_values")  # before a program that is to go on, whatever its values
 PLAIN_STEPS = ("--surrogate.no-recorded", "--victim.no-recorded")
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
 RECIPES = {  # at 8/255; all but the first need no surrogate, which would have to look through their views, so they share the paper's folder
@@ -54,6 +55,7 @@ class Options:
         victims: countermeasures of the adversaries of each recipe.
         seeds: number of trainings of each victim.
         miniature: whether sizes shrink, to try the proof without a GPU.
+        no_values: whether no value counts, to try it on a device that computes nothing.
     """
 
     work: Path
@@ -61,6 +63,7 @@ class Options:
     victims: tuple[str, ...] = ("jpeg-10", "gaussian-blur", "grayscale")
     seeds: int = 1
     miniature: bool = False
+    no_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,21 +109,22 @@ class Piece:
     def check(self) -> None:
         """End this program with status 2 and a message where the main job would refuse its flags."""
         if MAIN_JOB in self.command:
-            parse_as([*self.command[2:], *self.plain_steps], RunConfig, self.name, preset="paper")
+            parse_as([*self.command[self.command.index(MAIN_JOB) + 1 :], *self.plain_steps], RunConfig, self.name, preset="paper")
 
 
 def pieces(options: Options) -> list[Piece]:
     """Return all pieces, the most valuable first."""
     work, python = options.work, sys.executable
+    files = (f"tests/gpu/test_{name}.py" for name in TESTS)
     first, *others = (_recipe(options, name, recipe) for name, recipe in RECIPES.items())
     return [
         Piece(
             "tests",
             "the tests that need a GPU",
-            (python, "-m", "pytest", *(f"tests/gpu/test_{name}.py" for name in TESTS), "--device", "cuda"),
+            (python, "-m", "pytest", *files, "--device", "cuda", *("--no-values",) * options.no_values),
             work / "tests.xml",
             _tests,
-            minutes=3,
+            minutes=2,
             takes_minutes=False,
             environment={"PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junit-xml={work / 'tests.xml'}"},
         ),
@@ -178,7 +182,7 @@ def _job(options: Options, name: str, title: str, run: Path, flags: tuple[str, .
     return Piece(
         name,
         title,
-        (sys.executable, MAIN_JOB, *given, *flags),
+        (sys.executable, *WITHOUT_VALUES * options.no_values, MAIN_JOB, *given, *flags),
         run / "card.json",
         partial(_card, sweep=sweep),
         plain_steps=PLAIN_STEPS,
@@ -191,6 +195,8 @@ def _travelling(options: Options) -> Piece:
     run, to = options.work / PAPER, options.work / RELEASE
 
     def lacking() -> str:
+        if options.no_values:
+            return "no change of an image has a value"
         return "" if (run / "sweep" / FIRST / "protect" / "manifest.json").exists() else "the release at 2/255 is not finished"
 
     command = (sys.executable, "-m", "tests.benchmarks.gpu.release", "pack", str(run / "sweep" / FIRST), str(to))

@@ -188,10 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=default.seeds, help="trainings of each victim")
     parser.add_argument("--plain-steps", action="store_true", help="train without recorded steps, from now on")
     parser.add_argument("--miniature", action="store_true", help="small sizes: it tries the proof and measures nothing")
+    parser.add_argument("--no-values", action="store_true", help="let no value count, for a device that computes nothing")
     given = parser.parse_args(arguments)
     folder = _from_here(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}")
     data = given.data if given.data == "generated" else str(_from_here(given.data))
-    chosen = Options(folder, data, tuple(given.victims), given.seeds, given.miniature)
+    chosen = Options(folder, data, tuple(given.victims), given.seeds, given.miniature, given.no_values)
     proof = Proof(folder, pieces(chosen), given.miniature, given.plain_steps, given.out)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")

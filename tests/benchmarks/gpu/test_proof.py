@@ -95,6 +95,17 @@ def test_a_miniature_has_the_same_pieces_and_small_sizes() -> None:
         assert (config.victim.epochs, config.surrogate.networks) == (2, ("resnet8",))
 
 
+def test_where_no_value_counts_the_same_settings_are_run() -> None:
+    with_values, without = pieces.pieces(OPTIONS), pieces.pieces(replace(OPTIONS, no_values=True))
+    for piece, same in zip(without, with_values, strict=True):
+        piece.check()
+        assert [word for word in piece.command if word not in ("-m", "tests.benchmarks.gpu.without_values", "--no-values")] == [
+            word for word in same.command if word != "-m"
+        ]
+    assert "--no-values" in without[0].command
+    assert "tests.benchmarks.gpu.without_values" in without[2].command
+
+
 def test_every_test_that_needs_a_gpu_is_run() -> None:
     asked = {ROOT / word for word in pieces.pieces(OPTIONS)[0].command if word.startswith("tests/gpu/")}
     assert asked == {*(ROOT / "tests" / "gpu").glob("test_*.py")}
