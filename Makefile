@@ -51,7 +51,7 @@ faults: .venv/installed  ## everything that kills, cuts short or refuses somethi
 bench: .venv/installed  ## gradients and images per second, memory: minutes, on a machine that does nothing else
 	$(BIN)/python -m tests.benchmarks.bench
 
-gpu-kit: .venv/installed  ## what a GPU machine without a network needs beside the tree: make gpu-kit DATA=folder
+gpu-kit: .venv/installed  ## what a GPU machine without a network needs beside the tree: make gpu-kit DATA=folder, or DATA=--ray
 	$(BIN)/python -m tests.benchmarks.gpu.kit $(DATA)
 
 gpu-proof:  ## eight minutes of the proof on a GPU, from the bare tree: again until it ends with 0; PROOF="--out FOLDER ..."

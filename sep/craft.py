@@ -161,6 +161,6 @@ def craft(
         views=views,
         generator=generator,
         view_draws=generator,
-        batch=MicroBatch(batch_size) if batch_size else MicroBatch.fitting(images.shape[1:], device),
+        batch=MicroBatch.fitting(images.shape[1:], device, batch_size or "auto", config.kernels),
     )
     return one_size(protect(request))

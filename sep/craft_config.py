@@ -53,7 +53,7 @@ class CraftConfig:
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class; bait and bait-class take the first two"""
     precision: Precision = "auto"
-    """arithmetic of the gradients; auto: bf16 on a GPU that has it, float32 on a CPU"""
+    """arithmetic of the gradients; auto: float32 on a CPU; bf16 on a GPU that has it, else tf32"""
     kernels: Kernels = "fused"
     """plain: networks as trained; fused: batch-norm folded, channels last, and on a CPU wide convolutions with fewer multiplications;
     compiled: batch-norm folded, channels last, through torch.compile; auto: fused or compiled on a GPU, whichever a measurement at the

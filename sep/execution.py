@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,16 +83,26 @@ def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
 
 @dataclass
 class MicroBatch:
-    """The number of images that are computed at once; it shrinks for good when memory runs out."""
+    """The number of images that are computed at once; it shrinks for good when memory runs out.
+
+    Attributes:
+        size: the number.
+        even: whether parts are as large as each other, with which kernels are compiled once, instead of a small one at the end.
+    """
 
     size: int
+    even: bool = False
 
     @classmethod
-    def fitting(cls, shape: Sequence[int], device: torch.device) -> MicroBatch:
-        """Return the size to begin with, for images of shape `(C, H, W)`: no limit on a GPU; on a CPU, no more than are faster together."""
-        if device.type == "cuda":
-            return cls(sys.maxsize)
-        return cls(max(1, CPU_PIXELS // (shape[-1] * shape[-2])))
+    def fitting(
+        cls, shape: Sequence[int], device: torch.device, asked: int | Literal["auto"] = "auto", kernels: Kernels = "fused"
+    ) -> MicroBatch:
+        """Return the size to begin with, for images of shape `(C, H, W)`.
+
+        It is the one that was asked for, or no limit on a GPU, and on a CPU no more than are faster together.
+        """
+        most = sys.maxsize if device.type == "cuda" else max(1, CPU_PIXELS // (shape[-1] * shape[-2]))
+        return cls(most if asked == "auto" else asked, even=kernels == "compiled")
 
     def run(self, function: Callable[[slice], Result], count: int, pixels: Sequence[int] = ()) -> Iterator[Result]:
         """Yield `function(part)` for consecutive parts of `range(count)`; a part that does not fit in memory is halved and tried again.
@@ -107,7 +117,8 @@ class MicroBatch:
         """
         start = 0
         while start < count:
-            stop = min(start + self.size, count)
+            left = count - start
+            stop = start + (-(-left // -(-left // self.size)) if self.even else min(self.size, left))
             while pixels and stop - start > 1 and sum(pixels[start:stop]) > STORED_PIXELS:
                 stop -= 1
             try:

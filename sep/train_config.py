@@ -32,7 +32,7 @@ class TrainConfig:
     augmentation: Augmentation = "crop-flip"
     """random changes of training batches; crop: shifts by an eighth of the side; resized-crop: 8-100 % of the area"""
     precision: Precision = "auto"
-    """arithmetic of training and testing; auto: bf16 on a GPU that has it, tf32 on another, float32 on a CPU"""
+    """arithmetic of training and testing; auto: float32 on a CPU; bf16 on a GPU that has it, else tf32"""
     recorded: bool = True
     """on one GPU, record the training step once and replay it: the host starts one graph instead of some hundreds of kernels"""
 

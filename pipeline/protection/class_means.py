@@ -37,7 +37,7 @@ def _sums(ensemble: Ensemble, num_classes: int, batch_size: int | None, shard: S
     use_cpu(1)  # another number, or another algorithm, could round features differently
     torch.backends.cudnn.deterministic = True
     images, labels = read
-    batch = MicroBatch(batch_size) if batch_size else MicroBatch.fitting(seen_shape(images, ensemble.input_size), ensemble.device)
+    batch = MicroBatch.fitting(seen_shape(images, ensemble.input_size), ensemble.device, batch_size or "auto")
     sums = []
     looks = [(view, Look(derive(seed, "class means", view.name, shard.name))) for view in kinds(ensemble.views)]
     for network in load_networks(ensemble):

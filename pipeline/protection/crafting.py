@@ -92,4 +92,4 @@ def _request(task: CraftingTask, shard: str, images: Images, labels: Tensor, key
 
 @lru_cache(maxsize=1)  # a size at which memory ran out is not tried again for the next shard
 def _micro_batch(ensemble: Ensemble, config: ProtectConfig, shape: tuple[int, ...]) -> MicroBatch:
-    return MicroBatch.fitting(shape, ensemble.device) if config.batch_size == "auto" else MicroBatch(config.batch_size)
+    return MicroBatch.fitting(shape, ensemble.device, config.batch_size, config.kernels)

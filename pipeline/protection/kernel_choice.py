@@ -97,7 +97,7 @@ def _pace(ensemble: Ensemble, config: ProtectConfig, images: Tensor, labels: Ten
     (network,) = load_networks(ensemble)
     device = ensemble.device
     levels, targets = to_device(images, network.mean, ensemble.kernels), moved(labels, device)
-    batch = MicroBatch.fitting(images.shape[1:], device) if config.batch_size == "auto" else MicroBatch(config.batch_size)
+    batch = MicroBatch.fitting(images.shape[1:], device, config.batch_size, ensemble.kernels)
 
     def seconds(calls: int) -> float:
         begun = time.monotonic()

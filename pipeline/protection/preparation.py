@@ -28,6 +28,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
 from pipeline.training.initial import new_network
+from sep.ensemble import means_precision
 from sep.execution import use_cpu
 from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
@@ -81,7 +82,8 @@ def _class_means(site: Site, executor: Executor) -> None:
     shards, seed, keep_going = site.shards, site.config.seed, site.config.keep_going
     means, failed = means_of(site.ensemble, number, batch_size, seed, shards, executor, site.capacity, keep_going)
     files = write_file(site.out, EVERY_SHARD, means)
-    write_prepared(site.out, site.made_from, files, {}, time.monotonic() - begun, list(failed.causes) if failed else ())
+    found = {"class_means_precision": means_precision(torch.device("cuda" if site.ensemble.gpu else "cpu"))}
+    write_prepared(site.out, site.made_from, files, found, time.monotonic() - begun, list(failed.causes) if failed else ())
 
 
 def _pixels(site: Site, executor: Executor) -> None:

@@ -136,8 +136,8 @@ def _protection(results: RunResults) -> dict[str, Any]:
     """Largest change in levels, mean PSNR in dB over the images that changed at all, and the rate of gradients."""
     manifest = results.manifests["protect"]
     seconds, gradients = manifest.timing["crafting_seconds"], manifest.counts["gradients"]
-    names = ("method", "members", "steps", "precision", "kernels", "linf_levels", "psnr_db", "gradients")
-    figures = {**results.swept, **{name: manifest.counts[name] for name in names}}
+    names = ("method", "members", "steps", "precision", "class_means_precision", "kernels", "linf_levels", "psnr_db", "gradients")
+    figures = {**results.swept, **{name: manifest.counts[name] for name in names if name in manifest.counts}}
     figures["psnr_db"] = round(figures["psnr_db"], 2)
     return {**figures, "gradients_per_second": round(gradients / seconds, 1) if gradients else None}
 

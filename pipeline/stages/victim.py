@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         ("countermeasure", pa.string()),
         ("stored", pa.string()),
         ("seed", pa.int64()),
+        ("precision", pa.string()),
         ("last_accuracy", pa.float64()),
         ("peak_accuracy", pa.float64()),
         ("relabelled_accuracy", pa.float64()),
@@ -135,7 +136,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     assert len(rows) == len(tasks)
     stage.folder.remove(UNFINISHED)
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
-    return stage.finish({"trials": len(rows)})
+    return stage.finish({"trials": len(rows), "precision": sorted({row["precision"] for row in rows})})
 
 
 def _asked_for_more(folder: Run, section: dict[str, Any]) -> bool:

@@ -192,10 +192,10 @@ def open_tests(
     """
     if fits(shards, 3 * loading.input_size**2 if loading.input_size else image_bytes, memory_limit_mb):
         images, labels = (part.to(device) for part in load_seen(folder, shards, replace(loading, cache=None)))
-        return lambda: in_order(images, labels)
+        return lambda: in_order(images, labels, device)
     loading = loading.streamed
     return lambda: _ahead(
-        (batch for shard in shards for batch in in_order(*load_seen(folder, [shard], loading))), pinned=device.type == "cuda"
+        (batch for shard in shards for batch in in_order(*load_seen(folder, [shard], loading), device)), pinned=device.type == "cuda"
     )
 
 

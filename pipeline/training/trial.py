@@ -258,7 +258,7 @@ def _probing(network: Network, images: VictimImages, tests: Tests, config: Train
     train = InMemory(*features_of(network, seen.epoch(0), config.precision), Split(config.batch_size, images.seed))
     assert isinstance(train.images, Tensor)
     tested = features_of(network, tests(), config.precision)
-    return linear_probe(train.images, num_classes), train, partial(in_order, *tested)
+    return linear_probe(train.images, num_classes), train, partial(in_order, *tested, train.images.device)
 
 
 def _outcome(task: VictimTask, last: Epoch) -> dict[str, Any]:

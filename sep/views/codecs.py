@@ -76,6 +76,7 @@ def webp(levels: Tensor, _: Look, quality: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # whoever asks first: a gradient may pass it later
 def dct_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthonormal DCT, a row for each coefficient and a column for each pixel of a block: `(64, 64)`."""
     places = torch.arange(BLOCK, dtype=torch.float64)
@@ -85,6 +86,7 @@ def dct_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _scaled(table: tuple[tuple[int, ...], ...], quality: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     steps = (torch.tensor(table).flatten() * scale + 50).div(100, rounding_mode="floor").clamp(1, 255)

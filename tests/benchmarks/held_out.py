@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from pipeline.config.seeds import generator
 from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
-from pipeline.shards.tensors import in_order, load
+from pipeline.shards.tensors import load
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run, open_run
 from pipeline.storage.stage import Manifest
@@ -58,12 +59,16 @@ def seen_by(run: Run, judges: Ensemble) -> float:
     wanted = choose_targets(targets, labels[chosen], classes, generator(protect.asked["seed"], "targets"), labels[chosen])
     totals = [0.0, 0.0]
     for network in load_networks(judges):
-        sums, counts = class_sums(network, in_order(clean, labels, TOGETHER), len(pack.counts["classes"]))
+        sums, counts = class_sums(network, _batches(clean, labels), len(pack.counts["classes"]))
         means = (sums / counts[:, None]).float()
         for i, images in enumerate((clean, protected)):
-            for part, of in in_order(images[chosen], wanted, TOGETHER):
+            for part, of in _batches(images[chosen], wanted):
                 totals[i] += float(feature_alignment(network.features(part.float()), means[of]))
     return 100 * totals[1] / totals[0]
+
+
+def _batches(images: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(images, TOGETHER), torch.split(classes, TOGETHER), strict=True)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,7 +12,8 @@ from pipeline.config import sweep_grid
 from pipeline.config.command_line import parse_as
 from pipeline.config.schema import RunConfig
 from tests.benchmarks import grid
-from tests.benchmarks.grid import GRIDS, Grid, Recipe
+from tests.benchmarks.grid import Grid
+from tests.benchmarks.recipes import GRIDS, Recipe
 
 TINY = [
     *("--pack.max-train-images", "40", "--pack.max-test-images", "20", "--pack.shard-images", "20"),
@@ -35,7 +36,7 @@ def test_recipes_are_settings_of_the_main_job_and_differ(name: str, tmp_path: Pa
 @pytest.mark.slow
 def test_a_finished_recipe_leaves_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {"two": Recipe("method=sep-fa-drawn checkpoints=2 steps=1"), "one": Recipe("method=tap steps=1")}
-    monkeypatch.setitem(grid.GRIDS, "gradients", recipes)
+    monkeypatch.setitem(GRIDS, "gradients", recipes)
     given = ["gradients", "--data", "generated", "--work", str(tmp_path / "runs"), "--cards", str(tmp_path), "--seeds", "3", "4", *TINY]
     assert grid.main([*given, "--minutes", "0"]) == grid.TIME_IS_UP
     assert grid.main(given) == 0

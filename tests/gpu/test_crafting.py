@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,10 +17,13 @@ from sep.craft import Method, craft
 from sep.craft_config import CraftConfig
 from sep.ensemble import Member, class_sums, freeze
 from sep.execution import MicroBatch
+from sep.methods.error_minimising import NoiseConfig, Perturbed, minimise
 from sep.methods.request import Request, protect
 from sep.models import Network, build
 from sep.pictures import one_size
+from sep.train_config import TrainConfig
 from tests.gpu.conftest import CLASSES
+from tests.gpu.waiting import waits
 
 LEVELS, STEPS = 4, 3
 
@@ -56,6 +61,21 @@ def test_a_protection_is_that_of_the_cpu_within_the_budget(
     assert float((found == wanted).double().mean()) > 0.97
 
 
+@pytest.mark.counted
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_of_crafting_waits_for_the_device(
+    networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, method: Method
+) -> None:
+    """The images are read at the end, and whether gradients were numbers; before, the device is given them."""
+    counts = []
+    for steps in (1, 4):
+        config = CraftConfig(method=method, steps=steps, inner_steps=2 if method == "sep-fa-vr" else None).resolved()
+        ensemble = members(networks, images, labels, device, config)
+        crafted = partial(craft, ensemble, images, labels, config, torch.Generator().manual_seed(1))
+        counts.append(waits(device, crafted))
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_precision_of_the_device_still_draws_images_to_their_targets(
     networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, method: Method
@@ -80,6 +100,19 @@ def test_the_precision_of_the_device_still_draws_images_to_their_targets(
     noise = torch.randint(2, images.shape, generator=torch.Generator().manual_seed(2)) * 16 - 8
     noisy = (images + noise).clamp(0, 255)
     assert loss(images) - loss(protected) > max(0.04 * loss(images), 10 * abs(loss(images) - loss(noisy)))
+
+
+def test_noise_of_a_class_is_made_on_the_device(networks: list[Network], images: Tensor, labels: Tensor, device: torch.device) -> None:
+    """Through views, with momentum, and one for all channels: within the budget, and by the network and images of the device."""
+    rows = labels.to(device)
+    data = Perturbed(images.to(device), rows, rows, CLASSES, "grey")
+    training = TrainConfig(epochs=1, batch_size=32, lr=0.05)
+    config = NoiseConfig(training=training, eps_levels=LEVELS, steps=1, rounds=2, momentum=0.9, views=("none", "jpeg-10", "blur"))
+    network = copy.deepcopy(networks[0]).to(device)
+    noise = minimise(network, data, config, torch.Generator().manual_seed(1))
+    assert (noise.levels.device.type, noise.levels.shape) == ("cpu", (CLASSES, 1, 16, 16))
+    assert 0 < int(noise.levels.abs().max()) <= LEVELS
+    assert len({tuple(pattern) for pattern in noise.levels.flatten(1).tolist()}) == CLASSES
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -14,12 +14,19 @@ from sep.ensemble import Member, class_sums, compile_together, freeze
 from sep.execution import arithmetic, resolve, to_device
 from sep.models import Network
 from tests.gpu.conftest import CLASSES
+from tests.gpu.waiting import waits
 
 CPU = torch.device("cpu")
 
 
 def gradients(
-    networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, kernels: Kernels, precision: Precision
+    networks: list[Network],
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    kernels: Kernels,
+    precision: Precision,
+    together: int = 64,
 ) -> Tensor:
     frozen = [freeze(network, kernels).to(device) for network in networks]
     if kernels == "compiled":
@@ -27,7 +34,8 @@ def gradients(
     levels, targets = to_device(images, frozen[0].mean, kernels), labels.to(device)
     assert levels.device.type == device.type
     with arithmetic(device, precision):
-        found = torch.stack([gradient(Member(network), levels, targets) for network in frozen])
+        parts = list(zip(torch.split(levels, together), torch.split(targets, together), strict=True))
+        found = torch.stack([torch.cat([gradient(Member(network), *part) for part in parts]) for network in frozen])
     assert (found.device.type, found.dtype) == (device.type, torch.float32)
     return found.cpu()
 
@@ -56,19 +64,31 @@ def test_a_gradient_points_where_that_of_the_cpu_points(
         assert float(((found - wanted).abs() <= 1e-4 * wanted.abs().max()).double().mean()) > 0.98
 
 
+@pytest.mark.counted
+@pytest.mark.parametrize("kernels", ["plain", "fused"])
+def test_a_gradient_waits_for_nothing(
+    networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, kernels: Kernels
+) -> None:
+    member = Member(freeze(networks[0], kernels).to(device), torch.zeros(CLASSES, networks[0].head.in_features, device=device))
+    levels, targets = to_device(images, member.network.mean, kernels), labels.to(device)
+    with arithmetic(device, "auto"):
+        assert waits(device, partial(gradient, member, levels, targets)) == 0
+
+
 def test_compiled_kernels_serve_every_checkpoint_with_its_own_weights(
     networks: list[Network], images: Tensor, labels: Tensor, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are compiled once: a second compilation for the same shapes would take as long again for each checkpoint.
+    """They are compiled once: a second compilation would take as long again, for each checkpoint or for each number of images.
 
     On a CPU, where compiling takes minutes, the graph is only recorded and run; `test_execution` compiles it there.
     """
     if device.type == "cpu":
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    images, labels = images[:61], labels[:61]  # in parts of 31 and 30
     wanted = gradients(networks, images, labels, CPU, "plain", "float32")
     counters = torch._dynamo.utils.counters
     counters.clear()
-    found = gradients(networks, images, labels, device, "compiled", "float32")
+    found = gradients(networks, images, labels, device, "compiled", "float32", together=31)
     assert (counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())) == (1, 0)
     assert same_signs(wanted, found) > 0.999
     assert same_signs(wanted, found.flip(0)) < 0.9

@@ -83,6 +83,18 @@ def test_nothing_waits_for_the_device_within_an_epoch(device: torch.device) -> N
 
 
 @pytest.mark.counted
+@pytest.mark.parametrize("recorded", [False, True])
+def test_no_step_waits_for_the_device(device: torch.device, recorded: bool) -> None:
+    """The one that is recorded does not count: memory is freed for it."""
+    network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
+    step = Step(network, optimiser(network, TrainConfig(epochs=1), STEPS)[0], "float32", recorded=recorded)
+    batch = torch.full((8, 3, 16, 16), 60.0, device=device), torch.zeros(8, dtype=torch.long, device=device)
+    for _ in range(WARM_UP + 1):
+        step(*batch)
+    assert waits(device, lambda: step(*batch)) == 0
+
+
+@pytest.mark.counted
 def test_a_search_for_hard_images_is_recorded_at_the_first_batch_and_follows_the_training(device: torch.device) -> None:
     """It takes seven gradients a batch. On a CPU none is recorded."""
     network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)

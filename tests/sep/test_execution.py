@@ -16,7 +16,7 @@ import sep.craft
 from sep.choices import Kernels
 from sep.craft import Method, craft, gradient
 from sep.craft_config import CraftConfig
-from sep.ensemble import Member, class_sums, compile_together, freeze
+from sep.ensemble import Member, _compiled_for, class_sums, compile_together, freeze
 from sep.execution import MicroBatch, arithmetic, resolve, to_device
 from sep.models import Network, build
 from sep.views.registry import Look
@@ -154,6 +154,15 @@ def test_true_out_of_memory_of_the_cpu_is_survived() -> None:
     assert done == [2, 2, 1]
 
 
+def test_parts_may_be_as_large_as_each_other() -> None:
+    """For compiled kernels, also after memory ran out."""
+    assert list(MicroBatch(400, even=True).run(lambda part: (part.start, part.stop), 500)) == [(0, 250), (250, 500)]
+    batch, memory = MicroBatch(sys.maxsize, even=True), Memory(500, torch.OutOfMemoryError("no"))
+    assert [len(part) for part in batch.run(memory, 1001)] == [334, 334, 333]
+    assert [len(part) for part in batch.run(memory, 1000)] == [500, 500]
+    assert memory.asked[0] == (0, 1001)
+
+
 def test_other_errors_and_one_image_too_many_are_final() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         list(MicroBatch(8).run(Memory(2, RuntimeError("shapes differ")), 8))
@@ -205,6 +214,13 @@ def test_size_to_begin_with() -> None:
     assert MicroBatch.fitting((3, 32, 32), CPU).size == 64
     assert MicroBatch.fitting((3, 512, 512), CPU).size == 1
     assert MicroBatch.fitting((3, 32, 32), torch.device("cuda")).size > 10**6  # no shard holds more
+    assert MicroBatch.fitting((3, 32, 32), CPU, 7, "compiled") == MicroBatch(7, even=True)
+
+
+def test_compiled_kernels_are_for_few_numbers_of_images_hardly_larger_than_those_asked_for() -> None:
+    assert all(_compiled_for(count) == count for count in (1, 2, 3, 5, 25, 50, 64, 100, 128, 250, 500, 512, 1000, 2000))
+    assert all(count <= _compiled_for(count) <= 1.25 * count for count in range(1, 3000))
+    assert sorted({_compiled_for(count) for count in range(400, 800)}) == [400, 448, 500, 512, 600, 640, 700, 768, 800]
 
 
 FREED = """

@@ -106,6 +106,7 @@ def test_the_card_says_what_was_measured(whole: Path) -> None:
         measured = read_table(Folder.open(str(whole / "sweep" / point / "victim")), "results.parquet").to_pylist()[row]
         assert victim["last_accuracy"] == {"mean": pytest.approx(measured["last_accuracy"], abs=0.01), "std": None}
         assert victim["precision"] == ["float32"]
+    assert {release["class_means_precision"] for release in found["protection"].values()} == {"float32"}
     for label in ("2/255", "8/255"):
         assert found["protection"][label]["gradients"] == 40 * 2 * (2 + 2 - 1)
         assert found["protection"][label]["linf_levels"] == 2  # two steps of one level

@@ -1,6 +1,7 @@
 """What travels to a GPU machine without a network, beside the tree: wheels and images, in a folder that git ignores.
 
 python -m tests.benchmarks.gpu.kit DATA [--to gpu-kit]      DATA: the folder with CIFAR-10's Parquet files
+python -m tests.benchmarks.gpu.kit --ray [--to gpu-kit]     Ray in the place of the images, which takes a transfer of its own
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import argparse
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests import ROOT
 
@@ -18,13 +21,31 @@ WHEELS = (
     *("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
     *("tyro", "docstring-parser", "typeguard", "webdataset", "braceexpand", "loky", "cloudpickle", "tqdm"),
 )
+RAY = (
+    *("ray", "click", "jsonschema", "jsonschema-specifications", "attrs", "referencing", "rpds-py", "msgpack", "protobuf"),
+    *("requests", "urllib3", "certifi", "idna", "charset-normalizer", "tensorboardX", "python-dateutil", "six"),
+)
+NOT_OF_RAY = ("./ray/jars", "./ray/dashboard/client", "./ray/rllib")  # large, and of no use there
 MOST_MIB = 64  # of the tree and the kit together, in one transfer
 
 
-def wheels(to: Path) -> list[str]:
-    """Return the command that unpacks the wheels into a folder: those of docs/reproduce.md."""
+def wheels(to: Path, names: Sequence[str] = WHEELS) -> list[str]:
+    """Return the command that unpacks wheels into a folder; if none are named, those of docs/reproduce.md."""
     asked = ("--no-deps", "--no-compile", "--constraint", str(ROOT / "constraints.txt"), "--python-version", "3.12", "--only-binary=:all:")
-    return [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(to), *asked, *WHEELS]
+    return [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(to), *asked, *names]
+
+
+def pack(source: Path, to: Path) -> None:
+    """Write a compressed archive of a folder, without what Ray needs for other languages and its pages."""
+    with tarfile.open(to, "w:gz") as archive:
+        archive.add(source, ".", filter=lambda entry: None if entry.name.startswith(NOT_OF_RAY) else entry)
+
+
+def ray(to: Path) -> None:
+    """Pack Ray, and what it needs beside the wheels."""
+    with TemporaryDirectory() as folder:
+        subprocess.run(wheels(Path(folder), RAY), check=True)
+        pack(Path(folder), to)
 
 
 def images(source: Path, to: Path) -> None:
@@ -58,17 +79,24 @@ def mib(paths: Sequence[Path]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fill the folder, and say how much there is to carry."""
     parser = argparse.ArgumentParser("kit.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    given_one = parser.add_mutually_exclusive_group(required=True)
+    given_one.add_argument("data", type=Path, nargs="?")
+    given_one.add_argument("--ray", action="store_true")
     parser.add_argument("--to", type=Path, default=ROOT / "gpu-kit")
     given = parser.parse_args(arguments)
     shutil.rmtree(given.to, ignore_errors=True)
     try:
-        images(given.data, given.to / "data")
+        if given.ray:
+            given.to.mkdir(parents=True)
+            ray(given.to / "ray.tgz")
+        else:
+            images(given.data, given.to / "data")
         subprocess.run(wheels(given.to / "wheels"), check=True)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:
         print(f"kit.py: {error}", file=sys.stderr)
         return 1
-    parts = {"tree": mib(tree()), "wheels": mib([given.to / "wheels"]), "images": mib([given.to / "data"])}
+    parts = {"tree": mib(tree()), "wheels": mib([given.to / "wheels"])}
+    parts |= {"ray": mib([given.to / "ray.tgz"])} if given.ray else {"images": mib([given.to / "data"])}
     whole = sum(parts.values())
     print(f"{', '.join(f'{name} {size:.1f}' for name, size in parts.items())}: {whole:.1f} MiB of {MOST_MIB}, in {given.to}")
     if whole > MOST_MIB:

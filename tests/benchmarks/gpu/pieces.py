@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -19,13 +19,21 @@ from xml.etree import ElementTree
 
 from pipeline.config.command_line import parse_as
 from pipeline.config.schema import RunConfig
+from tests.benchmarks.recipes import GRIDS, Recipe
 
 Found = dict[str, Any]
 MAIN_JOB = "pipeline/reproduce.py"
 PAPER, RELEASE = "paper", "release"  # folders
 TESTS = ("training", "crafting", "gradients", "countermeasures", "views", "turns", "protocol")  # what the releases need comes first
+WITHOUT_VALUES = ("-m", "tests.benchmarks.gpu.without_values")  # before a program that is to go on, whatever its values
 PLAIN_STEPS = ("--surrogate.no-recorded", "--victim.no-recorded")
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
+RECIPES = {  # at 8/255; all but the first need no surrogate, which would have to look through their views, so they share the paper's folder
+    "sep-fa-drawn": GRIDS["gradients"]["drawn-15"],
+    "colour-views": GRIDS["views"]["colour-momentum-views"],
+    **{f"grey-patterns-{name.removeprefix('grey-')}": recipe for name, recipe in GRIDS["patterns"].items()},
+}
+SIZES = ("protect.checkpoints", "protect.steps")  # that are small in a miniature
 MINIATURE = (
     *("--pack.max-train-images", "100", "--pack.max-test-images", "50", "--pack.shard-images", "25"),
     *(
@@ -33,7 +41,7 @@ MINIATURE = (
         for stage in ("surrogate", "victim")
         for flag in (f"--{stage}.networks", "resnet8", f"--{stage}.epochs", "2", f"--{stage}.batch-size", "25")
     ),
-    *("--protect.checkpoints", "2", "--protect.steps", "2"),
+    *(word for name in SIZES for word in (f"--{name}", "2")),
 )
 
 
@@ -45,17 +53,17 @@ class Options:
         work: folder for the runs, the cards and the log.
         data: images, as `--data` of the main job takes them.
         victims: countermeasures of the adversaries of each recipe.
-        methods: recipes beside the paper's, at 8/255.
         seeds: number of trainings of each victim.
         miniature: whether sizes shrink, to try the proof without a GPU.
+        no_values: whether no value counts, to try it on a device that computes nothing.
     """
 
     work: Path
     data: str
     victims: tuple[str, ...] = ("jpeg-10", "gaussian-blur", "grayscale")
-    methods: tuple[str, ...] = ("sep-fa-drawn",)
     seeds: int = 1
     miniature: bool = False
+    no_values: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Piece:
         environment: variables for the program.
         lacking: says why it cannot run; empty if it can.
         closes: whether it comes as soon as its input is there, even where the time is up, instead of in order.
+        asked_for: whether it comes only where `--pieces` names it.
     """
 
     name: str
@@ -87,6 +96,7 @@ class Piece:
     environment: Mapping[str, str] = field(default_factory=dict)
     lacking: Callable[[], str] = str
     closes: bool = False
+    asked_for: bool = False
 
     @property
     def found(self) -> Found | None:
@@ -99,23 +109,22 @@ class Piece:
     def check(self) -> None:
         """End this program with status 2 and a message where the main job would refuse its flags."""
         if MAIN_JOB in self.command:
-            parse_as([*self.command[2:], *self.plain_steps], RunConfig, self.name, preset="paper")
+            parse_as([*self.command[self.command.index(MAIN_JOB) + 1 :], *self.plain_steps], RunConfig, self.name, preset="paper")
 
 
 def pieces(options: Options) -> list[Piece]:
     """Return all pieces, the most valuable first."""
     work, python = options.work, sys.executable
-    recipes = [
-        _release(options, f"{name}-8", f"{name} at 8/255", 8, (f"protect.method={name}",), options.victims) for name in options.methods
-    ]
+    files = (f"tests/gpu/test_{name}.py" for name in TESTS)
+    first, *others = (_recipe(options, name, recipe) for name, recipe in RECIPES.items())
     return [
         Piece(
             "tests",
             "the tests that need a GPU",
-            (python, "-m", "pytest", *(f"tests/gpu/test_{name}.py" for name in TESTS), "--device", "cuda"),
+            (python, "-m", "pytest", *files, "--device", "cuda", *("--no-values",) * options.no_values),
             work / "tests.xml",
             _tests,
-            minutes=3,
+            minutes=2,
             takes_minutes=False,
             environment={"PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} --junit-xml={work / 'tests.xml'}"},
         ),
@@ -127,11 +136,14 @@ def pieces(options: Options) -> list[Piece]:
             _json,
             minutes=3,
         ),
-        _release(options, "craft-2", "the paper's protocol at 2/255, without victims", 2, stages=("pack", "surrogate", "protect")),
+        _release(
+            options, "craft-2", "the paper's protocol at 2/255, without victims", 2, flags=("--stages", "pack", "surrogate", "protect")
+        ),
         _release(options, "paper-2", "the paper's protocol at 2/255", 2),
         _release(options, "paper-8", "the paper's protocol at 8/255", 8),
-        *recipes,
+        first,
         _on_ray(options),
+        *(replace(piece, asked_for=True) for piece in others),
         _travelling(options),
     ]
 
@@ -140,19 +152,17 @@ def _small(options: Options, flags: tuple[str, ...]) -> tuple[str, ...]:
     return flags if options.miniature else ()
 
 
-def _release(
-    options: Options,
-    name: str,
-    title: str,
-    levels: int,
-    others: tuple[str, ...] = (),
-    victims: tuple[str, ...] = ("none",),
-    stages: tuple[str, ...] = (),
-) -> Piece:
-    """Return the piece of one release and its victims, or of these stages alone: a sweep with one point, all in one run folder."""
-    sweep, only = [f"protect.eps-levels={levels}", *others], ("--stages", *stages) if stages else ()
-    flags = ("--sweep", *sweep, "--victim.countermeasures", *victims, *only, *_small(options, MINIATURE))
-    return _job(options, name, title, options.work / PAPER, flags, sweep)
+def _recipe(options: Options, name: str, recipe: Recipe) -> Piece:
+    """Return the piece of a recipe at 8/255, and of victims who do something to its images."""
+    settings = [each for each in recipe.sweep if not options.miniature or each.partition("=")[0] not in SIZES]
+    flags = ("--views", *recipe.views, "--victim.countermeasures", *options.victims)
+    return _release(options, f"{name}-8", f"{name} at 8/255", 8, settings, flags)
+
+
+def _release(options: Options, name: str, title: str, levels: int, settings: Sequence[str] = (), flags: tuple[str, ...] = ()) -> Piece:
+    """Return the piece of one release and what its flags add: a sweep with one point, all in one run folder."""
+    sweep = [f"protect.eps-levels={levels}", *settings]
+    return _job(options, name, title, options.work / PAPER, ("--sweep", *sweep, *flags, *_small(options, MINIATURE)), sweep)
 
 
 def _on_ray(options: Options) -> Piece:
@@ -172,7 +182,7 @@ def _job(options: Options, name: str, title: str, run: Path, flags: tuple[str, .
     return Piece(
         name,
         title,
-        (sys.executable, MAIN_JOB, *given, *flags),
+        (sys.executable, *WITHOUT_VALUES * options.no_values, MAIN_JOB, *given, *flags),
         run / "card.json",
         partial(_card, sweep=sweep),
         plain_steps=PLAIN_STEPS,
@@ -185,6 +195,8 @@ def _travelling(options: Options) -> Piece:
     run, to = options.work / PAPER, options.work / RELEASE
 
     def lacking() -> str:
+        if options.no_values:
+            return "no change of an image has a value"
         return "" if (run / "sweep" / FIRST / "protect" / "manifest.json").exists() else "the release at 2/255 is not finished"
 
     command = (sys.executable, "-m", "tests.benchmarks.gpu.release", "pack", str(run / "sweep" / FIRST), str(to))

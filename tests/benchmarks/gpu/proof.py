@@ -150,7 +150,7 @@ def work(proof: Proof, minutes: float, named: Sequence[str] = (), again: bool = 
     """
     end, up = time.monotonic() + 60 * minutes, False
     known = {piece.name: piece for piece in proof.pieces}
-    chosen = [known[name] for name in named] or [piece for piece in proof.pieces if not piece.closes]
+    chosen = [known[name] for name in named] or [piece for piece in proof.pieces if not piece.closes and not piece.asked_for]
     asked = [piece for piece in chosen if again or _left(proof, piece)]
     closing = [piece for piece in proof.pieces if piece.closes and piece not in asked]
     for piece in sorted(asked, key=lambda each: proof.card(each)["status"] == "failed"):
@@ -185,14 +185,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pieces", nargs="+", default=[], help="only these, in this order")
     parser.add_argument("--again", action="store_true", help="do what is finished once more")
     parser.add_argument("--victims", nargs="+", default=[*default.victims], help="countermeasures of the recipes' victims")
-    parser.add_argument("--methods", nargs="+", default=[*default.methods], help="recipes to measure at 8/255")
     parser.add_argument("--seeds", type=int, default=default.seeds, help="trainings of each victim")
     parser.add_argument("--plain-steps", action="store_true", help="train without recorded steps, from now on")
     parser.add_argument("--miniature", action="store_true", help="small sizes: it tries the proof and measures nothing")
+    parser.add_argument("--no-values", action="store_true", help="let no value count, for a device that computes nothing")
     given = parser.parse_args(arguments)
     folder = _from_here(given.work or f"runs/gpu-proof{'-miniature' if given.miniature else ''}")
     data = given.data if given.data == "generated" else str(_from_here(given.data))
-    chosen = Options(folder, data, tuple(given.victims), tuple(given.methods), given.seeds, given.miniature)
+    chosen = Options(folder, data, tuple(given.victims), given.seeds, given.miniature, given.no_values)
     proof = Proof(folder, pieces(chosen), given.miniature, given.plain_steps, given.out)
     if unknown := sorted({*given.pieces} - {piece.name for piece in proof.pieces}):
         parser.error(f"--pieces: unknown {', '.join(unknown)}; there are {', '.join(piece.name for piece in proof.pieces)}")

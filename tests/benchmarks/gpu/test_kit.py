@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def test_it_runs_from_the_command_line(released: tuple[RunConfig, Folder], tmp_p
 def test_the_wheels_are_those_that_the_page_lists(tmp_path: Path) -> None:
     assert {*kit.WHEELS} == wheels()
     assert kit.wheels(tmp_path)[-len(kit.WHEELS) :] == [*kit.WHEELS]
+
+
+def test_ray_travels_without_its_large_parts(tmp_path: Path) -> None:
+    kept, left = (
+        ("ray/__init__.py", "ray/dashboard/head.py", "click/core.py"),
+        ("ray/jars/a.jar", "ray/rllib/b.py", "ray/dashboard/client/c"),
+    )
+    for name in (*kept, *left):
+        (tmp_path / "unpacked" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "unpacked" / name).touch()
+    kit.pack(tmp_path / "unpacked", tmp_path / "ray.tgz")
+    with tarfile.open(tmp_path / "ray.tgz") as archive:
+        assert {entry.name for entry in archive if entry.isfile()} == {f"./{name}" for name in kept}
+    for given in ([], ["images", "--ray"]):
+        with pytest.raises(SystemExit):
+            kit.main(given)
 
 
 def test_images_and_sizes(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config.command_line import parse_as
 from pipeline.config.schema import RunConfig
-from pipeline.config.sweep_grid import grid
+from pipeline.config.sweep_grid import grid, shared_stages
 from tests import ROOT
 from tests.benchmarks.gpu import pieces, processes
 from tests.benchmarks.gpu.pieces import Options, Piece
@@ -58,12 +58,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pieces_are_the_papers_protocol_in_order_of_value() -> None:
     names = [piece.name for piece in pieces.pieces(OPTIONS)]
-    assert names == ["tests", "bench", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "ray", "release"]
-    asked = {
-        piece.name: piece for piece in pieces.pieces(replace(OPTIONS, seeds=2, victims=("gaussian-blur",), methods=("sep", "sep-fa-drawn")))
-    }
-    assert [*asked][5:7] == ["sep-8", "sep-fa-drawn-8"]
-    for name, levels, method, victims in (("paper-2", 2, "sep-fa-vr", ("none",)), ("sep-8", 8, "sep", ("gaussian-blur",))):
+    only_named = ["colour-views-8", "grey-patterns-8-8", "grey-patterns-32-8", "grey-patterns-128-8"]
+    assert names == ["tests", "bench", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "ray", *only_named, "release"]
+    asked = {piece.name: piece for piece in pieces.pieces(replace(OPTIONS, seeds=2, victims=("gaussian-blur",)))}
+    assert [name for name, piece in asked.items() if piece.asked_for] == only_named
+    wanted = (
+        ("paper-2", 2, "sep-fa-vr", ("none",)),
+        ("sep-fa-drawn-8", 8, "sep-fa-drawn", ("gaussian-blur",)),
+        ("grey-patterns-32-8", 8, "error-min-class", ("gaussian-blur",)),
+    )
+    for name, levels, method, victims in wanted:
         config = parse_as(asked[name].command[2:], RunConfig, "reproduce.py", preset="paper")
         (point,) = grid(config)
         assert (point.config.protect.eps_levels, point.config.protect.method) == (levels, method)
@@ -72,6 +76,12 @@ def test_pieces_are_the_papers_protocol_in_order_of_value() -> None:
     crafted, measured = (parse_as(asked[name].command[2:], RunConfig, "reproduce.py", preset="paper") for name in ("craft-2", "paper-2"))
     assert replace(measured, stages=crafted.stages) == crafted  # so that the second goes on from the first
     assert (crafted.stages, measured.stages[-1]) == (("pack", "surrogate", "protect"), "victim")
+    drawn, grey = (parse_as(asked[name].command[2:], RunConfig, "", preset="paper") for name in ("sep-fa-drawn-8", "grey-patterns-32-8"))
+    (point,) = grid(drawn)
+    assert (point.config.protect.checkpoints, point.config.protect.steps, drawn.views) == (10, 15, ("none",))
+    (point,) = grid(grey)
+    assert (point.config.protect.patterns, grey.views) == (32, ("none", "jpeg-10", "jpeg-50", "blur"))
+    assert shared_stages(grey) == ("pack",)  # it shares a folder with a surrogate that looks through no views
     ray = parse_as(asked["ray"].command[2:], RunConfig, "reproduce.py", preset="paper")
     assert (ray.preset, ray.executor, ray.sweep) == ("cifar10-small", "ray", ())
 
@@ -83,6 +93,17 @@ def test_a_miniature_has_the_same_pieces_and_small_sizes() -> None:
         command = next(piece.command for piece in small if piece.name == name)
         config = parse_as(command[2:], RunConfig, "reproduce.py", preset="paper")
         assert (config.victim.epochs, config.surrogate.networks) == (2, ("resnet8",))
+
+
+def test_where_no_value_counts_the_same_settings_are_run() -> None:
+    with_values, without = pieces.pieces(OPTIONS), pieces.pieces(replace(OPTIONS, no_values=True))
+    for piece, same in zip(without, with_values, strict=True):
+        piece.check()
+        assert [word for word in piece.command if word not in ("-m", "tests.benchmarks.gpu.without_values", "--no-values")] == [
+            word for word in same.command if word != "-m"
+        ]
+    assert "--no-values" in without[0].command
+    assert "tests.benchmarks.gpu.without_values" in without[2].command
 
 
 def test_every_test_that_needs_a_gpu_is_run() -> None:
@@ -153,13 +174,13 @@ def test_pieces_come_in_order_and_failed_ones_after_them(tmp_path: Path) -> None
     one, two = a_piece(tmp_path, "one", says + "sys.exit(1)"), a_piece(tmp_path, "two", says + "to.touch(); sys.exit(3)")
     ready = {"lacking": lambda: "" if (tmp_path / "two.json").exists() else "not yet", "closes": True}
     closes = a_piece(tmp_path, "closes", says, takes_minutes=False, minutes=0.5, **ready)
-    proof = Proof(tmp_path, [closes, one, two, a_piece(tmp_path, "three", says)])
+    proof = Proof(tmp_path, [closes, a_piece(tmp_path, "four", says, asked_for=True), one, two, a_piece(tmp_path, "three", says)])
     assert work(proof, 9) == 3  # the time was up in two
     assert work(proof, 9) == 3
     assert (tmp_path / "order").read_text().split() == ["one", "two", "closes", "two"]
-    assert statuses(proof) == {"closes": "done", "one": "failed", "two": "time is up", "three": "not begun"}
-    assert work(proof, 9, ["three", "two"]) == 3  # as they are named, but for what failed
-    assert (tmp_path / "order").read_text().split()[4:] == ["three", "two"]
+    assert statuses(proof) == {"closes": "done", "one": "failed", "two": "time is up", "three": "not begun", "four": "not begun"}
+    assert work(proof, 9, ["three", "four", "two"]) == 3  # as they are named, but for what failed
+    assert (tmp_path / "order").read_text().split()[4:] == ["three", "four", "two"]
 
 
 def test_what_a_killed_start_left_to_close_is_closed_first(tmp_path: Path) -> None:

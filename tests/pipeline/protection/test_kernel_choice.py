@@ -78,7 +78,7 @@ def test_a_measurement_is_kept_for_later_starts(
 def test_a_machine_that_cannot_compile_has_the_others(
     written: tuple[RunConfig, Folder], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def without(*_: object) -> None:
+    def without(*_: object, **__: object) -> None:
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(torch, "compile", without)

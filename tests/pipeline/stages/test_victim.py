@@ -122,6 +122,7 @@ def test_same_images_same_victims_and_no_trial_twice(released: tuple[RunConfig, 
     clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert (clean["data"], protected["data"]) == ("clean", "protected")
     assert clean["accuracy_per_epoch"] == protected["accuracy_per_epoch"]
+    assert [clean["precision"], protected["precision"], *manifest.counts["precision"]] == ["float32"] * 3  # what auto is on a CPU
     assert len(clean["accuracy_per_epoch"]) == config.victim.epochs
     assert clean["peak_accuracy"] == max(clean["accuracy_per_epoch"]) >= clean["last_accuracy"] == clean["accuracy_per_epoch"][-1]
     assert clean["relabelled_accuracy"] >= clean["last_accuracy"]

@@ -15,7 +15,7 @@ from pipeline.config.seeds import derive
 from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import CorruptShard, Sample, write_shard
-from pipeline.shards.tensors import Loading, load
+from pipeline.shards.tensors import Loading, in_order, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training import batches as batches_module
@@ -131,6 +131,22 @@ def test_streams_what_does_not_fit_and_transforms_either_way(numbered: tuple[Fol
         kinds.append(type(batches))
         assert all((images[:, 0, 0, 0] == labels + 100).all() for images, labels in batches.epoch(0))
     assert kinds == [Streaming, InMemory]
+
+
+@pytest.mark.parametrize(
+    ("device", "side", "sizes"),
+    [
+        ("cpu", 32, [100] * 30),
+        ("cuda", 32, [1024, 1024, 952]),
+        ("cuda", 224, [100] * 30),  # as large as 1,024 small ones already
+        ("cuda", 1, [3000]),  # features, as images of one pixel
+    ],
+)
+def test_a_gpu_tests_many_small_images_at_a_time(device: str, side: int, sizes: list[int]) -> None:
+    images, labels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(3000, 3, side, side), torch.arange(3000)
+    batches = list(in_order(images, labels, torch.device(device)))
+    assert [len(seen) for seen, _ in batches] == sizes
+    assert torch.equal(torch.cat([classes for _, classes in batches]), labels)
 
 
 def test_too_few_images_or_shards_is_said(numbered: tuple[Folder, list[Shard]]) -> None:

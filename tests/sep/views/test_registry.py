@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.views import codecs
 from sep.views.registry import VIEWS, Look, check_mix, view
 
 NUMBERS = {"jpeg": (10, 50, 75, 90, 100), "webp": (20, 75), "bits": (1, 2, 3), "noise": (4,), "simclr": (60, 100)}
@@ -57,6 +58,18 @@ def test_gradients_pass_in_any_precision(name: str) -> None:
         assert seen.dtype == gradient.dtype == dtype
         assert bool(gradient.isfinite().all())
         assert float((gradient != 0).to(dtype).mean()) > (0.02 if name.startswith("bits") else 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_pass_after_a_look_without_any(name: str) -> None:
+    """Through what a view keeps for the next look as well."""
+    codecs.dct_basis.cache_clear()
+    codecs._scaled.cache_clear()
+    with torch.inference_mode():
+        view(name).on_levels(pictures(16, 16).float(), Look(seed=1))
+    levels = pictures(16, 16).float().requires_grad_()
+    (slopes,) = torch.autograd.grad(view(name).on_levels(levels, Look(seed=1)).sum(), levels)
+    assert bool(slopes.isfinite().all())
 
 
 @pytest.mark.parametrize("name", NAMES)
