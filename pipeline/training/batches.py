@@ -19,6 +19,7 @@ from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import PLAIN_LOADING, Batch, Labelled, Loading, Read, in_order, load_images, load_seen
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from sep.execution import moved
 from sep.pictures import Images, Pictures, joined, mapped, one_size
 
 Transform = Callable[[Tensor, Tensor], Tensor]  # images and labels to other images
@@ -72,7 +73,7 @@ class InMemory:
         """See `Batches`."""
         seen = self.sight(number)
         order = torch.randperm(len(self.labels), generator=generator(self.split.seed, "order", number))
-        mine = order[self.split.rank :: self.split.size].to(self.labels.device)  # at once: a GPU is waited for at every such copy
+        mine = moved(order[self.split.rank :: self.split.size], self.labels.device)
         for step in range(self.steps):
             chosen = mine[step * self.split.batch_size : (step + 1) * self.split.batch_size]
             yield seen(self.images[chosen]), self.labels[chosen]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.countermeasures import contrastive
+from sep.views import codecs
 from sep.views.registry import VIEWS, Look, check_mix, view
 
 NUMBERS = {"jpeg": (10, 50, 75, 90, 100), "webp": (20, 75), "bits": (1, 2, 3), "noise": (4,), "simclr": (60, 100)}
@@ -57,6 +59,18 @@ def test_gradients_pass_in_any_precision(name: str) -> None:
         assert seen.dtype == gradient.dtype == dtype
         assert bool(gradient.isfinite().all())
         assert float((gradient != 0).to(dtype).mean()) > (0.02 if name.startswith("bits") else 0.5)
+
+
+@pytest.mark.parametrize("name", ["jpeg-10", "simclr-60"])
+def test_a_gradient_passes_what_was_computed_once_for_a_test(name: str) -> None:
+    for cached in (codecs.dct_basis, codecs._scaled, contrastive._colours):
+        cached.cache_clear()
+    levels = pictures(32, 32).float()
+    with torch.inference_mode():
+        seen = view(name).on_levels(levels, Look(seed=5))
+    found = view(name).on_levels(levels.requires_grad_(), Look(seed=5))
+    torch.autograd.backward(found.sum())
+    assert torch.equal(found, seen)
 
 
 @pytest.mark.parametrize("name", NAMES)
