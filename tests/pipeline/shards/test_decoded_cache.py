@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +22,36 @@ from pipeline.shards.tensors import Loading, load
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training.batches import Split, open_batches, open_tests
+from tests import ROOT
 from tests.fixtures.pictures import picture
 
 ONE = 40_000  # bytes of a decoded shard of the fixture with what torch writes around it, at most
 IMAGES = 12
+WRITERS = """
+import os, resource, signal, sys
+from pathlib import Path
+import torch
+from pipeline.shards.decoded_cache import DecodedCache
+
+cache, images, labels = DecodedCache(Path(sys.argv[1]), 10**9), torch.ones(12, 3, 64, 64, dtype=torch.uint8), torch.ones(12)
+
+def half_way():  # the system kills who writes a larger file than this
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+
+def at_the_end():
+    sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGKILL) if event == "os.rename" else None)
+
+for digest, killed in zip(sys.argv[2:], (half_way, at_the_end)):
+    if not (writer := os.fork()):
+        killed()
+        cache.write(digest, images, labels)
+        os._exit(0)
+    print(signal.Signals(-os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])).name, flush=True)
+while True:
+    cache.write("both", images, labels)
+"""
 
 
 @pytest.fixture
@@ -75,6 +103,40 @@ def test_another_shard_of_the_same_name_is_another(shards: tuple[Folder, list[Sh
     folder.write(first.name, folder.read(second.name))
     other = Shard(first.name, second.sha256, second.count)
     assert equal(load(folder, [other], loading=Loading(2, cache)), load(folder, [second]))
+
+
+@pytest.mark.faults
+def test_killed_writers_leave_nothing_that_is_read_and_two_at_once_do_not_mix(
+    shards: tuple[Folder, list[Shard]], decoded: list[int], cache: DecodedCache
+) -> None:
+    """A writer dies half-way, another before its file is in place, a third at any moment, while this process writes the same shard."""
+    folder, (first, second, _) = shards
+    program = [sys.executable, "-c", WRITERS, str(cache.folder), first.sha256, second.sha256]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writers:
+        try:
+            assert writers.stdout
+            assert [writers.stdout.readline().strip() for _ in range(2)] == ["SIGXFSZ", "SIGKILL"]
+            wanted = load(folder, [first, second])
+            decoded.clear()
+            for _ in range(2):
+                cache = DecodedCache(cache.folder, 10**9)
+                assert equal(load(folder, [first, second], loading=Loading(2, cache)), wanted)
+            assert sum(decoded) == 2 * IMAGES
+            seen: list[set[int]] = []
+            while {1} not in seen or {2} not in seen:
+                cache.write("both", torch.full((12, 3, 64, 64), 2, dtype=torch.uint8), torch.full((12,), 2))
+                for _ in range(5):
+                    seen += [read(cache)]
+                assert writers.poll() is None
+        finally:
+            writers.kill()
+    assert {frozenset(values) for values in [*seen, read(cache)]} == {frozenset({1}), frozenset({2})}
+
+
+def read(cache: DecodedCache) -> set[int]:
+    """Return the values of a shard that the next training finds."""
+    found = DecodedCache(cache.folder, 10**9).read("both")
+    return {int(value) for values in found or () for value in torch.unique(values)}
 
 
 @pytest.mark.faults
