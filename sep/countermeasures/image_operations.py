@@ -51,8 +51,9 @@ def one_operation_each(levels: Tensor, generator: torch.Generator) -> Tensor:
 def each_by_its_own(levels: Tensor, changes: Sequence[Change], which: Tensor, strengths: Tensor) -> Tensor:
     """Make to each image the change that `which` says, `(B,)`, by its strength, `(B,)`, both on the CPU; the same changes together."""
     order, counts = which.argsort(stable=True), which.bincount(minlength=len(changes)).tolist()
-    images, given = levels[beside(levels, order)].split(counts), beside(levels, strengths[order]).view(-1, 1, 1, 1).split(counts)
-    after = [change(*group) for change, *group in zip(changes, images, given, strict=True) if len(group[0])]
+    images, given = levels[beside(levels, order)], beside(levels, strengths[order]).view(-1, 1, 1, 1)
+    groups = zip(changes, torch.split(images, counts), torch.split(given, counts), strict=True)
+    after = [change(group, own) for change, group, own in groups if len(group)]
     return torch.cat(after)[beside(levels, order.argsort())] if after else levels
 
 
