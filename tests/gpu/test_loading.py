@@ -12,14 +12,16 @@ from torch import Tensor
 pytest.importorskip("webdataset", reason="the pipeline needs what docs/reproduce.md lists")
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, write_shard
+from pipeline.shards.tensors import Loading
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training.batches import Split, open_batches
 from sep.fitting import fit
 from sep.models import build
-from sep.pictures import Images, one_size
+from sep.pictures import Images
 from sep.train_config import TrainConfig
 from sep.views.mix import each_its_own
+from sep.views.own_size import training_view
 from tests.gpu.waiting import waits
 
 MIX = ("none", "jpeg-10", "blur", "gray", "bits-2", "warp", "noise-4", "resize-crop", "simclr-50")
@@ -33,22 +35,22 @@ def shards(tmp_path: Path, images: Tensor) -> tuple[Folder, list[Shard]]:
 
 
 @pytest.mark.counted
-@pytest.mark.parametrize("views", [("none",), MIX])
+@pytest.mark.parametrize(("views", "side"), [(("none",), None), (MIX, None), (("none",), 16)])
 @pytest.mark.parametrize("memory_mb", [1, 0])
 def test_no_step_waits_for_its_batch(
-    shards: tuple[Folder, list[Shard]], device: torch.device, memory_mb: int, views: tuple[str, ...]
+    shards: tuple[Folder, list[Shard]], device: torch.device, memory_mb: int, views: tuple[str, ...], side: int | None
 ) -> None:
     """Three values are read at the end of an epoch, however many steps it has."""
     if device.type == "cpu":
         pytest.skip("nothing waits for a CPU")
 
     def sight(epoch: int) -> partial[Tensor]:
-        return partial(seen, views=views, generator=torch.Generator().manual_seed(epoch))
+        return partial(seen, views=views, side=side, generator=torch.Generator().manual_seed(epoch))
 
     counts = []
     for size in (32, 8):
         network = build("resnet8", 2, 16, (60.0,) * 3, (60.0,) * 3).to(device)
-        batches = open_batches(*shards, 768, memory_mb, Split(size, 0), device, sight=sight)
+        batches = open_batches(*shards, 768, memory_mb, Split(size, 0), device, loading=Loading(input_size=side), sight=sight)
         epochs = fit(network, TrainConfig(epochs=6, lr=1e-3), batches.epoch, batches.steps, lambda _: torch.Generator())
         for _ in range(5):  # by then a step is recorded, and what a view computes once is there
             next(epochs)
@@ -56,5 +58,5 @@ def test_no_step_waits_for_its_batch(
     assert counts == [3, 3]
 
 
-def seen(images: Images, views: tuple[str, ...], generator: torch.Generator) -> Tensor:
-    return each_its_own(one_size(images), views, generator)
+def seen(images: Images, views: tuple[str, ...], side: int | None, generator: torch.Generator) -> Tensor:
+    return training_view(each_its_own(images, views, generator), side, "crop-flip", generator)

@@ -18,10 +18,11 @@ from pipeline.shards import tensors
 from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, read_shard, write_shard
-from pipeline.shards.tensors import Loading, load
+from pipeline.shards.tensors import Loading, load, load_images
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training.batches import Split, open_batches, open_tests
+from sep.pictures import Pictures
 from tests import ROOT
 from tests.fixtures.pictures import picture
 
@@ -95,6 +96,25 @@ def test_a_shard_is_decoded_once(shards: tuple[Folder, list[Shard]], decoded: li
     decoded.clear()
     assert equal(load(*shards, loading=Loading(1, cache)), wanted)
     assert not decoded
+
+
+def test_pictures_of_their_own_size_are_decoded_once_too(
+    shards: tuple[Folder, list[Shard]], cache: DecodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the same shard as images of one size."""
+    folder, (same, *_) = shards
+    samples = [Sample(f"{i:03d}", encode_png(picture(i, 8 + i, 20)), i % 3, b"{}") for i in range(IMAGES)]
+    mixed, _ = write_shard(folder, "train-000009.tar", samples)
+    wanted, labels = load_images(folder, [same, mixed], loading=Loading(input_size=8))
+    first = load(folder, [same], loading=Loading(2, cache))
+    for loading in [Loading(2, cache, input_size=8)] * 2:
+        found, known = load_images(folder, [same, mixed], loading=loading)
+        assert isinstance(found, Pictures)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+        assert torch.equal(known, labels)
+        monkeypatch.setattr(tensors, "_of_any_size", None)
+    assert equal(load(folder, [same], loading=Loading(2, cache)), first)
+    assert len([*cache.folder.iterdir()]) == 3
 
 
 def test_another_shard_of_the_same_name_is_another(shards: tuple[Folder, list[Shard]], cache: DecodedCache) -> None:
