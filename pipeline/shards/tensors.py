@@ -101,7 +101,7 @@ def load_seen(folder: Folder, shards: Sequence[Shard], loading: Loading = PLAIN_
     parts: list[Batch] = []
     for shard in shards:  # one at a time: what is seen is smaller
         images, labels = load_images(folder, [shard], loading=loading)
-        parts.append((fixed_view(images, loading.input_size), labels))
+        parts.append((fixed_view(images, loading.input_size, loading.threads), labels))
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 

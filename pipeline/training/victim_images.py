@@ -48,7 +48,8 @@ class VictimImages:
         side, seed = self.task.input_size, self.seed
 
         def sight(epoch: int) -> Callable[[Images], Tensor]:
-            return partial(training_view, side=side, augmentation=config.augmentation, generator=generator(seed, "windows", epoch))
+            windows = generator(seed, "windows", epoch)
+            return partial(training_view, side=side, augmentation=config.augmentation, generator=windows, threads=self.task.threads)
 
         return self._opened(config.batch_size, sight)
 
