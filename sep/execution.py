@@ -153,6 +153,7 @@ def use_cpu(threads: int) -> None:
     sixth of a gradient's time. Memory of tensors beyond 128 MiB is still returned. Other C libraries are left alone.
     """
     torch.set_num_threads(threads)
+    torch.get_num_threads()  # from its first use a thread keeps its number, whatever others set for theirs
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # Older versions accept at most 32 MiB. Either option without the other would give every large tensor its own mapping.
     if mallopt is not None and (mallopt(MMAP_THRESHOLD, 2**27) or mallopt(MMAP_THRESHOLD, 2**25)):

@@ -56,8 +56,8 @@ class Epoch:
         table: confusion counts `(K, K)` of the test images after it; None in a training without tests.
         lr: learning rate of the next step.
         seconds: the time of training and testing.
-        waiting_seconds: the time for which the training waited for its batches. On a GPU, which runs behind the host, it is counted only
-            where they come too slowly for the GPU as well.
+        waiting_seconds: the time for which training and testing waited for their batches. On a GPU, which runs behind the host, it is
+            counted only where they come too slowly for the GPU as well.
         precision: the arithmetic in use, never auto.
         state: returns what `fit` needs to go on after this epoch. It holds the tensors in use: save it before the next epoch.
     """
@@ -124,9 +124,10 @@ def fit(
         result = average(result) if average else result
         if not result.finite:
             raise ValueError(f"training diverged in epoch {index + 1} (loss {result.loss}): {remedy}")
-        table = confusion(network, tests(), num_classes, precision) if tests else None
-        rate, seconds = sgd.param_groups[0]["lr"], time.monotonic() - begun
-        yield Epoch(index, result, table, rate, seconds, timed.seconds, precision, partial(_state, own, sgd, index + 1, device))
+        tested = _Timed(tests() if tests else ())
+        table = confusion(network, tested, num_classes, precision) if tests else None
+        rate, seconds, waiting = sgd.param_groups[0]["lr"], time.monotonic() - begun, timed.seconds + tested.seconds
+        yield Epoch(index, result, table, rate, seconds, waiting, precision, partial(_state, own, sgd, index + 1, device))
 
 
 class _Timed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from pipeline.config.sweep_grid import grid, shared_stages
 from pipeline.results.published import PUBLISHED, PUBLISHED_FOR, follows_the_paper
 from pipeline.results.run_results import RunResults
 from pipeline.results.victims import Spread
+from pipeline.results.waiting import waiting_percent
 from pipeline.storage.finished_pieces import Piece, read_piece
 from pipeline.storage.layout import PARTS, WEIGHTS, trial_name, trial_record
 from pipeline.storage.run import Point, Run, point
@@ -127,7 +128,7 @@ def _surrogates(run: RunResults) -> list[dict[str, Any]]:
         rate = run.count("pack", "train") * len(epochs) / seconds
         precisions = sorted({epoch["precision"] for epoch in epochs})
         figures = {"loss": round(last["loss"], 4), "train_accuracy": round(last["accuracy"], 2), "seconds": round(seconds, 1)}
-        figures |= {"images_per_second": round(rate, 1), "loader_percent": _waiting([epoch["metrics"] for epoch in epochs])}
+        figures |= {"images_per_second": round(rate, 1), "loader_percent": round(waiting_percent([each["metrics"] for each in epochs]), 1)}
         found.append({"network": network, "precision": precisions, **figures})
     return found
 
@@ -158,16 +159,10 @@ def _victims(releases: list[Release]) -> list[dict[str, Any]]:
             "seeds": [trial["seed"] for trial in trials],
             **{f"{kind}_accuracy": _spread([trial[f"{kind}_accuracy"] for trial in trials]) for kind in ACCURACIES},
             "precision": sorted({trial["precision"] for trial in trials}),
-            "loader_percent": _waiting(trials),
+            "loader_percent": round(waiting_percent(trials), 1),
         }
         for (network, countermeasure, data, label), trials in groups.items()
     ]
-
-
-def _waiting(times: Sequence[Mapping[str, Any]]) -> float:
-    """Return the percentage of the time of epochs or trainings for which they waited for images."""
-    waiting, seconds = (sum(float(each.get(name, 0)) for each in times) for name in ("waiting_seconds", "seconds"))
-    return round(100 * waiting / (seconds or 1), 1)  # a training that another one's result stands for took no time
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import decoded_name
+from sep.pictures import Images, Pictures, apart, flat
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,13 @@ class DecodedCache:
                 file.unlink(missing_ok=True)
         return cache
 
-    def read(self, digest: str) -> tuple[Tensor, Tensor] | None:
-        """Return the images `(B, C, H, W)` uint8, mapped into memory, and the labels `(B,)` of a shard, or None if they are not there."""
+    def read(self, digest: str) -> tuple[Images, Tensor] | None:
+        """Return the images of a shard, mapped into memory, and their labels `(B,)`, or None if they are not there."""
         file = self.folder / decoded_name(digest)
         try:
             if digest not in self.sound and (damaged := _damaged(file)):
                 raise ValueError(f"{damaged} is damaged")
-            images, labels = torch.load(file, mmap=True, weights_only=True)
+            levels, labels, sizes = torch.load(file, mmap=True, weights_only=True)
             self.sound.add(digest)
             os.utime(file)
         except FileNotFoundError:
@@ -83,12 +84,12 @@ class DecodedCache:
             log.warning("%s cannot be read, and is made anew: %s", file, error)
             file.unlink(missing_ok=True)
             return None
-        return images, labels
+        return (levels if sizes is None else Pictures([picture[0] for picture in apart(levels, sizes)])), labels
 
-    def write(self, digest: str, images: Tensor, labels: Tensor) -> None:
+    def write(self, digest: str, images: Images, labels: Tensor) -> None:
         """Store a decoded shard, if it fits."""
         stream = io.BytesIO()
-        torch.save((images, labels), stream)
+        torch.save((flat(images)[0], labels, None if isinstance(images, Tensor) else images.sizes), stream)
         try:
             with WRITING:
                 if self._has_room(stream.tell()):

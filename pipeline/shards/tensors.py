@@ -38,7 +38,7 @@ class Loading:
 
     Attributes:
         threads: that decode. The codec leaves the interpreter to others.
-        cache: of decoded shards of images of one size.
+        cache: of decoded shards.
         cache_gb: gigabytes of the cache that streamed shards have.
         input_size: of networks that see pictures of their own size, as which all are then loaded.
     """
@@ -50,8 +50,8 @@ class Loading:
 
     @property
     def streamed(self) -> Loading:
-        """The means of loading shards again and again: with this machine's cache, which only images of one size have."""
-        return self if self.cache or self.input_size else replace(self, cache=DecodedCache.of_this_machine(self.cache_gb))
+        """The means of loading shards again and again: with this machine's cache."""
+        return self if self.cache else replace(self, cache=DecodedCache.of_this_machine(self.cache_gb))
 
 
 PLAIN_LOADING = Loading()
@@ -102,7 +102,7 @@ def load_seen(folder: Folder, shards: Sequence[Shard], loading: Loading = PLAIN_
     parts: list[Batch] = []
     for shard in shards:  # one at a time: what is seen is smaller
         images, labels = load_images(folder, [shard], loading=loading)
-        parts.append((fixed_view(images, loading.input_size), labels))
+        parts.append((fixed_view(images, loading.input_size, loading.threads), labels))
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -119,14 +119,15 @@ def load_images(folder: Folder, shards: Sequence[Shard], read: Read = read_shard
         CorruptShard: a shard is not as recorded.
     """
     with ThreadPoolExecutor(READ_TOGETHER) as readers, ThreadPoolExecutor(loading.threads) as decoders:
-        cache = loading.cache if read is read_shard and loading.input_size is None else None
+        cache = loading.cache if read is read_shard else None
 
         def loaded(shard: Shard) -> Labelled:
-            if cache and (kept := cache.read(shard.sha256)):
+            name = f"{shard.sha256}-own-size" if loading.input_size else shard.sha256  # where all are of one size, both may be asked for
+            if cache and (kept := cache.read(name)):
                 return kept
             images, labels = to_images(read(folder, shard), loading.input_size, decoders.map)
             if cache:
-                cache.write(shard.sha256, one_size(images), labels)
+                cache.write(name, images, labels)
             return images, labels
 
         parts = list(readers.map(loaded, shards))

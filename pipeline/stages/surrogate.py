@@ -17,6 +17,7 @@ from pipeline.config.class_selection import protected_classes
 from pipeline.config.schema import RunConfig
 from pipeline.config.sight import recorded_input, recorded_views
 from pipeline.protection.checkpoints import weights_digest
+from pipeline.results.waiting import waiting_percent
 from pipeline.shards.sizes import image_bytes
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import CHECKPOINTS, WEIGHTS
@@ -106,8 +107,7 @@ def _train(name: str, config: RunConfig, folder: Folder, pack: Manifest, executo
             gpu=resources.gpu,
             on_epoch=partial(_reached, progress, name),
         )
-    waiting = 100 * sum(row.get("waiting_seconds", 0.0) for row in rows) / sum(row["seconds"] for row in rows)
-    last = rows[-1]["loss"], rows[-1]["accuracy"], waiting
+    last = rows[-1]["loss"], rows[-1]["accuracy"], waiting_percent(rows)
     log.info("surrogate: %s, loss %.3f, training accuracy %.1f %%, %.0f %% of the time waiting for images", name, *last)
     assert [row["epoch"] for row in rows] == list(range(config.surrogate.epochs))
     return [

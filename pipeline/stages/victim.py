@@ -8,7 +8,7 @@ the protected classes; where only some classes are protected, the accuracy on th
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
@@ -24,10 +24,11 @@ from pipeline.config.marks import without
 from pipeline.config.schema import RunConfig, VictimConfig, deciding
 from pipeline.config.sight import recorded_form, recorded_input, victim_side
 from pipeline.results.run_results import RunResults
+from pipeline.results.waiting import waiting_percent
 from pipeline.shards.tables import rows_to_table, write_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import RESULTS, UNFINISHED
-from pipeline.storage.records import shown, to_json
+from pipeline.storage.records import counted, shown, to_json
 from pipeline.storage.run import Run, sibling_points
 from pipeline.storage.stage import Manifest, Stage, read_started
 from pipeline.training import states, trial_records
@@ -124,10 +125,8 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
                 executor.sweep(train_victim, trained, what=stage.name, at_once=at_once, cpus=cpus, gpu=resources.gpu / each, on_result=told)
             except (WorkFailed, TimeIsUp) as error:
                 failed = error
-    for name, task in missing.items():
-        if name not in trained and (outcome := _outcome(stage.folder, twins[_shared(task.trial, victim)])) is not None:
-            same = {**asdict(task.trial), "made_from": task.made_from}
-            trial_records.write(stage.folder, name, {**outcome, **same, "seconds": 0.0, "waiting_seconds": 0.0})
+    _say_waiting([outcome for task in trained.values() if (outcome := _outcome(stage.folder, task)) is not None])
+    _copy_shared(stage.folder, [(task, twins[_shared(task.trial, victim)]) for name, task in missing.items() if name not in trained])
     rows = _rows(stage.folder, tasks.values())
     if failed:  # reports show the finished trials
         lost = [name for name, task in tasks.items() if _outcome(stage.folder, task) is None]
@@ -137,6 +136,19 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
     stage.folder.remove(UNFINISHED)
     write_table(stage.folder, RESULTS, rows_to_table(rows, SCHEMA))
     return stage.finish({"trials": len(rows), "precision": sorted({row["precision"] for row in rows})})
+
+
+def _copy_shared(folder: Folder, twins: Sequence[tuple[VictimTask, VictimTask]]) -> None:
+    """Give trials the outcomes of those that have trained for them."""
+    for task, twin in twins:
+        if (outcome := _outcome(folder, twin)) is not None:
+            same = {**asdict(task.trial), "made_from": task.made_from}
+            trial_records.write(folder, task.trial.name, {**outcome, **same, "seconds": 0.0, "waiting_seconds": 0.0})
+
+
+def _say_waiting(outcomes: Sequence[dict[str, Any]]) -> None:
+    if outcomes:
+        log.info("victim: %s, %.0f %% of the time waiting for images", counted(len(outcomes), "training"), waiting_percent(outcomes))
 
 
 def _asked_for_more(folder: Run, section: dict[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from pipeline.config.schema import RunConfig
+from pipeline.results.waiting import waiting_percent
 from pipeline.storage.layout import trial_name
 from pipeline.storage.stage import read_started
 from pipeline.tracking import children
@@ -15,15 +16,16 @@ from pipeline.tracking.mlflow_store import MetricsAtStep
 from pipeline.tracking.parent_run import Child, ParentRun
 
 FLUSH_SECONDS = 5.0  # between two messages about short epochs or small shards
-OF_AN_EPOCH = {"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "epoch_seconds"}
-OF_A_TRIAL = {"test_accuracy": "test_accuracy", "train_loss": "train_loss", "seconds": "epoch_seconds", "loader_percent": "loader_percent"}
+OF_AN_EPOCH = {
+    **{"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "epoch_seconds"},
+    **{name: name for name in ("train_loss", "test_accuracy")},  # of a trial
+}
 
 
 def of_an_epoch(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return an epoch of a surrogate under MLflow's names, with the share of its time for which it waited for images, if that is known."""
-    values = {new: metrics[old] for old, new in OF_AN_EPOCH.items()}
-    waiting = metrics.get("waiting_seconds")
-    return values if waiting is None else values | {"loader_percent": 100 * waiting / metrics["seconds"]}
+    """Return an epoch under MLflow's names, with the share of its time for which it waited for images, if that is known."""
+    values = {new: metrics[old] for old, new in OF_AN_EPOCH.items() if old in metrics}
+    return values | ({"loader_percent": waiting_percent([metrics])} if "waiting_seconds" in metrics else {})
 
 
 class Live:
@@ -76,8 +78,7 @@ class Live:
             if what == "protect":
                 self._log_pace(metrics["units"], now)
         elif known := self._child(what, now - metrics.get("seconds", 0)):
-            trial = {new: metrics[old] for old, new in OF_A_TRIAL.items() if old in metrics}
-            self._add(known[1], MetricsAtStep(metrics["epoch"], now, of_an_epoch(metrics) if self._stage == "surrogate" else trial))
+            self._add(known[1], MetricsAtStep(metrics["epoch"], now, of_an_epoch(metrics)))
 
     def _log_pace(self, images: int, now: float) -> None:
         """Add a point to the rates, not more often than anybody looks."""

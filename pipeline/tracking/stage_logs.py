@@ -16,6 +16,7 @@ from pipeline.results.detection import Detection
 from pipeline.results.run_results import RunResults
 from pipeline.results.summary import VISIBLE, headline
 from pipeline.results.victims import Row, share_of
+from pipeline.results.waiting import waiting_percent
 from pipeline.storage.folder import Folder
 from pipeline.storage.layout import AUDIT, CARD, CERTIFIED, CHECKPOINTS, DETECTION, PAGE, VERIFIED
 from pipeline.storage.records import counted, digest, to_json
@@ -137,8 +138,9 @@ def _log_victim(parent: ParentRun, results: RunResults, row: Row, drawn: set[tup
     epochs = len(row["accuracy_per_epoch"])
     seconds = record.get("seconds", 0.0)
     begun = time.time() - seconds
+    waiting = {"loader_percent": waiting_percent([record])}  # which is not known of each epoch, unless it was logged live
     points = [
-        MetricsAtStep(step, begun + seconds * (step + 1) / epochs, {"test_accuracy": accuracy, "train_loss": loss})
+        MetricsAtStep(step, begun + seconds * (step + 1) / epochs, {"test_accuracy": accuracy, "train_loss": loss, **waiting})
         for step, (accuracy, loss) in enumerate(zip(row["accuracy_per_epoch"], row["loss_per_epoch"], strict=True))
     ]
     run = parent.trained(about, points, "test_accuracy", begun)

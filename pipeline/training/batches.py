@@ -19,6 +19,7 @@ from pipeline.shards.shard import read_shard
 from pipeline.shards.tensors import PLAIN_LOADING, Batch, Labelled, Loading, Read, in_order, load_images, load_seen
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
+from sep.execution import moved
 from sep.pictures import Images, Pictures, joined, mapped, one_size
 
 Transform = Callable[[Tensor, Tensor], Tensor]  # images and labels to other images
@@ -57,22 +58,29 @@ class Split:
 
 
 class InMemory:
-    """Batches of images in memory; each rank takes its part of one common permutation."""
+    """Batches of images in memory; each rank takes its part of one common permutation.
 
-    def __init__(self, images: Images, labels: Tensor, split: Split, sight: Sight = whole) -> None:
-        """Hold the images.
+    Pictures of their own size are cut and resized on the CPU, ahead of the network.
+    """
+
+    def __init__(self, images: Images, labels: Tensor, split: Split, sight: Sight = whole, pinned: bool = False) -> None:
+        """Hold the images; with `pinned`, batches that are made ahead lie in memory that a GPU copies from by itself.
 
         Raises:
             ValueError: the images do not fill one batch on every rank.
         """
-        self.images, self.labels, self.split, self.sight = images, labels, split, sight
+        self.images, self.labels, self.split, self.sight, self.pinned = images, labels, split, sight, pinned
         self.steps = _steps(len(labels) // split.size, split.batch_size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """See `Batches`."""
+        batches = self._epoch(number)
+        return batches if isinstance(self.images, Tensor) else _ahead(batches, self.pinned)
+
+    def _epoch(self, number: int) -> Iterator[Batch]:
         seen = self.sight(number)
         order = torch.randperm(len(self.labels), generator=generator(self.split.seed, "order", number))
-        mine = order[self.split.rank :: self.split.size].to(self.labels.device)  # at once: a GPU is waited for at every such copy
+        mine = moved(order[self.split.rank :: self.split.size], self.labels.device)
         for step in range(self.steps):
             chosen = mine[step * self.split.batch_size : (step + 1) * self.split.batch_size]
             yield seen(self.images[chosen]), self.labels[chosen]
@@ -241,4 +249,4 @@ def open_batches(
         images = joined([transformed(transform, images[part], labels[part]) for part in parts])
     if isinstance(images, Tensor):
         images, labels = images.to(device), labels.to(device)
-    return InMemory(images, labels, split, sight)
+    return InMemory(images, labels, split, sight, device.type == "cuda")

@@ -70,7 +70,7 @@ def loop(task: SurrogateTask, worker: Worker) -> None:
 
         def seen(images: Images) -> Tensor:
             viewed = each_its_own(images, task.views, mixing)
-            return training_view(viewed, side, config.augmentation, windows)
+            return training_view(viewed, side, config.augmentation, windows, task.threads)
 
         return seen
 

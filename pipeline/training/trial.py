@@ -183,8 +183,8 @@ def train_victim(task: VictimTask, report: Report) -> None:
         if epoch.table is not None:
             accuracies.append(accuracy(epoch.table, protected))
             losses.append(epoch.result.loss)
-            shares = {"seconds": epoch.seconds, "loader_percent": 100 * epoch.waiting_seconds / epoch.seconds}
-            report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], **shares})
+            times = {"seconds": epoch.seconds, "waiting_seconds": epoch.waiting_seconds}
+            report({"epoch": epoch.index, "test_accuracy": accuracies[-1], "train_loss": losses[-1], **times})
         if not last:
             late = task.deadline.passed()
             if late or file.due:

@@ -17,6 +17,7 @@ from pipeline.training.batches import Batches, Sight, Split, Transform, open_bat
 from pipeline.training.clean_shares import Diluted, Repeated, clean_keys, protected_labels
 from pipeline.training.known_images import Without, known_images, known_keys
 from sep.countermeasures.registry import Countermeasure, Plan, stored_as
+from sep.execution import moved
 from sep.models import Network
 from sep.pictures import Images
 from sep.train_config import TrainConfig
@@ -48,7 +49,8 @@ class VictimImages:
         side, seed = self.task.input_size, self.seed
 
         def sight(epoch: int) -> Callable[[Images], Tensor]:
-            return partial(training_view, side=side, augmentation=config.augmentation, generator=generator(seed, "windows", epoch))
+            windows = generator(seed, "windows", epoch)
+            return partial(training_view, side=side, augmentation=config.augmentation, generator=windows, threads=self.task.threads)
 
         return self._opened(config.batch_size, sight)
 
@@ -108,7 +110,7 @@ def bytes_per_value(plan: Plan) -> int:
 
 def _on(device: torch.device, batches: Batches, epoch: int) -> Iterator[Batch]:
     """Yield the batches of an epoch on the device, where a countermeasure learns from them."""
-    return ((images.to(device), labels.to(device)) for images, labels in batches.epoch(epoch))
+    return ((moved(images, device), moved(labels, device)) for images, labels in batches.epoch(epoch))
 
 
 def _as_a_whole(side: int, _: int) -> Callable[[Images], Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor, nn
@@ -29,9 +30,8 @@ PROJECTED = 128  # dimensions that are compared
 # Chen et al., appendix A and B.9: chances, and half of the full strength for small images; no blur.
 JITTERED, GREYED = 0.8, 0.2
 STRENGTH, HUE = 0.4, 0.1  # of brightness, contrast and saturation; of hue, in turns
-# From R, G, B to luma and two coordinates of colour, which a change of hue turns.
+# From R, G, B to luma, the first, and two coordinates of colour, which a change of hue turns.
 YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
-LUMA = YIQ[0]
 
 
 class Contrast(nn.Module):
@@ -95,8 +95,16 @@ def distorted(levels: Tensor, generator: Generator, strength: float = 1.0, draws
     return torch.where(coins[1] < strength * GREYED, _luma(jittered).expand_as(levels), jittered).clamp(0, 255)
 
 
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a gradient may need what a test made first
+def _colours(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return `YIQ` and its inverse, `(3, 3)` each. A GPU would be waited for in every batch that they are sent with."""
+    colours = torch.tensor(YIQ, dtype=dtype)
+    return colours.to(device), torch.linalg.inv(colours).to(device)
+
+
 def _luma(levels: Tensor) -> Tensor:
-    return (levels * levels.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (levels * _colours(levels.dtype, levels.device)[0][0].view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _jittered(levels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
@@ -110,7 +118,7 @@ def _jittered(levels: Tensor, brightness: Tensor, contrast: Tensor, saturation: 
     turn = torch.eye(3, device=levels.device).repeat(len(angle), 1, 1)
     turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-    colours = levels.new_tensor(YIQ)
-    mixing = torch.linalg.inv(colours) @ turn @ colours
+    colours, back = _colours(levels.dtype, levels.device)
+    mixing = back @ turn @ colours
     # Channel by channel: the sums of a product of matrices would depend on the number of images.
     return torch.stack([(mixing[:, channel, :, None, None] * saturated).sum(1) for channel in range(3)], 1)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.transforms import v2
 
-from sep.augment import beside, drawing_from
-from sep.countermeasures.image_operations import one_operation_each
+from sep.augment import beside
+from sep.countermeasures.image_operations import each_by_its_own, one_operation_each
 from sep.countermeasures.preprocessing import as_stored
+from sep.countermeasures.wide_space import WIDE, drawn
 
 WARP_PIXELS = 2.0
 # Values from the code of UEraser's authors, whose chances differ from one version to the next.
@@ -23,13 +23,8 @@ CHANCE = 0.5  # of each image, for each of brightness, contrast and order of cha
 
 
 def trivial_augment(levels: Tensor, generator: torch.Generator) -> Tensor:
-    """Apply one random operation of random strength to each image (Mueller & Hutter 2021, "TrivialAugment", the wide space).
-
-    One image at a time, and so on the CPU: on a GPU a batch of 128 would be 1,100 kernels and 100 waits, here it is one wait.
-    """
-    operation = v2.TrivialAugmentWide()
-    with drawing_from(generator):
-        return beside(levels, torch.stack([operation(image) for image in as_stored(levels).cpu()])).float()
+    """Apply one random operation of random strength to each image (Mueller & Hutter 2021, "TrivialAugment", the wide space)."""
+    return each_by_its_own(as_stored(levels).float(), [each.change for each in WIDE], *drawn(len(levels), generator))
 
 
 def random_warp(levels: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 UEraser's authors (Qin et al. 2023, "Learning the Unlearnable") call `TrivialAugment` of the library kornia, 0.6.12 in their benchmark
 APBench. Operations and ranges are those of that policy, computed as kornia does: brightness is added, contrast is multiplied, shifted-in
-pixels are black, and posterising to no bits leaves nothing. The ranges are narrower than those of `distortion.trivial_augment`: up to 30
+pixels are black, and posterising to no bits leaves nothing. The ranges are narrower than those of `wide_space`: up to 30
 degrees instead of 135, a slope of 0.3 instead of 0.99, half of the side instead of all of it. If kornia is installed, a test holds the
 pixels to it. Two things differ: fractions of levels are rounded, not cut off, before equalizing, and a flat channel is not stretched to
 black.
@@ -17,7 +17,7 @@ levels of the same shape; levels out of range are clipped at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,27 +28,33 @@ from torchvision.transforms import v2
 from sep.augment import beside
 from sep.countermeasures.preprocessing import as_stored
 
+Change = Callable[[Tensor, Tensor], Tensor]
+
 
 class Operation(NamedTuple):
     """An operation and the range of its strength, which is drawn uniformly."""
 
-    change: Callable[[Tensor, Tensor], Tensor]
+    change: Change
     low: float = 0.0
     high: float = 0.0
 
 
 def one_operation_each(levels: Tensor, generator: torch.Generator) -> Tensor:
     """Apply to each image one operation of `OPERATIONS`, all equally likely: `(B, C, H, W)` float levels to the same."""
-    which = torch.randint(len(OPERATIONS), (len(levels),), generator=generator)
-    shares = torch.rand(len(levels), generator=generator)
-    after = levels.clone()
-    for number, operation in enumerate(OPERATIONS.values()):
-        own = (which == number).nonzero().flatten()
-        if len(own):
-            strengths = operation.low + (operation.high - operation.low) * shares[own]
-            index = beside(levels, own)
-            after[index] = operation.change(levels[index], beside(levels, strengths).view(-1, 1, 1, 1))
-    return after.clamp(0, 255)
+    operations = [*OPERATIONS.values()]
+    which = torch.randint(len(operations), (len(levels),), generator=generator)
+    low, range_ = torch.tensor([[each.low, each.high - each.low] for each in operations])[which].unbind(1)
+    strengths = low + range_ * torch.rand(len(levels), generator=generator)
+    return each_by_its_own(levels, [operation.change for operation in operations], which, strengths).clamp(0, 255)
+
+
+def each_by_its_own(levels: Tensor, changes: Sequence[Change], which: Tensor, strengths: Tensor) -> Tensor:
+    """Make to each image the change that `which` says, `(B,)`, by its strength, `(B,)`, both on the CPU; the same changes together."""
+    order, counts = which.argsort(stable=True), which.bincount(minlength=len(changes)).tolist()
+    images, given = levels[beside(levels, order)], beside(levels, strengths[order]).view(-1, 1, 1, 1)
+    groups = zip(changes, torch.split(images, counts), torch.split(given, counts), strict=True)
+    after = [change(group, own) for change, group, own in groups if len(group)]
+    return torch.cat(after)[beside(levels, order.argsort())] if after else levels
 
 
 def auto_contrast(levels: Tensor, _: Tensor) -> Tensor:
@@ -86,9 +92,15 @@ def brightness(levels: Tensor, addition: Tensor) -> Tensor:
 
 def sharpness(levels: Tensor, factor: Tensor) -> Tensor:
     """Blend a smoothed image (factor 0) with the image itself (1), or go beyond it to a sharpened one."""
+    smooth = smoothed(levels)
+    return smooth + factor * (levels - smooth)
+
+
+def smoothed(levels: Tensor) -> Tensor:
+    """Smooth by a 3x3 kernel of ones around a five."""
     smooth = levels.clone()  # at the edges, as in torchvision, whose own function sends its weights from the CPU and waits for a GPU
     smooth[:, :, 1:-1, 1:-1] = (9 * functional.avg_pool2d(levels, 3, stride=1) + 4 * levels[:, :, 1:-1, 1:-1]) / 13
-    return smooth + factor * (levels - smooth)
+    return smooth
 
 
 def rotate(levels: Tensor, degrees: Tensor) -> Tensor:
@@ -117,8 +129,8 @@ def translate_y(levels: Tensor, share: Tensor) -> Tensor:
     return taken(levels, y=share)
 
 
-def taken(levels: Tensor, **given: Tensor) -> Tensor:
-    """Sample each pixel, bilinearly, at the place that an affine map sends it to; places outside the image are black.
+def taken(levels: Tensor, mode: str = "bilinear", **given: Tensor) -> Tensor:
+    """Sample each pixel, bilinearly or the nearest one, at the place that an affine map sends it to; outside the image all is black.
 
     The map sends `(X, Y)`, in pixels from the centre, to `(xx X + xy Y + x W, yx X + yy Y + y H)`. Coefficients not given are those of
     the identity.
@@ -138,7 +150,7 @@ def taken(levels: Tensor, **given: Tensor) -> Tensor:
     in_halves = {"xy": height / width, "yx": width / height, "x": 2, "y": 2}
     theta = torch.stack([value * in_halves.get(name, 1) for name, value in numbers.items()], 1).view(count, 2, 3)
     grid = functional.affine_grid(theta, list(levels.shape), align_corners=False)
-    return functional.grid_sample(levels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(levels, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
 OPERATIONS = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sep.augment import beside
 from sep.countermeasures import preprocessing
 from sep.views.registry import Look
 from sep.views.rounding import passed, rounded, slope
@@ -61,7 +62,7 @@ def jpeg(levels: Tensor, look: Look, quality: int) -> Tensor:
 
 
 def webp(levels: Tensor, _: Look, quality: int) -> Tensor:
-    """Compress and decode by the real codec, on the CPU.
+    """Compress and decode by the real codec, on the CPU, so that the host waits for a GPU, and the GPU for the host.
 
     Backward, luma passes as it is and chroma as the mean of 2 x 2 pixels, in which WebP stores it. A WebP block is coded as the difference
     from a prediction by its neighbours, so that the reach of a coefficient is not known as it is in JPEG.
@@ -76,7 +77,7 @@ def webp(levels: Tensor, _: Look, quality: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # whoever asks first: a gradient may pass it later
+@torch.inference_mode(False)  # a gradient may need what a test made first
 def dct_basis(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthonormal DCT, a row for each coefficient and a column for each pixel of a block: `(64, 64)`."""
     places = torch.arange(BLOCK, dtype=torch.float64)
@@ -129,8 +130,7 @@ def _extended(planes: Tensor, multiple: int) -> Tensor:
 def _halved(planes: Tensor) -> Tensor:
     """Return the means of 2 x 2 pixels; halves and quarters are rounded down and up in turns, as libjpeg does."""
     means = functional.avg_pool2d(planes, 2)
-    shift = torch.tensor([0.25, 0.5], dtype=planes.dtype, device=planes.device).repeat(means.shape[3] // 2)
-    return rounded(means, shift)
+    return rounded(means, _shifts((0.25, 0.5), means))
 
 
 def _doubled(planes: Tensor) -> Tensor:
@@ -146,5 +146,9 @@ def _doubled(planes: Tensor) -> Tensor:
         after = torch.cat([planes.narrow(side, 1, planes.shape[side] - 1), planes.narrow(side, -1, 1)], side)
         pairs = torch.stack([0.75 * planes + 0.25 * before, 0.75 * planes + 0.25 * after], side + 1)
         planes = pairs.flatten(side, side + 1)
-    shift = torch.tensor([8 / 16, 7 / 16], dtype=planes.dtype, device=planes.device).repeat(planes.shape[3] // 2)
-    return rounded(planes, shift)
+    return rounded(planes, _shifts((8 / 16, 7 / 16), planes))
+
+
+def _shifts(pair: tuple[float, float], planes: Tensor) -> Tensor:
+    """Return what is added before levels are cut off, by turns along a row: `(W,)`, of an even number of columns."""
+    return beside(planes, torch.tensor(pair, dtype=planes.dtype).repeat(planes.shape[3] // 2))

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sep.augment import beside
 from sep.countermeasures.preprocessing import as_stored
 from sep.pictures import AnyImages, mapped
 from sep.views.registry import Look, View, is_plain, kinds
@@ -77,7 +78,7 @@ def _each_of_one_size(images: Tensor, views: Sequence[str], generator: torch.Gen
     places = torch.tensor([order.index(name) for name in views])
     own = places[torch.randint(len(views), (len(images),), generator=generator)]
     for place, each in enumerate(kinds(views)):
-        chosen = (own == place).nonzero().flatten().to(images.device)
+        chosen = beside(images, (own == place).nonzero().flatten())
         if len(chosen):
             seen[chosen] = _seen(images[chosen], each, _seed(generator))
     return seen

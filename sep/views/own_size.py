@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
 import torch
@@ -31,23 +32,32 @@ def _resized(size: tuple[int, int], short: float) -> tuple[int, int]:
     return height, width
 
 
-def fixed_view(images: Images, side: int | None) -> Tensor:
+def _on_cores(view: Callable[..., Tensor], threads: int, *of_each: Iterable[object]) -> Tensor:
+    """Return a view of each picture, `(B, 3, S, S)`: each made by one of several threads, as it is too little for all of them."""
+    if threads == 1:
+        return torch.cat([*map(view, *of_each)])
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat([*pool.map(view, *of_each)])
+
+
+def fixed_view(images: Images, side: int | None, threads: int = 1) -> Tensor:
     """Return images as networks see them in tests, `(B, 3, S, S)` uint8: the short side resized to S, antialiased, and the centre.
 
     Without S, images are of one size, and stay as they are.
     """
     if side is None:
         return one_size(images)
-    seen = []
-    for stack in stacks(images):
+
+    def view(stack: Tensor) -> Tensor:
         height, width = _resized((stack.shape[2], stack.shape[3]), side)
         resized = interpolate(stack, (height, width), mode="bilinear", antialias=True)
         top, left = (height - side) // 2, (width - side) // 2
-        seen.append(resized[..., top : top + side, left : left + side])
-    return torch.cat(seen)
+        return resized[..., top : top + side, left : left + side]
+
+    return _on_cores(view, threads, stacks(images))
 
 
-def training_view(images: Images, side: int | None, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def training_view(images: Images, side: int | None, augmentation: Augmentation, generator: torch.Generator, threads: int = 1) -> Tensor:
     """Return pictures as networks see them in training, `(B, 3, S, S)` uint8: random windows, resized to S, antialiased; some mirrored.
 
     The distribution of `resized-crop-flip` is that of torchvision's RandomResizedCrop (8 % to 100 % of the area, aspect 3/4 to 4/3),
@@ -59,23 +69,25 @@ def training_view(images: Images, side: int | None, augmentation: Augmentation, 
         side: S.
         augmentation: of the training.
         generator: on the CPU.
+        threads: that cut and resize.
     """
     if side is None or augmentation == "none":
-        return fixed_view(images, side)
-    area, aspect, x, y, coin = torch.rand(5, len(images), generator=generator, dtype=torch.float64).tolist()
-    seen = []
-    for number, picture in enumerate(images):
+        return fixed_view(images, side, threads)
+    draws = torch.rand(5, len(images), generator=generator, dtype=torch.float64).tolist()
+
+    def view(picture: Tensor, area: float, aspect: float, x: float, y: float, coin: float) -> Tensor:
         height, width = picture.shape[1:]
-        share = LEAST_AREA[augmentation] + (1 - LEAST_AREA[augmentation]) * area[number]
-        ratio = math.exp((2 * aspect[number] - 1) * math.log(4 / 3)) * height / width  # in pixels, not in shares of the sides
+        share = LEAST_AREA[augmentation] + (1 - LEAST_AREA[augmentation]) * area
+        ratio = math.exp((2 * aspect - 1) * math.log(4 / 3)) * height / width  # in pixels, not in shares of the sides
         rows, columns = (
             max(1, min(whole, round(whole * math.sqrt(part)))) for whole, part in ((height, share / ratio), (width, share * ratio))
         )
-        top, left = round(y[number] * (height - rows)), round(x[number] * (width - columns))
+        top, left = round(y * (height - rows)), round(x * (width - columns))
         window = picture[None, :, top : top + rows, left : left + columns]
         window = interpolate(window, (side, side), mode="bilinear", antialias=True)
-        seen.append(window.flip(3) if augmentation in FLIPS and coin[number] < 0.5 else window)
-    return torch.cat(seen)
+        return window.flip(3) if augmentation in FLIPS and coin < 0.5 else window
+
+    return _on_cores(view, threads, images, *draws)
 
 
 def fitted_at_input_size(change: OfClass, side: int) -> OfClass:

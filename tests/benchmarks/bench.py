@@ -37,7 +37,8 @@ BEGIN, END = "<!-- speed: made by tests/benchmarks/bench.py -->", "<!-- end of s
 STAGE_SECONDS = 40  # of crafting, so that a stage's start and end do not decide its rate
 STREAMING = (
     "Seconds are those of the processor. A data set beyond `--memory-limit-mb` streams: shards are decoded on all cores of a rank, two "
-    "groups ahead of the network. Later epochs read decoded images from the machine's disk, up to `--cache-gb`."
+    "groups ahead of the network. Later epochs read decoded images from the machine's disk, up to `--cache-gb`. The GPU's figure is "
+    "measured at 32 x 32 (see [below](#on-a-gpu)), and scaled by the operations of the network at the other size."
 )
 BUSY = 1.0  # load average before the start; above it, other work distorts the figures
 

@@ -271,7 +271,7 @@ def fitted(config: TrainConfig = SHORT, state: State | None = None, stop: int = 
 
 
 def test_an_epoch_knows_how_long_it_waited_for_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only the loader, for 3 s a batch, and the test, for 5 s, move on."""
+    """By a clock that only the loaders move on, by 3 s a batch and 5 s a test batch, and what comes before, by 2 s an epoch."""
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
@@ -280,12 +280,16 @@ def test_an_epoch_knows_how_long_it_waited_for_its_batches(monkeypatch: pytest.M
             clock[0] += 3
             yield batch
 
-    def tests() -> list[tuple[Tensor, Tensor]]:
+    def tests() -> Iterator[tuple[Tensor, Tensor]]:
         clock[0] += 5
-        return [(IMAGES, LABELS)]
+        yield IMAGES, LABELS
 
-    epochs = [*fit(Dropping(), SHORT, slow, 4, draws, tests=tests, num_classes=2)]
-    assert [(epoch.waiting_seconds, epoch.seconds) for epoch in epochs] == [(12, 17)] * SHORT.epochs
+    def drawn(epoch: int) -> torch.Generator:
+        clock[0] += 2
+        return draws(epoch)
+
+    epochs = [*fit(Dropping(), SHORT, slow, 4, drawn, tests=tests, num_classes=2)]
+    assert [(epoch.waiting_seconds, epoch.seconds) for epoch in epochs] == [(17, 19)] * SHORT.epochs
 
 
 def test_every_epoch_is_told_and_tested() -> None:

@@ -181,7 +181,11 @@ def test_a_window_is_that_of_torchs_antialiased_resize() -> None:
 def test_training_sees_random_windows_and_none_without_augmentation() -> None:
     images = pictures()
     assert torch.equal(training_view(images, SIDE, "none", torch.Generator()), fixed_view(images, SIDE))
-    one, same, other = (training_view(images, SIDE, "resized-crop-flip", torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    one, same, other = (
+        training_view(images, SIDE, "resized-crop-flip", torch.Generator().manual_seed(seed), threads)
+        for seed, threads in ((0, 1), (0, 3), (1, 1))
+    )
+    assert torch.equal(fixed_view(images, SIDE, threads=3), fixed_view(images, SIDE))
     assert one.shape == (len(images), 3, SIDE, SIDE)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

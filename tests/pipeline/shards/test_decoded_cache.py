@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +18,41 @@ from pipeline.shards import tensors
 from pipeline.shards.decoded_cache import DecodedCache
 from pipeline.shards.pixels import encode_png
 from pipeline.shards.shard import Sample, read_shard, write_shard
-from pipeline.shards.tensors import Loading, load
+from pipeline.shards.tensors import Loading, load, load_images
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training.batches import Split, open_batches, open_tests
+from sep.pictures import Pictures
+from tests import ROOT
 from tests.fixtures.pictures import picture
 
 ONE = 40_000  # bytes of a decoded shard of the fixture with what torch writes around it, at most
 IMAGES = 12
+WRITERS = """
+import os, resource, signal, sys
+from pathlib import Path
+import torch
+from pipeline.shards.decoded_cache import DecodedCache
+
+cache, images, labels = DecodedCache(Path(sys.argv[1]), 10**9), torch.ones(12, 3, 64, 64, dtype=torch.uint8), torch.ones(12)
+
+def half_way():  # the system kills who writes a larger file than this
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+
+def at_the_end():
+    sys.addaudithook(lambda event, _: os.kill(os.getpid(), signal.SIGKILL) if event == "os.rename" else None)
+
+for digest, killed in zip(sys.argv[2:], (half_way, at_the_end)):
+    if not (writer := os.fork()):
+        killed()
+        cache.write(digest, images, labels)
+        os._exit(0)
+    print(signal.Signals(-os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])).name, flush=True)
+while True:
+    cache.write("both", images, labels)
+"""
 
 
 @pytest.fixture
@@ -69,12 +98,65 @@ def test_a_shard_is_decoded_once(shards: tuple[Folder, list[Shard]], decoded: li
     assert not decoded
 
 
+def test_pictures_of_their_own_size_are_decoded_once_too(
+    shards: tuple[Folder, list[Shard]], cache: DecodedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the same shard as images of one size."""
+    folder, (same, *_) = shards
+    samples = [Sample(f"{i:03d}", encode_png(picture(i, 8 + i, 20)), i % 3, b"{}") for i in range(IMAGES)]
+    mixed, _ = write_shard(folder, "train-000009.tar", samples)
+    wanted, labels = load_images(folder, [same, mixed], loading=Loading(input_size=8))
+    first = load(folder, [same], loading=Loading(2, cache))
+    for loading in [Loading(2, cache, input_size=8)] * 2:
+        found, known = load_images(folder, [same, mixed], loading=loading)
+        assert isinstance(found, Pictures)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+        assert torch.equal(known, labels)
+        monkeypatch.setattr(tensors, "_of_any_size", None)
+    assert equal(load(folder, [same], loading=Loading(2, cache)), first)
+    assert len([*cache.folder.iterdir()]) == 3
+
+
 def test_another_shard_of_the_same_name_is_another(shards: tuple[Folder, list[Shard]], cache: DecodedCache) -> None:
     folder, (first, second, _) = shards
     load(folder, [first], loading=Loading(2, cache))
     folder.write(first.name, folder.read(second.name))
     other = Shard(first.name, second.sha256, second.count)
     assert equal(load(folder, [other], loading=Loading(2, cache)), load(folder, [second]))
+
+
+@pytest.mark.faults
+def test_killed_writers_leave_nothing_that_is_read_and_two_at_once_do_not_mix(
+    shards: tuple[Folder, list[Shard]], decoded: list[int], cache: DecodedCache
+) -> None:
+    """A writer dies half-way, another before its file is in place, a third at any moment, while this process writes the same shard."""
+    folder, (first, second, _) = shards
+    program = [sys.executable, "-c", WRITERS, str(cache.folder), first.sha256, second.sha256]
+    with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writers:
+        try:
+            assert writers.stdout
+            assert [writers.stdout.readline().strip() for _ in range(2)] == ["SIGXFSZ", "SIGKILL"]
+            wanted = load(folder, [first, second])
+            decoded.clear()
+            for _ in range(2):
+                cache = DecodedCache(cache.folder, 10**9)
+                assert equal(load(folder, [first, second], loading=Loading(2, cache)), wanted)
+            assert sum(decoded) == 2 * IMAGES
+            seen: list[set[int]] = []
+            while {1} not in seen or {2} not in seen:
+                cache.write("both", torch.full((12, 3, 64, 64), 2, dtype=torch.uint8), torch.full((12,), 2))
+                for _ in range(5):
+                    seen += [read(cache)]
+                assert writers.poll() is None
+        finally:
+            writers.kill()
+    assert {frozenset(values) for values in [*seen, read(cache)]} == {frozenset({1}), frozenset({2})}
+
+
+def read(cache: DecodedCache) -> set[int]:
+    """Return the values of a shard that the next training finds."""
+    found = DecodedCache(cache.folder, 10**9).read("both")
+    return {int(value) for values in found or () for value in torch.unique(values)}
 
 
 @pytest.mark.faults

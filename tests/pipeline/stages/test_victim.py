@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,7 @@ def test_failed_trial_is_named_after_the_others_finished_and_alone_tried_again(
     with caplog.at_level("INFO", logger="pipeline"):
         victim.execute(config, folder, LOCAL)
     assert "1 of 2 trials are there already; left: resnet8-protected-none-seed0" in caplog.text
+    assert re.search(r"victim: 1 training, \d+ % of the time waiting for images", caplog.text)
     clean, protected = read_table(folder.child("victim"), RESULTS).to_pylist()
     assert clean["last_accuracy"] == -1.0, "the finished trial was trained again"
     assert protected["last_accuracy"] >= 0

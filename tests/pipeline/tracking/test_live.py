@@ -125,7 +125,9 @@ def test_every_point_has_a_time_of_its_own_and_every_child_a_real_duration(track
         info, metrics = found[name].info, found[name].data.metrics
         history = tracked.seen.client.get_metric_history(info.run_id, "train_loss")
         times = [point.timestamp for point in history]
-        assert [point.step for point in history] == [0, 1, 2, 3]
+        shares = tracked.seen.client.get_metric_history(info.run_id, "loader_percent")
+        assert [point.step for point in history] == [point.step for point in shares] == [0, 1, 2, 3]
+        assert all(0 < point.value < 100 for point in shares)
         assert info.start_time < times[0] < times[1] < times[2] < times[3] <= info.end_time
         assert times[0] - info.start_time >= 900 * metrics["epoch_seconds"] / 4  # milliseconds; a first epoch is no faster than that
         ends.append(times[-1])

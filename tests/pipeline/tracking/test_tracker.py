@@ -228,6 +228,7 @@ def test_figures_are_those_of_the_files(tracked_run: tuple[RunConfig, Folder]) -
         name = f"{row['countermeasure']} · {row['data']} · {row['network']} · seed {row['seed']}"
         assert curve(name, "test_accuracy") == row["accuracy_per_epoch"]
         assert curve(name, "train_loss") == row["loss_per_epoch"]
+        assert curve(name, "loader_percent") == [100 * 0.1 / 0.4] * len(row["loss_per_epoch"])
         assert children[name].data.metrics["relabelled_accuracy"] == row["relabelled_accuracy"]
         assert "other_accuracy" not in children[name].data.metrics  # every class is protected
     epochs = RunResults.read(folder).checkpoints["resnet8"]

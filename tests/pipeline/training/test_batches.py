@@ -20,6 +20,8 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Shard
 from pipeline.training import batches as batches_module
 from pipeline.training.batches import InMemory, Split, Streaming, open_batches
+from sep.pictures import Images, Pictures
+from sep.views.own_size import fixed_view
 
 SIZES = (7, 12, 9, 12, 5)
 
@@ -75,6 +77,20 @@ def test_ranks_take_equal_steps_and_share_no_image_streaming(numbered: tuple[Fol
         used = Counter(int(label) for rank in seen for _, batch in rank for label in batch)
         assert max(used.values()) == 1
         assert all((batch[:, 0, 0, 0] == label).all() for rank in seen for batch, label in rank)
+
+
+def test_pictures_of_their_own_size_are_cut_ahead_of_the_network() -> None:
+    """In another thread. Each has the levels of its label, and is seen once."""
+    pictures, threads = Pictures([torch.full((3, 8 + i, 9), i, dtype=torch.uint8) for i in range(12)]), set[str]()
+
+    def seen(images: Images) -> torch.Tensor:
+        threads.add(threading.current_thread().name)
+        return fixed_view(images, 4)
+
+    epoch = [*InMemory(pictures, torch.arange(12), Split(4, 0), lambda _: seen).epoch(0)]
+    assert threading.current_thread().name not in threads
+    assert sorted(int(label) for _, labels in epoch for label in labels) == [*range(12)]
+    assert all(torch.equal(images, labels.view(-1, 1, 1, 1).expand(4, 3, 4, 4)) for images, labels in epoch)
 
 
 def test_streaming_alone_reaches_every_full_batch(numbered: tuple[Folder, list[Shard]]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
+from sep.augment import drawing_from
 from sep.countermeasures import distortion
 from sep.countermeasures.distortion import WARP_PIXELS, plasma, random_warp, strong, trivial_augment
 
@@ -29,6 +31,18 @@ def test_trivial_augment_does_one_operation_to_each_image() -> None:
     unchanged = (after == levels).flatten(1).all(1).float().mean()
     assert 0.03 < unchanged < 0.5  # identity is one of 14; some others do nothing at their weakest
     assert len({image.numpy().tobytes() for image in after}) > 100, "images of a batch are drawn for one by one"
+
+
+def test_trivial_augment_has_the_draws_and_the_pixels_of_torchvision() -> None:
+    """Noise, grey and flat images, whose levels rounding could move most easily. Two pixels in a thousand may be a neighbour's."""
+    for seed, (height, width) in enumerate([(32, 32), (32, 32), (64, 64), (24, 40)]):
+        levels = torch.randint(256, (200, 3, height, width), generator=draws(seed)).float()
+        levels[::3], levels[1::3] = levels[::3, :, :1, :1], levels[1::3, :1]
+        theirs = v2.TrivialAugmentWide()
+        with drawing_from(draws(seed)):
+            wanted = torch.stack([theirs(image) for image in levels.to(torch.uint8)]).float()
+        apart = (trivial_augment(levels, draws(seed)) != wanted).float().mean()
+        assert float(apart) <= (0 if height == width else 0.002)
 
 
 def test_a_warped_pixel_comes_from_near_by() -> None:
