@@ -309,17 +309,18 @@ def test_wrong_usage_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_the_miniature_reaches_its_end_in_many_starts(tmp_path: Path) -> None:
     flags = ("--miniature", "--data", "generated", "--work", str(tmp_path), "--minutes", "0.4", "--out", str(tmp_path / "out"))
-    some = ("--pieces", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "--victims", "gaussian-blur")
+    some = ("--pieces", "craft-2", "paper-2", "paper-8", "sep-fa-drawn-8", "colour-views-8", "--victims", "gaussian-blur")
     codes: list[int] = []
     while not codes or codes[-1] == 3:
         assert len(codes) < 60
         codes.append(subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu.proof", *flags, *some], cwd=ROOT, check=False).returncode)
     assert codes[-1] == 0
     cards = read(tmp_path / PROOF)["pieces"]
-    assert [cards[name]["status"] for name in some[1:5]] == ["done"] * 4
+    assert [cards[name]["status"] for name in some[1:6]] == ["done"] * 5
     assert cards["release"]["found"]["images"] == 100
     victims = [(victim["data"], victim["countermeasure"]) for victim in cards["sep-fa-drawn-8"]["found"]["victims"]]
     assert victims == [("clean", "gaussian-blur"), ("protected", "gaussian-blur")]
+    assert cards["colour-views-8"]["found"]["protection"].popitem()[1]["method"] == "error-min-class"
     assert all(row["measured"] is not None for row in read(tmp_path / PROOF)["targets"])
 
 
