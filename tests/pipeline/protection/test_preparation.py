@@ -176,7 +176,7 @@ def test_what_was_prepared_is_made_once_and_shards_that_are_finished_are_kept(
     config, folder = alone(packed, tmp_path / "broken", method)
     with monkeypatch.context() as patch:
         patch.setattr(protect, "PROTECT", Chain(release.read_clean, unlucky, release.release))
-        with pytest.raises(WorkFailed, match=r"1 failed after every other was finished.*train-000002.tar.*no luck"):
+        with pytest.raises(WorkFailed, match=r"1 failed; the others are finished.*train-000002.tar.*no luck"):
             protect.execute(config, folder, LOCAL)
     stamps = {name: Path(folder.file(name)).stat().st_mtime_ns for name in folder.names(recursive=True) if name.startswith("protect/")}
     made = [name for name in stamps if "prepared" in name or name.endswith(".tar")]
@@ -291,7 +291,7 @@ def test_pixels_found_without_a_shard_are_found_again_with_it(packed: tuple[RunC
     name = Manifest.load(folder, "pack").shards["train"][1].name
     data = folder.child("pack").read(name)
     folder.child("pack").write(name, b"lost")
-    with pytest.raises(WorkFailed, match=f"pixels: 1 failed after every other.*{name}"):
+    with pytest.raises(WorkFailed, match=f"pixels: 1 failed; the others are finished.*{name}"):
         protect.execute(config, folder, LOCAL)
     assert protect.execute(replace(config, keep_going=True), folder, LOCAL).missing == [name]
     assert json.loads(folder.read("protect/prepared.json"))["content"]["without"] == [name]

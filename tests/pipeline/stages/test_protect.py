@@ -81,7 +81,7 @@ def test_finished_shards_are_not_crafted_again(packed: tuple[RunConfig, Folder],
     shards, clean = Manifest.load(folder, "pack").shards["train"], folder.child("pack")
     lost = clean.read(shards[1].name)
     clean.write(shards[1].name, b"lost")
-    with pytest.raises(WorkFailed, match="1 failed after every other was finished"):
+    with pytest.raises(WorkFailed, match="1 failed; the others are finished"):
         protect.execute(config, folder, LOCAL)
     written = {
         name: Path(folder.child("protect").file(name)).stat().st_mtime_ns
