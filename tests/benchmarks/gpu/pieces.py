@@ -24,7 +24,7 @@ from tests.benchmarks.recipes import GRIDS, Recipe
 Found = dict[str, Any]
 MAIN_JOB = "pipeline/reproduce.py"
 PAPER, RELEASE = "paper", "release"  # folders
-TESTS = ("training", "crafting", "gradients", "countermeasures", "views", "turns", "loading", "protocol")  # what the releases need comes first
+TESTS = ("training", "crafting", "gradients", "countermeasures", "views", "turns", "loading", "protocol")  # first what releases need
 WITHOUT_VALUES = ("-m", "tests.benchmarks.gpu.without_values")  # before a program that is to go on, whatever its values
 PLAIN_STEPS = ("--surrogate.no-recorded", "--victim.no-recorded")
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
