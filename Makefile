@@ -9,7 +9,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: demo audit-demo test lint on-ray quick test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
+.PHONY: demo audit-demo test lint on-ray quick stand-in test-gpu test-all faults bench gpu-kit gpu-proof docs ui format
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -38,6 +38,9 @@ on-ray: .venv/installed
 
 quick: .venv/installed
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ray and not slow"
+
+stand-in: .venv/installed  ## the suite of sep beside a device that computes nothing, where one can be built: a minute and a half
+	$(BIN)/pytest -m slow tests/system/test_without_values.py
 
 test-gpu:  ## what only a GPU can get wrong, by any Python with torch and pytest: two minutes at most
 	PYTHONPATH=$(CURDIR)/gpu-kit/wheels $(GPU_PYTHON) -m pytest tests/gpu --device cuda

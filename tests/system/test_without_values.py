@@ -38,7 +38,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "suites",
     [
         ("tests/gpu", "tests/cluster/test_local.py"),
-        pytest.param(("tests/sep",), marks=pytest.mark.slow),  # which compute on the CPU, beside a GPU: minutes
+        pytest.param(("tests/sep", "-n", "2"), marks=pytest.mark.slow),  # which compute on the CPU, beside a GPU: minutes
     ],
     ids=["on the device", "beside it"],
 )
