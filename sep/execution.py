@@ -33,7 +33,7 @@ NO_MEMORY = ("DefaultCPUAllocator", "STATUS_ALLOC_FAILED", "unable to find an en
 def resolve(precision: Precision, device: torch.device) -> Precision:
     """Return the precision that `auto` stands for on a device, and any other as it is.
 
-    It is float32 on a CPU, where bf16 gains nothing; on a GPU bf16, or tf32 where the GPU has no bf16 of its own.
+    It is float32 on a CPU, where bf16 is slow without instructions for it; on a GPU bf16, or tf32 where the GPU has no bf16 of its own.
     """
     if precision != "auto":
         return precision
