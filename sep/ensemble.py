@@ -77,7 +77,7 @@ class _Compiled(nn.Module):
 
 
 def _compiled_for(count: int) -> int:
-    """Return the number of images that are computed in the place of `count`, at most a quarter more: shards of like size share a graph.
+    """Return the number of images that are computed instead of `count`, at most a quarter more: shards of similar size share a graph.
 
     It is `count` itself where that has three significant bits, or 25 times such a number, as sizes that people choose mostly do. It depends
     on nothing else, so that the order of shards decides no bytes.

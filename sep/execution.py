@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal, TypeVar
 
 import torch
@@ -118,7 +119,7 @@ class MicroBatch:
         start = 0
         while start < count:
             left = count - start
-            stop = start + (-(-left // -(-left // self.size)) if self.even else min(self.size, left))
+            stop = start + (ceil(left / ceil(left / self.size)) if self.even else min(self.size, left))
             while pixels and stop - start > 1 and sum(pixels[start:stop]) > STORED_PIXELS:
                 stop -= 1
             try:

@@ -77,5 +77,5 @@ class Recorder:
 
 
 def plainly(function: Callable[..., Any], *given: Tensor) -> Any:
-    """Call a function in the place of a recorder."""
+    """Call a function instead of recording it."""
     return function(*given)

@@ -27,7 +27,7 @@ def one_line(error: Exception, known: Mapping[str, Any] | None = None) -> str:
 
     Args:
         error: of a configuration, or of the file it was read from.
-        known: a tree of settings, whose names are suggested in the place of an unknown one.
+        known: a tree of settings, whose names are suggested instead of an unknown one.
     """
     if isinstance(error, ValidationError):
         section = error.title.removesuffix("Config").lower()

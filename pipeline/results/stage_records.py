@@ -1,4 +1,4 @@
-"""What the stages of a run have recorded: their manifests, and the trials, of which some may be missing."""
+"""The records of a run's stages: their manifests, and the trials, of which some may be missing."""
 
 from __future__ import annotations
 

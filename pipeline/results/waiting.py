@@ -1,4 +1,4 @@
-"""How much of their time trainings wait for images."""
+"""The share of their time for which trainings wait for images."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def work(run: Run, command: str, adversaries: Sequence[str] = (), **start: Any) 
         run: with a release, or a point of a sweep with one.
         command: the command of this start, which goes on with the audit.
         adversaries: countermeasures to try; the standing set, and two that the release was not crafted for, if none is given.
-        start: settings of this start, such as `minutes`, in the place of those of the run.
+        start: settings of this start, such as `minutes`, instead of the run's own.
 
     Raises:
         ValueError: the run has no release, its record is damaged, or a setting does not fit.

@@ -24,7 +24,7 @@ class Found:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """True if it is a folder."""
         return self.size is None
 
     @property

@@ -103,10 +103,10 @@ def smoothed(levels: Tensor) -> Tensor:
     return smooth
 
 
-def rotate(levels: Tensor, degrees: Tensor) -> Tensor:
+def rotate(levels: Tensor, degrees: Tensor, mode: str = "bilinear") -> Tensor:
     """Rotate about the centre."""
     angle = torch.deg2rad(degrees)
-    return taken(levels, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
+    return taken(levels, mode, xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
 
 
 def shear_x(levels: Tensor, slope: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ levels of the same shape.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from sep.countermeasures.image_operations import Change, equalize, posterize, smoothed, solarize, taken
+from sep.countermeasures.image_operations import Change, equalize, posterize, rotate, smoothed, solarize, taken
 from sep.countermeasures.preprocessing import as_stored
 
 BINS = 31  # strengths of an operation
@@ -69,12 +70,6 @@ def translate_x(levels: Tensor, pixels: Tensor) -> Tensor:
 def translate_y(levels: Tensor, pixels: Tensor) -> Tensor:
     """Shift up or down by whole pixels."""
     return taken(levels, "nearest", y=-pixels.trunc() / levels.shape[2])
-
-
-def rotate(levels: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate about the centre."""
-    angle = torch.deg2rad(degrees)
-    return taken(levels, "nearest", xx=angle.cos(), xy=-angle.sin(), yx=angle.sin(), yy=angle.cos())
 
 
 def solarize_share(levels: Tensor, share: Tensor) -> Tensor:
@@ -133,7 +128,7 @@ WIDE = (
     Wide(shear_y, 0, 0.99, signed=True),
     Wide(translate_x, 0, 32, signed=True),
     Wide(translate_y, 0, 32, signed=True),
-    Wide(rotate, 0, 135, signed=True),
+    Wide(partial(rotate, mode="nearest"), 0, 135, signed=True),
     Wide(brightness, 0, 0.99, signed=True),
     Wide(colour, 0, 0.99, signed=True),
     Wide(contrast, 0, 0.99, signed=True),
