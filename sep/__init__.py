@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.budget import Budget as Budget
     from sep.budget import check_budget as check_budget
     from sep.countermeasures.registry import COUNTERMEASURES as COUNTERMEASURES
-    from sep.craft import craft as _craft
+    from sep.craft import craft_images as craft_images
     from sep.craft_config import CraftConfig as CraftConfig
     from sep.ensemble import Member as Member
     from sep.ensemble import class_sums as class_sums
@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # for type checkers; at run time, HOMES decides
     from sep.objective import shifted as shifted
     from sep.train_config import TrainConfig as TrainConfig
 
-    craft_images = _craft
-
 HOMES = {
     "COUNTERMEASURES": "sep.countermeasures.registry",
     "METHODS": "sep.methods.registry",
@@ -46,7 +44,7 @@ HOMES = {
     "check_budget": "sep.budget",
     "choose_targets": "sep.objective",
     "class_sums": "sep.ensemble",
-    "craft_images": "sep.craft:craft",
+    "craft_images": "sep.craft",
     "equally_spaced": "sep.ensemble",
     "freeze": "sep.ensemble",
     "optimiser": "sep.fitting",
@@ -61,5 +59,4 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home (PEP 562)."""
     if name not in HOMES:
         raise AttributeError(f"module 'sep' has no attribute {name!r}")
-    home, _, there = HOMES[name].partition(":")
-    return resolve_name(f"{home}:{there or name}")
+    return resolve_name(f"{HOMES[name]}:{name}")

@@ -164,3 +164,6 @@ def craft(
         batch=MicroBatch.fitting(images.shape[1:], device, batch_size or "auto", config.kernels),
     )
     return one_size(protect(request))
+
+
+craft_images = craft  # the public name of `sep`, where `craft` is this module
