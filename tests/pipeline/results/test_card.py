@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +11,7 @@ from pipeline.config.presets import from_tree, preset
 from pipeline.config.schema import RunConfig
 from pipeline.config.sweep_grid import grid
 from pipeline.results import machine
+from pipeline.results.card import _protection
 from pipeline.results.card_table import table
 from pipeline.results.machine import counted
 from pipeline.results.published import PUBLISHED, PUBLISHED_FOR, follows_the_paper
@@ -118,6 +120,20 @@ def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = counted(again, 7)
     assert elsewhere[0] == again[0]
     assert (elsewhere[1]["hardware"], elsewhere[1]["starts"], elsewhere[1]["seconds"]) == ("another", 1, 7)
+
+
+def test_the_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert machine.hardware().startswith("1 core, ")
+
+
+@pytest.mark.parametrize(("of_noise", "rate"), [({}, 300.0), ({"noise_rounds": 24}, 100.0)])
+def test_gradients_that_noise_took_before_it_was_added_have_their_time(of_noise: dict[str, int], rate: float) -> None:
+    """Class means, which the other methods prepare, are no gradients."""
+    counts = {"method": "error-min-class", "psnr_db": 31.0, "gradients": 600, **of_noise}
+    manifest = SimpleNamespace(counts=counts, timing={"preparation_seconds": 4.0, "crafting_seconds": 2.0})
+    results = SimpleNamespace(swept={}, manifests={"protect": manifest})
+    assert _protection(cast(Any, results))["gradients_per_second"] == rate
 
 
 def test_the_page_shows_the_card_that_is_published() -> None:
