@@ -6,6 +6,7 @@ Legend: B images, C channels, H W pixels, K classes, D feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import get_args
 
 import torch
@@ -61,6 +62,7 @@ def build(name: str, num_classes: int, image_size: int, mean: Sequence[float], s
     return Network(trunk, width, num_classes, mean, std)
 
 
+@cache  # an audit asks again for each adversary
 def check_input_size(name: str, num_classes: int, height: int, width: int) -> None:
     """Check, without memory or arithmetic, that a network can be built for images of this size and can compute on them.
 
