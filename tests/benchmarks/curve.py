@@ -13,7 +13,15 @@ from pipeline.pages.canvas import LIGHT, SMALL, drawing, percent, png
 from tests.benchmarks.tables import Card, cards, gradients_per_image, pairs
 
 PICTURE = Path(__file__).parent / "pictures" / "gradients.png"
+APART = 1.07  # from one card to the next, as a factor
 SERIES = {"accuracy": ("last_accuracy", "o"), "relabelled": ("relabelled_accuracy", "D")}
+
+
+def places(found: list[Card]) -> list[float]:
+    """Return where each card stands along the axis: those of as many gradients beside each other, which would hide each other."""
+    taken = [gradients_per_image(card) for card in found]
+    earlier = [taken[:i].count(count) for i, count in enumerate(taken)]
+    return [count * APART ** (number - (taken.count(count) - 1) / 2) for count, number in zip(taken, earlier, strict=True)]
 
 
 def draw(found: list[Card]) -> Figure:
@@ -24,13 +32,13 @@ def draw(found: list[Card]) -> Figure:
     """
     figure, (axis,) = drawing(3.6, LIGHT)
     methods = list(dict.fromkeys(card["method"] for card in found))
-    for card in found:
+    for card, place in zip(found, places(found), strict=True):
         clean, ours = next((clean, ours) for clean, ours in pairs(card) if clean["countermeasure"] == "none")
         colour = LIGHT.several[methods.index(card["method"])]
         for name, marker in SERIES.values():
             figures = ours[name]
             axis.errorbar(
-                [gradients_per_image(card)],
+                [place],
                 [figures["mean"]],
                 [figures["std"] or 0.0],
                 fmt=marker,

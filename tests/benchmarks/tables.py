@@ -221,14 +221,27 @@ def gradients_per_image(card: Card) -> int:
 
 
 def gradients() -> str:
-    """Return one line per recipe, from cheap to dear, and one for clean images; a column per countermeasure that several of them met."""
-    found = sorted(cards("gradients"), key=lambda card: (gradients_per_image(card), card["name"]))
+    """Return a table of recipes for each machine and precision of victims: surrogates differ by processor, and recipes by less."""
+    groups: dict[str, list[Card]] = {}
+    for card in sorted(cards("gradients"), key=lambda card: (gradients_per_image(card), card["name"])):
+        groups.setdefault(f"Victims in {_precision_of_victims(card)}, on {card['hardware']}:", []).append(card)
+    return "\n\n".join(part for where, found in groups.items() for part in (where, _recipes(found)))
+
+
+def _precision_of_victims(card: Card) -> str:
+    sections = card["settings"]["victim"]
+    asked = {section["precision"] for section in (sections if isinstance(sections, list) else [sections])}
+    return " and ".join(sorted(asked)).replace("auto", "float32")  # on CPUs, which all cards of recipes come from
+
+
+def _recipes(found: list[Card]) -> str:
+    """Return one line per recipe, below one for clean images; a column per countermeasure that some of them met."""
     by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
     others = [name for name in dict.fromkeys(name for own in by_name for name in own) if name != "none"]
     columns = ["method", "checkpoints", "a step", "steps", "momentum", "gradients an image", "n", "none", "relabelled", *others, "distance"]
     clean_of = {name: own[name][0] for own in reversed(by_name) for name in own}
-    clean = ["" if name == "relabelled" else shown(clean_of[name]["last_accuracy"]) for name in ("none", "relabelled", *others) if found]
-    lines = [f"clean images | | | | | 0 | {clean_of['none']['trainings']} | {' | '.join(clean)} | 100"] if found else []
+    clean = ["" if name == "relabelled" else shown(clean_of[name]["last_accuracy"]) for name in ("none", "relabelled", *others)]
+    lines = [f"clean images | | | | | 0 | {clean_of['none']['trainings']} | {' | '.join(clean)} | 100"]
     for card, own in zip(found, by_name, strict=True):
         asked, (_, ours) = card["settings"]["protect"], own["none"]
         drawn = asked["members_per_step"] or "all"

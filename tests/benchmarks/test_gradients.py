@@ -10,7 +10,7 @@ from matplotlib.container import ErrorbarContainer
 
 from pipeline.protection.checkpoints import Ensemble, choose, read_index
 from pipeline.storage.folder import Folder
-from tests.benchmarks.curve import draw
+from tests.benchmarks.curve import draw, places
 from tests.benchmarks.held_out import distance, seen_by
 from tests.benchmarks.tables import cards, gradients_per_image
 from tests.fixtures import finished_run
@@ -39,6 +39,13 @@ def test_the_curve_has_a_point_and_its_relabelled_twin_for_each_card() -> None:
     points = [each[0].get_xydata()[0].tolist() for each in axis.containers if isinstance(each, ErrorbarContainer)]
     protected = [next(v for v in card["victims"] if (v["data"], v["countermeasure"]) == ("protected", "none")) for card in found]
     kinds = ("last_accuracy", "relabelled_accuracy")
-    assert points == [
-        [gradients_per_image(card), ours[kind]["mean"]] for card, ours in zip(found, protected, strict=True) for kind in kinds
-    ]
+    assert points == [[place, ours[kind]["mean"]] for place, ours in zip(places(found), protected, strict=True) for kind in kinds]
+
+
+def test_cards_of_as_many_gradients_stand_beside_each_other() -> None:
+    found = cards("gradients")
+    several, one = [found[0]] * 3, next(card for card in found if gradients_per_image(card) != gradients_per_image(found[0]))
+    left, middle, right, alone = places([*several, one])
+    assert left < middle == gradients_per_image(found[0]) < right
+    assert right / middle == pytest.approx(middle / left)
+    assert alone == gradients_per_image(one)
