@@ -1,8 +1,9 @@
-"""How near releases come to their targets in the eyes of networks that took no part in crafting: it predicts victims, and costs seconds.
+"""How near releases come to their targets in the eyes of networks that took no part in crafting: it predicts victims, and costs less.
 
-python -m tests.benchmarks.held_out NAME RUN RUN [RUN ...]    add the distance to the card NAME of these runs
+python -m tests.benchmarks.held_out NAME RUN RUN [RUN ...] [-- NAME RUN RUN ...]    add the distance to the card NAME of these runs
 
-The runs have surrogates of their own. The checkpoints of each judge the release of the run before.
+The runs have surrogates of their own. The checkpoints of each judge the release of the run before. What they make of the clean images is
+computed once for all cards of a command.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,7 +23,9 @@ from pipeline.shards.tensors import load
 from pipeline.storage.records import to_json
 from pipeline.storage.run import Run, open_run
 from pipeline.storage.stage import Manifest
+from sep.choices import Targets
 from sep.ensemble import class_sums
+from sep.models import Network
 from sep.objective import choose_targets, feature_alignment
 from tests.benchmarks.publish import spread
 from tests.benchmarks.tables import CARDS
@@ -29,42 +34,86 @@ JUDGES = 10  # checkpoints at most, equally spaced
 TOGETHER = 250  # images
 
 
+@dataclass(frozen=True)
+class Judge:
+    """A network, and what it makes of the clean images.
+
+    Attributes:
+        network: a checkpoint.
+        means: features of each class on average, `(K, D)`.
+        apart: sum of the squared distances of the chosen clean images to the mean of their target.
+    """
+
+    network: Network
+    means: Tensor
+    apart: float
+
+
 def distance(run: Run, judge: Run) -> float:
-    """Return the distance of a run's release for the checkpoints of another run's surrogate, see `seen_by`.
+    """Return the mean squared distance of features to the class mean of the target, in percent of that of the clean images.
+
+    Args:
+        run: with a release that is drawn towards the same wrong class for all images of a class.
+        judge: a run whose surrogate's checkpoints see the images. Of the same images, by another surrogate.
 
     Raises:
         ValueError: both have one surrogate, whose checkpoints have helped to craft.
     """
     if Manifest.load(judge, "surrogate").digest == Manifest.load(run, "surrogate").digest:
         raise ValueError(f"{judge.uri} has the surrogate of {run.uri}: take a run with a surrogate of its own")
-    index = read_index(judge)
-    return seen_by(run, Ensemble(judge, choose(index, min(JUDGES, *map(len, index.values())))))
+    return seen_by(run, judge, JUDGES)
 
 
 @torch.inference_mode()
-def seen_by(run: Run, judges: Ensemble) -> float:
-    """Return the mean squared distance of features to the class mean of the target, in percent of that of the clean images.
-
-    Args:
-        run: with a release that is drawn towards the same wrong class for all images of a class.
-        judges: the checkpoints that see the images. Of the same data.
-    """
-    pack, protect = Manifest.load(run, "pack"), Manifest.load(run, "protect")
-    clean, labels = load(run.child("pack"), pack.shards["train"])
-    protected, same = load(run.child("protect"), protect.shards["train"])
-    assert torch.equal(labels, same)
-    classes, targets = protect.counts["classes"], protect.counts["targets"]
+def seen_by(run: Run, judge: Run, count: int) -> float:
+    """Return the same for a number of checkpoints at most, equally spaced, whoever they helped to craft."""
+    protect = Manifest.load(run, "protect")
+    protected, labels = load(run.child("protect"), protect.shards["train"])
+    targets = protect.counts["targets"]
     assert targets in ("shift", "random-class"), f"{targets}: the images of a class have no target in common"
-    chosen = torch.isin(labels, torch.tensor(classes))
-    wanted = choose_targets(targets, labels[chosen], classes, generator(protect.asked["seed"], "targets"), labels[chosen])
-    totals = [0.0, 0.0]
-    for network in load_networks(judges):
+    asked = Asked(targets, tuple(protect.counts["classes"]), protect.asked["seed"])
+    chosen, wanted = asked.of(labels)
+    known = Manifest.load(judge, "surrogate").digest, Manifest.load(judge, "pack").digest, count, asked
+    if known not in _judges:  # points of a sweep have these in common
+        _judges[known] = _judging(judge, count, asked)
+    judges = _judges[known]
+    after = sum(_apart(each.network, protected[chosen], each.means, wanted) for each in judges)
+    return 100 * after / sum(each.apart for each in judges)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a release draws images to."""
+
+    targets: Targets
+    classes: tuple[int, ...]
+    seed: int
+
+    def of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which images are protected, and the target of each of them."""
+        chosen = torch.isin(labels, torch.tensor(self.classes))
+        own = labels[chosen]
+        return chosen, choose_targets(self.targets, own, self.classes, generator(self.seed, "targets"), own)
+
+
+_judges: dict[tuple[str, str, int, Asked], list[Judge]] = {}
+
+
+def _judging(run: Run, count: int, asked: Asked) -> list[Judge]:
+    """Return checkpoints of a run, with what they make of its clean images."""
+    pack, index = Manifest.load(run, "pack"), read_index(run)
+    clean, labels = load(run.child("pack"), pack.shards["train"])
+    chosen, wanted = asked.of(labels)
+    found = []
+    for network in load_networks(Ensemble(run, choose(index, min(count, *map(len, index.values()))))):
         sums, counts = class_sums(network, _batches(clean, labels), len(pack.counts["classes"]))
         means = (sums / counts[:, None]).float()
-        for i, images in enumerate((clean, protected)):
-            for part, of in _batches(images[chosen], wanted):
-                totals[i] += float(feature_alignment(network.features(part.float()), means[of]))
-    return 100 * totals[1] / totals[0]
+        found.append(Judge(network, means, _apart(network, clean[chosen], means, wanted)))
+    return found
+
+
+def _apart(network: Network, images: Tensor, means: Tensor, wanted: Tensor) -> float:
+    return sum(float(feature_alignment(network.features(part.float()), means[of])) for part, of in _batches(images, wanted))
 
 
 def _batches(images: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -72,15 +121,16 @@ def _batches(images: Tensor, classes: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Add the distance to a card."""
-    if len(arguments) < 3:
+    """Add the distance to each card."""
+    groups = [list(of) for is_break, of in groupby(arguments, lambda word: word == "--") if not is_break]
+    if not groups or min(map(len, groups)) < 3:
         print(__doc__)
         return 2
-    name, *uris = arguments
-    runs = [open_run(uri) for uri in uris]
-    path = CARDS / f"{name}.json"
-    found = [distance(run, judge) for run, judge in zip(runs, [*runs[1:], runs[0]], strict=True)]
-    path.write_bytes(to_json({**json.loads(path.read_text()), "held_out_distance": spread(found)}))
+    for name, *uris in groups:
+        runs = [open_run(uri) for uri in uris]
+        path = CARDS / f"{name}.json"
+        found = [distance(run, judge) for run, judge in zip(runs, [*runs[1:], runs[0]], strict=True)]
+        path.write_bytes(to_json({**json.loads(path.read_text()), "held_out_distance": spread(found)}))
     return 0
 
 
