@@ -26,7 +26,7 @@ from sep.models import Network
 from sep.views.registry import PLAIN, kinds
 
 Item = TypeVar("Item", covariant=True)
-HELD = 10  # networks in a worker's memory where each step draws a few of more
+HELD_BYTES = 2**29  # of networks in a worker's memory, where each step draws a few of more
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,17 @@ class Ensemble:
         """The device of the calling task."""
         return torch.device("cuda", own_gpu()) if self.gpu else torch.device("cpu")
 
-    @property
-    def held(self) -> int:
-        """Number of networks that a worker has in memory at a time: all, unless each step on a CPU draws a few of many.
+    def held(self, size: int) -> int:
+        """Return how many networks a worker has in memory at a time: all, unless each step on a CPU draws a few of more than fit.
 
         On a GPU, loading a network takes longer than a step, and compiled networks share their code.
+
+        Args:
+            size: of the weights of a network, in bytes.
         """
         if self.members_per_step is None or self.gpu or self.kernels == "compiled":
             return len(self.checkpoints)
-        return min(len(self.checkpoints), max(HELD, self.members_per_step))
+        return min(len(self.checkpoints), max(HELD_BYTES // size, self.members_per_step))
 
     def members(self, means: Sequence[Tensor] | None = None) -> Sequence[Member]:
         """Return the frozen networks through each view, the views of a network side by side.
@@ -136,7 +138,7 @@ class Ensemble:
             return Member(networks[place // len(seen)], None if means is None else means[place].to(device), seen[place % len(seen)])
 
         members = OnDemand(len(networks) * len(seen), member)
-        return members if self.held < len(networks) else list(members)
+        return members if isinstance(networks, OnDemand) else list(members)
 
 
 def load_networks(ensemble: Ensemble) -> Sequence[Network]:
@@ -161,8 +163,10 @@ def _networks(ensemble: Ensemble, device: torch.device) -> Sequence[Network]:
         gc.collect()  # torch.fx ties a trunk and its graph into a cycle, so that what gave way before would stay in memory
         return load(place)
 
-    if ensemble.held < len(checkpoints):
-        return OnDemand(len(checkpoints), lru_cache(ensemble.held)(load_one_more))
+    bare = [checkpoint_network(name, trained, pack, ensemble.input_size) for name in {checkpoint.network for checkpoint in checkpoints}]
+    held = ensemble.held(max(sum(weights.nbytes for weights in network.parameters()) for network in bare))
+    if held < len(checkpoints):
+        return OnDemand(len(checkpoints), lru_cache(held)(load_one_more))
     networks = tuple(map(load, range(len(checkpoints))))
     if ensemble.kernels == "compiled":
         for name in {checkpoint.network for checkpoint in checkpoints}:

@@ -20,12 +20,13 @@ from pipeline.stages import protect
 from pipeline.storage.folder import Folder
 from pipeline.storage.stage import Manifest
 from sep.methods.request import protect as craft
-from sep.models import Network
+from sep.models import Network, build
 from sep.pictures import one_size
 from tests.fixtures import finished_run
 from tests.fixtures.executors import LOCAL
 
 MEMBERS = 4
+SIZE = sum(weights.nbytes for weights in build("resnet8", len(finished_run.CLASSES), finished_run.SIDE, [0.0] * 3, [1.0] * 3).parameters())
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[int]]:
         return load(ensemble, checkpoint, trained, pack)
 
     monkeypatch.setattr(checkpoints, "_load", counted)
-    monkeypatch.setattr(checkpoints, "HELD", 2)
+    monkeypatch.setattr(checkpoints, "HELD_BYTES", 2 * SIZE)
     checkpoints._networks.cache_clear()
     yield found
     checkpoints._networks.cache_clear()
@@ -59,8 +60,8 @@ def test_a_worker_holds_what_its_steps_need(
     written: tuple[RunConfig, Folder], loaded: Counter[int], members_per_step: int | None, held: int
 ) -> None:
     ensemble = ensemble_of(written[1], members_per_step)
-    assert ensemble.held == held
-    assert replace(ensemble, gpu=True).held == replace(ensemble, kernels="compiled").held == MEMBERS
+    assert ensemble.held(SIZE) == held
+    assert replace(ensemble, gpu=True).held(SIZE) == replace(ensemble, kernels="compiled").held(SIZE) == MEMBERS
     means = [torch.full((3, 64), float(number)) for number in range(MEMBERS)]
     members = ensemble.members(means)
     assert loaded == ({} if held < MEMBERS else dict.fromkeys(range(MEMBERS), 1))
@@ -111,7 +112,8 @@ def test_each_step_loads_what_it_draws_once_for_all_images_of_a_shard(
     assert (manifest.asked["protect"]["momentum"], manifest.asked["protect"]["normalised"]) == (0.9, True)
 
     few = [shard.sha256 for shard in manifest.shards["train"]]
-    monkeypatch.setattr(checkpoints, "HELD", MEMBERS)
+    monkeypatch.setattr(checkpoints, "HELD_BYTES", MEMBERS * SIZE)
+    checkpoints._networks.cache_clear()
     again = protect.execute(replace(config, protect=replace(section, steps=8, batch_size=4), overwrite=True), folder, LOCAL)
     assert [shard.sha256 for shard in again.shards["train"]] != few
     each.clear()
