@@ -214,10 +214,14 @@ def known(method: str, countermeasure: str) -> str:
 
 def gradients_per_image(card: Card) -> int:
     """Return the gradients that crafting an image took."""
+    config = _crafting(card)
+    return config.gradients_per_image(config.per_network)
+
+
+def _crafting(card: Card) -> CraftConfig:
     asked = card["settings"]["protect"]
     used = (*OPTIONS, "method", "steps", "checkpoints", "inner_steps")
-    config = CraftConfig(**{name: asked[name] for name in used if name in asked})  # cards of earlier versions have fewer settings
-    return config.gradients_per_image(config.per_network)
+    return CraftConfig(**{name: asked[name] for name in used if name in asked})  # cards of earlier versions have fewer settings
 
 
 def gradients() -> str:
@@ -249,7 +253,7 @@ def _recipes(found: list[Card]) -> str:
         figures = [f"**{shown(ours['last_accuracy'])}**", shown(ours["relabelled_accuracy"])]
         figures += [shown(own[name][1]["last_accuracy"]) if name in own else "" for name in others]
         figures.append(shown(card["held_out_distance"]) if "held_out_distance" in card else "")
-        settings = (card["method"], asked["checkpoints"], drawn, asked["steps"], momentum, f"{gradients_per_image(card):,}")
+        settings = (card["method"], _crafting(card).per_network, drawn, asked["steps"], momentum, f"{gradients_per_image(card):,}")
         lines.append(" | ".join(map(str, (*settings, ours["trainings"], *figures))))
     return rows(" | ".join(columns), lines)
 

@@ -11,7 +11,7 @@ from matplotlib.container import ErrorbarContainer
 from pipeline.storage.folder import Folder
 from tests.benchmarks.curve import draw, places
 from tests.benchmarks.held_out import distance, seen_by
-from tests.benchmarks.tables import cards, gradients_per_image
+from tests.benchmarks.tables import cards, gradients, gradients_per_image
 from tests.fixtures import finished_run
 
 
@@ -48,3 +48,10 @@ def test_cards_of_as_many_gradients_stand_beside_each_other() -> None:
     assert left < middle == gradients_per_image(found[0]) < right
     assert right / middle == pytest.approx(middle / left)
     assert alone == gradients_per_image(one)
+
+
+def test_a_recipe_names_the_checkpoints_that_it_follows() -> None:
+    """Targeted adversarial poisoning follows the last one, whatever the settings of the other methods say."""
+    rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in gradients().splitlines()]
+    assert ["tap", "1", "all", "15", "0"] in rows
+    assert ["sep", "10", "all", "15", "0"] in rows
