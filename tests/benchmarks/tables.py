@@ -124,20 +124,29 @@ def transfer() -> str:
     lines: dict[str, list[str]] = {}
     for card in cards("transfer"):
         lines.setdefault(origin(card), []).extend(
-            f"{clean['network']}{'' if clean['countermeasure'] == 'none' else ', ' + clean['countermeasure']} "
-            f"| {', '.join(map(str, schedule(card, clean)))} | {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} "
-            f"| {shown(ours['relabelled_accuracy'])}"
+            f"{', '.join([clean['network'], *unusual(card, clean)])} | {', '.join(map(str, schedule(card, clean)))} "
+            f"| {ours['trainings']} | {measured(clean)} | {measured(ours, bold=True)} | {shown(ours['relabelled_accuracy'])}"
             for clean, ours in pairs(card)
         )
     header = "victim | epochs, batch, rate | n | clean | protected | relabelled"
     return "\n\n".join([part for line, found in lines.items() for part in (f"{line}.", rows(header, found))] or [rows(header, [])])
 
 
+def unusual(card: Card, victim: Card) -> list[str]:
+    """Return a victim's countermeasure and the precision that it was asked to train in, if there is one."""
+    precision = _section(card, victim).get("precision", "auto")  # cards of earlier versions lack it
+    return [name for name in (victim["countermeasure"], precision) if name not in ("none", "auto")]
+
+
 def schedule(card: Card, victim: Card) -> tuple[int, int, float]:
     """Return a victim's epochs, batch size and largest learning rate."""
-    sections = card["settings"]["victim"]
-    section = next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
+    section = _section(card, victim)
     return section["epochs"], section["batch_size"], section["lr"]
+
+
+def _section(card: Card, victim: Card) -> Card:
+    sections = card["settings"]["victim"]
+    return next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
 
 
 def kernels() -> str:
