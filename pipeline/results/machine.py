@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loky import cpu_count
 
 from pipeline.storage.records import counted as number_of
 
@@ -27,13 +26,13 @@ def machine() -> Machine:
 
 
 def hardware() -> str:
-    """Return processor, memory and GPU of this machine, and the cores that this process may use, which a container may limit."""
+    """Return processor, memory and GPU of this machine, and the cores that this process may run on, which may be some of its cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{number_of(cpu_count(), 'core')}, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
+    return f"{number_of(len(os.sched_getaffinity(0)), 'core')}, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
 
 
 def code_version() -> str:

@@ -123,7 +123,7 @@ def test_machines_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
     assert machine.hardware().startswith("1 core, ")
 
 
