@@ -32,7 +32,11 @@ def hardware() -> str:
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{number_of(len(os.sched_getaffinity(0)), 'core')}, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
+    return f"{number_of(_cores(), 'core')}, {model}, {memory:.0f} GiB, {platform.system()}, {gpu}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # which macOS lacks
 
 
 def code_version() -> str:

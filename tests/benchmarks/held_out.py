@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -20,8 +21,9 @@ from torch import Tensor
 from pipeline.config.seeds import generator
 from pipeline.protection.checkpoints import Ensemble, choose, load_networks, read_index
 from pipeline.shards.tensors import load
+from pipeline.storage.folder import Folder
 from pipeline.storage.records import to_json
-from pipeline.storage.run import Run, open_run
+from pipeline.storage.run import Point, Run, open_run
 from pipeline.storage.stage import Manifest
 from sep.choices import Targets
 from sep.ensemble import class_sums
@@ -35,17 +37,34 @@ TOGETHER = 250  # images
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A network, and what it makes of the clean images.
+class Asked:
+    """What a release draws its images to."""
+
+    targets: Targets
+    classes: tuple[int, ...]
+    seed: int
+
+    def of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which images are protected, `(B,)` bool, and the target of each of them."""
+        chosen = torch.isin(labels, torch.tensor(self.classes))
+        own = labels[chosen]
+        return chosen, choose_targets(self.targets, own, self.classes, generator(self.seed, "targets"), own)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Networks, and what they make of the clean images.
 
     Attributes:
-        network: a checkpoint.
-        means: features of each class on average, `(K, D)`.
-        apart: sum of the squared distances of the chosen clean images to the mean of their target.
+        networks: the checkpoints.
+        means: of each of them, features of each class on average, `(K, D)`.
+        labels: of the clean images, `(B,)`.
+        apart: sum over networks and chosen clean images of the squared distance to the mean of the target.
     """
 
-    network: Network
-    means: Tensor
+    networks: Sequence[Network]
+    means: Sequence[Tensor]
+    labels: Tensor
     apart: float
 
 
@@ -72,44 +91,24 @@ def seen_by(run: Run, judge: Run, count: int) -> float:
     targets = protect.counts["targets"]
     assert targets in ("shift", "random-class"), f"{targets}: the images of a class have no target in common"
     asked = Asked(targets, tuple(protect.counts["classes"]), protect.asked["seed"])
+    judges = _judges(judge.parent if isinstance(judge, Point) else judge, count, asked)
+    assert torch.equal(labels, judges.labels)
     chosen, wanted = asked.of(labels)
-    known = Manifest.load(judge, "surrogate").digest, Manifest.load(judge, "pack").digest, count, asked
-    if known not in _judges:  # points of a sweep have these in common
-        _judges[known] = _judging(judge, count, asked)
-    judges = _judges[known]
-    after = sum(_apart(each.network, protected[chosen], each.means, wanted) for each in judges)
-    return 100 * after / sum(each.apart for each in judges)
+    pairs = zip(judges.networks, judges.means, strict=True)
+    return 100 * sum(_apart(network, protected[chosen], means, wanted) for network, means in pairs) / judges.apart
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a release draws images to."""
-
-    targets: Targets
-    classes: tuple[int, ...]
-    seed: int
-
-    def of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which images are protected, and the target of each of them."""
-        chosen = torch.isin(labels, torch.tensor(self.classes))
-        own = labels[chosen]
-        return chosen, choose_targets(self.targets, own, self.classes, generator(self.seed, "targets"), own)
-
-
-_judges: dict[tuple[str, str, int, Asked], list[Judge]] = {}
-
-
-def _judging(run: Run, count: int, asked: Asked) -> list[Judge]:
-    """Return checkpoints of a run, with what they make of its clean images."""
+@cache  # points of a sweep share their judges
+def _judges(run: Folder, count: int, asked: Asked) -> Judges:
+    """Let checkpoints of a run see its clean images."""
     pack, index = Manifest.load(run, "pack"), read_index(run)
     clean, labels = load(run.child("pack"), pack.shards["train"])
     chosen, wanted = asked.of(labels)
-    found = []
-    for network in load_networks(Ensemble(run, choose(index, min(count, *map(len, index.values()))))):
-        sums, counts = class_sums(network, _batches(clean, labels), len(pack.counts["classes"]))
-        means = (sums / counts[:, None]).float()
-        found.append(Judge(network, means, _apart(network, clean[chosen], means, wanted)))
-    return found
+    networks = load_networks(Ensemble(run, choose(index, min(count, *map(len, index.values())))))
+    seen = [class_sums(network, _batches(clean, labels), len(pack.counts["classes"])) for network in networks]
+    means = [(sums / counts[:, None]).float() for sums, counts in seen]
+    pairs = zip(networks, means, strict=True)
+    return Judges(networks, means, labels, sum(_apart(network, clean[chosen], own, wanted) for network, own in pairs))
 
 
 def _apart(network: Network, images: Tensor, means: Tensor, wanted: Tensor) -> float:

@@ -145,8 +145,13 @@ def schedule(card: Card, victim: Card) -> tuple[int, int, float]:
 
 
 def _section(card: Card, victim: Card) -> Card:
+    return next(each for each in _sections(card) if victim["network"] in each["networks"])
+
+
+def _sections(card: Card) -> list[Card]:
+    """Return the settings of the victims, of which a card of several runs may have several."""
     sections = card["settings"]["victim"]
-    return next(each for each in (sections if isinstance(sections, list) else [sections]) if victim["network"] in each["networks"])
+    return sections if isinstance(sections, list) else [sections]
 
 
 def kernels() -> str:
@@ -242,8 +247,7 @@ def gradients() -> str:
 
 
 def _precision_of_victims(card: Card) -> str:
-    sections = card["settings"]["victim"]
-    asked = {section["precision"] for section in (sections if isinstance(sections, list) else [sections])}
+    asked = {section["precision"] for section in _sections(card)}
     return " and ".join(sorted(asked)).replace("auto", "float32")  # on CPUs, which all cards of recipes come from
 
 
