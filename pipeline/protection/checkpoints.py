@@ -111,17 +111,21 @@ class Ensemble:
         """The device of the calling task."""
         return torch.device("cuda", own_gpu()) if self.gpu else torch.device("cpu")
 
-    def held(self, size: int) -> int:
-        """Return how many networks a worker has in memory at a time: all, unless each step on a CPU draws a few of more than fit.
+    @property
+    def draws_few(self) -> bool:
+        """True if each step on a CPU draws a few members, so that a worker need not hold all.
 
         On a GPU, loading a network takes longer than a step, and compiled networks share their code.
+        """
+        return self.members_per_step is not None and not self.gpu and self.kernels != "compiled"
+
+    def held(self, size: int) -> int:
+        """Return how many networks a worker has in memory at a time: all, unless steps draw a few of more than fit.
 
         Args:
             size: of the weights of a network, in bytes.
         """
-        if self.members_per_step is None or self.gpu or self.kernels == "compiled":
-            return len(self.checkpoints)
-        return min(len(self.checkpoints), max(HELD_BYTES // size, self.members_per_step))
+        return min(len(self.checkpoints), max(HELD_BYTES // size, self.members_per_step or 0)) if self.draws_few else len(self.checkpoints)
 
     def members(self, means: Sequence[Tensor] | None = None) -> Sequence[Member]:
         """Return the frozen networks through each view, the views of a network side by side.
@@ -163,10 +167,11 @@ def _networks(ensemble: Ensemble, device: torch.device) -> Sequence[Network]:
         gc.collect()  # torch.fx ties a trunk and its graph into a cycle, so that what gave way before would stay in memory
         return load(place)
 
-    bare = [checkpoint_network(name, trained, pack, ensemble.input_size) for name in {checkpoint.network for checkpoint in checkpoints}]
-    held = ensemble.held(max(sum(weights.nbytes for weights in network.parameters()) for network in bare))
-    if held < len(checkpoints):
-        return OnDemand(len(checkpoints), lru_cache(held)(load_one_more))
+    if ensemble.draws_few:
+        bare = [checkpoint_network(name, trained, pack, ensemble.input_size) for name in {checkpoint.network for checkpoint in checkpoints}]
+        held = ensemble.held(max((sum(weights.nbytes for weights in network.parameters()) for network in bare), default=1))
+        if held < len(checkpoints):
+            return OnDemand(len(checkpoints), lru_cache(held)(load_one_more))
     networks = tuple(map(load, range(len(checkpoints))))
     if ensemble.kernels == "compiled":
         for name in {checkpoint.network for checkpoint in checkpoints}:

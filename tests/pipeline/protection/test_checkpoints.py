@@ -75,6 +75,13 @@ def test_a_worker_holds_what_its_steps_need(
         assert torch.equal(found.network.head.weight, wanted.network.head.weight)
 
 
+@pytest.mark.parametrize("members_per_step", [None, 1])
+def test_an_ensemble_of_none_has_no_networks(written: tuple[RunConfig, Folder], loaded: Counter[int], members_per_step: int | None) -> None:
+    """As of a method that follows no network."""
+    assert not Ensemble(written[1], (), members_per_step=members_per_step).members()
+    assert not loaded
+
+
 def test_a_network_that_gives_way_leaves_memory(written: tuple[RunConfig, Folder], loaded: Counter[int]) -> None:
     members = ensemble_of(written[1], 1).members()
     first, second, *_ = [weakref.ref(members[place].network.trunk) for place in range(MEMBERS)]
