@@ -20,6 +20,7 @@ from pipeline.config.tracking_uri import checked
 from pipeline.storage.folder import absolute
 
 Config = TypeVar("Config", bound=RunConfig)
+OWN_IMAGES = "photos-small"  # the preset of whoever names images and no preset
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "run.py") -> RunConfig:
@@ -34,20 +35,21 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
         arguments: by default those of this process.
         kind: class of the configuration: `RunConfig` or a subclass.
         program: name of the program, for messages.
-        preset: the default preset.
+        preset: the default preset; of images that are not generated, `OWN_IMAGES` stands in for the quickstart.
 
     A wrong command line ends the program with status 2 and a message.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # only to find the defaults of the real parser
-    for flag in ("--preset", "--config"):
+    for flag in ("--preset", "--config", "--data"):
         first.add_argument(flag, nargs="?")  # one without a value is refused below
     known, _ = first.parse_known_args(arguments)
     try:
         if known.config == "":
             raise ValueError("config: expected the path of a file; got ''")
         tree = settings_file.read(known.config) if known.config else {}
+        usual = _usual(preset, tree.get("data") if known.data is None else known.data)
         try:
-            base = from_tree({"preset": preset, **tree, **({} if known.preset is None else {"preset": known.preset})})
+            base = from_tree({"preset": usual, **tree, **({} if known.preset is None else {"preset": known.preset})})
         except ValueError as error:
             raise ValueError(f"{known.config}: {error}" if known.config else str(error)) from error
         config = flags.read(kind, program, arguments, kind(**vars(base)))
@@ -71,6 +73,11 @@ def parse_as(arguments: Sequence[str] | None, kind: type[Config], program: str, 
     except (ValueError, OSError) as error:
         print(f"{program}: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _usual(preset: str, data: object) -> str:
+    """Return the default preset for these images: the quickstart is for generated ones, which are small and easy to learn."""
+    return OWN_IMAGES if preset == RunConfig.preset and data not in (None, "", RunConfig.data) else preset
 
 
 def _absolute(name: str, uri: str) -> str:

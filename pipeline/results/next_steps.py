@@ -12,6 +12,7 @@ from pipeline.results.verdict import held_out, untested, verdict
 from pipeline.storage.records import shown
 from pipeline.storage.run import sweep_of
 
+SET_ASIDE = 0.1  # of the images of each class, for testing
 NAMED = 4  # countermeasures that nobody has tried
 
 
@@ -37,7 +38,7 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
         why = f"try what an adversary may, for one verdict: {shown(list(dict.fromkeys(left)), NAMED)}"
         steps.append(Step("audit", why, f"python pipeline/audit.py --run {where}"))
     if not results.of_release and not results.missing_trials:
-        steps.append(Step("measure", "train victims on the release", _again(config, results, ("none",))))
+        steps.append(_measure(config, results))
     check = "check every released image against its original, the budget and the records"
     steps.append(Step("verify", check, f"python pipeline/verify.py --run {where}"))
     if label == "does not hold":
@@ -51,6 +52,17 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
         Step("publish", "the exported files unchanged: scaling, cropping or recompressing them may weaken the protection"),
         Step("keep back", "the originals, and this run folder: anyone with images in both forms, or the checkpoints, can undo it"),
     ]
+
+
+def _measure(config: RunConfig, results: RunResults) -> Step:
+    """Return the step that trains victims: in another run, with images set aside, where this one has none for testing."""
+    if results.manifests["pack"].counts["test"]:
+        return Step("measure", "train victims on the release", _again(config, results, ("none",)))
+    tree = results.configuration(config)
+    aside = {"run": f"{config.run.rstrip('/')}-measured", "stages": list(RunConfig.stages)}
+    other = tree | aside | {"pack": tree["pack"] | {"test_fraction": SET_ASIDE}}
+    why = "in a run of its own: it takes images for testing, which this one has not set aside"
+    return Step("measure", why, command(other) + same_way(config))
 
 
 def _again(config: RunConfig, results: RunResults, countermeasures: tuple[str, ...] | list[str]) -> str:

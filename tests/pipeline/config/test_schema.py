@@ -51,6 +51,23 @@ def test_no_arguments_are_the_quickstart_on_generated_images() -> None:
     assert dataclasses.replace(config, run="runs/quickstart") == preset("quickstart")
 
 
+def test_images_of_ones_own_are_protected_at_their_own_size_and_all_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("data: /images\nseed: 3\n")
+    for arguments in (["--data", "/images"], ["--data=/images"], ["--config", str(file)]):
+        config = parse(arguments)
+        assert (config.preset, config.pack.size, config.input_size) == ("photos-small", None, 64)
+        assert (config.pack.max_train_images, config.pack.max_test_images) == (None, None)
+    assert parse(["--config", str(file), "--data", "generated"]).preset == "quickstart"
+    assert parse(["--data", "/images", "--preset", "cifar10"]).preset == "cifar10"
+    file.write_text("data: /images\npreset: smoke\n")
+    assert parse(["--config", str(file)]).preset == "smoke"
+    one_size = ["--data", "/images", "--pack.size", "32", "--protect.method", "error-min"]
+    with pytest.raises(SystemExit):
+        parse(one_size)
+    assert parse([*one_size, "--input-size", "None"]).protect.method == "error-min"
+
+
 def test_cifar10_is_the_papers_protocol() -> None:
     config = preset("cifar10")
     surrogate, protect = config.surrogate, config.protect

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.config.command_line import parse
 from pipeline.config.presets import preset
+from pipeline.config.schema import RunConfig
 from pipeline.results.commands import PROJECT, here
 from pipeline.results.next_steps import next_steps
 from pipeline.results.run_results import RunResults
@@ -174,6 +175,16 @@ def test_before_anything_is_measured(tmp_path: Path) -> None:
     results = RunResults.read(folder)
     assert str(verdict(results)) == "Not measured: no victim is finished that was trained on this release alone."
     assert [step.name for step in next_steps(config, results)] == ["measure", "verify", "export", "publish", "keep back"]
+
+
+def test_a_run_without_test_images_is_measured_in_another(tmp_path: Path) -> None:
+    config, folder = finished_run.write(tmp_path / "run", ("pack", "surrogate", "protect"))
+    results = RunResults.read(folder)
+    results.manifests["pack"].counts["test"] = 0  # as packed from a folder without test images
+    (step,) = (step for step in next_steps(replace(config, executor="local"), results) if step.name == "measure")
+    asked = parse(shlex.split(step.command)[2:])
+    assert (asked.run, asked.pack.test_fraction, asked.stages) == (f"{config.run}-measured", 0.1, RunConfig.stages)
+    assert (asked.data, asked.protect.resolved(), asked.executor) == (config.data, config.protect.resolved(), "local")
 
 
 def test_a_command_that_goes_on_keeps_to_the_machine(tmp_path: Path) -> None:
