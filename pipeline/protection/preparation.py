@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.layout import EVERY_SHARD
 from pipeline.storage.stage import Shard
 from pipeline.training.initial import new_network
+from sep.craft_config import CraftConfig
 from sep.ensemble import means_precision
 from sep.execution import use_cpu
-from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
+from sep.methods.error_minimising import ENOUGH, NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
 from sep.methods.registry import Preparation
 from sep.objective import choose_targets
@@ -55,7 +57,19 @@ def prepare(site: Site, executor: Executor) -> Prepared:
     PREPARATIONS[needed](site, executor)
     made = read_prepared(site.out, site.made_from, check_files=False)
     assert made is not None
+    _say_unfinished(site.config.protect, made.found)
     return made
+
+
+def _say_unfinished(config: CraftConfig, found: Mapping[str, Any]) -> None:
+    """Warn of error-minimising noise that ran out of rounds, as it does in small batches, unless so many were asked for."""
+    error = found.get("noise_error", 0.0)
+    if config.noise_rounds is None and not config.kind.targets and error > ENOUGH:
+        log.warning(
+            "noise: after %d rounds the network still gets %.1f %% of the training images wrong, where %g %% is the aim: the protection "
+            "may be weak; --protect.noise-rounds %d makes it stronger",
+            *(found["noise_rounds"], error, ENOUGH, 4 * found["noise_rounds"]),
+        )
 
 
 def kept(folder: Folder, config: RunConfig) -> Prepared:

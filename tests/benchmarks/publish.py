@@ -1,14 +1,16 @@
 """One JSON card per published result, written from finished runs, and the tables of the pages written from the cards.
 
-python tests/benchmarks/publish.py make NAME RUN [RUN ...]    one card from runs that differ in their seed or their victims
-python tests/benchmarks/publish.py all                        write every table
-python tests/benchmarks/publish.py highlights                 write the three results of README.md
-python tests/benchmarks/publish.py TABLE                      write one table of docs/results.md: `table`, or, from the cards so named,
+python -m tests.benchmarks.publish make NAME RUN [RUN ...]    one card from runs that differ in their seed or their victims
+python -m tests.benchmarks.publish all                        write every table
+python -m tests.benchmarks.publish highlights                 write the results of README.md
+python -m tests.benchmarks.publish TABLE                      write one table of docs/results.md: `table`, or, from the cards so named,
     targets              kinds of targets
     transfer             victim networks
     kernels              arithmetic of crafting
     countermeasures      everything done against one release
     methods              releases by several methods, side by side
+    gradients            recipes by what they cost
+    photos               photographs at their own size
     detection            detectors of several releases, from detection.json
 """
 

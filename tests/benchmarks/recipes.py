@@ -11,6 +11,7 @@ VIEWS = {  # what may happen to a picture, by the channels of the noise: grey no
     "colour": ("none", "jpeg-10", "jpeg-10", "jpeg-50", "blur", "gray", "gray", "bits-2"),
 }
 STORED = ("none", "jpeg-10", "gaussian-blur", "grayscale")
+SQUEEZED = ("none", "jpeg-10", "grayscale")  # what Image Shortcut Squeezing does
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Recipe:
 
 GRIDS: dict[str, dict[str, Recipe]] = {
     "gradients": {
-        "drawn-15": Recipe(DRAWN),
+        "drawn-15": Recipe(DRAWN, countermeasures=SQUEEZED),
         "sep-fa-vr-600": Recipe("method=sep-fa-vr checkpoints=10 steps=30"),
-        "sep-fa-150": Recipe("method=sep-fa checkpoints=10 steps=15"),
+        "sep-fa-150": Recipe("method=sep-fa checkpoints=10 steps=15", countermeasures=SQUEEZED),
         "drawn-30": Recipe(f"{DRAWN} steps=30"),
         "drawn-15-plain": Recipe(f"{DRAWN} momentum=0 normalised=False"),
         "drawn-15-two": Recipe(f"{DRAWN} members_per_step=2"),
-        "tap-15": Recipe("method=tap steps=15"),
+        "tap-15": Recipe("method=tap steps=15", countermeasures=SQUEEZED),
         "sep-drawn-15": Recipe(f"{DRAWN} method=sep-drawn"),
         "drawn-15-of-30": Recipe(f"{DRAWN} checkpoints=30"),
         "drawn-15-of-5": Recipe(f"{DRAWN} checkpoints=5"),
@@ -44,7 +45,7 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "drawn-10": Recipe(f"{DRAWN} steps=10"),
         "drawn-15-three": Recipe(f"{DRAWN} members_per_step=3"),
         "drawn-15-momentum": Recipe(f"{DRAWN} normalised=False"),
-        "sep-150": Recipe("method=sep checkpoints=10 steps=15"),
+        "sep-150": Recipe("method=sep checkpoints=10 steps=15", countermeasures=SQUEEZED),
     },
     "views": {
         f"{channels}{'-momentum' if momentum else ''}{'-views' if len(views) > 1 else ''}": Recipe(

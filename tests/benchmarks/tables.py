@@ -1,4 +1,4 @@
-"""The tables of results in docs/results.md, and the three results of the README, written from the cards.
+"""The tables of results in docs/results.md, and the results of the README, written from the cards.
 
 The beginning of a card's name decides which table shows it; a card with no such beginning is in the first table.
 """
@@ -21,13 +21,14 @@ DETECTION = Path(__file__).parent / "detection.json"
 ROOT = Path(__file__).parents[2]
 README, RESULTS, PERFORMANCE = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "performance.md"
 Card = dict[str, Any]
-# The README's three results: the text, and the card and countermeasure of the figures.
+# The results of the README: the text, and the card and countermeasure of the figures.
 HIGHLIGHTS = (
     ("5,000 CIFAR-10 images", "cifar10-small-sep-fa-drawn", "none"),
-    ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa", "none"),
+    ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa-drawn", "none"),
+    ("1,500 photographs of flowers, at their own size, by `error-min-class`", "photos-error-min-class", "none"),
     ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
 )
-KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients")
+KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients", "photos")
 
 
 def cards(kind: str) -> list[Card]:
@@ -76,7 +77,7 @@ def rows(header: str, lines: list[str]) -> str:
 
 def highlights() -> str:
     """Return one line per result of the README, if its card exists: a test may have others."""
-    by_name = {card["name"]: card for card in cards("table")}
+    by_name = {card["name"]: card for kind in ("table", *KINDS) for card in cards(kind)}
     return rows(
         "network trained on | clean images | protected images",
         [
@@ -220,6 +221,26 @@ def methods() -> str:
     return f"{common[0].upper()}{common[1:]}.\n\n{rows(header, lines)}"
 
 
+def photos() -> str:
+    """Return one line for each form in which photographs are published and seen, with a column for each recipe of protection."""
+    by_look: dict[tuple[str, str, str], dict[str, tuple[Card, Card]]] = {}
+    for card in cards("photos"):
+        asked = card["settings"]
+        recipe = f"{card['method']}, {gradients_per_image(card)} gradients"
+        for clean, ours in pairs(card):
+            section = _section(card, ours)
+            form = "PNG" if section["stored"] == "none" else section["stored"]
+            look = (form, str(section["input_size"] or asked["input_size"]), ours["countermeasure"])
+            by_look.setdefault(look, {})[recipe] = clean, ours
+    recipes = list(dict.fromkeys(recipe for own in by_look.values() for recipe in own))
+    lines = []
+    for look, own in by_look.items():
+        clean, ours = next(iter(own.values()))
+        figures = [f"**{shown(own[recipe][1]['last_accuracy'])}**" if recipe in own else "" for recipe in recipes]
+        lines.append(" | ".join([*look, str(ours["trainings"]), shown(clean["last_accuracy"]), *figures]))
+    return rows(" | ".join(["published as", "pixels seen", "countermeasure", "n", "clean", *recipes]), lines)
+
+
 def known(method: str, countermeasure: str) -> str:
     """Return a published figure as ` (8.2)`."""
     figure = BY_METHOD.get("sep" if method in ("sep", "sep-fa", "sep-fa-vr") else method, {}).get(countermeasure)
@@ -234,7 +255,7 @@ def gradients_per_image(card: Card) -> int:
 
 def _crafting(card: Card) -> CraftConfig:
     asked = card["settings"]["protect"]
-    used = (*OPTIONS, "method", "steps", "checkpoints", "inner_steps")
+    used = (*OPTIONS, "method", "steps", "checkpoints", "inner_steps", "noise_rounds")
     return CraftConfig(**{name: asked[name] for name in used if name in asked})  # cards of earlier versions have fewer settings
 
 
@@ -301,6 +322,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "countermeasures": countermeasures,
     "methods": methods,
     "gradients": gradients,
+    "photos": photos,
     "detection": detection,
 }
 

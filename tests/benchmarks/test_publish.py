@@ -24,7 +24,7 @@ from tests.fixtures import finished_run
 def test_pages_show_the_cards(name: str) -> None:
     assert list(CARDS.glob("*.json"))
     text = page(name).read_text()
-    assert with_table(text, name) == text, f"run: python tests/benchmarks/publish.py {name}"
+    assert with_table(text, name) == text, f"run: python -m tests.benchmarks.publish {name}"
 
 
 def test_every_card_is_in_one_table() -> None:
@@ -208,10 +208,10 @@ def test_methods_stand_side_by_side_where_several_were_measured(mixed_card: Card
     ]
 
 
-def test_the_readme_has_three_results() -> None:
+def test_the_readme_has_its_results() -> None:
     lines = TABLES["highlights"]().splitlines()
     assert len(lines) == 2 + len(tables.HIGHLIGHTS)
-    by_name = {card["name"]: card for card in tables.cards("table")}
+    by_name = {path.stem: json.loads(path.read_text()) for path in CARDS.glob("*.json")}
     for line, (said, name, countermeasure) in zip(lines[2:], tables.HIGHLIGHTS, strict=True):
         last = [v["last_accuracy"]["mean"] for v in by_name[name]["victims"] if v["countermeasure"] == countermeasure]
         assert line.startswith(f"| {said} | ")

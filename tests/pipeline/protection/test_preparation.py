@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -207,6 +208,18 @@ def test_the_settings_of_the_surrogate_are_those_of_the_noise(finished: Finished
     config, folder, _ = finished(tmp_path, "error-min-class")
     with pytest.raises(ValueError, match=r"protect\.training\.lr: 0\.05 -> 0\.01"):
         protect.execute(replace(config, surrogate=replace(config.surrogate, lr=0.01)), folder, LOCAL)
+
+
+def test_noise_that_ran_out_of_rounds_is_told(packed: tuple[RunConfig, Folder], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, folder = alone(packed, tmp_path, "error-min-class")
+    hardly = replace(config, surrogate=replace(config.surrogate, lr=1e-6))  # trained so, a network guesses
+    protect.execute(hardly, folder, LOCAL)
+    (warned,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING" and "rounds" in record.getMessage())
+    assert re.fullmatch(r"noise: after 30 rounds .* gets \d+\.\d % .* where 1 % is the aim: .*--protect\.noise-rounds 120 .*", warned)
+    caplog.clear()
+    asked = replace(hardly, overwrite=True, protect=replace(config.protect, noise_rounds=1))
+    protect.execute(asked, folder, LOCAL)
+    assert not any("rounds" in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
 
 
 def test_a_training_set_that_does_not_fit_is_refused_with_what_to_raise(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
