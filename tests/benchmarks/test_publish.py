@@ -252,3 +252,20 @@ def test_runs_that_differ_in_more_than_their_seed_make_no_card(tmp_path: Path) -
         runs.append(config.run)
     with pytest.raises(ValueError, match="differ in more than their seed"):
         make("name", runs)
+
+
+def test_photographs_are_shown_by_form_and_size(mixed_card: Card) -> None:
+    asked = mixed_card["settings"]
+    for name, changes in {"photos-as-stored": {}, "photos-jpeg": {"stored": "jpeg-90", "input_size": 96}}.items():
+        victim = {**asked["victim"], "networks": ["resnet8"], **changes}
+        ours = [each for each in mixed_card["victims"] if each["network"] == "resnet8"]
+        card = {**mixed_card, "name": name, "victims": ours, "settings": {**asked, "input_size": 64, "victim": victim}}
+        (tables.CARDS / f"{name}.json").write_bytes(to_json(card))
+    last = {each["data"]: f"{each['last_accuracy']['mean']:.1f}" for each in ours}
+    gradients = tables.gradients_per_image(mixed_card)
+    assert tables.photos().splitlines() == [
+        f"| published as | pixels seen | countermeasure | n | clean | sep-fa, {gradients} gradients |",
+        "|---|---|---|---|---|---|",
+        f"| PNG | 64 | none | 1 | {last['clean']} | **{last['protected']}** |",
+        f"| jpeg-90 | 96 | none | 1 | {last['clean']} | **{last['protected']}** |",
+    ]
