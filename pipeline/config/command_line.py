@@ -20,7 +20,7 @@ from pipeline.config.tracking_uri import checked
 from pipeline.storage.folder import absolute
 
 Config = TypeVar("Config", bound=RunConfig)
-OWN_IMAGES = "photos-small"  # the preset of whoever names images and no preset
+OWN_IMAGES = "photos-small"  # the preset where images are named and no preset is
 
 
 def parse(arguments: Sequence[str] | None = None, program: str = "run.py") -> RunConfig:

@@ -74,6 +74,6 @@ def _check_input_size(config: RunConfig, side: int) -> None:
     method, takes = config.protect.method, [name for name, kind in METHODS.items() if kind.own_size]
     if "protect" in config.stages and method not in takes:
         others = ", ".join(takes)
-        raise ValueError(f"{method} protects images of one size alone: give --pack.size N --input-size None, or take one of {others}")
+        raise ValueError(f"{method} protects only images of one size: give --pack.size N --input-size None, or take one of {others}")
     if "resize-crop" in config.views:
         raise ValueError("views = resize-crop, through which networks look anyway with an input-size: leave it out")

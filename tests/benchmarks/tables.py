@@ -31,9 +31,14 @@ HIGHLIGHTS = (
 KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients", "photos")
 
 
+def every_card() -> list[Card]:
+    """Return all cards, by name."""
+    return [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"), key=lambda path: path.stem)]
+
+
 def cards(kind: str) -> list[Card]:
     """Return the cards of one table, by name; `table` has the cards of no other table."""
-    every = [json.loads(path.read_text()) for path in sorted(CARDS.glob("*.json"), key=lambda path: path.stem)]
+    every = every_card()
     named = {other: [card for card in every if card["name"].startswith(f"{other}-")] for other in KINDS}
     return named[kind] if kind in named else [card for card in every if not any(card in own for own in named.values())]
 
@@ -77,7 +82,7 @@ def rows(header: str, lines: list[str]) -> str:
 
 def highlights() -> str:
     """Return one line per result of the README, if its card exists: a test may have others."""
-    by_name = {card["name"]: card for kind in ("table", *KINDS) for card in cards(kind)}
+    by_name = {card["name"]: card for card in every_card()}
     return rows(
         "network trained on | clean images | protected images",
         [

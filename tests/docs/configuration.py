@@ -52,8 +52,9 @@ protect:
 ```
 
 Values come from the preset first, then from the file, then from the flags. The column *default* shows the schema's
-value, which a preset may change: see [what the presets change](#what-the-presets-change). The preset in effect without
-a flag is `quickstart`, or with `--data` of one's own `photos-small`. `--help` shows the values in effect. A dash means that nothing is set.
+value, which a preset may change: see [what the presets change](#what-the-presets-change). Without
+`--preset` it is `quickstart`, or `photos-small` for images of your own (`--data`). `--help` shows the values in effect. A dash means
+that nothing is set.
 """
 
 

@@ -264,7 +264,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(trained: tuple[RunConfig, Fo
     with pytest.raises(ValueError, match="input-size = 20, but the surrogate was trained with 16"):
         protect.execute(replace(config, input_size=20), folder, LOCAL)
     with pytest.raises(
-        ValueError, match=r"linear-separable protects images of one size alone: give .*--input-size None, or take one of sep, "
+        ValueError, match=r"linear-separable protects only images of one size: give .*--input-size None, or take one of sep, "
     ):
         replace(config, protect=replace(config.protect, method="linear-separable"))
     with pytest.raises(ValueError, match="resize-crop, through which networks look anyway"):
