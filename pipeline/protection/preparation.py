@@ -40,7 +40,7 @@ from sep.objective import choose_targets
 log = logging.getLogger(__name__)
 
 Moments = tuple[Tensor, Tensor, Tensor]
-BYTES_WITH_NOISE = 3  # in memory for each value of an image: one of the image and two of its noise
+OWN_NOISE, OWN_MOMENTUM = 2, 4  # bytes in memory for each value of an image, beside its own
 
 
 def prepare(site: Site, executor: Executor) -> Prepared:
@@ -138,12 +138,14 @@ def check_noise_memory(config: RunConfig, images: int, height: int, width: int) 
     """
     if not ("protect" in config.stages and config.protect.kind.noise_rounds):
         return
-    each = BYTES_WITH_NOISE + (4 if config.protect.momentum and config.protect.kind.preparation == "own-noise" else 0)
+    own = config.protect.kind.preparation == "own-noise"
+    each = 1 + own * (OWN_NOISE + (OWN_MOMENTUM if config.protect.momentum else 0))
     needed, limit = each * images * 3 * height * width / 1e6, config.memory_limit_mb
     if needed > limit:
         raise ValueError(
             f"{config.protect.method} holds all training images and their noise in memory, which take {needed:,.0f} MB, but "
-            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), or pack fewer images (--pack.max-train-images)"
+            f"memory_limit_mb is {limit:,}: raise it (--memory-limit-mb), pack fewer images (--pack.max-train-images), or take a method "
+            "that streams them (--protect.method sep-fa-drawn)"
         )
 
 
@@ -184,7 +186,8 @@ def make_noise(site: Site, threads: int) -> None:
     settings = NoiseConfig(
         training=site.config.surrogate,
         steps=config.noise_steps,
-        rounds=config.noise_rounds or (config.kind.noise_rounds if config.kind.targets else None),
+        rounds=config.noise_rounds or config.kind.noise_rounds,
+        enough=None if config.noise_rounds or config.kind.targets else ENOUGH,
         views=site.config.views,
         **{name: getattr(config, name) for name in ("eps_levels", "momentum", "normalised", "precision", "kernels")},
     )

@@ -53,7 +53,8 @@ class NoiseConfig:
     training: TrainConfig  # batch size, constant rate, momentum, weight decay, augmentation and precision
     eps_levels: int  # L-infinity budget, in grey levels
     steps: int  # T of the paper: steps over the noise of an image in each round; 1 for noise of a class, which every batch moves
-    rounds: int | None = None  # exactly so many; None: until `ENOUGH`, and `MOST_ROUNDS` at most
+    rounds: int = MOST_ROUNDS  # at most
+    enough: float | None = ENOUGH  # training error in percent at which the noise is done before; None: exactly so many rounds
     momentum: float = 0.0  # share of the last step's direction that is added to the gradient, over batches and rounds
     normalised: bool = False  # whether each row's gradient is divided by its mean magnitude
     views: tuple[str, ...] = PLAIN  # the mix, in both loops
@@ -176,13 +177,12 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
     shared = len(torch.unique(data.rows[data.with_noise])) < len(data.with_noise)
     if config.momentum:
         data.velocity = torch.zeros(data.noise[:-1].shape, device=data.noise.device)
-    most = config.rounds or MOST_ROUNDS
     # A constant rate: the schedule lowers it after the first of two epochs, and training ends with the first.
     steady = replace(config.training, schedule="step", warmup_epochs=0, epochs=2)
-    sgd, scheduler = optimiser(network, steady, most * TRAIN_STEPS + 1)
+    sgd, scheduler = optimiser(network, steady, config.rounds * TRAIN_STEPS + 1)
     batches = one_a_batch(data.batches(config.training.batch_size, generator), config.views, generator)
     deal = partial(looks, config.views, config.steps, config.eps_levels, generator)  # to the steps over the noise
-    for number in range(1, most + 1):
+    for number in range(1, config.rounds + 1):
         some = islice(batches, TRAIN_STEPS)
         result = train_epoch(network, sgd, scheduler, some, config.training.augmentation, generator, config.training.precision)
         if not result.finite:
@@ -191,7 +191,7 @@ def minimise(network: Network, data: Perturbed, config: NoiseConfig, generator: 
         with arithmetic(data.images.device, config.precision):
             error = _error(data, frozen, config, generator)
             # Not in the first round, without noise: a small training set is memorised at once.
-            if (error <= ENOUGH and number > 1 and config.rounds is None) or number == most:
+            if (config.enough is not None and error <= config.enough and number > 1) or number == config.rounds:
                 break
             if shared:
                 order = data.with_noise[torch.randperm(len(data.with_noise), generator=generator).to(data.rows.device)]

@@ -31,6 +31,7 @@ Method = Literal[
     "noise",
     "error-min",
     "error-min-class",
+    "error-min-class-momentum",
     "aue",
     "bait",
     "bait-class",
@@ -40,6 +41,7 @@ Method = Literal[
 ]
 Preparation = Literal["class-means", "own-noise", "class-noise", "pixels"]
 MOST_ROUNDS = 30  # of training a network and moving the noise, where the error the paper stops at is not reached
+WITH_MOMENTUM = 100  # the same, in small batches of photographs, which need more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,12 @@ METHODS: dict[Method, MethodSpec] = {
     ),
     "error-min": _ERROR_MIN,
     "error-min-class": _ERROR_MIN_CLASS,
+    "error-min-class-momentum": replace(
+        _ERROR_MIN_CLASS,
+        description="the same with momentum and up to 100 rounds, for photographs",
+        momentum=0.9,
+        noise_rounds=WITH_MOMENTUM,
+    ),
     "aue": replace(_ERROR_MIN, description="error-min under the augmentation of contrastive learning", mix=("simclr-60",)),
     "bait": replace(_ERROR_MIN, description="error-min with the noise bound to a wrong class, against pretrained victims", targets=True),
     "bait-class": replace(_ERROR_MIN_CLASS, description="the same with one noise for each class", targets=True),

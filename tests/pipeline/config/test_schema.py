@@ -16,7 +16,7 @@ from pipeline.results.run_results import RunResults
 from pipeline.storage.folder import Folder
 from sep.countermeasures.registry import COUNTERMEASURES
 from sep.ensemble import equally_spaced
-from sep.methods.registry import Method
+from sep.methods.registry import METHODS, Method
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -40,7 +40,7 @@ def test_presets_resolve_and_survive_json(name: str) -> None:
     config = preset(name)
     assert config.preset == name
     assert config.stages == (STAGES[:-1] if name == "paper" else STAGES)
-    assert len(equally_spaced(config.surrogate.epochs, config.protect.per_network)) == config.protect.asked_checkpoints
+    assert len(equally_spaced(config.surrogate.epochs, config.protect.asked_checkpoints)) == config.protect.asked_checkpoints
     assert from_tree(json.loads(json.dumps(to_tree(config)))) == config
     assert parse(["--preset", name, "--data", "/images"]).surrogate == config.surrogate
 
@@ -58,6 +58,10 @@ def test_images_of_ones_own_are_protected_at_their_own_size_and_all_of_them(tmp_
         config = parse(arguments)
         assert (config.preset, config.pack.size, config.input_size) == ("photos-small", None, 64)
         assert (config.pack.max_train_images, config.pack.max_test_images) == (None, None)
+        assert (config.protect.method, config.needed_stages) == ("error-min-class-momentum", ("pack", "protect", "victim", "report"))
+    for method in METHODS:  # any other is a flag away
+        if METHODS[method].own_size:
+            assert parse(["--data", "/images", "--protect.method", method]).protect.method == method
     assert parse(["--config", str(file), "--data", "generated"]).preset == "quickstart"
     assert parse(["--data", "/images", "--preset", "cifar10"]).preset == "cifar10"
     file.write_text("data: /images\npreset: smoke\n")
