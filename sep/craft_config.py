@@ -47,8 +47,8 @@ class CraftConfig:
     """patterns per class where the noise is of a class, chosen for each image by a hash of its key and the seed, against averaging a
     class; 1 if not given"""
     noise_rounds: int | None = None
-    """rounds of training a network and moving error-minimising noise; if not given, 30 in bait and bait-class, else until the training
-    error is 1 percent, at most 30, or 100 in error-min-class-momentum"""
+    """rounds of training a network and moving error-minimising noise; if not given, 30 in bait and bait-class, 100 in
+    error-min-class-momentum, else until the training error is 1 percent, at most 30"""
     targets: Targets = "shift"
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class; bait and bait-class take the first two"""

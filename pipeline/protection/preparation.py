@@ -32,9 +32,9 @@ from pipeline.training.initial import new_network
 from sep.craft_config import CraftConfig
 from sep.ensemble import means_precision
 from sep.execution import use_cpu
-from sep.methods.error_minimising import ENOUGH, NoiseConfig, Perturbed, class_rows, minimise
+from sep.methods.error_minimising import NoiseConfig, Perturbed, class_rows, minimise
 from sep.methods.one_pixel import moments, search
-from sep.methods.registry import Preparation
+from sep.methods.registry import ENOUGH, Preparation
 from sep.objective import choose_targets
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def make_noise(site: Site, threads: int) -> None:
         training=site.config.surrogate,
         steps=config.noise_steps,
         rounds=config.noise_rounds or config.kind.noise_rounds,
-        enough=None if config.noise_rounds or config.kind.targets else ENOUGH,
+        enough=None if config.noise_rounds else config.kind.enough,
         views=site.config.views,
         **{name: getattr(config, name) for name in ("eps_levels", "momentum", "normalised", "precision", "kernels")},
     )

@@ -31,7 +31,7 @@ from sep.choices import Channels, Kernels, Precision
 from sep.ensemble import freeze
 from sep.execution import MicroBatch, arithmetic, to_device
 from sep.fitting import optimiser, train_epoch
-from sep.methods.registry import MOST_ROUNDS
+from sep.methods.registry import ENOUGH, MOST_ROUNDS
 from sep.methods.request import Request, added
 from sep.methods.self_ensemble import normalise
 from sep.models import Network
@@ -42,7 +42,6 @@ from sep.views.mix import Looks, each_its_own, looks, one_a_batch
 from sep.views.registry import PLAIN
 
 TRAIN_STEPS = 10  # M of the paper: steps of SGD between two passes over the noise
-ENOUGH = 1.0  # percent: lambda of the paper, the training error at which the noise is done
 STEPS_OF_RADIUS = 10  # the paper's step is a tenth of the budget
 
 

@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.grid GRID --data FOLDER [--seeds 0 1 2] [--minutes N] [FLAGS of run.py]
 
-GRID is `gradients`, `views` or `patterns`. Exit codes: 0 done, 1 a run failed, 3 the time is up: the same command goes on.
+GRID is `gradients` or `noise`. Exit codes: 0 done, 1 a run failed, 3 the time is up: the same command goes on.
 """
 
 from __future__ import annotations

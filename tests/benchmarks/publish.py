@@ -10,6 +10,7 @@ python -m tests.benchmarks.publish TABLE                      write one table of
     countermeasures      everything done against one release
     methods              releases by several methods, side by side
     gradients            recipes by what they cost
+    noise                noise of a class, by what it is made through
     photos               photographs at their own size
     detection            detectors of several releases, from detection.json
 """

@@ -47,20 +47,22 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "drawn-15-momentum": Recipe(f"{DRAWN} normalised=False"),
         "sep-150": Recipe("method=sep checkpoints=10 steps=15"),
     },
-    "views": {
-        f"{channels}{'-momentum' if momentum else ''}{'-views' if len(views) > 1 else ''}": Recipe(
-            f"{NOISE} channels={channels} momentum={momentum}", views, STORED
-        )
-        for momentum in (0.9, 0)
-        for channels in VIEWS
-        for views in (VIEWS[channels], ("none",))
-    },
-    "patterns": {
-        f"grey-{count}": Recipe(
-            f"{NOISE} channels=grey momentum=0.9 patterns={count}",
-            VIEWS["grey"],
-            ("none", "jpeg-10", "orthogonal-projection", "class-residual"),
-        )
-        for count in (8, 32, 128)
+    "noise": {
+        **{
+            f"{channels}{'-momentum' if momentum else ''}{'-views' if len(views) > 1 else ''}": Recipe(
+                f"{NOISE} channels={channels} momentum={momentum}", views, STORED
+            )
+            for momentum in (0.9, 0)
+            for channels in VIEWS
+            for views in (VIEWS[channels], ("none",))
+        },
+        **{
+            f"grey-patterns-{count}": Recipe(
+                f"{NOISE} channels=grey momentum=0.9 patterns={count}",
+                VIEWS["grey"],
+                ("none", "jpeg-10", "orthogonal-projection", "class-residual"),
+            )
+            for count in (8, 32, 128)
+        },
     },
 }

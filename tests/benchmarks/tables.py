@@ -25,10 +25,10 @@ Card = dict[str, Any]
 HIGHLIGHTS = (
     ("5,000 CIFAR-10 images", "cifar10-small-sep-fa-drawn", "none"),
     ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa-drawn", "none"),
-    ("1,500 photographs of flowers, at their own size, by `error-min-class`", "photos-error-min-class", "none"),
+    ("1,500 photographs of flowers, at their own size", "photos-error-min-class", "none"),
     ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
 )
-KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients", "photos")
+KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients", "noise", "photos")
 
 
 def every_card() -> list[Card]:
@@ -207,14 +207,12 @@ def methods() -> str:
     Published figures are in parentheses: those of the method, or, with feature alignment, those of SEP.
     """
     found = sorted(cards("methods"), key=lambda card: list(METHODS).index(card["method"]))
-    by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
+    by_name, clean_of = met(found)
     several = min(2, len(found))
-    every = dict.fromkeys(name for own in by_name for name in own)
-    names = [name for name in every if sum(name in own for own in by_name) >= several]
+    names = [name for name in clean_of if sum(name in own for own in by_name) >= several]
     header = " | ".join(["method, budget", "n", "PSNR", *names])
     if not found:
         return rows(header, [])
-    clean_of = {name: next(own[name][0] for own in by_name if name in own) for name in names}
     clean = " | ".join(shown(clean_of[name]["last_accuracy"]) + known("clean", name) for name in names)
     lines = [f"clean images | {clean_of[names[0]]['trainings']} | | {clean}"]
     for card, own in zip(found, by_name, strict=True):
@@ -224,6 +222,34 @@ def methods() -> str:
         lines.append(f"{card['method']}, {card['budget']} | {n} | {card['psnr_db']['mean']:.1f} dB | {figures}")
     common = ", ".join(dict.fromkeys(f"preset {setting({**card, 'method': 'noise'}, '`')}; victims {trainings(card)}" for card in found))
     return f"{common[0].upper()}{common[1:]}.\n\n{rows(header, lines)}"
+
+
+def met(found: list[Card]) -> tuple[list[dict[str, tuple[Card, Card]]], dict[str, Card]]:
+    """Return the pairs of each card by countermeasure, and the first card's victim on clean images for each countermeasure."""
+    by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
+    every = dict.fromkeys(name for own in by_name for name in own)
+    return by_name, {name: next(own[name][0] for own in by_name if name in own) for name in every}
+
+
+def noise() -> str:
+    """Return one line per recipe of noise of a class, below one for clean images, with a column per countermeasure."""
+    found = sorted(cards("noise"), key=lambda card: [str(value) for value in _of_noise(card)])
+    by_name, clean_of = met(found)
+    header = " | ".join(["channels", "momentum", "patterns", "views", "rounds", "n", *clean_of])
+    if not found:
+        return rows(header, [])
+    lines = [
+        f"clean images | | | | | {clean_of['none']['trainings']} | {' | '.join(shown(each['last_accuracy']) for each in clean_of.values())}"
+    ]
+    for card, own in zip(found, by_name, strict=True):
+        figures = [f"**{shown(own[name][1]['last_accuracy'])}**" if name in own else "" for name in clean_of]
+        lines.append(" | ".join([*map(str, _of_noise(card)), shown(card["noise_rounds"]), str(own["none"][1]["trainings"]), *figures]))
+    return rows(header, lines)
+
+
+def _of_noise(card: Card) -> tuple[str, float, int, str]:
+    asked = card["settings"]["protect"]
+    return asked["channels"], asked["momentum"], asked["patterns"], " ".join(card["settings"]["views"])
 
 
 def photos() -> str:
@@ -279,10 +305,9 @@ def _precision_of_victims(card: Card) -> str:
 
 def _recipes(found: list[Card]) -> str:
     """Return one line per recipe, below one for clean images; a column per countermeasure that some of them met."""
-    by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
-    others = [name for name in dict.fromkeys(name for own in by_name for name in own) if name != "none"]
+    by_name, clean_of = met(found)
+    others = [name for name in clean_of if name != "none"]
     columns = ["method", "checkpoints", "a step", "steps", "momentum", "gradients an image", "n", "none", "relabelled", *others, "distance"]
-    clean_of = {name: own[name][0] for own in reversed(by_name) for name in own}
     clean = ["" if name == "relabelled" else shown(clean_of[name]["last_accuracy"]) for name in ("none", "relabelled", *others)]
     lines = [f"clean images | | | | | 0 | {clean_of['none']['trainings']} | {' | '.join(clean)} | 100"]
     for card, own in zip(found, by_name, strict=True):
@@ -327,6 +352,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "countermeasures": countermeasures,
     "methods": methods,
     "gradients": gradients,
+    "noise": noise,
     "photos": photos,
     "detection": detection,
 }

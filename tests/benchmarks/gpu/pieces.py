@@ -30,8 +30,8 @@ PLAIN_STEPS = ("--surrogate.no-recorded", "--victim.no-recorded")
 FIRST = "eps_levels-2"  # the point of the sweep whose release comes back
 RECIPES = {  # at 8/255; all but the first need no surrogate, which would have to look through their views, so they share the paper's folder
     "sep-fa-drawn": GRIDS["gradients"]["drawn-15"],
-    "colour-views": GRIDS["views"]["colour-momentum-views"],
-    **{f"grey-patterns-{name.removeprefix('grey-')}": recipe for name, recipe in GRIDS["patterns"].items()},
+    "colour-views": GRIDS["noise"]["colour-momentum-views"],
+    **{name: recipe for name, recipe in GRIDS["noise"].items() if name.startswith("grey-patterns")},
 }
 SIZES = ("protect.checkpoints", "protect.steps")  # that are small in a miniature
 MINIATURE = (

@@ -210,16 +210,37 @@ def test_the_settings_of_the_surrogate_are_those_of_the_noise(finished: Finished
         protect.execute(replace(config, surrogate=replace(config.surrogate, lr=0.01)), folder, LOCAL)
 
 
-def test_noise_that_ran_out_of_rounds_is_told(packed: tuple[RunConfig, Folder], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def few_rounds(monkeypatch: pytest.MonkeyPatch, method: Method) -> None:
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], noise_rounds=3))
+
+
+def test_noise_that_ran_out_of_rounds_is_told(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_rounds(monkeypatch, "error-min-class")
     config, folder = alone(packed, tmp_path, "error-min-class")
     hardly = replace(config, surrogate=replace(config.surrogate, lr=1e-6))  # trained so, a network guesses
     protect.execute(hardly, folder, LOCAL)
     (warned,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING" and "rounds" in record.getMessage())
-    assert re.fullmatch(r"noise: after 30 rounds .* gets \d+\.\d % .* where 1 % is the aim: .*--protect\.noise-rounds 120 .*", warned)
+    assert re.fullmatch(r"noise: after 3 rounds .* gets \d+\.\d % .* where 1 % is the aim: .*--protect\.noise-rounds 12 .*", warned)
     caplog.clear()
     asked = replace(hardly, overwrite=True, protect=replace(config.protect, noise_rounds=1))
     protect.execute(asked, folder, LOCAL)
     assert not any("rounds" in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+
+def test_the_recipe_for_photographs_is_noise_of_a_class_with_momentum_for_all_its_rounds(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_rounds(monkeypatch, "error-min-class-momentum")
+    recipes: dict[Method, dict[str, float]] = {"error-min-class-momentum": {}, "error-min-class": {"momentum": 0.9, "noise_rounds": 3}}
+    found = []
+    for name, settings in recipes.items():
+        config, folder = alone(packed, tmp_path / name, name, **settings)
+        manifest = protect.execute(replace(config, surrogate=replace(config.surrogate, lr=1e-6)), folder, LOCAL)
+        assert manifest.counts["noise_rounds"] == 3
+        found.append(digests(manifest))
+    assert found[0] == found[1]
 
 
 def test_a_training_set_that_does_not_fit_is_refused_with_what_to_raise(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
