@@ -71,15 +71,16 @@ class Progress:
 class Epochs:
     """Progress of one or more trainings, each counting its epochs: one line for all of them."""
 
-    def __init__(self, what: str, epochs: dict[str, int], at_once: int = 1) -> None:
+    def __init__(self, what: str, epochs: dict[str, int], at_once: int = 1, unit: str = "epoch") -> None:
         """Begin now.
 
         Args:
             what: for the line.
             epochs: of each training, by name.
             at_once: trainings that run at a time.
+            unit: the word for an epoch.
         """
-        self.what, self.epochs, self.at_once, self.note = what, epochs, at_once, ""
+        self.what, self.epochs, self.at_once, self.unit, self.note = what, epochs, at_once, unit, ""
         self.seen: dict[str, int] = {}  # epochs that each has done
         self.begun = time.monotonic()
         self.first: tuple[float, int] | None = None
@@ -109,7 +110,7 @@ class Epochs:
         if done >= total:
             return ""
         ended = sum(self.seen.get(name, 0) >= epochs for name, epochs in self.epochs.items())
-        parts = [f"epoch {done} of {total}"]
+        parts = [f"{self.unit} {done} of {total}"]
         if len(self.epochs) > 1:
             parts = [f"{ended} of {len(self.epochs)} done", f"{min(self.at_once, len(self.epochs) - ended)} running"]
         parts += [self.note] if self.note else []

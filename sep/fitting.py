@@ -112,10 +112,7 @@ def fit(
     precision = resolve(config.precision, device)
     step, first = Step(network, sgd, precision, recorded=config.recorded), 0
     if state is not None:
-        own.load_state_dict(state["network"])
-        sgd.load_state_dict(state["optimizer"])
-        _set_random_state(state["random"], device)
-        first = state["epochs"]
+        first = resume_training(own, sgd, device, state)
         scheduler.last_epoch = first * steps_per_epoch  # computed, because the number of steps depends on the number of ranks
     for index in range(first, config.epochs):
         begun = time.monotonic()
@@ -127,7 +124,7 @@ def fit(
         tested = _Timed(tests() if tests else ())
         table = confusion(network, tested, num_classes, precision) if tests else None
         rate, seconds, waiting = sgd.param_groups[0]["lr"], time.monotonic() - begun, timed.seconds + tested.seconds
-        yield Epoch(index, result, table, rate, seconds, waiting, precision, partial(_state, own, sgd, index + 1, device))
+        yield Epoch(index, result, table, rate, seconds, waiting, precision, partial(training_state, own, sgd, index + 1, device))
 
 
 class _Timed:
@@ -147,16 +144,20 @@ class _Timed:
             self.seconds += time.monotonic() - begun
 
 
-def _state(network: nn.Module, sgd: Optimizer, epochs: int, device: torch.device) -> State:
+def training_state(network: nn.Module, sgd: Optimizer, epochs: int, device: torch.device) -> State:
+    """Return what a training needs to go on after so many epochs. It holds the tensors in use."""
     random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
     return {"network": network.state_dict(), "optimizer": sgd.state_dict(), "random": random, "epochs": epochs}
 
 
-def _set_random_state(random: dict[str, Tensor], device: torch.device) -> None:
-    """Go on with torch's own random numbers, which dropout draws from."""
-    torch.set_rng_state(random["cpu"])
-    if device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"], device)
+def resume_training(network: nn.Module, sgd: Optimizer, device: torch.device, state: State) -> int:
+    """Set a network, its optimiser and torch's own random numbers, which dropout draws from, as they were; return the epochs done."""
+    network.load_state_dict(state["network"])
+    sgd.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if device.type == "cuda" and "cuda" in state["random"]:
+        torch.cuda.set_rng_state(state["random"]["cuda"], device)
+    return int(state["epochs"])
 
 
 def optimiser(network: nn.Module, config: TrainConfig, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pipeline.config.batch_sizes import check_batch_sizes
 from pipeline.config.schema import RunConfig
-from pipeline.protection.preparation import check_noise_memory
+from pipeline.protection.noise import check_noise_memory
 from pipeline.sources import decoding
 from pipeline.sources.dataset import Dataset
 from pipeline.training.clean_shares import check_clean_shares

@@ -19,6 +19,7 @@ FLUSH_SECONDS = 5.0  # between two messages about short epochs or small shards
 OF_AN_EPOCH = {
     **{"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "epoch_seconds"},
     **{name: name for name in ("train_loss", "test_accuracy")},  # of a trial
+    "noise_error": "noise_error",  # of a round
 }
 
 
@@ -77,7 +78,7 @@ class Live:
         if "units" in metrics:
             if what == "protect":
                 self._log_pace(metrics["units"], now)
-        elif known := self._child(what, now - metrics.get("seconds", 0)):
+        elif known := self._child("protect" if self._stage == "protect" else what, now - metrics.get("seconds", 0)):
             self._add(known[1], MetricsAtStep(metrics["epoch"], now, of_an_epoch(metrics)))
 
     def _log_pace(self, images: int, now: float) -> None:
@@ -113,9 +114,9 @@ class Live:
             if about is None:
                 return None
             run = self._parent.child(about, start)
-            metric = {"surrogate": "train_loss", "victim": "test_accuracy"}.get(self._stage)
+            metric = {"surrogate": "train_loss", "protect": "noise_error", "victim": "test_accuracy"}[self._stage]
             self._children[what] = about, run
-            self._steps[run] = len(self._parent.store.curve(run, metric)) if metric else 0
+            self._steps[run] = len(self._parent.store.curve(run, metric))
         return self._children[what]
 
     def _about(self, what: str) -> Child | None:

@@ -50,7 +50,7 @@ GRIDS: dict[str, dict[str, Recipe]] = {
     "noise": {
         **{
             f"{channels}{'-momentum' if momentum else ''}{'-views' if len(views) > 1 else ''}": Recipe(
-                f"{NOISE} channels={channels} momentum={momentum}", views, STORED
+                f"{NOISE} channels={channels} momentum={momentum} normalised={momentum > 0}", views, STORED
             )
             for momentum in (0.9, 0)
             for channels in VIEWS
@@ -58,7 +58,7 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         },
         **{
             f"grey-patterns-{count}": Recipe(
-                f"{NOISE} channels=grey momentum=0.9 patterns={count}",
+                f"{NOISE} channels=grey momentum=0.9 normalised=True patterns={count}",
                 VIEWS["grey"],
                 ("none", "jpeg-10", "orthogonal-projection", "class-residual"),
             )

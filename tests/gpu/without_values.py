@@ -14,7 +14,7 @@ from sep import fitting
 from sep.choices import Kernels
 from sep.ensemble import freeze
 from sep.fitting import EpochResult, confusion
-from sep.methods import error_minimising
+from sep.methods import noise_training
 from sep.models import Network
 
 
@@ -23,8 +23,8 @@ def any_value_will_do(replaced: Callable[[object, str, object], None] = setattr)
     replaced(fitting, "confusion", lambda *given: torch.ones_like(confusion(*given)))
     replaced(fitting, "EpochResult", lambda loss, accuracy, finite: EpochResult(0.0, 0.0, True))
     replaced(sep.methods.request, "check_budget", lambda *_: None)
-    replaced(error_minimising, "freeze", _frozen_whatever_it_is)
-    replaced(error_minimising.Perturbed, "__init__", _perturbed_all(error_minimising.Perturbed.__init__))
+    replaced(noise_training, "freeze", _frozen_whatever_it_is)
+    replaced(noise_training.Perturbed, "__init__", _perturbed_all(noise_training.Perturbed.__init__))
     replaced(torch, "unique", _each)
 
 
@@ -36,7 +36,7 @@ def _frozen_whatever_it_is(network: Network, kernels: Kernels = "fused") -> Netw
 
 
 def _perturbed_all(begin: Callable[..., None]) -> Callable[..., None]:
-    def begun(data: error_minimising.Perturbed, *given: Any) -> None:
+    def begun(data: noise_training.Perturbed, *given: Any) -> None:
         begin(data, *given)
         data.with_noise = torch.arange(len(data.rows), device=data.rows.device)
 

@@ -149,6 +149,19 @@ def test_the_pace_of_protecting_is_a_series(tracked: Live) -> None:
     assert [point.value * each for point in pace] == pytest.approx([point.value for point in gradients])
 
 
+def test_the_rounds_of_noise_are_a_series_with_its_own_steps(tmp_path: Path) -> None:
+    base = finished_run.configuration(tmp_path / "run")
+    crafting = replace(base.protect, method="error-min-class", targets="shift", noise_rounds=3)
+    config, folder = finished_run.write(tmp_path / "run", ("pack",), replace(base, protect=crafting))
+    go(config, folder, LOCAL, stages=["protect"])
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/run/mlflow.db")
+    found = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert found.keys() == {"run", "protect"}
+    errors = client.get_metric_history(found["protect"].info.run_id, "noise_error")
+    assert [point.step for point in errors] == [0, 1, 2]
+    assert RunResults.read(folder).manifests["protect"].counts["noise_error"] == errors[-1].value
+
+
 def test_a_live_log_ends_as_the_files_say(tracked: Live) -> None:
     found = runs(tracked)
     for row in read_table(tracked.folder, "victim/results.parquet").to_pylist():

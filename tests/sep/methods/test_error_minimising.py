@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from sep.countermeasures.contrastive import distorted
 from sep.craft_config import CraftConfig
 from sep.ensemble import freeze
 from sep.fitting import Change, optimiser, train_epoch
-from sep.methods.error_minimising import Noise, NoiseConfig, Perturbed, class_rows, minimise
+from sep.methods.error_minimising import class_rows
+from sep.methods.noise_training import NoiseConfig, Perturbed, minimise
 from sep.methods.registry import METHODS, MOST_ROUNDS, Method
 from sep.methods.request import Request, protect
 from sep.models import Network, build
@@ -42,11 +45,39 @@ def network(seed: int = 0) -> Network:
     return build("resnet8", K, SIDE, [127.0] * 3, [74.0] * 3)
 
 
+class Noise(NamedTuple):
+    levels: Tensor
+    rounds: int
+    error: float
+
+
 def made(
     rows: Tensor, count: int, config: NoiseConfig = CONFIG, threads: int = 1, channels: Channels = "colour"
 ) -> tuple[Perturbed, Noise]:
     data = Perturbed(*images(), rows, count, channels)
-    return data, minimise(network(), data, config, torch.Generator().manual_seed(1), threads)
+    *earlier, last = minimise(network(), data, config, torch.Generator().manual_seed(1), threads)
+    assert [(each.number, each.done) for each in (*earlier, last)] == [(n, n == last.number) for n in range(1, last.number + 1)]
+    return data, Noise(data.levels, last.number, last.error)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "class"])
+def test_an_interrupted_training_goes_on_to_the_same_noise(shared: bool) -> None:
+    rows, count = (images()[1], K) if shared else (torch.arange(COUNT), COUNT)
+    config = replace(CONFIG, steps=1 if shared else 2, views=("none", "blur"), momentum=0.9, rounds=5, enough=None)
+    config = replace(config, training=replace(TRAIN, batch_size=48, augmentation="crop-flip"))  # which does not divide the images
+    whole = made(rows, count, config)[1]
+    data = Perturbed(*images(), rows, count)
+    for interrupted in minimise(network(), data, config, torch.Generator().manual_seed(1)):
+        if interrupted.number == 3:
+            break
+    stream = io.BytesIO()
+    torch.save(interrupted.state(), stream)
+    stream.seek(0)
+    again = Perturbed(*images(), rows, count)
+    *_, last = minimise(network(seed=5), again, config, torch.Generator(), state=torch.load(stream, weights_only=True))
+    assert (last.number, last.error) == (whole.rounds, whole.error)
+    assert torch.equal(again.levels, whole.levels)
+    assert not torch.equal(data.levels, whole.levels)
 
 
 def trained_loss(levels: Tensor, change: Change | None = None) -> tuple[float, Network]:
