@@ -37,7 +37,7 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "drawn-30": Recipe(f"{DRAWN} steps=30"),
         "drawn-15-plain": Recipe(f"{DRAWN} momentum=0 normalised=False"),
         "drawn-15-two": Recipe(f"{DRAWN} members_per_step=2"),
-        "tap-15": Recipe("method=tap steps=15"),
+        "tap-15": Recipe("method=tap steps=15", countermeasures=SQUEEZED),
         "sep-drawn-15": Recipe(f"{DRAWN} method=sep-drawn"),
         "drawn-15-of-30": Recipe(f"{DRAWN} checkpoints=30"),
         "drawn-15-of-5": Recipe(f"{DRAWN} checkpoints=5"),
@@ -45,7 +45,7 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "drawn-10": Recipe(f"{DRAWN} steps=10"),
         "drawn-15-three": Recipe(f"{DRAWN} members_per_step=3"),
         "drawn-15-momentum": Recipe(f"{DRAWN} normalised=False"),
-        "sep-150": Recipe("method=sep checkpoints=10 steps=15"),
+        "sep-150": Recipe("method=sep checkpoints=10 steps=15", countermeasures=SQUEEZED),
     },
     "noise": {
         **{
