@@ -36,19 +36,19 @@ class CraftConfig:
     """members m drawn for each step of sep-drawn and sep-fa-drawn, without replacement until all have had their turn; 1 if not given"""
     momentum: float | None = None
     """share of the last step's direction that is added to the gradient, in sep, sep-fa, tap, the drawn methods and error-minimising noise;
-    if not given, 0.9 in the drawn methods and error-min-class-momentum, and 0 in the papers'"""
+    if not given, 0.9 in the drawn methods, error-min-class-momentum and error-min-class-grey, and 0 in the papers'"""
     normalised: bool | None = None
     """divide each gradient, and with momentum the sum of several members', by its mean magnitude in the image, in the same methods; if not
-    given, True in the drawn methods and False in the papers'"""
+    given, True in the drawn methods and error-min-class-grey, and False in the others"""
     channels: Channels | None = None
-    """channels of error-minimising noise; colour, the default: each channel has its own noise; grey: one for red, green and blue, because
-    JPEG and grayscale remove colour"""
+    """channels of error-minimising noise; colour: each channel has its own noise; grey, the default of error-min-class-grey: one for red,
+    green and blue, because JPEG and grayscale remove colour"""
     patterns: int | None = None
     """patterns per class where the noise is of a class, chosen for each image by a hash of its key and the seed, against averaging a
     class; 1 if not given"""
     noise_rounds: int | None = None
-    """rounds of training a network and moving error-minimising noise; if not given, 30 in bait and bait-class, 100 in
-    error-min-class-momentum, else until the training error is 1 percent, at most 30"""
+    """rounds of training a network and moving error-minimising noise; if not given, 30 in bait, bait-class and error-min-class-grey,
+    100 in error-min-class-momentum, else until the training error is 1 percent, at most 30"""
     targets: Targets = "shift"
     """shift: class y goes to y + K/2, the paper's; random-class: a random permutation of the classes; per-sample: each image has its own
     wrong class; untargeted: away from the true class; bait and bait-class take the first two"""

@@ -30,9 +30,9 @@ from sep.craft_config import CraftConfig
 from sep.execution import use_cpu
 from sep.methods.error_minimising import class_rows
 from sep.methods.noise_training import NoiseConfig, Perturbed, minimise
-from sep.methods.registry import ENOUGH
 from sep.models import Network
 from sep.objective import choose_targets
+from sep.views.registry import is_plain
 
 log = logging.getLogger(__name__)
 
@@ -183,12 +183,15 @@ def _rounds(config: CraftConfig) -> int:
     return config.noise_rounds or config.kind.noise_rounds
 
 
-def say_unfinished(config: CraftConfig, found: Mapping[str, Any]) -> None:
-    """Warn of error-minimising noise that ran out of rounds, as it does in small batches, unless so many were asked for."""
-    error = found.get("noise_error", 0.0)
-    if config.noise_rounds is None and not config.kind.targets and error > ENOUGH:
+def say_unfinished(config: RunConfig, found: Mapping[str, Any]) -> None:
+    """Warn of error-minimising noise that ran out of rounds, as it does in small batches, unless so many were asked for.
+
+    Through views the network gets many images wrong however well the noise protects.
+    """
+    error, enough = found.get("noise_error", 0.0), config.protect.kind.enough
+    if enough is not None and error > enough and config.protect.noise_rounds is None and is_plain(config.views):
         log.warning(
             "noise: after %d rounds the network still gets %.1f %% of the training images wrong, where %g %% is the aim: the protection "
             "may be weak; --protect.noise-rounds %d makes it stronger",
-            *(found["noise_rounds"], error, ENOUGH, 4 * found["noise_rounds"]),
+            *(found["noise_rounds"], error, enough, 4 * found["noise_rounds"]),
         )

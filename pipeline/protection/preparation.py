@@ -50,7 +50,7 @@ def prepare(site: Site, executor: Executor) -> Prepared:
     PREPARATIONS[needed](site, executor)
     made = read_prepared(site.out, site.made_from, check_files=False)
     assert made is not None
-    say_unfinished(site.config.protect, made.found)
+    say_unfinished(site.config, made.found)
     return made
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,18 +230,24 @@ def test_noise_that_ran_out_of_rounds_is_told(
     assert not any("rounds" in record.getMessage() for record in caplog.records if record.levelname == "WARNING")
 
 
-def test_the_recipe_for_photographs_is_noise_of_a_class_with_momentum_for_all_its_rounds(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+RECIPES: dict[Method, tuple[dict[str, Any], tuple[str, ...]]] = {  # of names of their own: the settings and the views
+    "error-min-class-momentum": ({"momentum": 0.9}, ("none",)),
+    "error-min-class-grey": ({"momentum": 0.9, "normalised": True, "channels": "grey"}, ("none", "jpeg-10", "jpeg-50", "blur")),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_noise_of_a_class_with_settings_for_all_its_rounds(
+    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Method
 ) -> None:
-    few_rounds(monkeypatch, "error-min-class-momentum")
-    recipes: dict[Method, dict[str, float]] = {"error-min-class-momentum": {}, "error-min-class": {"momentum": 0.9, "noise_rounds": 3}}
-    found = []
-    for name, settings in recipes.items():
-        config, folder = alone(packed, tmp_path / name, name, **settings)
-        manifest = protect.execute(replace(config, surrogate=replace(config.surrogate, lr=1e-6)), folder, LOCAL)
-        assert manifest.counts["noise_rounds"] == 3
-        found.append(digests(manifest))
-    assert found[0] == found[1]
+    few_rounds(monkeypatch, recipe)
+    settings, views = RECIPES[recipe]
+    config, folder = alone(packed, tmp_path / "named", recipe)
+    named = protect.execute(config, folder, LOCAL)
+    config, folder = alone(packed, tmp_path / "spelled", "error-min-class", noise_rounds=3, **settings)
+    spelled = protect.execute(replace(config, views=views), folder, LOCAL)
+    assert digests(named) == digests(spelled)
+    assert named.counts["noise_rounds"] == 3
 
 
 def test_a_training_set_that_does_not_fit_is_refused_with_what_to_raise(packed: tuple[RunConfig, Folder], tmp_path: Path) -> None:
