@@ -89,7 +89,7 @@ class Epochs:
     def reached(self, name: str, done: int, note: str = "") -> None:
         """Note that a training has done so many epochs; the note says how it fares."""
         self.seen[name], self.note = done, note
-        log.debug("%s: %s, epoch %d of %d", self.what, name, done, self.epochs[name])
+        log.debug("%s: %s, %s %d of %d", self.what, name, self.unit, done, self.epochs[name])
         self.first = self.first or (time.monotonic(), sum(self.seen.values()))
 
     def __enter__(self) -> Epochs:

@@ -112,6 +112,17 @@ class CraftConfig:
         """Steps over the noise in each round of training against it: T for the noise of an image, one a batch for that of a class."""
         return self.steps if self.kind.preparation == "own-noise" else 1
 
+    @property
+    def rounds(self) -> int:
+        """Rounds of training against the noise, at most; 0 for methods without."""
+        return self.noise_rounds or self.kind.noise_rounds
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Settings of every method that this one does not read, or of which it reads only one value."""
+        steps = self.kind.surrogate or self.kind.preparation == "own-noise"
+        return (*(() if steps else ("steps",)), *(() if self.kind.checkpoints is None else ("checkpoints",)))
+
     def budget(self, shape: Sequence[int]) -> Budget:
         """Return the budget of an image `(C, H, W)`."""
         return self.kind.budget(self.eps_levels, shape)
@@ -127,7 +138,7 @@ class CraftConfig:
             noise_rounds: rounds of training against the noise; the most that the method allows if not given.
         """
         inner = (self.inner_steps or members) - 1 if self.kind.inner_steps else 0
-        rounds = (self.noise_rounds or self.kind.noise_rounds) if noise_rounds is None else noise_rounds
+        rounds = self.rounds if noise_rounds is None else noise_rounds
         return self.steps * ((self.resolved().members_per_step or members) + inner) + self.noise_steps * rounds
 
 

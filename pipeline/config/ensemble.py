@@ -19,7 +19,8 @@ def check_ensemble(config: RunConfig) -> None:
         begun = f"surrogate.initial = {config.surrogate.initial} begins one network"
         raise ValueError(f"{begun}, but surrogate.networks names {several}: name one")
     if config.protect.kind.noise_rounds and networks > 1:
-        raise ValueError(f"{config.protect.method} trains one network against its noise, but surrogate.networks names {several}")
+        needs = f"{config.protect.method} trains one network against its noise"
+        raise ValueError(f"{needs}, but surrogate.networks names {several}: name one, or take another --protect.method")
     drawn, members = config.protect.members_per_step, config.protect.members(networks)
     if drawn is not None and drawn > members:
         raise ValueError(f"protect.members-per-step = {drawn} draws more than the ensemble has, which is {members}: draw fewer")

@@ -133,8 +133,8 @@ def photos() -> RunConfig:
 def photos_small() -> RunConfig:
     """The default for images of one's own: photographs at their own size, a small network that sees 64 pixels, noise of each class.
 
-    It takes minutes on a CPU. The noise is what protected photographs best. Without views: a photograph that becomes so small keeps what
-    JPEG did to little of it, and the view would take most of the time.
+    It takes minutes on a CPU. The noise is what protected photographs best. Without views: shrunk to 64 pixels, a
+    photograph keeps little of what JPEG did to it, and the view would take most of the time.
     """
     base = photos()
     train: dict[str, Any] = {"epochs": 40, "batch_size": 32, "lr": 0.1, "schedule": "one-cycle", "weight_decay": 5e-4}

@@ -145,7 +145,9 @@ class ProtectConfig(CraftConfig):
         if not 0 < self.share <= 1:
             raise ValueError(f"protect.share must be above 0 and at most 1, got {self.share}")
         if self.share < 1 and self.chosen != "random" and not self.kind.surrogate:
-            raise ValueError(f"protect.chosen = {self.chosen} needs a surrogate's features, and {self.method} has none: take random")
+            raise ValueError(
+                f"protect.chosen = {self.chosen} needs a surrogate's features, and {self.method} has none: take random, or another method"
+            )
         if self.tasks_per_gpu < 1:
             raise ValueError(f"protect.tasks-per-gpu must be at least 1, got {self.tasks_per_gpu}")
 
@@ -215,7 +217,7 @@ class RunConfig:
     """folder or URI (s3://...) that holds everything about this run"""
     add: Annotated[str | None, Mark.START] = None
     """more images for a protected run: any source that --data accepts except `generated`; images that the run lacks are packed and
-    protected into `added/0001`, ..., a run folder of its own, with the run's checkpoints and class means"""
+    protected into `added/0001`, ..., a run folder of its own, with what that run was protected with"""
     sweep: Annotated[tuple[str, ...], Mark.START] = ()
     """values of protect.* fields, as in protect.steps=5,10 protect.checkpoints=1,5: every combination is protected and measured, in
     `sweep/`, with the pack and surrogate of the run; join several values for a list setting with +"""

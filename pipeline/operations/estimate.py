@@ -23,6 +23,7 @@ from pipeline.operations.reference_gpu import NAME, NETWORK, SIDE, reference_ima
 from pipeline.sources.dataset import Dataset
 from pipeline.sources.scan import scan
 from sep.countermeasures import registry as countermeasures
+from sep.methods.noise_training import TRAIN_STEPS
 
 # Read off one run of `cifar10-small` on two CPU cores. Its stages took 12, 158, 273, 258 and 2 seconds.
 STAGE_SECONDS = 5.0  # to start workers that import torch
@@ -99,11 +100,20 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
     members = config.protect.members(len(networks))
     passes = work.train * members * len(set(config.views)) / 2 if config.protect.aligns_features else 0  # of the class means: forward alone
     coding = work.released / (images.released_per_second * workers.cpus_each)
+    if config.protect.kind.noise_rounds:
+        return _noise(config, work, rate, speed, workers) + coding / workers.count
     computing = (work.gradients(config) + passes) / rate
-    if workers.gpu and config.protect.kind.noise_rounds:  # one GPU trains against the noise, whatever the others do
-        return computing + coding / workers.count
     # On a GPU's machine decoding and encoding are done beside the GPU's work.
     return (max(computing, coding) if workers.gpu else computing + coding) / workers.count
+
+
+def _noise(config: RunConfig, work: Workload, rate: float, speed: Speed, workers: Workers) -> float:
+    """Return the seconds of training against the noise: one worker does it, with the others' cores for noise of single images."""
+    (name,) = config.surrogate.networks
+    rounds, several = config.protect.rounds, config.protect.kind.preparation == "own-noise" and not workers.gpu
+    steps = rounds * TRAIN_STEPS * _cost(config) * speed.training[name].seconds(config.surrogate.batch_size)
+    looks = rounds * work.protected / 2 / rate  # whether images are still classified wrongly: forward alone
+    return steps + looks + work.gradients(config) / rate / (workers.count if several else 1)
 
 
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:

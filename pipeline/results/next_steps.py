@@ -50,7 +50,7 @@ def next_steps(config: RunConfig, results: RunResults) -> list[Step]:
         *steps,
         Step("export", "write the images of the release as files", f"python pipeline/export.py --run {where} --to {export_to}"),
         Step("publish", "the exported files unchanged: scaling, cropping or recompressing them may weaken the protection"),
-        Step("keep back", "the originals, and this run folder: anyone with images in both forms, or the checkpoints, can undo it"),
+        Step("keep back", "the originals, and this run folder: anyone with images in both forms, or what made the release, can undo it"),
     ]
 
 

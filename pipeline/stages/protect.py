@@ -104,7 +104,7 @@ def execute(config: RunConfig, folder: Run, executor: Executor) -> Manifest:
 
 
 def add(config: RunConfig, run: Run, folder: Run, executor: Executor) -> Manifest:
-    """Protect images added to a finished run with the checkpoints and class means of that run.
+    """Protect images added to a finished run with what that run was protected with.
 
     Args:
         config: of the run.

@@ -18,8 +18,7 @@ from pipeline.tracking.parent_run import Child, ParentRun
 FLUSH_SECONDS = 5.0  # between two messages about short epochs or small shards
 OF_AN_EPOCH = {
     **{"loss": "train_loss", "accuracy": "train_accuracy", "lr": "lr", "seconds": "epoch_seconds"},
-    **{name: name for name in ("train_loss", "test_accuracy")},  # of a trial
-    "noise_error": "noise_error",  # of a round
+    **{name: name for name in ("train_loss", "test_accuracy", "noise_error")},  # of a trial
 }
 
 

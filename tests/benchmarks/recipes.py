@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DRAWN = "method=sep-fa-drawn checkpoints=10 steps=15 members_per_step=1 momentum=0.9 normalised=True"
-NOISE = "method=error-min-class momentum=0 channels=colour patterns=1"
+NOISE = "method=error-min-class momentum=0 normalised=False channels=colour patterns=1"
+WITH_MOMENTUM = f"{NOISE} momentum=0.9 normalised=True"
 VIEWS = {  # what may happen to a picture, by the channels of the noise: grey noise survives the loss of colour anyhow
     "grey": ("none", "jpeg-10", "jpeg-50", "blur"),
     "colour": ("none", "jpeg-10", "jpeg-10", "jpeg-50", "blur", "gray", "gray", "bits-2"),
 }
 STORED = ("none", "jpeg-10", "gaussian-blur", "grayscale")
+AVERAGED = ("none", "jpeg-10", "orthogonal-projection", "class-residual")  # what takes away the noise of a class
+UNSEEN = ("jpeg-30", "jpeg-75", "webp-75", "resize-50", "bit-depth-2")  # by noise in grey through views
 SQUEEZED = ("none", "jpeg-10", "grayscale")  # what Image Shortcut Squeezing does
 
 
@@ -48,20 +51,16 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "sep-150": Recipe("method=sep checkpoints=10 steps=15", countermeasures=SQUEEZED),
     },
     "noise": {
+        "grey-momentum-views": Recipe(f"{WITH_MOMENTUM} channels=grey", VIEWS["grey"], (*STORED, *UNSEEN)),
+        "grey-momentum": Recipe(f"{WITH_MOMENTUM} channels=grey", countermeasures=STORED),
+        "grey-views": Recipe(f"{NOISE} channels=grey", VIEWS["grey"], STORED),
+        "grey": Recipe(f"{NOISE} channels=grey", countermeasures=STORED),
+        "colour-momentum-views": Recipe(WITH_MOMENTUM, VIEWS["colour"], STORED),
+        "colour-momentum": Recipe(WITH_MOMENTUM, countermeasures=STORED),
+        "colour-views": Recipe(NOISE, VIEWS["colour"], STORED),
+        "colour": Recipe(NOISE, countermeasures=STORED),
         **{
-            f"{channels}{'-momentum' if momentum else ''}{'-views' if len(views) > 1 else ''}": Recipe(
-                f"{NOISE} channels={channels} momentum={momentum} normalised={momentum > 0}", views, STORED
-            )
-            for momentum in (0.9, 0)
-            for channels in VIEWS
-            for views in (VIEWS[channels], ("none",))
-        },
-        **{
-            f"grey-patterns-{count}": Recipe(
-                f"{NOISE} channels=grey momentum=0.9 normalised=True patterns={count}",
-                VIEWS["grey"],
-                ("none", "jpeg-10", "orthogonal-projection", "class-residual"),
-            )
+            f"grey-patterns-{count}": Recipe(f"{WITH_MOMENTUM} channels=grey patterns={count}", VIEWS["grey"], AVERAGED)
             for count in (8, 32, 128)
         },
     },

@@ -25,7 +25,7 @@ Card = dict[str, Any]
 HIGHLIGHTS = (
     ("5,000 CIFAR-10 images", "cifar10-small-sep-fa-drawn", "none"),
     ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa-drawn", "none"),
-    ("1,500 photographs of flowers, at their own size", "photos-error-min-class", "none"),
+    ("1,500 photographs of flowers, by noise of each class", "photos-error-min-class", "none"),
     ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
 )
 KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients", "noise", "photos")

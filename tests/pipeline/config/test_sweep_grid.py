@@ -93,6 +93,8 @@ def test_many_values_are_no_longer_than_a_filesystem_takes() -> None:
             "steps-5_checkpoints-16: protect.checkpoints = 16 needs as many surrogate epochs",
         ),
         (["protect.epochs=3,15"], "epochs-15: protect.epochs are counted from 0 to 14"),
+        (["protect.method=error-min-class,noise", "protect.steps=5,10"], "steps: not read by error-min-class, noise: leave it out"),
+        (["protect.method=tap", "protect.checkpoints=1,5"], "checkpoints: not read by tap"),
     ],
 )
 def test_what_cannot_be_swept_is_wrong_usage(sweep: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from pipeline.operations.probe import Images, Speed, Step, flops, fresh, look, r
 from pipeline.operations.reference_gpu import reference_images, reference_speed
 from pipeline.sources.scan import scan
 from sep.countermeasures.registry import plan as plan_of
-from sep.methods.registry import MOST_ROUNDS
+from sep.methods.registry import MOST_ROUNDS, Method
 from tests.fixtures.pictures import class_folders
 
 SMALL = preset("cifar10-small")
@@ -73,6 +73,17 @@ def test_more_workers_share_what_can_be_shared() -> None:
     assert three["victim"] - STAGE_SECONDS == pytest.approx(3 * (two["victim"] - STAGE_SECONDS))
     gpu = seconds(CONFIG, 1, gpu=True)
     assert gpu["protect"] == pytest.approx(STAGE_SECONDS + 325)  # PNGs are coded in the meantime
+
+
+@pytest.mark.parametrize(("method", "alone"), [("error-min-class", True), ("error-min", False)])
+def test_one_worker_trains_against_the_noise(method: Method, alone: bool) -> None:
+    config = replace(CONFIG, protect=replace(CONFIG.protect, method=method, checkpoints=None, noise_rounds=20))
+    training = 20 * (10 * (0.002 + 128 * 0.001) + 2000 / 2 / 1000)
+    gradients, coding = 2000 * 20 * (1 if alone else 15) / 1000, 5000 / 250
+    assert seconds(config, 1)["protect"] == pytest.approx(STAGE_SECONDS + training + gradients + coding)
+    shared = gradients if alone else gradients / 4
+    assert seconds(config, 4)["protect"] == pytest.approx(STAGE_SECONDS + training + shared + coding / 4)
+    assert seconds(config, 4, gpu=True)["protect"] == pytest.approx(STAGE_SECONDS + training + gradients + coding / 16)
 
 
 def test_a_countermeasure_costs_what_its_epochs_take() -> None:
