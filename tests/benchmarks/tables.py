@@ -225,10 +225,11 @@ def methods() -> str:
 
 
 def met(found: list[Card]) -> tuple[list[dict[str, tuple[Card, Card]]], dict[str, Card]]:
-    """Return the pairs of each card by countermeasure, and the first card's victim on clean images for each countermeasure."""
+    """Return the pairs of each card by countermeasure, and for each countermeasure the victim on clean images that most trainings saw."""
     by_name = [{ours["countermeasure"]: (clean, ours) for clean, ours in pairs(card)} for card in found]
     every = dict.fromkeys(name for own in by_name for name in own)
-    return by_name, {name: next(own[name][0] for own in by_name if name in own) for name in every}
+    clean = {name: [own[name][0] for own in by_name if name in own] for name in every}
+    return by_name, {name: max(found, key=lambda each: each["trainings"]) for name, found in clean.items()}
 
 
 def noise() -> str:
@@ -247,9 +248,14 @@ def noise() -> str:
     return rows(header, lines)
 
 
-def _of_noise(card: Card) -> tuple[str, float, int, str]:
+def _of_noise(card: Card) -> tuple[str, str, int, str]:
     asked = card["settings"]["protect"]
-    return asked["channels"], asked["momentum"], asked["patterns"], " ".join(card["settings"]["views"])
+    return asked["channels"], momentum(asked), asked["patterns"], " ".join(card["settings"]["views"])
+
+
+def momentum(asked: Card) -> str:
+    """Return the momentum of a protection as `0.9, normalised`."""
+    return f"{asked['momentum'] or 0:g}" + (", normalised" if asked["normalised"] else "")
 
 
 def photos() -> str:
@@ -313,11 +319,10 @@ def _recipes(found: list[Card]) -> str:
     for card, own in zip(found, by_name, strict=True):
         asked, (_, ours) = card["settings"]["protect"], own["none"]
         drawn = asked["members_per_step"] or "all"
-        momentum = f"{asked['momentum'] or 0:g}" + (", normalised" if asked["normalised"] else "")
         figures = [f"**{shown(ours['last_accuracy'])}**", shown(ours["relabelled_accuracy"])]
         figures += [shown(own[name][1]["last_accuracy"]) if name in own else "" for name in others]
         figures.append(shown(card["held_out_distance"]) if "held_out_distance" in card else "")
-        settings = (card["method"], _crafting(card).per_network, drawn, asked["steps"], momentum, f"{gradients_per_image(card):,}")
+        settings = (card["method"], _crafting(card).per_network, drawn, asked["steps"], momentum(asked), f"{gradients_per_image(card):,}")
         lines.append(" | ".join(map(str, (*settings, ours["trainings"], *figures))))
     return rows(" | ".join(columns), lines)
 

@@ -275,7 +275,7 @@ def test_noise_of_a_class_is_shown_by_what_it_was_made_through(mixed_card: Card)
     asked, ours = mixed_card["settings"], [each for each in mixed_card["victims"] if each["network"] == "resnet8"]
     jpeg = [{**each, "countermeasure": "jpeg-10"} for each in ours]
     for name, channels, mix, victims in (("plain", "grey", ["none"], ours), ("views", "colour", ["none", "blur"], ours + jpeg)):
-        protect = {**asked["protect"], "channels": channels, "momentum": 0.9, "patterns": 1}
+        protect = {**asked["protect"], "channels": channels, "momentum": 0.9, "normalised": True, "patterns": 1}
         settings = {**asked, "protect": protect, "views": mix}
         card = {**mixed_card, "name": f"noise-{name}", "victims": victims, "settings": settings, "noise_rounds": {"mean": 7, "std": None}}
         (tables.CARDS / f"noise-{name}.json").write_bytes(to_json(card))
@@ -284,6 +284,6 @@ def test_noise_of_a_class_is_shown_by_what_it_was_made_through(mixed_card: Card)
         "| channels | momentum | patterns | views | rounds | n | none | jpeg-10 |",
         "|---|---|---|---|---|---|---|---|",
         f"| clean images | | | | | 1 | {clean} | {clean} |",
-        f"| colour | 0.9 | 1 | none blur | 7.0 | 1 | **{protected}** | **{protected}** |",
-        f"| grey | 0.9 | 1 | none | 7.0 | 1 | **{protected}** |  |",
+        f"| colour | 0.9, normalised | 1 | none blur | 7.0 | 1 | **{protected}** | **{protected}** |",
+        f"| grey | 0.9, normalised | 1 | none | 7.0 | 1 | **{protected}** |  |",
     ]
