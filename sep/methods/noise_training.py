@@ -208,9 +208,7 @@ def minimise(
                 yield Round(number, error, True, left)
                 return
             if shared:
-                order = data.with_noise[torch.randperm(len(data.with_noise), generator=generator).to(data.rows.device)]
-                for chosen in torch.split(order, config.training.batch_size):
-                    data.descend(frozen, chosen, config, deal())
+                _descend_together(data, frozen, config, deal, generator)
             else:
                 _descend_apart(data, frozen, config, deal(), threads)
         yield Round(number, error, False, left)
@@ -227,6 +225,15 @@ def _resume(network: Network, sgd: Optimizer, data: Perturbed, generator: torch.
     data.noise, data.order = (state[name].to(data.images.device) for name in ("noise", "order"))
     data.velocity = None if state["velocity"] is None else state["velocity"].to(data.images.device)
     return resume_training(network, sgd, data.images.device, state)
+
+
+def _descend_together(
+    data: Perturbed, network: Network, config: NoiseConfig, deal: Callable[[], Looks], generator: torch.Generator
+) -> None:
+    """Move the noise of classes by a step with each batch."""
+    order = data.with_noise[torch.randperm(len(data.with_noise), generator=generator).to(data.rows.device)]
+    for chosen in torch.split(order, config.training.batch_size):
+        data.descend(network, chosen, config, deal())
 
 
 def _descend_apart(data: Perturbed, network: Network, config: NoiseConfig, dealt: Looks, threads: int) -> None:
