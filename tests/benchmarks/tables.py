@@ -27,6 +27,7 @@ HIGHLIGHTS = (
     ("Tiny-ImageNet, 20 classes, ten of them protected", "imagenet-subset-small-sep-fa-drawn", "none"),
     ("1,500 photographs of flowers, by noise of each class", "photos-error-min-class", "none"),
     ("5,000 CIFAR-10 images, recompressed as JPEG of quality 10 first", "cifar10-small-sep-fa-countermeasures", "jpeg-10"),
+    ("the same, by noise of each class made for JPEG", "noise-grey-momentum-views", "jpeg-10"),
 )
 KINDS = ("targets", "transfer", "kernels", "countermeasures", "methods", "gradients", "noise", "photos")
 
@@ -239,13 +240,18 @@ def noise() -> str:
     header = " | ".join(["channels", "momentum", "patterns", "views", "rounds", "n", *clean_of])
     if not found:
         return rows(header, [])
-    lines = [
-        f"clean images | | | | | {clean_of['none']['trainings']} | {' | '.join(shown(each['last_accuracy']) for each in clean_of.values())}"
-    ]
+    count = clean_of["none"]["trainings"]
+    lines = [" | ".join(["clean images | | | |", str(count), *(_of_so_many(each, count) for each in clean_of.values())])]
     for card, own in zip(found, by_name, strict=True):
-        figures = [f"**{shown(own[name][1]['last_accuracy'])}**" if name in own else "" for name in clean_of]
-        lines.append(" | ".join([*map(str, _of_noise(card)), shown(card["noise_rounds"]), str(own["none"][1]["trainings"]), *figures]))
+        count = own["none"][1]["trainings"]
+        figures = [_of_so_many(own[name][1], count, "**") if name in own else "" for name in clean_of]
+        lines.append(" | ".join([*map(str, _of_noise(card)), shown(card["noise_rounds"]), str(count), *figures]))
     return rows(header, lines)
+
+
+def _of_so_many(victim: Card, count: int, mark: str = "") -> str:
+    """Return a figure, with its number of trainings if it is another than that of the row."""
+    return f"{mark}{shown(victim['last_accuracy'])}{mark}" + ("" if victim["trainings"] == count else f" (n = {victim['trainings']})")
 
 
 def _of_noise(card: Card) -> tuple[str, str, int, str]:

@@ -273,7 +273,7 @@ def test_photographs_are_shown_by_form_and_size(mixed_card: Card) -> None:
 
 def test_noise_of_a_class_is_shown_by_what_it_was_made_through(mixed_card: Card) -> None:
     asked, ours = mixed_card["settings"], [each for each in mixed_card["victims"] if each["network"] == "resnet8"]
-    jpeg = [{**each, "countermeasure": "jpeg-10"} for each in ours]
+    jpeg = [{**each, "countermeasure": "jpeg-10", "trainings": 2} for each in ours]
     for name, channels, mix, victims in (("plain", "grey", ["none"], ours), ("views", "colour", ["none", "blur"], ours + jpeg)):
         protect = {**asked["protect"], "channels": channels, "momentum": 0.9, "normalised": True, "patterns": 1}
         settings = {**asked, "protect": protect, "views": mix}
@@ -283,7 +283,7 @@ def test_noise_of_a_class_is_shown_by_what_it_was_made_through(mixed_card: Card)
     assert tables.noise().splitlines() == [
         "| channels | momentum | patterns | views | rounds | n | none | jpeg-10 |",
         "|---|---|---|---|---|---|---|---|",
-        f"| clean images | | | | | 1 | {clean} | {clean} |",
-        f"| colour | 0.9, normalised | 1 | none blur | 7.0 | 1 | **{protected}** | **{protected}** |",
+        f"| clean images | | | | | 1 | {clean} | {clean} (n = 2) |",
+        f"| colour | 0.9, normalised | 1 | none blur | 7.0 | 1 | **{protected}** | **{protected}** (n = 2) |",
         f"| grey | 0.9, normalised | 1 | none | 7.0 | 1 | **{protected}** |  |",
     ]
