@@ -120,8 +120,8 @@ class CraftConfig:
     @property
     def idle(self) -> tuple[str, ...]:
         """Settings of every method that this one does not read, or of which it reads only one value."""
-        steps = self.kind.surrogate or self.kind.preparation == "own-noise"
-        return (*(() if steps else ("steps",)), *(() if self.kind.checkpoints is None else ("checkpoints",)))
+        reads = {"steps": self.kind.surrogate or self.kind.preparation == "own-noise", "checkpoints": self.kind.checkpoints is None}
+        return tuple(name for name, read in reads.items() if not read)
 
     def budget(self, shape: Sequence[int]) -> Budget:
         """Return the budget of an image `(C, H, W)`."""

@@ -58,13 +58,13 @@ def grid(config: RunConfig) -> list[GridPoint]:
             impossible.append(f"{name}: {one_line(error)}")
         else:
             found.append(GridPoint(name, told, point))
-    idle = set.intersection(*(set(point.config.protect.idle) for point in found)) & values.keys() if found else set()
-    if idle and not impossible:
-        methods = ", ".join(dict.fromkeys(point.config.protect.method for point in found))
-        raise ValueError(f"--sweep: {', '.join(sorted(idle))}: not read by {methods}: leave it out, or take another --protect.method")
     if impossible:
         more = f"; and {len(impossible) - SHOWN} more" if len(impossible) > SHOWN else ""
         raise ValueError(f"--sweep: points that cannot be: {'; '.join(impossible[:SHOWN])}{more}")
+    idle = [field for field in values if all(field in point.config.protect.idle for point in found)]
+    if idle:
+        methods = ", ".join(dict.fromkeys(point.config.protect.method for point in found))
+        raise ValueError(f"--sweep: {', '.join(idle)}: not read by {methods}: leave it out, or take another --protect.method")
     if len({point.name for point in found}) < len(found):
         raise ValueError(f"--sweep: values must differ as names of folders; got {', '.join(point.name for point in found)}")
     return found

@@ -110,10 +110,10 @@ def _crafting(config: RunConfig, work: Workload, images: Images, speed: Speed, w
 def _noise(config: RunConfig, work: Workload, rate: float, speed: Speed, workers: Workers) -> float:
     """Return the seconds of training against the noise: one worker does it, with the others' cores for noise of single images."""
     (name,) = config.surrogate.networks
-    rounds, several = config.protect.rounds, config.protect.kind.preparation == "own-noise" and not workers.gpu
-    steps = rounds * TRAIN_STEPS * _cost(config) * speed.training[name].seconds(config.surrogate.batch_size)
-    looks = rounds * work.protected / 2 / rate  # whether images are still classified wrongly: forward alone
-    return steps + looks + work.gradients(config) / rate / (workers.count if several else 1)
+    step = _cost(config) * speed.training[name].seconds(config.surrogate.batch_size)
+    look = work.protected / 2 / rate  # whether images are still classified wrongly: forward alone
+    several = config.protect.kind.preparation == "own-noise" and not workers.gpu
+    return config.protect.rounds * (TRAIN_STEPS * step + look) + work.gradients(config) / rate / (workers.count if several else 1)
 
 
 def _victims(config: RunConfig, work: Workload, speed: Speed, workers: Workers) -> float:

@@ -68,16 +68,14 @@ class Live:
         self._parent.store.outbox.post(self._stage, lambda: job(*arguments))
 
     def _begin(self, what: str, now: float) -> None:
-        if self._stage == "surrogate":
+        if self._stage in ("surrogate", "protect"):
             self._child(what, now)
-        elif self._stage == "protect":
-            self._child("protect", now)
 
     def _log(self, what: str, metrics: dict[str, Any], now: float) -> None:
         if "units" in metrics:
             if what == "protect":
                 self._log_pace(metrics["units"], now)
-        elif known := self._child("protect" if self._stage == "protect" else what, now - metrics.get("seconds", 0)):
+        elif known := self._child(what, now - metrics.get("seconds", 0)):
             self._add(known[1], MetricsAtStep(metrics["epoch"], now, of_an_epoch(metrics)))
 
     def _log_pace(self, images: int, now: float) -> None:
@@ -106,6 +104,7 @@ class Live:
 
     def _child(self, what: str, start: float) -> tuple[Child, str] | None:
         """Return the child for this work, opened if need be; None for work that has none."""
+        what = "protect" if self._stage == "protect" else what  # all that the stage does is one child
         if what not in self._children:
             if not self._children:
                 self._prepare()

@@ -4,7 +4,7 @@
 Pretraining", BAIT, arXiv 2603.04731). The network learns the true labels (the paper's inner level), and the noise descends on the loss of a
 designated wrong class (its outer level). So the noise works against what a pretrained network sees in a picture, where noise for the true
 class goes with it. The two levels are the paper's, as its abstract has them. Ours are the alternation with this loop's steps, and the
-choice of the wrong class, SEP's. The training error does not show when such noise is done: give `rounds`.
+choice of the wrong class, SEP's. The training error does not show when such noise is done: `enough` is None there.
 
 `aue` is the same noise under the augmentation of contrastive learning, as a view in both loops (Wang et al. 2024, "Efficient Availability
 Attacks against Supervised and Contrastive Learning Simultaneously", AUE): noise that is learned through such augmentation lowers the loss

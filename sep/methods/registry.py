@@ -176,14 +176,14 @@ METHODS: dict[Method, MethodSpec] = {
     "error-min-class": _ERROR_MIN_CLASS,
     "error-min-class-momentum": replace(
         _ERROR_MIN_CLASS,
-        description="the same with momentum and 100 rounds, for photographs",
+        description="error-min-class with momentum and 100 rounds, for photographs",
         momentum=0.9,
         noise_rounds=FOR_PHOTOGRAPHS,
         enough=None,
     ),
     "error-min-class-grey": replace(
         _ERROR_MIN_CLASS,
-        description="the same in grey, through JPEG and blur, which it then survives",
+        description="error-min-class in grey, through JPEG and blur, which it then survives",
         momentum=0.9,
         normalised=True,
         channels="grey",

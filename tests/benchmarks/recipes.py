@@ -12,7 +12,7 @@ VIEWS = {  # what may happen to a picture, by the channels of the noise: grey no
     "colour": ("none", "jpeg-10", "jpeg-10", "jpeg-50", "blur", "gray", "gray", "bits-2"),
 }
 STORED = ("none", "jpeg-10", "gaussian-blur", "grayscale")
-AVERAGED = ("none", "jpeg-10", "orthogonal-projection", "class-residual")  # what takes away the noise of a class
+AVERAGED = ("orthogonal-projection", "class-residual")  # what takes away the noise of a class
 UNSEEN = ("jpeg-30", "jpeg-75", "webp-75", "resize-50", "bit-depth-2")  # by noise in grey through views
 SQUEEZED = ("none", "jpeg-10", "grayscale")  # what Image Shortcut Squeezing does
 
@@ -35,7 +35,7 @@ class Recipe:
 GRIDS: dict[str, dict[str, Recipe]] = {
     "gradients": {
         "drawn-15": Recipe(DRAWN, countermeasures=SQUEEZED),
-        "sep-fa-vr-600": Recipe("method=sep-fa-vr checkpoints=10 steps=30"),
+        "sep-fa-vr-600": Recipe("method=sep-fa-vr checkpoints=10 steps=30", countermeasures=SQUEEZED),
         "sep-fa-150": Recipe("method=sep-fa checkpoints=10 steps=15", countermeasures=SQUEEZED),
         "drawn-30": Recipe(f"{DRAWN} steps=30"),
         "drawn-15-plain": Recipe(f"{DRAWN} momentum=0 normalised=False"),
@@ -51,7 +51,7 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "sep-150": Recipe("method=sep checkpoints=10 steps=15", countermeasures=SQUEEZED),
     },
     "noise": {
-        "grey-momentum-views": Recipe(f"{WITH_MOMENTUM} channels=grey", VIEWS["grey"], (*STORED, *UNSEEN)),
+        "grey-momentum-views": Recipe(f"{WITH_MOMENTUM} channels=grey", VIEWS["grey"], (*STORED, *UNSEEN, *AVERAGED)),
         "grey-momentum": Recipe(f"{WITH_MOMENTUM} channels=grey", countermeasures=STORED),
         "grey-views": Recipe(f"{NOISE} channels=grey", VIEWS["grey"], STORED),
         "grey": Recipe(f"{NOISE} channels=grey", countermeasures=STORED),
@@ -60,7 +60,9 @@ GRIDS: dict[str, dict[str, Recipe]] = {
         "colour-views": Recipe(NOISE, VIEWS["colour"], STORED),
         "colour": Recipe(NOISE, countermeasures=STORED),
         **{
-            f"grey-patterns-{count}": Recipe(f"{WITH_MOMENTUM} channels=grey patterns={count}", VIEWS["grey"], AVERAGED)
+            f"grey-patterns-{count}": Recipe(
+                f"{WITH_MOMENTUM} channels=grey patterns={count}", VIEWS["grey"], ("none", "jpeg-10", *AVERAGED)
+            )
             for count in (8, 32, 128)
         },
     },

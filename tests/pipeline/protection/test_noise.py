@@ -18,6 +18,7 @@ from pipeline.storage.folder import Folder
 from pipeline.training import states
 from sep.methods.noise_training import Round, minimise
 from sep.methods.registry import Method
+from tests.fixtures import packed_run
 from tests.fixtures.executors import LOCAL
 from tests.fixtures.packed_run import digests
 
@@ -26,13 +27,8 @@ SETTINGS: dict[str, Any] = {"noise_rounds": ROUNDS, "steps": 2, "momentum": 0.9}
 
 
 def copied(packed: tuple[RunConfig, Folder], target: Path, method: Method) -> tuple[RunConfig, Folder]:
-    config, source = packed
-    folder = Folder.open(str(target))
-    for name in source.names(recursive=True):
-        if name.startswith("pack/"):
-            folder.write(name, source.read(name))
-    crafting = replace(config.protect, method=method, checkpoints=None, **SETTINGS)
-    return replace(config, run=str(target), surrogate=replace(config.surrogate, epochs=2, lr=0.05), protect=crafting), folder
+    config, folder = packed_run.copy(packed, target, method=method, checkpoints=None, **SETTINGS)
+    return replace(config, surrogate=replace(config.surrogate, epochs=2, lr=0.05)), folder
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, fault: type[BaseException] | None = None) -> list[int]:
@@ -84,9 +80,7 @@ def test_rounds_end_when_the_time_is_up(packed: tuple[RunConfig, Folder], tmp_pa
     assert rounds == [1, 2, 3, 4]
 
 
-def test_a_state_of_other_settings_does_not_count(
-    packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_settings_begin_anew(packed: tuple[RunConfig, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, folder = copied(packed, tmp_path / "run", "error-min-class")
     rounds = watched(monkeypatch, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
